@@ -1,0 +1,57 @@
+"""Exceptions and warnings: each message says what was expected, what came, and what to do."""
+
+__all__ = ["ConvergenceWarning", "DataError", "IResNetError", "RecipeError", "RunError", "UnknownNameError", "nearest"]
+
+import difflib
+from collections.abc import Iterable
+
+
+class IResNetError(ValueError):
+    """Base of all errors that the user of the library can mend. The command line exits with status 2 on it."""
+
+
+class UnknownNameError(IResNetError):
+    """A name that is not among the valid ones.
+
+    Args:
+        kind: what the name names, in the singular, such as ``"data set"``.
+        name: the name that came.
+        valid: the names that exist.
+
+    Example:
+        >>> print(UnknownNameError("activation", "rellu", ["elu", "relu"]))
+        unknown activation 'rellu'; did you mean 'relu'? (valid: elu, relu)
+    """
+
+    def __init__(self, kind: str, name: str, valid: Iterable[str]):
+        names = sorted(valid)
+        hint = nearest(name, names)
+        did_you_mean = f"; did you mean '{hint}'?" if hint else ""
+        super().__init__(f"unknown {kind} '{name}'{did_you_mean} (valid: {', '.join(names)})")
+
+
+class DataError(IResNetError):
+    """Data that is missing, damaged, or not of the expected form."""
+
+
+class RecipeError(IResNetError):
+    """A recipe, option or value that cannot be used."""
+
+
+class RunError(IResNetError):
+    """A run folder that cannot be read, written or resumed."""
+
+
+class ConvergenceWarning(UserWarning):
+    """A solver stopped before it reached its tolerance."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the valid name closest in spelling to ``name``, or ``None`` when none is close.
+
+    Example:
+        >>> nearest("minst", ["mnist", "digits"])
+        'mnist'
+    """
+    matches = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
+    return matches[0] if matches else None
