@@ -1,0 +1,59 @@
+"""Hold out validation and test examples, the same ones every time."""
+
+__all__ = ["Splits", "hold_out"]
+
+import torch
+
+from iresnet.data.dataset import Split
+from iresnet.data.order import permutation
+from iresnet.errors import DataError
+
+#: What a reader returns: ``"train"`` and, where the source has them, ``"validation"`` and ``"test"``.
+Splits = dict[str, Split]
+
+_LARGEST_VALIDATION = 5000
+
+
+def hold_out(splits: Splits, where: str, *, shuffle: bool) -> tuple[Split, Split, Split]:
+    """Complete a set of splits to train, validation and test.
+
+    Each missing split is a tenth of the training examples, the validation split at most 5000. Given
+    splits are never touched.
+
+    Args:
+        splits: at least ``"train"``.
+        where: what to name in an error.
+        shuffle: take the held-out examples from a fixed random order, for sources that are sorted by
+            class; otherwise they are the last ones.
+
+    Returns:
+        Train, validation and test.
+
+    Raises:
+        DataError: no training examples, or too few to hold any out.
+
+    Example:
+        >>> train, validation, test = hold_out({"train": Split(torch.arange(30.0)[:, None])}, "x", shuffle=False)
+        >>> len(train), validation.x.flatten().tolist(), test.x.flatten().tolist()
+        (24, [24.0, 25.0, 26.0], [27.0, 28.0, 29.0])
+    """
+    if "train" not in splits:
+        raise DataError(f"{where}: expected training examples, found only {', '.join(sorted(splits)) or 'none'}")
+    train = splits["train"]
+    n = len(train)
+    n_test = 0 if "test" in splits else max(1, n // 10)
+    n_validation = 0 if "validation" in splits else min(max(1, n // 10), _LARGEST_VALIDATION)
+    n_train = n - n_validation - n_test
+    if n_train < 1:
+        raise DataError(f"{where}: {n} examples are too few for a train, validation and test split; at least 3 needed")
+    order = torch.from_numpy(permutation(n, 0)) if shuffle and n_train < n else torch.arange(n)
+    parts = order.split([n_train, n_validation, n_test])
+    taken = {
+        kind: _take(train, part) for kind, part in zip(("train", "validation", "test"), parts, strict=True) if len(part)
+    }
+    complete = {**splits, **taken}
+    return complete["train"], complete["validation"], complete["test"]
+
+
+def _take(split: Split, index: torch.Tensor) -> Split:
+    return Split(split.x[index], None if split.y is None else split.y[index])

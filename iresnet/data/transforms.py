@@ -1,0 +1,148 @@
+"""Dequantisation and augmentation, batched, on the device of the batch."""
+
+__all__ = ["PADDINGS", "dequantise", "flip", "pad_crop"]
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from iresnet.errors import DataError, UnknownNameError
+
+
+def dequantise(
+    x: Tensor,  # (N, *E)
+    *,
+    levels: int | None,
+    generator: Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    r"""Turn integers into real numbers by adding uniform noise: :math:`x + u,\; u \sim U[0, 1)`.
+
+    A density model :math:`p` of the result bounds the probability mass of the integers,
+    :math:`\log P(x) \ge \mathbb{E}_u \log p(x + u)`, so both are in the same units. The result lies in
+    ``[0, levels)`` and its floor is ``x``, exactly, in spite of rounding.
+
+    Args:
+        x: integers from 0 to ``levels - 1``, or continuous data, shape ``(N, *E)``.
+        levels: number of integer values, or ``None`` for continuous data, which is only cast.
+        generator: source of the noise, on the device of ``x``.
+        dtype: ``torch.float32`` or ``torch.float64``.
+
+    Returns:
+        The noisy values, shape ``(N, *E)``.
+
+    Raises:
+        DataError: integers without ``levels``, real numbers with them, or a type of lower precision.
+
+    Reference:
+        A note on the evaluation of generative models, Theis, van den Oord and Bethge, 2016,
+        https://arxiv.org/abs/1511.01844
+
+    Example:
+        >>> x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+        >>> bool((dequantise(x, levels=256).floor() == x).all())
+        True
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise DataError(f"dequantisation needs float32 or float64 to keep the integers apart, got {dtype}")
+    if x.is_floating_point() != (levels is None):
+        raise DataError(f"integers have levels and real numbers have none, got {x.dtype} and levels={levels}")
+    x = x.to(dtype)
+    if levels is None:
+        return x
+    noise = torch.rand(x.shape, generator=generator, dtype=dtype, device=x.device)
+    return torch.minimum(x + noise, torch.nextafter(x + 1, x))  # 255 + 0.99999997 would round to 256
+
+
+def flip(x: Tensor, *, generator: Generator | None = None) -> Tensor:  # (N, C, H, W) -> (N, C, H, W)
+    """Mirror each image left to right with probability one half.
+
+    Args:
+        x: images, shape ``(N, C, H, W)``, of any type.
+        generator: source of the coins, on the device of ``x``.
+
+    Returns:
+        The images, shape ``(N, C, H, W)``.
+
+    Raises:
+        DataError: ``x`` is not a batch of images.
+
+    Example:
+        >>> x = torch.arange(3).repeat(5, 1, 1, 1)
+        >>> set(flip(x)[:, 0, 0, 0].tolist()) <= {0, 2}
+        True
+    """
+    _check_images(x)
+    coin = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
+    return torch.where(coin, x.flip(-1), x)
+
+
+def _zero(i: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    return i.clamp(0, n - 1), (i >= 0) & (i < n)
+
+
+def _reflect(i: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    return (n - 1) - ((n - 1) - i.abs()).abs(), torch.ones_like(i, dtype=torch.bool)
+
+
+def _symmetric(i: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    i = torch.where(i < 0, -1 - i, i)
+    return torch.where(i >= n, 2 * n - 1 - i, i), torch.ones_like(i, dtype=torch.bool)
+
+
+#: How the surroundings of an image of size ``n`` are filled in: a map from any position to
+#: ``(the position inside that it repeats, whether it is not blank)``.
+PADDINGS: dict[str, Callable[[Tensor, int], tuple[Tensor, Tensor]]] = {
+    "zero": _zero,
+    "reflect": _reflect,
+    "symmetric": _symmetric,
+}
+
+
+def pad_crop(
+    x: Tensor,  # (N, C, H, W)
+    *,
+    padding: int = 4,
+    mode: str = "zero",
+    generator: Generator | None = None,
+) -> Tensor:  # (N, C, H, W)
+    """Shift each image by its own random amount: a crop of the padded image at its original size.
+
+    Args:
+        x: images, shape ``(N, C, H, W)``, of any type.
+        padding: pixels added on each side; shifts are uniform on ``-padding..padding`` in both directions.
+        mode: what the added pixels are: ``"zero"``, ``"reflect"`` (mirrored, the edge not repeated) or
+            ``"symmetric"`` (mirrored, the edge repeated).
+        generator: source of the shifts, on the device of ``x``.
+
+    Returns:
+        The shifted images, shape ``(N, C, H, W)``.
+
+    Raises:
+        DataError: ``x`` is not a batch of images, or the padding is negative or larger than the image.
+        UnknownNameError: no such mode.
+
+    Example:
+        >>> x = torch.full((5, 1, 4, 4), 7, dtype=torch.uint8)
+        >>> bool((pad_crop(x, padding=2, mode="symmetric") == 7).all())
+        True
+    """
+    _check_images(x)
+    if mode not in PADDINGS:
+        raise UnknownNameError("padding mode", mode, PADDINGS)
+    n, channels, height, width = x.shape
+    if not 0 <= padding < min(height, width):
+        raise DataError(f"padding must lie in 0..{min(height, width) - 1} for {height}x{width} images, got {padding}")
+    shift = torch.randint(-padding, padding + 1, (2, n, 1), generator=generator, device=x.device)
+    rows, inside_rows = PADDINGS[mode](shift[0] + torch.arange(height, device=x.device), height)  # (N, H)
+    columns, inside_columns = PADDINGS[mode](shift[1] + torch.arange(width, device=x.device), width)  # (N, W)
+    sample = torch.arange(n, device=x.device)[:, None, None, None]
+    channel = torch.arange(channels, device=x.device)[None, :, None, None]
+    cropped = x[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return cropped * (inside_rows[:, None, :, None] & inside_columns[:, None, None, :])
+
+
+def _check_images(x: Tensor) -> None:
+    if x.ndim != 4:
+        raise DataError(f"augmentation needs images of shape (N, C, H, W), got {tuple(x.shape)}")
