@@ -1,1 +1,7 @@
-"""Invertible residual networks."""
+"""Invertible residual networks: models z = x + g(x) with Lip(g) < 1 that classify, estimate densities and generate."""
+
+import lazy_loader
+
+# The public names stand in __init__.pyi. They are imported at first use, so that `iresnet --help` does not wait for
+# torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,60 @@
+"""Invertible residual networks: models z = x + g(x) with Lip(g) < 1 that classify, estimate densities and generate."""
+
+__all__ = [
+    "ActNorm",
+    "Affine",
+    "Anderson",
+    "Bijection",
+    "Certificate",
+    "Chain",
+    "Classifier",
+    "DiagonalNormal",
+    "Exact",
+    "FactorOut",
+    "FixedPointIteration",
+    "Flatten",
+    "Flow",
+    "Hybrid",
+    "InjectivePad",
+    "Krylov",
+    "LipSwish",
+    "LipschitzConv2d",
+    "LipschitzLinear",
+    "LogDetEstimator",
+    "Logit",
+    "MaxMin",
+    "PowerSeries",
+    "ResidualBlock",
+    "Solution",
+    "Solver",
+    "Squeeze",
+    "StandardNormal",
+    "certify",
+    "linearize",
+    "networks",
+    "seal",
+    "zoo",
+]
+
+from . import networks, zoo
+from .activations import LipSwish, MaxMin
+from .bijections import (
+    ActNorm,
+    Affine,
+    Bijection,
+    Chain,
+    FactorOut,
+    Flatten,
+    InjectivePad,
+    Logit,
+    ResidualBlock,
+    Squeeze,
+)
+from .certificates import Certificate, certify, seal
+from .classifiers import Classifier, Hybrid
+from .distributions import DiagonalNormal, StandardNormal
+from .flows import Flow
+from .jacobian import linearize
+from .lipschitz import LipschitzConv2d, LipschitzLinear
+from .logdet import Exact, Krylov, LogDetEstimator, PowerSeries
+from .solvers import Anderson, FixedPointIteration, Solution, Solver

@@ -1,0 +1,20 @@
+"""Invertible maps with log-determinants."""
+
+__all__ = [
+    "ActNorm",
+    "Affine",
+    "Bijection",
+    "Chain",
+    "FactorOut",
+    "Flatten",
+    "InjectivePad",
+    "Logit",
+    "ResidualBlock",
+    "Squeeze",
+]
+
+from iresnet.bijections.actnorm import ActNorm
+from iresnet.bijections.base import Bijection, Chain
+from iresnet.bijections.elementwise import Affine, Logit
+from iresnet.bijections.reshape import FactorOut, Flatten, InjectivePad, Squeeze
+from iresnet.bijections.residual import ResidualBlock

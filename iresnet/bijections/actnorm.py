@@ -1,0 +1,96 @@
+"""Activation normalisation: a learned scale and shift for each channel, set from the first batch."""
+
+__all__ = ["ActNorm"]
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from iresnet.bijections.base import Bijection
+from iresnet.logdet import LogDetEstimator
+
+
+class ActNorm(Bijection):
+    r"""Scale and shift for each channel (or feature), initialised from data.
+
+    .. math:: z = (x + b) e^{s}, \quad \log|\det dz/dx| = HW \sum_c s_c
+
+    The first batch seen in train mode sets b and s such that each channel of z has mean 0 and variance 1 there, over
+    all processes of a distributed run. That it happened is a buffer, so a loaded model is not initialised again.
+
+    Args:
+        channels: size of dimension 1 of the input.
+
+    Shape:
+        (N, C, \*) -> the same.
+
+    Reference:
+        Glow: Generative Flow with Invertible 1x1 Convolutions, Kingma and Dhariwal 2018,
+        https://arxiv.org/abs/1807.03039
+
+    Example:
+        >>> x = 5 + 3 * torch.randn(1000, 2)
+        >>> z = ActNorm(2)(x)
+        >>> bool(z.mean().abs() < 1e-5), bool((z.std() - 1).abs() < 1e-2)
+        (True, True)
+    """
+
+    initialised: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("initialised", torch.tensor(False))
+        self._known_initialised = False  # spares the wait for the device that reading the buffer costs
+        self.register_load_state_dict_post_hook(_forget)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Bijection.forward`."""
+        self._initialise_once(x)
+        return (x + _broadcast(self.shift, x)) * _broadcast(self.log_scale.exp(), x)
+
+    def forward_and_logdet(
+        self,
+        x: Tensor,
+        *,
+        logdet: LogDetEstimator | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Bijection.forward_and_logdet`."""
+        z = self(x)
+        return z, (self.log_scale.sum() * x[0, 0].numel()).to(x.dtype).expand(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """See :meth:`Bijection.inverse`."""
+        return z * _broadcast((-self.log_scale).exp(), z) - _broadcast(self.shift, z)
+
+    @torch.no_grad()
+    def _initialise_once(self, x: Tensor) -> None:
+        if not self.training or self._known_initialised:
+            return
+        if not bool(self.initialised):
+            mean, variance = _moments(x)
+            self.shift.copy_(-mean)
+            self.log_scale.copy_(-0.5 * torch.log(variance + 1e-6))
+            self.initialised.fill_(True)
+        self._known_initialised = True
+
+
+def _forget(module: nn.Module, incompatible_keys: Any) -> None:  # noqa: ARG001
+    module._known_initialised = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _broadcast(parameter: Tensor, x: Tensor) -> Tensor:
+    return parameter.view(-1, *[1] * (x.dim() - 2))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel, over the batches of all processes."""
+    values = x.transpose(0, 1).flatten(1).double()
+    sums = torch.stack([torch.full_like(values[:, 0], values.shape[1]), values.sum(1), values.square().sum(1)])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(sums)
+    mean = sums[1] / sums[0]
+    return mean, (sums[2] / sums[0] - mean.square()).clamp(min=0)

@@ -1,0 +1,117 @@
+"""Fixed elementwise maps between data and the model's scale."""
+
+__all__ = ["Affine", "Logit"]
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from iresnet.bijections.base import Bijection
+from iresnet.errors import IResNetError
+from iresnet.logdet import LogDetEstimator
+
+
+class Affine(Bijection):
+    r"""Standardise with fixed numbers.
+
+    .. math:: z = (x - m) / s, \quad \log|\det dz/dx| = -\sum_i \log s_i
+
+    Args:
+        mean: m, a number or a tensor that broadcasts against an event (one a channel: (C, 1, 1)).
+        std: s > 0, likewise.
+
+    Shape:
+        (N, \*E) -> the same.
+
+    Raises:
+        IResNetError: when ``std`` is not positive and finite.
+
+    Example:
+        >>> Affine(mean=128.0, std=256.0)(torch.tensor([[0.0, 256.0]]))
+        tensor([[-0.5000,  0.5000]])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: float | Tensor = 0.0, std: float | Tensor = 1.0):
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.get_default_dtype()).clone())
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.get_default_dtype()).clone())
+        if not bool((self.std > 0).all() & torch.isfinite(self.std).all() & torch.isfinite(self.mean).all()):
+            raise IResNetError(f"Affine needs a finite mean and a finite positive std, got {mean} and {std}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Bijection.forward`."""
+        return (x - self.mean) / self.std
+
+    def forward_and_logdet(
+        self,
+        x: Tensor,
+        *,
+        logdet: LogDetEstimator | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Bijection.forward_and_logdet`."""
+        return self(x), -self.std.log().expand(x.shape[1:]).sum().to(x.dtype).expand(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """See :meth:`Bijection.inverse`."""
+        return z * self.std + self.mean
+
+    def extra_repr(self) -> str:
+        """Describe the map."""
+        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
+
+class Logit(Bijection):
+    r"""Stretch the unit interval over the real line.
+
+    .. math:: z = \mathrm{logit}(\alpha + (1 - 2\alpha) x), \quad x \in [0, 1]
+
+    Args:
+        alpha: keeps the ends finite, in (0, 0.5).
+
+    Shape:
+        (N, \*E) -> the same.
+
+    Raises:
+        IResNetError: when ``alpha`` is outside (0, 0.5).
+
+    Reference:
+        Density Estimation using Real NVP, Dinh, Sohl-Dickstein and Bengio 2017, https://arxiv.org/abs/1605.08803
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.25, 1.0]])
+        >>> bool(torch.allclose(Logit().inverse(Logit()(x)), x, atol=1e-6))
+        True
+    """
+
+    def __init__(self, alpha: float = 0.05):
+        super().__init__()
+        if not 0 < alpha < 0.5:
+            raise IResNetError(f"alpha must lie in (0, 0.5), got {alpha}")
+        self.alpha = alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Bijection.forward`."""
+        return torch.logit(self.alpha + (1 - 2 * self.alpha) * x)
+
+    def forward_and_logdet(
+        self,
+        x: Tensor,
+        *,
+        logdet: LogDetEstimator | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Bijection.forward_and_logdet`."""
+        z = self(x)
+        # dz/dy = 1 / (y (1 - y)) with y = sigmoid(z), so log dz/dy = softplus(z) + softplus(-z).
+        slope = F.softplus(z) + F.softplus(-z) + torch.log(z.new_tensor(1 - 2 * self.alpha))
+        return z, slope.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """See :meth:`Bijection.inverse`."""
+        return (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
+
+    def extra_repr(self) -> str:
+        """Describe the map."""
+        return f"alpha={self.alpha}"

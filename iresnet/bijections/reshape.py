@@ -1,0 +1,199 @@
+"""Maps that move elements and change none: squeeze, factor out, flatten, and injective padding."""
+
+__all__ = ["FactorOut", "Flatten", "InjectivePad", "Squeeze"]
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from iresnet.bijections.base import Bijection
+from iresnet.errors import IResNetError
+from iresnet.logdet import LogDetEstimator
+
+
+class Squeeze(Bijection):
+    """Space to depth: every 2x2 square of pixels becomes 4 C channels of one pixel.
+
+    Channels are ordered (row, column, channel), so that the first half holds the even rows of *all* colours, as in the
+    2019 code, and not some of the colours.
+
+    Shape:
+        (N, C, H, W) -> (N, 4 C, H / 2, W / 2).
+
+    Raises:
+        IResNetError: at use, when H or W is odd.
+
+    Example:
+        >>> Squeeze()(torch.arange(4.0).view(1, 1, 2, 2)).flatten()
+        tensor([0., 1., 2., 3.])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Bijection.forward`."""
+        n, c, h, w = x.shape
+        if h % 2 or w % 2:
+            raise IResNetError(
+                f"Squeeze halves both sides of an image and needs even ones, got {h}x{w}; pad the images"
+            )
+        x = x.view(n, c, h // 2, 2, w // 2, 2)
+        return x.permute(0, 3, 5, 1, 2, 4).reshape(n, 4 * c, h // 2, w // 2)
+
+    def forward_and_logdet(
+        self,
+        x: Tensor,
+        *,
+        logdet: LogDetEstimator | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Bijection.forward_and_logdet`."""
+        return self(x), x.new_zeros(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """See :meth:`Bijection.inverse`."""
+        n, c, h, w = z.shape
+        z = z.view(n, 2, 2, c // 4, h, w)
+        return z.permute(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
+
+
+class Flatten(Bijection):
+    r"""Flatten events to vectors.
+
+    Args:
+        shape: \*E, the event shape that :meth:`inverse` restores.
+
+    Shape:
+        (N, \*E) -> (N, D).
+
+    Example:
+        >>> Flatten((3, 4, 4))(torch.zeros(2, 3, 4, 4)).shape
+        torch.Size([2, 48])
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Bijection.forward`."""
+        if x.shape[1:] != self.shape:
+            raise IResNetError(f"expected events of shape {self.shape}, got {tuple(x.shape[1:])}")
+        return x.flatten(1)
+
+    def forward_and_logdet(
+        self,
+        x: Tensor,
+        *,
+        logdet: LogDetEstimator | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Bijection.forward_and_logdet`."""
+        return self(x), x.new_zeros(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """See :meth:`Bijection.inverse`."""
+        return z.reshape(len(z), *self.shape)
+
+    def extra_repr(self) -> str:
+        """Describe the map."""
+        return f"shape={self.shape}"
+
+
+class FactorOut(Bijection):
+    r"""Send half of the channels straight to the latent, and the other half through the rest of the model.
+
+    .. math:: z = (x_{1}, f(x_{2})), \quad \log|\det dz/dx| = \log|\det df/dx_2|
+
+    where x_1 is the first half of the channels (the smaller one when odd).
+
+    Args:
+        shape: (C, H, W) of x.
+        rest: the bijection f of the second half, (N, C - C // 2, H, W) -> (N, D').
+
+    Shape:
+        (N, C, H, W) -> (N, D), both parts flattened.
+
+    Reference:
+        Density Estimation using Real NVP, Dinh, Sohl-Dickstein and Bengio 2017, https://arxiv.org/abs/1605.08803
+
+    Example:
+        >>> FactorOut((4, 2, 2), Flatten((2, 2, 2)))(torch.zeros(3, 4, 2, 2)).shape
+        torch.Size([3, 16])
+    """
+
+    def __init__(self, shape: tuple[int, int, int], rest: Bijection):
+        super().__init__()
+        channels, height, width = shape
+        self.out_shape = (channels // 2, height, width)
+        self.rest_channels = channels - channels // 2
+        self.rest = rest
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Bijection.forward`."""
+        out, kept = self._split(x)
+        return torch.cat([out.flatten(1), self.rest(kept)], dim=1)
+
+    def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
+        """See :meth:`Bijection.forward_and_logdet`."""
+        out, kept = self._split(x)
+        z, total = self.rest.forward_and_logdet(kept, logdet=logdet)
+        return torch.cat([out.flatten(1), z], dim=1), total
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """See :meth:`Bijection.inverse`."""
+        n_out = math.prod(self.out_shape)
+        out = z[:, :n_out].reshape(len(z), *self.out_shape)
+        return torch.cat([out, self.rest.inverse(z[:, n_out:])], dim=1)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.split([self.out_shape[0], self.rest_channels], dim=1)  # pyright: ignore[reportReturnType]
+
+
+class InjectivePad(Bijection):
+    """Append channels of zeros: more room for a classifier, invertible on its image, but without a density.
+
+    Args:
+        channels: how many channels to append.
+
+    Shape:
+        (N, C, H, W) -> (N, C + channels, H, W).
+
+    Raises:
+        IResNetError: from :meth:`forward_and_logdet`, since the image of the map has volume zero.
+
+    Reference:
+        i-RevNet: Deep Invertible Networks, Jacobsen, Smeulders and Oyallon 2018, https://arxiv.org/abs/1802.07088
+
+    Example:
+        >>> InjectivePad(2)(torch.ones(1, 1, 1, 1)).flatten()
+        tensor([1., 0., 0.])
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        if channels < 1:
+            raise IResNetError(f"InjectivePad appends at least 1 channel, got {channels}")
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Bijection.forward`."""
+        return F.pad(x, (0, 0, 0, 0, 0, self.channels))
+
+    def forward_and_logdet(
+        self,
+        x: Tensor,  # noqa: ARG002
+        *,
+        logdet: LogDetEstimator | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """Refuse: a padded image has no density."""
+        raise IResNetError(
+            "InjectivePad maps onto a set of volume zero, so it has no log-determinant; use it for classification "
+            "only, and Squeeze for densities"
+        )
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Drop the appended channels."""
+        return z[:, : z.shape[1] - self.channels]
+
+    def extra_repr(self) -> str:
+        """Describe the map."""
+        return f"channels={self.channels}"

@@ -1,0 +1,122 @@
+"""The heart: z = x + g(x) with a contraction g."""
+
+__all__ = ["ResidualBlock"]
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from iresnet.bijections.base import Bijection
+from iresnet.bounds import upper_bound
+from iresnet.errors import ConvergenceWarning, IResNetError
+from iresnet.jacobian import linearize
+from iresnet.lipschitz import hold_weights
+from iresnet.logdet import Krylov, LogDetEstimator
+from iresnet.solvers import Anderson, Solution, Solver
+
+
+class ResidualBlock(Bijection):
+    r"""An invertible residual block.
+
+    .. math:: z = x + g(x), \quad \mathrm{Lip}(g) < 1, \quad \log|\det dz/dx| = \log\det(I + J), \quad J = dg/dx
+
+    Args:
+        g: a map with Lipschitz constant below 1 that keeps the shape and treats samples independently, usually a
+            sequence of contractive layers (:mod:`iresnet.networks`). Nothing here makes it contract:
+            :func:`iresnet.certify` tells whether it does.
+        logdet: estimator of the log-determinant.
+        solver: solver of the inverse.
+
+    Raises:
+        IResNetError: at use, when g changes the shape of its input.
+
+    Reference:
+        Invertible Residual Networks, Behrmann et al. 2019, https://arxiv.org/abs/1811.00995
+
+    Example:
+        >>> import iresnet as ir
+        >>> block = ir.ResidualBlock(ir.networks.mlp(2, 16), logdet=ir.Exact())
+        >>> x = torch.randn(5, 2)
+        >>> z, logdet = block.forward_and_logdet(x)
+        >>> bool(torch.allclose(block.inverse(z), x, atol=1e-4))
+        True
+    """
+
+    def __init__(self, g: nn.Module, *, logdet: LogDetEstimator | None = None, solver: Solver | None = None):
+        super().__init__()
+        self.g = g
+        self.logdet = logdet or Krylov()
+        self.solver = solver or Anderson()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Bijection.forward`."""
+        return x + _same_shape(self.g(x), x)
+
+    def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
+        """See :meth:`Bijection.forward_and_logdet`."""
+        with hold_weights(self.g):
+            jacobian = linearize(self.g, x)
+            return x + _same_shape(jacobian.value, x), (logdet or self.logdet)(jacobian)
+
+    def solve(self, z: Tensor) -> Solution:
+        """Solve x + g(x) = z and report on every sample; without gradients, which :meth:`inverse` has.
+
+        Args:
+            z: outputs of the block, (N, *E).
+
+        Returns:
+            The solution, with an error bound when the block is certified.
+        """
+        with torch.no_grad(), hold_weights(self.g, iterate=False):
+            return self.solver.solve(lambda x, active: z[active] - self.g(x), z, lipschitz=upper_bound(self.g))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        r"""Solve x + g(x) = z.
+
+        The gradient is implicit, whatever the solver did: with upstream gradient a, :math:`u = (I + J^T)^{-1} a` at the
+        solution reaches z, and :math:`-(dg/d\theta)^T u` the parameters.
+
+        Warns:
+            ConvergenceWarning: with residual, steps and advice, when a sample did not converge.
+        """
+        solution = self.solve(z)
+        _warn_unless_converged(solution, self.solver)
+        if not torch.is_grad_enabled():
+            return solution.value
+        with hold_weights(self.g, iterate=False):
+            jacobian = linearize(self.g, solution.value)
+        x = z - jacobian.value
+        if x.requires_grad:
+            x.register_hook(lambda upstream: self._solve_transposed(jacobian.vjp, upstream))
+        return x
+
+    def _solve_transposed(self, vjp, upstream: Tensor) -> Tensor:
+        """Solve u + J^T u = upstream, as the fixed point of a linear contraction."""
+
+        def step(u: Tensor, active: Tensor) -> Tensor:
+            # The products act on the whole batch; the samples that have converged are not looked at again.
+            whole = torch.zeros_like(upstream).index_copy(0, active, u)
+            return (upstream - vjp(whole))[active]
+
+        return self.solver.solve(step, upstream).value
+
+
+def _same_shape(y: Tensor, x: Tensor) -> Tensor:
+    if y.shape != x.shape:
+        raise IResNetError(
+            f"g must keep the shape of its input, got {tuple(x.shape[1:])} -> {tuple(y.shape[1:])}; "
+            "change shapes between blocks with Squeeze, InjectivePad or Flatten"
+        )
+    return y
+
+
+def _warn_unless_converged(solution: Solution, solver: Solver) -> None:
+    if bool(solution.converged.all()):
+        return
+    warnings.warn(
+        f"the inverse of a residual block did not converge: {solution}. Seal the model (iresnet.seal) so that g "
+        f"contracts, raise max_steps={solver.max_steps} or atol={solver.atol}, or compute in float64.",
+        ConvergenceWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,99 @@
+"""Base densities of flows."""
+
+__all__ = ["BASES", "Base", "DiagonalNormal", "StandardNormal"]
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Base(nn.Module, ABC):
+    """A density of latent vectors (N, D) that can be evaluated and sampled.
+
+    Args:
+        features: D.
+    """
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.features = features
+
+    @abstractmethod
+    def log_prob(
+        self,
+        z: Tensor,  # (N, D)
+    ) -> Tensor:  # (N,)
+        """Log-density in nats."""
+
+    @abstractmethod
+    def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:  # (n, D)
+        """Draw ``n`` vectors, with the standard deviation multiplied by ``temperature``."""
+
+
+class StandardNormal(Base):
+    r"""N(0, I).
+
+    Args:
+        features: D.
+
+    Example:
+        >>> base = StandardNormal(2)
+        >>> bool(torch.isclose(base.log_prob(torch.zeros(1, 2)), -torch.tensor(2 * math.pi).log()))
+        True
+    """
+
+    anchor: Tensor
+
+    def __init__(self, features: int):
+        super().__init__(features)
+        self.register_buffer("anchor", torch.zeros(()), persistent=False)  # knows dtype and device
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """See :meth:`Base.log_prob`."""
+        return _standard_log_prob(z)
+
+    def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`Base.sample`."""
+        return temperature * _noise(self.anchor, n, self.features, generator)
+
+
+class DiagonalNormal(Base):
+    r"""A normal density with learned mean and standard deviation for each feature; starts as the standard one.
+
+    .. math:: \log p(z) = -\sum_i \tfrac{1}{2} ((z_i - \mu_i) e^{-s_i})^2 + s_i + \tfrac{1}{2} \log 2\pi
+
+    Args:
+        features: D.
+
+    Example:
+        >>> z = torch.randn(4, 3)
+        >>> bool(torch.allclose(DiagonalNormal(3).log_prob(z), StandardNormal(3).log_prob(z)))
+        True
+    """
+
+    def __init__(self, features: int):
+        super().__init__(features)
+        self.mean = nn.Parameter(torch.zeros(features))
+        self.log_std = nn.Parameter(torch.zeros(features))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """See :meth:`Base.log_prob`."""
+        return _standard_log_prob((z - self.mean) * torch.exp(-self.log_std)) - self.log_std.sum()
+
+    def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`Base.sample`."""
+        return self.mean + temperature * self.log_std.exp() * _noise(self.mean, n, self.features, generator)
+
+
+BASES: dict[str, type[Base]] = {"standard-normal": StandardNormal, "diagonal-normal": DiagonalNormal}
+"""Base densities by name."""
+
+
+def _standard_log_prob(z: Tensor) -> Tensor:
+    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+
+
+def _noise(like: Tensor, n: int, features: int, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(n, features, dtype=like.dtype, device=like.device, generator=generator)

@@ -1,0 +1,94 @@
+"""A bijection with a base density."""
+
+__all__ = ["Flow"]
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from iresnet.bijections import Bijection
+from iresnet.distributions import Base
+from iresnet.errors import IResNetError
+from iresnet.logdet import LogDetEstimator
+
+
+class Flow(nn.Module):
+    r"""A density on data: the base density pulled back through a bijection onto vectors.
+
+    .. math:: \log p(x) = \log p_{base}(z) + \log|\det dz/dx|, \quad z = f(x)
+
+    Args:
+        bijection: f, (N, \*E) -> (N, D).
+        base: density of z.
+
+    Example:
+        >>> import iresnet as ir
+        >>> flow = ir.Flow(ir.ResidualBlock(ir.networks.mlp(2, 16)), ir.StandardNormal(2))
+        >>> x = flow.sample(10)
+        >>> flow.log_prob(x).shape
+        torch.Size([10])
+    """
+
+    def __init__(self, bijection: Bijection, base: Base):
+        super().__init__()
+        self.bijection = bijection
+        self.base = base
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same as :meth:`log_prob`."""
+        return self.log_prob(x)
+
+    def log_prob(
+        self,
+        x: Tensor,  # (N, *E)
+        *,
+        logdet: LogDetEstimator | None = None,
+    ) -> Tensor:  # (N,)
+        """Log-density of data in nats; stochastic unless the estimator is exact.
+
+        Args:
+            x: data, on the scale that the bijection expects: [0, levels) for dequantised images.
+            logdet: for this call, replaces the estimator of every residual block.
+        """
+        return self.encode_and_log_prob(x, logdet=logdet)[1]
+
+    def encode_and_log_prob(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
+        """Latent vectors, (N, D), and log-densities, (N,), in one pass."""
+        z, total = self.bijection.forward_and_logdet(x, logdet=logdet)
+        if z.shape[1:] != (self.base.features,):
+            raise IResNetError(
+                f"the bijection maps to events of shape {tuple(z.shape[1:])}, the base density has "
+                f"{self.base.features} features; end the bijection with Flatten"
+            )
+        return z, self.base.log_prob(z) + total
+
+    def bits_per_dim(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> Tensor:  # (N,)
+        r"""Negative log-density in bits for each element of an event.
+
+        .. math:: -\log p(x) / (D \log 2)
+        """
+        return -self.log_prob(x, logdet=logdet) / (x[0].numel() * math.log(2))
+
+    def encode(self, x: Tensor) -> Tensor:  # (N, *E) -> (N, D)
+        """Map data to latent vectors."""
+        return self.bijection(x)
+
+    def decode(self, z: Tensor) -> Tensor:  # (N, D) -> (N, *E)
+        """Map latent vectors to data; warns when an inverse did not converge."""
+        return self.bijection.inverse(z)
+
+    def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        r"""Draw data, (n, \*E), without gradients.
+
+        Args:
+            n: how many.
+            temperature: multiplies the standard deviation of the latent; below 1 gives more typical samples.
+            generator: source of randomness; torch's global one when None.
+        """
+        if n < 1:
+            raise IResNetError(f"n must be at least 1, got {n}")
+        if not temperature >= 0:
+            raise IResNetError(f"temperature must not be negative, got {temperature}")
+        with torch.no_grad():
+            return self.decode(self.base.sample(n, temperature=temperature, generator=generator))

@@ -1,0 +1,99 @@
+"""The maps g of residual blocks, built from contractive layers."""
+
+__all__ = ["conv_bottleneck", "mlp"]
+
+from itertools import pairwise
+
+from torch import nn
+
+from iresnet.activations import make_activation
+from iresnet.errors import IResNetError
+from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear
+
+
+def conv_bottleneck(
+    shape: tuple[int, int, int],
+    hidden: int,
+    *,
+    coeff: float = 0.9,
+    activation: str = "elu",
+    preactivation: bool = True,
+    n_steps: int = 1,
+) -> nn.Sequential:
+    r"""The convolutional map of the 2019 paper: 3x3, 1x1, 3x3, with activations before each.
+
+    .. math:: g = W_3 \phi W_2 \phi W_1 \phi, \quad \mathrm{Lip}(g) \le c^3
+
+    Args:
+        shape: (C, H, W) of input and output.
+        hidden: channels in between.
+        coeff: Lipschitz coefficient of each convolution, in (0, 1).
+        activation: name in :data:`iresnet.activations.ACTIVATIONS`.
+        preactivation: whether an activation comes first; the published models leave it out in their first block.
+        n_steps: power iterations at each use in train mode.
+
+    Raises:
+        IResNetError: when ``coeff`` is outside (0, 1) or a size is not positive.
+        UnknownNameError: for an unknown activation.
+
+    Reference:
+        Invertible Residual Networks, Behrmann et al. 2019, https://arxiv.org/abs/1811.00995
+
+    Example:
+        >>> import torch
+        >>> g = conv_bottleneck((3, 8, 8), 16)
+        >>> g(torch.zeros(2, 3, 8, 8)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    channels, height, width = _positive("shape", shape)
+    sizes = pairwise(_positive("hidden", (channels, hidden, hidden, channels)))
+    layers: list[nn.Module] = []
+    for (fan_in, fan_out), kernel_size in zip(sizes, (3, 1, 3), strict=True):
+        layers += [
+            make_activation(activation),
+            LipschitzConv2d(fan_in, fan_out, kernel_size, coeff, image_size=(height, width), n_steps=n_steps),
+        ]
+    return nn.Sequential(*layers if preactivation else layers[1:])
+
+
+def mlp(
+    features: int,
+    hidden: int,
+    *,
+    depth: int = 3,
+    coeff: float = 0.9,
+    activation: str = "elu",
+    n_steps: int = 1,
+) -> nn.Sequential:
+    r"""A contractive multi-layer perceptron for vectors.
+
+    .. math:: g = W_d \phi \cdots \phi W_1, \quad \mathrm{Lip}(g) \le c^d
+
+    Args:
+        features: size of input and output.
+        hidden: size of the layers in between.
+        depth: number of dense layers.
+        coeff: Lipschitz coefficient of each layer, in (0, 1).
+        activation: name in :data:`iresnet.activations.ACTIVATIONS`.
+        n_steps: power iterations at each use in train mode.
+
+    Raises:
+        IResNetError: when ``coeff`` is outside (0, 1) or a size is not positive.
+        UnknownNameError: for an unknown activation.
+
+    Example:
+        >>> import torch
+        >>> mlp(2, 64)(torch.zeros(5, 2)).shape
+        torch.Size([5, 2])
+    """
+    sizes = _positive("features, hidden and depth", (features, *[hidden] * (depth - 1), features, depth))[:-1]
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(sizes):
+        layers += [LipschitzLinear(fan_in, fan_out, coeff, n_steps=n_steps), make_activation(activation)]
+    return nn.Sequential(*layers[:-1])
+
+
+def _positive(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if min(sizes) < 1:
+        raise IResNetError(f"{name} must be positive, got {sizes}")
+    return sizes

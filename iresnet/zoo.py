@@ -1,0 +1,343 @@
+"""Names to models: the only place where architectures are put together."""
+
+__all__ = ["ARCHITECTURES", "LOGDETS", "SOLVERS", "build", "make_logdet", "make_solver"]
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iresnet import networks
+from iresnet.bijections import (
+    ActNorm,
+    Affine,
+    Bijection,
+    Chain,
+    FactorOut,
+    Flatten,
+    InjectivePad,
+    ResidualBlock,
+    Squeeze,
+)
+from iresnet.classifiers import Classifier, Hybrid
+from iresnet.distributions import BASES
+from iresnet.errors import RecipeError, UnknownNameError
+from iresnet.flows import Flow
+from iresnet.logdet import Exact, Krylov, LogDetEstimator, PowerSeries
+from iresnet.solvers import Anderson, FixedPointIteration, Solver
+
+LOGDETS: dict[str, type[LogDetEstimator]] = {"exact": Exact, "krylov": Krylov, "power-series": PowerSeries}
+SOLVERS: dict[str, type[Solver]] = {"anderson": Anderson, "fixed-point": FixedPointIteration}
+
+Shape = tuple[int, ...]
+
+
+def make_logdet(spec: LogDetEstimator | Mapping[str, Any] | str | None) -> LogDetEstimator:
+    """Build an estimator from its name and options; an estimator is returned as it is.
+
+    Args:
+        spec: a name, or a mapping of ``name`` and the options of the class.
+
+    Raises:
+        UnknownNameError: for an unknown name.
+        RecipeError: for an unknown option.
+
+    Example:
+        >>> make_logdet({"name": "krylov", "n_steps": 3})
+        Krylov(n_steps=3, n_probes=1)
+    """
+    return spec if isinstance(spec, LogDetEstimator) else _make("log-determinant", LOGDETS, spec or "krylov")
+
+
+def make_solver(spec: Solver | Mapping[str, Any] | str | None) -> Solver:
+    """Build a solver from its name and options; a solver is returned as it is.
+
+    Args:
+        spec: a name, or a mapping of ``name`` and the options of the class.
+
+    Raises:
+        UnknownNameError: for an unknown name.
+        RecipeError: for an unknown option.
+
+    Example:
+        >>> make_solver("fixed-point")
+        FixedPointIteration(atol=1e-05, max_steps=200)
+    """
+    return spec if isinstance(spec, Solver) else _make("solver", SOLVERS, spec or "anderson")
+
+
+def _make(kind: str, registry: Mapping[str, Callable], spec: Mapping[str, Any] | str) -> Any:
+    options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = str(options.pop("name", None))
+    if name not in registry:
+        raise UnknownNameError(kind, name, registry)
+    _check_options(f"{kind} '{name}'", registry[name], options)
+    return registry[name](**options)
+
+
+def _check_options(of: str, function: Callable, options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(function).parameters
+    for name in options:
+        if name not in parameters:
+            raise UnknownNameError(f"option of {of}", name, [p for p in parameters if p not in ("shape", "generator")])
+
+
+# -- architectures: data of a shape -> a list of bijections, the last of which ends in latent vectors or features ------
+
+
+def iresnet(
+    shape: Shape,
+    *,
+    blocks: Sequence[int] = (7, 7, 7),
+    strides: Sequence[int] = (1, 2, 2),
+    hidden: int | Sequence[int] = (32, 64, 128),
+    squeeze: bool = False,
+    injective_pad: int = 0,
+    actnorm: bool = True,
+    coeff: float = 0.9,
+    activation: str = "elu",
+    n_power_steps: int = 1,
+    logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
+    solver: Solver | Mapping[str, Any] | str | None = None,
+) -> Chain:
+    """The single-scale network of 2019: all channels go through all blocks. Defaults: the published classifier's.
+
+    Args:
+        shape: (C, H, W) of the images.
+        blocks: residual blocks in each scale.
+        strides: 2 squeezes at the start of a scale, 1 does not.
+        hidden: channels inside the bottlenecks, one number or one a scale.
+        squeeze: squeeze once before everything.
+        injective_pad: channels of zeros appended to the image; classification only.
+        actnorm: put an ActNorm before each block.
+        coeff: Lipschitz coefficient of each convolution, in (0, 1).
+        activation: name in :data:`iresnet.activations.ACTIVATIONS`.
+        n_power_steps: power iterations a step.
+        logdet: estimator, its name, or a mapping of name and options.
+        solver: likewise.
+    """
+    return _image_model(locals(), factor_out=False)
+
+
+def iresnet_multiscale(
+    shape: Shape,
+    *,
+    blocks: Sequence[int] = (16, 16, 16),
+    strides: Sequence[int] = (1, 2, 2),
+    hidden: int | Sequence[int] = 512,
+    squeeze: bool = True,
+    injective_pad: int = 0,
+    actnorm: bool = True,
+    coeff: float = 0.9,
+    activation: str = "elu",
+    n_power_steps: int = 1,
+    logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
+    solver: Solver | Mapping[str, Any] | str | None = None,
+) -> Chain:
+    """The multi-scale network of 2019: half of the channels leave after each scale but the last.
+
+    Defaults: the published density model's. Arguments as for :func:`iresnet`.
+    """
+    return _image_model(locals(), factor_out=True)
+
+
+def toy_mlp(
+    shape: Shape,
+    *,
+    blocks: int = 10,
+    hidden: int = 64,
+    depth: int = 3,
+    actnorm: bool = True,
+    coeff: float = 0.9,
+    activation: str = "elu",
+    n_power_steps: int = 1,
+    logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
+    solver: Solver | Mapping[str, Any] | str | None = None,
+) -> Chain:
+    """Blocks of multi-layer perceptrons, for vectors.
+
+    Args:
+        shape: (D,).
+        blocks: how many.
+        hidden: size of the hidden layers.
+        depth: dense layers in each block.
+        actnorm: put an ActNorm before each block.
+        coeff: Lipschitz coefficient of each layer, in (0, 1).
+        activation: name in :data:`iresnet.activations.ACTIVATIONS`.
+        n_power_steps: power iterations a step.
+        logdet: estimator, its name, or a mapping of name and options.
+        solver: likewise.
+    """
+    if len(shape) != 1:
+        raise RecipeError(f"toy-mlp models vectors, got events of shape {shape}; use iresnet or iresnet-multiscale")
+    parts: list[Bijection] = []
+    for _ in range(blocks):
+        g = networks.mlp(shape[0], hidden, depth=depth, coeff=coeff, activation=activation, n_steps=n_power_steps)
+        parts += [ActNorm(shape[0])] if actnorm else []
+        parts.append(ResidualBlock(g, logdet=make_logdet(logdet), solver=make_solver(solver)))
+    return Chain(parts)
+
+
+ARCHITECTURES: dict[str, Callable[..., Chain]] = {
+    "iresnet": iresnet,
+    "iresnet-multiscale": iresnet_multiscale,
+    "toy-mlp": toy_mlp,
+}
+
+
+def _image_model(options: dict[str, Any], *, factor_out: bool) -> Chain:
+    shape, blocks, strides, hidden = (options[k] for k in ("shape", "blocks", "strides", "hidden"))
+    if len(shape) != 3:
+        raise RecipeError(f"this architecture models images (C, H, W), got events of shape {shape}; use toy-mlp")
+    widths = [hidden] * len(blocks) if isinstance(hidden, int) else list(hidden)
+    if not len(blocks) == len(strides) == len(widths):
+        raise RecipeError(f"blocks {blocks}, strides {strides} and hidden {hidden} must have one entry a scale each")
+    if set(strides) - {1, 2}:
+        raise RecipeError(f"strides must be 1 or 2, got {strides}")
+    head: list[Bijection] = []
+    if options["squeeze"]:
+        head.append(Squeeze())
+        shape = _squeezed(shape)
+    if options["injective_pad"]:
+        head.append(InjectivePad(options["injective_pad"]))
+        shape = (shape[0] + options["injective_pad"], *shape[1:])
+    scales = list(zip(blocks, strides, widths, strict=True))
+    return Chain(head + _scales(shape, scales, options, factor_out=factor_out, first=True))
+
+
+def _scales(
+    shape: Shape, scales: list[tuple[int, int, int]], options: dict[str, Any], *, factor_out: bool, first: bool
+) -> list[Bijection]:
+    """The bijections of all scales; with ``factor_out`` the later ones are nested in a FactorOut."""
+    if not scales:
+        return []
+    n_blocks, stride, width = scales[0]
+    parts: list[Bijection] = []
+    if stride == 2:
+        parts.append(Squeeze())
+        shape = _squeezed(shape)
+    for i in range(n_blocks):
+        parts += [ActNorm(shape[0])] if options["actnorm"] else []
+        parts.append(_conv_block(shape, width, options, preactivation=not (first and i == 0)))
+    rest = scales[1:]
+    if not factor_out:
+        return parts + _scales(shape, rest, options, factor_out=False, first=False)
+    if not rest:
+        return [*parts, Flatten(shape)]
+    kept = (shape[0] - shape[0] // 2, *shape[1:])
+    return [*parts, FactorOut(shape, Chain(_scales(kept, rest, options, factor_out=True, first=False)))]  # pyright: ignore[reportArgumentType]
+
+
+def _conv_block(shape: Shape, width: int, options: dict[str, Any], *, preactivation: bool) -> ResidualBlock:
+    g = networks.conv_bottleneck(
+        shape,  # pyright: ignore[reportArgumentType]
+        width,
+        coeff=options["coeff"],
+        activation=options["activation"],
+        preactivation=preactivation,
+        n_steps=options["n_power_steps"],
+    )
+    return ResidualBlock(g, logdet=make_logdet(options["logdet"]), solver=make_solver(options["solver"]))
+
+
+def _squeezed(shape: Shape) -> Shape:
+    c, h, w = shape
+    if h % 2 or w % 2:
+        raise RecipeError(
+            f"images of {h}x{w} cannot be squeezed: pad them (--data.pad-to), or squeeze less often (strides, squeeze)"
+        )
+    return (4 * c, h // 2, w // 2)
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+def build(
+    name: str,
+    *,
+    shape: Sequence[int],
+    task: str = "density",
+    n_classes: int = 0,
+    mean: float | Tensor | None = None,
+    std: float | Tensor | None = None,
+    base: str = "diagonal-normal",
+    **options: Any,
+) -> Any:
+    r"""Build a model by the name of its architecture.
+
+    Args:
+        name: a key of :data:`ARCHITECTURES`.
+        shape: \*E, the event shape of the data: (C, H, W) or (D,).
+        task: ``"density"`` gives a :class:`~iresnet.Flow`, ``"classify"`` a :class:`~iresnet.Classifier`,
+            ``"hybrid"`` a :class:`~iresnet.Hybrid`.
+        n_classes: for classifiers and hybrids.
+        mean: subtracted from the data first, a number or one a channel, (C, 1, 1). Default: 128 for images, which are
+            expected on [0, 256), and 0 for vectors.
+        std: the data is then divided by this. Default: 256 for images and 1 for vectors.
+        base: base density, a key of :data:`iresnet.distributions.BASES`.
+        options: arguments of the architecture.
+
+    Returns:
+        The model, in train mode.
+
+    Raises:
+        UnknownNameError: for an unknown architecture, option or name within.
+        RecipeError: when the options do not fit the shape or the task.
+
+    Example:
+        >>> flow = build("iresnet-multiscale", shape=(1, 16, 16), blocks=(1, 1), strides=(1, 2), hidden=8)
+        >>> flow.bits_per_dim(256 * torch.rand(2, 1, 16, 16)).shape
+        torch.Size([2])
+    """
+    if name not in ARCHITECTURES:
+        raise UnknownNameError("architecture", name, ARCHITECTURES)
+    if task not in _TASKS:
+        raise UnknownNameError("task", task, _TASKS)
+    _check_options(f"architecture '{name}'", ARCHITECTURES[name], options)
+    if options.get("injective_pad") and task != "classify":
+        raise RecipeError(
+            f"injective_pad={options['injective_pad']} leaves no density for the task '{task}': padded images have "
+            "volume zero; set injective_pad=0, or use the task 'classify'"
+        )
+    image = len(shape) == 3
+    scale = Affine(
+        mean=(128.0 if image else 0.0) if mean is None else mean,
+        std=(256.0 if image else 1.0) if std is None else std,
+    )
+    chain = Chain([scale, *ARCHITECTURES[name](tuple(shape), **options).bijections])  # pyright: ignore[reportArgumentType]
+    return _TASKS[task](chain, tuple(shape), n_classes, base)
+
+
+def _flow(chain: Chain, shape: Shape, n_classes: int, base: str) -> Flow:  # noqa: ARG001
+    if base not in BASES:
+        raise UnknownNameError("base density", base, BASES)
+    z = _dry_forward(chain, shape)
+    flat = chain if len(z) == 1 else Chain([*chain.bijections, Flatten(z)])  # pyright: ignore[reportArgumentType]
+    return Flow(flat, BASES[base](math.prod(shape)))
+
+
+def _classifier(chain: Chain, shape: Shape, n_classes: int, base: str) -> Classifier:  # noqa: ARG001
+    classifier = Classifier(chain, n_classes)
+    _dry_forward(classifier, shape)
+    return classifier
+
+
+def _hybrid(chain: Chain, shape: Shape, n_classes: int, base: str) -> Hybrid:
+    hybrid = Hybrid(_flow(chain, shape, n_classes, base), n_classes)
+    _dry_forward(hybrid, shape)
+    return hybrid
+
+
+_TASKS = {"density": _flow, "classify": _classifier, "hybrid": _hybrid}
+
+
+@torch.no_grad()
+def _dry_forward(module: nn.Module, shape: Shape) -> Shape:
+    """Run one event of zeros through, which fixes lazy sizes, and return the event shape that comes out."""
+    training = module.training
+    out = module.eval()(torch.zeros(1, *shape))
+    module.train(training)
+    return tuple(out.shape[1:])
