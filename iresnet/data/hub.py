@@ -43,17 +43,15 @@ def fetch(hub: HubFiles, folder: Path) -> None:
     Raises:
         DataError: no network, no such file, or no space.
     """
-    import huggingface_hub  # here, since the import takes long and most runs need no download
+    from huggingface_hub import constants, hf_hub_download  # here: a slow import, which most runs do not need
 
     if folder.exists():
         raise DataError(f"the {hub} was not fetched, since {folder} exists without its files; delete the folder")
     partial = folder.with_name(f".{folder.name}.partial")
     try:
-        _resolve(huggingface_hub.constants.ENDPOINT)
+        _resolve(constants.ENDPOINT)
         for file in hub.files:
-            huggingface_hub.hf_hub_download(
-                hub.repo, file, repo_type="dataset", revision=hub.revision, local_dir=partial
-            )
+            hf_hub_download(hub.repo, file, repo_type="dataset", revision=hub.revision, local_dir=partial)
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own notes
         os.replace(partial, folder)
     except Exception as error:  # the client passes on errors of several network libraries

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from iresnet.data.cifar import CIFAR10, CIFAR100, read_cifar_binary, read_cifar_python
 from iresnet.data.dataset import Dataset
 from iresnet.data.hub import HubFiles, fetch
 from iresnet.data.idx import read_idx
+from iresnet.data.parquet import read_parquet
 from iresnet.data.places import VARIABLE, roots, user_cache
 from iresnet.data.split import Splits, hold_out
+from iresnet.data.svhn import read_svhn
 from iresnet.errors import DataError
 
 
@@ -91,58 +94,113 @@ def _assemble(spec: Published, splits: Splits, folder: Path) -> Dataset:
     return Dataset(spec.name, train, validation, test, 256, spec.class_names, f"{folder}: {spec.credit}")
 
 
+def _hub(repo: str, revision: str, folder: str) -> HubFiles:
+    return HubFiles(repo, revision, tuple(f"{folder}/{kind}-00000-of-00001.parquet" for kind in ("train", "test")))
+
+
 _DIGITS = tuple("0123456789")
 
-MNIST = Published(
-    name="mnist",
-    shape=(1, 28, 28),
-    class_names=_DIGITS,
-    readers=(
-        partial(
-            read_idx,
-            md5={
-                "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-                "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-                "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-                "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-            },
-        ),
-    ),
-    files="the four idx files train-images-idx3-ubyte.gz, ... or the hub's Parquet files",
-    hub=HubFiles(
-        "ylecun/mnist",
-        "77f3279092a1c1579b2250db8eafed0ad422088c",
-        ("mnist/train-00000-of-00001.parquet", "mnist/test-00000-of-00001.parquet"),
-    ),
-    credit="The MNIST database of handwritten digits, Y. LeCun, C. Cortes and C. J. C. Burges, 1998, CC BY-SA 3.0",
+_CLOTHES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 
-FASHION_MNIST = Published(
-    name="fashion-mnist",
-    shape=(1, 28, 28),
-    class_names=(
-        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-    ),
-    readers=(
-        partial(
-            read_idx,
-            md5={
-                "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-                "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-                "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-                "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
-            },
+_THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+# fmt: off
+_THINGS_100 = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
+    "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
+    "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish",
+    "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion",
+    "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange",
+    "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine",
+    "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk",
+    "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank",
+    "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale",
+    "willow_tree", "wolf", "woman", "worm",
+)
+# fmt: on
+
+_MNIST_MD5 = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+
+_FASHION_MNIST_MD5 = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
+
+_SPECS = (
+    Published(
+        name="mnist",
+        shape=(1, 28, 28),
+        class_names=_DIGITS,
+        readers=(
+            partial(read_idx, md5=_MNIST_MD5),
+            partial(read_parquet, class_names=_DIGITS, subfolders=("mnist",)),
         ),
+        files="train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-... or the hub's Parquet files",
+        hub=_hub("ylecun/mnist", "77f3279092a1c1579b2250db8eafed0ad422088c", "mnist"),
+        credit="The MNIST database of handwritten digits, Y. LeCun, C. Cortes and C. J. C. Burges, 1998, CC BY-SA 3.0",
     ),
-    files="the four idx files train-images-idx3-ubyte.gz, ... or the hub's Parquet files",
-    hub=HubFiles(
-        "zalando-datasets/fashion_mnist",
-        "531be5e2ccc9dba0c201ad3ae567a4f3d16ecdd2",
-        ("fashion_mnist/train-00000-of-00001.parquet", "fashion_mnist/test-00000-of-00001.parquet"),
+    Published(
+        name="fashion-mnist",
+        shape=(1, 28, 28),
+        class_names=_CLOTHES,
+        readers=(
+            partial(read_idx, md5=_FASHION_MNIST_MD5),
+            partial(read_parquet, class_names=_CLOTHES, subfolders=("fashion_mnist",)),
+        ),
+        files="train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-... or the hub's Parquet files",
+        hub=_hub("zalando-datasets/fashion_mnist", "531be5e2ccc9dba0c201ad3ae567a4f3d16ecdd2", "fashion_mnist"),
+        credit="Fashion-MNIST, H. Xiao, K. Rasul and R. Vollgraf, 2017, arXiv:1708.07747, MIT licence",
     ),
-    credit="Fashion-MNIST, H. Xiao, K. Rasul and R. Vollgraf, 2017, arXiv:1708.07747, MIT licence",
+    Published(
+        name="cifar10",
+        shape=(3, 32, 32),
+        class_names=_THINGS,
+        readers=(
+            partial(read_cifar_python, files=CIFAR10),
+            partial(read_cifar_binary, files=CIFAR10),
+            partial(read_parquet, class_names=_THINGS),
+        ),
+        files="cifar-10-python.tar.gz, cifar-10-binary.tar.gz or the hub's Parquet files",
+        hub=_hub("uoft-cs/cifar10", "0b2714987fa478483af9968de7c934580d0bb9a2", "plain_text"),
+        credit="CIFAR-10: Learning multiple layers of features from tiny images, A. Krizhevsky, 2009",
+    ),
+    Published(
+        name="cifar100",
+        shape=(3, 32, 32),
+        class_names=_THINGS_100,
+        readers=(
+            partial(read_cifar_python, files=CIFAR100),
+            partial(read_cifar_binary, files=CIFAR100),
+            partial(read_parquet, label="fine_label", class_names=_THINGS_100, subfolders=("cifar100",)),
+        ),
+        files="cifar-100-python.tar.gz, cifar-100-binary.tar.gz or the hub's Parquet files",
+        hub=_hub("uoft-cs/cifar100", "aadb3af77e9048adbea6b47c21a81e47dd092ae5", "cifar100"),
+        credit="CIFAR-100: Learning multiple layers of features from tiny images, A. Krizhevsky, 2009",
+    ),
+    Published(
+        name="svhn",
+        shape=(3, 32, 32),
+        class_names=_DIGITS,
+        readers=(
+            read_svhn,
+            partial(read_parquet, class_names=_DIGITS, subfolders=("cropped_digits",)),
+        ),
+        files="train_32x32.mat and test_32x32.mat, or the hub's Parquet files",
+        hub=_hub("ufldl-stanford/svhn", "f9e1717d73324ebbc1ece84267ccd80d0aca0690", "cropped_digits"),
+        credit="SVHN: Reading digits in natural images with unsupervised feature learning, Y. Netzer, T. Wang, "
+        "A. Coates, A. Bissacco, B. Wu and A. Y. Ng, 2011, for non-commercial use",
+    ),
 )
 
 #: The published image data sets by name.
-PUBLISHED: dict[str, Published] = {spec.name: spec for spec in (MNIST, FASHION_MNIST)}
+PUBLISHED: dict[str, Published] = {spec.name: spec for spec in _SPECS}

@@ -1,0 +1,154 @@
+"""Decode image files to one uint8 array, and remember the result."""
+
+__all__ = ["Encoded", "decode_images", "remembered"]
+
+import hashlib
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from iresnet.data.places import user_cache
+from iresnet.data.reading import reading
+from iresnet.errors import DataError
+
+_LOSSLESS = {"1": "L", "P": "RGB", "L": "L", "RGB": "RGB"}  # mode of the file -> mode of the array
+_WORTH_REMEMBERING = 5000
+_BLOCK = 256  # images that one thread decodes at a time
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image that is not decoded yet.
+
+    Args:
+        name: what to call it in an error.
+        read: returns the content of its file.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+
+
+def decode_images(images: Sequence[Encoded], *, image_size: int | None = None) -> np.ndarray:  # (N, C, H, W)
+    """Decode images, all of one size and either all grey or all RGB.
+
+    Args:
+        images: at least one PNG, JPEG, WebP or other format that Pillow reads.
+        image_size: first scale the shorter side to this many pixels and cut out the central square.
+
+    Returns:
+        The images, uint8, shape ``(N, C, H, W)`` with one channel or three.
+
+    Raises:
+        DataError: an image is damaged, neither grey nor RGB, or differs from the first in size or mode.
+    """
+    first = _decode(images[0], image_size)
+    decoded = np.empty((len(images), *first.shape), np.uint8)
+
+    def fill(start: int) -> None:
+        for i in range(start, min(start + _BLOCK, len(images))):
+            image = _decode(images[i], image_size)
+            if image.shape != first.shape:
+                raise DataError(_difference(images[0], first, images[i], image))
+            decoded[i] = image
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            list(pool.map(fill, range(0, len(images), _BLOCK)))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # an error or Ctrl-C must not wait for the rest
+            raise
+    return decoded
+
+
+def _decode(encoded: Encoded, image_size: int | None) -> np.ndarray:  # (C, H, W)
+    with reading(encoded.name, "complete image file"), Image.open(io.BytesIO(encoded.read())) as opened:
+        mode = opened.mode + (" with transparency" if "transparency" in opened.info else "")
+        if mode not in _LOSSLESS:
+            raise DataError(f"{encoded.name}: expected a grey or RGB image, got mode {mode}; convert it to RGB")
+        image = ImageOps.exif_transpose(opened).convert(_LOSSLESS[opened.mode])
+        if image_size is not None:
+            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
+        return np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
+
+
+def _difference(one: Encoded, a: np.ndarray, other: Encoded, b: np.ndarray) -> str:
+    def form(array: np.ndarray) -> str:
+        channels, height, width = array.shape
+        return f"{width}x{height} {'RGB' if channels == 3 else 'grey'}"
+
+    remedy = "convert them to one mode" if len(a) != len(b) else "give image_size to scale and crop them"
+    return f"expected images of one form, got {one.name} ({form(a)}) and {other.name} ({form(b)}); {remedy}"
+
+
+def remembered(
+    identity: str,
+    sources: Iterable[Path],
+    n_images: int,
+    decode: Callable[[], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Return what ``decode`` returns, from a file in the user cache if the sources have not changed.
+
+    Sets of fewer than 5000 images are decoded anew each time. The file is named by the names, sizes and
+    modification times of the sources, is written completely or not at all, and carries checksums: a
+    damaged one is decoded anew and replaced. The file for an earlier state of the sources is removed.
+
+    Args:
+        identity: what is decoded and how, the same for every state of the sources.
+        sources: the files that are decoded.
+        n_images: how many images they hold.
+        decode: decodes them to arrays.
+
+    Returns:
+        The arrays by name.
+    """
+    if n_images < _WORTH_REMEMBERING:
+        return decode()
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    prefix = _hash(identity)
+    path = user_cache() / "decoded" / f"{prefix}-{_hash(repr(stats))}.npz"
+    arrays = _load(path)
+    if arrays is None:
+        arrays = decode()
+        _store(path, arrays, prefix)
+    return arrays
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _load(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}  # reading to the end verifies the checksums
+    except Exception:  # whatever is wrong with it, it is decoded anew
+        return None
+
+
+def _store(path: Path, arrays: dict[str, np.ndarray], prefix: str) -> None:
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+            temporary = Path(file.name)
+            np.savez(file, allow_pickle=False, **arrays)
+        for earlier in path.parent.glob(f"{prefix}-*.npz"):
+            earlier.unlink()
+        os.replace(temporary, path)
+    except OSError as error:
+        message = f"decoded images could not be kept in {path.parent} ({error}); they are decoded again next time"
+        warnings.warn(message, stacklevel=2)
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
