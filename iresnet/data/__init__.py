@@ -2,16 +2,22 @@
 
 __all__ = [
     "DATASETS",
+    "PADDINGS",
+    "TOYS",
     "Batches",
     "Dataset",
     "Split",
+    "Toy",
     "dequantise",
     "flip",
     "load",
     "pad_crop",
+    "permutation",
 ]
 
 from iresnet.data.batches import Batches
 from iresnet.data.dataset import Dataset, Split
+from iresnet.data.order import permutation
 from iresnet.data.registry import DATASETS, load
-from iresnet.data.transforms import dequantise, flip, pad_crop
+from iresnet.data.toys import TOYS, Toy
+from iresnet.data.transforms import PADDINGS, dequantise, flip, pad_crop

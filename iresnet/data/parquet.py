@@ -1,6 +1,6 @@
 """Images in Parquet files, in the layout of the Hugging Face hub."""
 
-__all__ = ["read_parquet"]
+__all__ = ["read_any_parquet", "read_parquet"]
 
 import json
 import re
@@ -15,7 +15,7 @@ import torch
 from iresnet.data.dataset import Split
 from iresnet.data.decode import Encoded, decode_images, remembered
 from iresnet.data.reading import reading
-from iresnet.data.split import Splits
+from iresnet.data.split import Splits, numbered_classes
 from iresnet.errors import DataError
 
 _IMAGE_COLUMNS = ("img", "image")
@@ -28,6 +28,7 @@ def read_parquet(
     label: str | None = "label",
     class_names: Sequence[str] | None = None,
     subfolders: Sequence[str] = (),
+    image_size: int | None = None,
 ) -> Splits | None:
     """Read ``train-*.parquet`` and ``test-*.parquet`` (and ``validation-*.parquet``, if there is one).
 
@@ -40,6 +41,7 @@ def read_parquet(
         label: column of the class labels, or ``None`` to read images alone.
         class_names: the classes that the files must declare, if they declare any.
         subfolders: further folders to look into.
+        image_size: scale the shorter side to this many pixels and cut out the central square.
 
     Returns:
         The splits, uint8 images of shape ``(C, H, W)``; ``None`` where there are no such files.
@@ -51,12 +53,46 @@ def read_parquet(
         >>> read_parquet(Path("no such folder")) is None
         True
     """
+    files = _find(folder, subfolders)
+    if not files:
+        return None
+    return {kind: _read(paths, label, class_names, image_size) for kind, paths in files.items()}
+
+
+def read_any_parquet(folder: Path, *, image_size: int | None = None) -> tuple[Splits, tuple[str, ...]] | None:
+    """Read such files without knowing what they hold.
+
+    Args:
+        folder: where the files, or a folder ``data`` or ``plain_text`` with them, are.
+        image_size: scale the shorter side to this many pixels and cut out the central square.
+
+    Returns:
+        The splits and the class names that the files declare, else the numbers of the classes; no
+        names without a column ``label`` or ``fine_label``; ``None`` where there are no such files.
+
+    Raises:
+        DataError: a file is damaged or of another form.
+
+    Example:
+        >>> read_any_parquet(Path("no such folder")) is None
+        True
+    """
+    files = _find(folder, ())
+    if not files:
+        return None
+    schema = _schema(next(iter(files.values()))[0])
+    label = next((name for name in ("label", "fine_label") if name in schema.names), None)
+    splits = {kind: _read(paths, label, None, image_size) for kind, paths in files.items()}
+    return splits, _declared_classes(schema, label) or numbered_classes(splits)
+
+
+def _find(folder: Path, subfolders: Sequence[str]) -> dict[str, list[Path]]:
     for place in dict.fromkeys(folder / name for name in (*_SUBFOLDERS, *subfolders)):
         files = {kind: sorted(place.glob(f"{kind}-*.parquet")) for kind in ("train", "validation", "test")}
         if any(files.values()):
             _check_complete(place, files)
-            return {kind: _read(paths, label, class_names) for kind, paths in files.items() if paths}
-    return None
+            return {kind: paths for kind, paths in files.items() if paths}
+    return {}
 
 
 def _check_complete(place: Path, files: dict[str, list[Path]]) -> None:
@@ -67,7 +103,7 @@ def _check_complete(place: Path, files: dict[str, list[Path]]) -> None:
             raise DataError(f"{place}: expected {expected} {kind} files, got {len(paths)}; add the missing ones")
 
 
-def _read(paths: list[Path], label: str | None, class_names: Sequence[str] | None) -> Split:
+def _read(paths: list[Path], label: str | None, class_names: Sequence[str] | None, image_size: int | None) -> Split:
     columns = [_image_column(path, label, class_names) for path in paths]
     n = sum(pq.read_metadata(path).num_rows for path in paths)
     if n == 0:
@@ -75,16 +111,15 @@ def _read(paths: list[Path], label: str | None, class_names: Sequence[str] | Non
 
     def decode() -> dict[str, np.ndarray]:
         encoded = [image for path, column in zip(paths, columns, strict=True) for image in _images(path, column)]
-        return {"x": decode_images(encoded)}
+        return {"x": decode_images(encoded, image_size=image_size)}
 
-    x = remembered(f"parquet {paths[0].resolve()}", paths, n, decode)["x"]
+    x = remembered(f"parquet {paths[0].resolve()} {image_size}", paths, n, decode)["x"]
     return Split(torch.from_numpy(x), None if label is None else torch.cat([_labels(path, label) for path in paths]))
 
 
 def _image_column(path: Path, label: str | None, class_names: Sequence[str] | None) -> str:
     """Return the name of the column of images, after checking that the file is what is expected."""
-    with reading(path, "complete Parquet file"):
-        schema = pq.read_schema(path)
+    schema = _schema(path)
     image = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
     if image is None or (label is not None and label not in schema.names):
         expected = f"a column {' or '.join(_IMAGE_COLUMNS)}" + (f" and a column {label}" if label else "")
@@ -92,12 +127,17 @@ def _image_column(path: Path, label: str | None, class_names: Sequence[str] | No
     kind = schema.field(image).type
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
         raise DataError(f"{path}: expected {image} to hold structs with encoded bytes, got {kind}; give another file")
-    if class_names and (declared := declared_classes(schema, label)):
+    if class_names and (declared := _declared_classes(schema, label)):
         _check_classes(path, declared, class_names)
     return image
 
 
-def declared_classes(schema: pa.Schema, label: str | None) -> tuple[str, ...]:
+def _schema(path: Path) -> pa.Schema:
+    with reading(path, "complete Parquet file"):
+        return pq.read_schema(path)
+
+
+def _declared_classes(schema: pa.Schema, label: str | None) -> tuple[str, ...]:
     """Return the class names that the hub writes into a schema, or none."""
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     return tuple(metadata.get("info", {}).get("features", {}).get(label, {}).get("names") or ())

@@ -1,6 +1,6 @@
 """Where data is looked for."""
 
-__all__ = ["VARIABLE", "candidates", "user_cache"]
+__all__ = ["VARIABLE", "roots", "user_cache"]
 
 import os
 from pathlib import Path
@@ -26,26 +26,6 @@ def user_cache() -> Path:
     return Path(platformdirs.user_cache_dir("iresnet"))
 
 
-def candidates(name: str, data_dir: str | Path | None) -> list[Path]:
-    """List the paths where ``name`` may be, in the order in which they are tried.
-
-    Args:
-        name: a folder or file, relative to a folder of data sets.
-        data_dir: a folder of data sets given by the caller, tried before ``$IRESNET_DATA`` and the user cache.
-
-    Returns:
-        ``<folder>/<name>`` for each of the folders.
-
-    Raises:
-        DataError: ``data_dir`` is not a folder.
-
-    Example:
-        >>> candidates("mnist", ".")[0]
-        PosixPath('mnist')
-    """
-    return [root / name for root in roots(data_dir)]
-
-
 def roots(data_dir: str | Path | None) -> list[Path]:
     """List the folders of data sets, in the order in which they are tried.
 
@@ -57,6 +37,10 @@ def roots(data_dir: str | Path | None) -> list[Path]:
 
     Raises:
         DataError: ``data_dir`` is not a folder.
+
+    Example:
+        >>> roots(".")[0], roots(".")[-1] == user_cache()
+        (PosixPath('.'), True)
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise DataError(f"{data_dir}: expected a folder of data sets, there is none; give an existing folder")

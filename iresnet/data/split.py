@@ -1,6 +1,6 @@
 """Hold out validation and test examples, the same ones every time."""
 
-__all__ = ["Splits", "hold_out"]
+__all__ = ["Splits", "hold_out", "numbered_classes"]
 
 import torch
 
@@ -57,3 +57,20 @@ def hold_out(splits: Splits, where: str, *, shuffle: bool) -> tuple[Split, Split
 
 def _take(split: Split, index: torch.Tensor) -> Split:
     return Split(split.x[index], None if split.y is None else split.y[index])
+
+
+def numbered_classes(splits: Splits) -> tuple[str, ...]:
+    """Name classes by their numbers, up to the largest label.
+
+    Args:
+        splits: with labels or without.
+
+    Returns:
+        ``"0"``, ``"1"`` and so on; nothing without labels.
+
+    Example:
+        >>> numbered_classes({"train": Split(torch.zeros(3, 2), torch.tensor([0, 2, 0]))})
+        ('0', '1', '2')
+    """
+    largest = max((int(split.y.max()) for split in splits.values() if split.y is not None), default=-1)
+    return tuple(str(label) for label in range(largest + 1))

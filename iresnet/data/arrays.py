@@ -1,0 +1,101 @@
+"""Arrays in NumPy files."""
+
+__all__ = ["read_arrays"]
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iresnet.data.dataset import Split
+from iresnet.data.reading import reading
+from iresnet.data.split import Splits
+from iresnet.errors import DataError
+
+_KEYS = {"x", "y"} | {f"{kind}_{key}" for kind in ("train", "validation", "test") for key in ("x", "y")}
+_CHANNELS = range(1, 5)
+
+
+def read_arrays(path: Path) -> Splits:
+    """Read examples, and labels if there are any, from a ``.npz`` or ``.npy`` file.
+
+    A ``.npz`` file holds ``x`` and ``y``, or ``train_x``, ``train_y``, ``validation_x``, ``test_x``
+    and so on; labels may be left out; a ``.npy`` file holds the examples. Integers are images of shape
+    ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with values from 0 to 255; real numbers keep their values
+    and may also be tables, ``(N, D)``. Pickled objects are refused.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The splits, uint8 images of shape ``(C, H, W)`` or float32 examples.
+
+    Raises:
+        DataError: damaged, other keys, labels that do not fit, or an array that is neither images nor a table.
+    """
+    arrays = _load(path)
+    names = {name.rpartition("_")[0] or "train" for name in arrays}
+    return {kind: _split(path, kind, arrays) for kind in sorted(names)}
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """Return arrays named ``train_x`` and so on."""
+    with reading(path, f"{path.suffix} file of plain arrays"):
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return {"train_x": content}
+        with content:
+            arrays = {name: content[name] for name in content.files}
+    unknown = sorted(set(arrays) - _KEYS)
+    renamed = {(f"train_{name}" if name in ("x", "y") else name): array for name, array in arrays.items()}
+    if unknown or len(renamed) < len(arrays) or not arrays:
+        got = ", ".join(sorted(arrays)) or "nothing"
+        raise DataError(f"{path}: expected x (and y), or train_x, train_y, validation_x, ..., test_y, got {got}")
+    return renamed
+
+
+def _split(path: Path, kind: str, arrays: dict[str, np.ndarray]) -> Split:
+    x, y = arrays.get(f"{kind}_x"), arrays.get(f"{kind}_y")
+    if x is None:
+        raise DataError(f"{path}: expected {kind}_x with {kind}_y; add the examples that the labels belong to")
+    where = f"{path}, {kind} x"
+    return Split(_examples(where, x), None if y is None else _labels(f"{path}, {kind} y", y, len(x)))
+
+
+def _labels(where: str, y: np.ndarray, n: int) -> Tensor:
+    if y.dtype.kind not in "iu" or y.shape not in ((n,), (n, 1)) or y.min() < 0:
+        raise DataError(f"{where}: expected {n} labels, integers from 0, got {y.dtype} of shape {y.shape}")
+    return torch.from_numpy(y.reshape(-1).astype(np.int64))
+
+
+def _examples(where: str, x: np.ndarray) -> Tensor:
+    if x.dtype.kind not in "biuf" or x.size == 0:
+        raise DataError(f"{where}: expected numbers, got {x.dtype} of shape {x.shape}")
+    x = _layout(where, x)
+    if x.dtype.kind != "f" and x.ndim == 4:
+        return torch.from_numpy(_as_uint8(where, x))
+    with np.errstate(over="ignore"):
+        x = np.ascontiguousarray(x, np.float32)
+    if not np.isfinite(x).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+        raise DataError(f"{where}: expected finite float32 numbers, got {x[index]} at {index}; remove or replace it")
+    return torch.from_numpy(x)
+
+
+def _as_uint8(where: str, x: np.ndarray) -> np.ndarray:
+    if x.min() < 0 or x.max() > 255:
+        raise DataError(f"{where}: expected integer images with values from 0 to 255, got {x.min()} to {x.max()}")
+    return np.ascontiguousarray(x, np.uint8)
+
+
+def _layout(where: str, x: np.ndarray) -> np.ndarray:  # (N, D) or (N, C, H, W)
+    if x.ndim == 2:
+        return x
+    if x.ndim == 3:
+        return x[:, None]
+    first, last = (x.ndim == 4 and x.shape[axis] in _CHANNELS for axis in (1, -1))
+    if first == last:
+        expected = "(N, D), (N, H, W), (N, C, H, W) or (N, H, W, C) with 1 to 4 channels"
+        raise DataError(f"{where}: expected shape {expected}, got {x.shape}{', which can be read in two ways' * first}")
+    return x if first else x.transpose(0, 3, 1, 2)
