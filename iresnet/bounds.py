@@ -49,8 +49,9 @@ def upper_bound(module: nn.Module) -> float:
         >>> upper_bound(nn.Bilinear(2, 2, 2))
         inf
     """
-    hooked = bool(module._forward_hooks or module._forward_pre_hooks)
-    rule = None if hooked else BOUNDS.get(type(module).forward)
+    # Hooks, and a forward put into the instance, change what the class computes.
+    changed = bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    rule = None if changed else BOUNDS.get(type(module).forward)
     if rule is None:
         return math.inf
     with torch.no_grad(), hold_weights(module, iterate=False):

@@ -80,8 +80,9 @@ def linearize(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
 
 
 def _plain_rule(g: Callable) -> Rule | None:
-    hooked = isinstance(g, nn.Module) and bool(g._forward_hooks or g._forward_pre_hooks)
-    return None if hooked else RULES.get(getattr(type(g), "forward", None))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    # Hooks, and a forward put into the instance, change what the class computes.
+    changed = isinstance(g, nn.Module) and bool(g._forward_hooks or g._forward_pre_hooks or "forward" in vars(g))
+    return None if changed else RULES.get(getattr(type(g), "forward", None))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def _transformed(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
