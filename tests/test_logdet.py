@@ -1,0 +1,372 @@
+"""Estimators of log det(I + J): value and gradient against dense determinants and matrix logarithms."""
+
+import itertools
+
+import pytest
+import scipy.linalg
+import torch
+from laws import (
+    CONTRACTIONS,
+    close,
+    contraction,
+    counted,
+    dense_jacobian,
+    dense_logdet,
+    gradients,
+    operator,
+    randn,
+    within_4_errors,
+)
+from torch import Tensor
+
+import iresnet as ir
+from iresnet.errors import IResNetError
+from iresnet.logdet import PROBES
+from iresnet.zoo import LOGDETS, make_logdet
+
+
+def normed(matrix: Tensor, size: float) -> Tensor:
+    return size * matrix / torch.linalg.matrix_norm(matrix, 2)
+
+
+def spectrum(*eigenvalues: float) -> Tensor:
+    q = torch.linalg.qr(randn(len(eigenvalues), len(eigenvalues)))[0]
+    return q * torch.tensor(eigenvalues, dtype=torch.float64) @ q.T
+
+
+ORDINARY = {
+    "random": lambda: normed(randn(6, 6), 0.8),
+    "far from normal": lambda: normed(randn(5, 5).triu(1) + 0.1 * randn(5, 5), 0.9),
+    "Jordan block": lambda: (
+        0.45 * (torch.eye(5, dtype=torch.float64) + torch.eye(5, dtype=torch.float64).roll(1, 1).triu())
+    ),
+    "rotation": lambda: 0.9 * torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64),
+    "contracting": lambda: spectrum(-0.9, -0.89, -0.8, -0.5),
+    "expanding": lambda: spectrum(0.9, 0.89, 0.8, 0.5),
+}
+BREAKDOWNS = {
+    "zero": lambda: torch.zeros(4, 4, dtype=torch.float64),
+    "one dimension": lambda: -0.7 * torch.ones(1, 1, dtype=torch.float64),
+    "multiple of the identity": lambda: -0.8 * torch.eye(7, dtype=torch.float64),
+    "multiple that rounds": lambda: 0.3 / 7 * torch.eye(6, dtype=torch.float64),
+    "rank one": lambda: normed(randn(6, 1) @ randn(1, 6), 0.9),
+    "nilpotent": lambda: 0.9 * torch.eye(3, dtype=torch.float64).roll(1, 1).triu(),
+    "projection": lambda: -0.5 * spectrum(1.0, 1.0, 0.0, 0.0, 0.0),
+}
+MATRICES = ORDINARY | BREAKDOWNS
+
+
+@pytest.fixture(autouse=True)
+def _all_signs(monkeypatch):
+    """Probes that run through all sign vectors: over 2^D samples the mean is the expectation, without chance."""
+
+    def signs(x, _generator):
+        return torch.tensor(list(itertools.product([-1.0, 1.0], repeat=x[0].numel())), dtype=x.dtype).view_as(x)
+
+    monkeypatch.setitem(PROBES, "all signs", signs)
+
+
+def identity_plus(matrix: Tensor) -> Tensor:
+    return torch.eye(len(matrix), dtype=matrix.dtype) + matrix
+
+
+def matrix_log(matrix: Tensor) -> Tensor:
+    return torch.from_numpy(scipy.linalg.logm(identity_plus(matrix).numpy()).real)
+
+
+def series(matrix: Tensor, n_terms: int) -> Tensor:
+    return sum(-torch.linalg.matrix_power(-matrix, k) / k for k in range(1, n_terms + 1))
+
+
+# -- exact -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONTRACTIONS)
+def test_exact_is_the_dense_determinant_in_value_and_gradient(name):
+    g, x = contraction(name)
+    x.requires_grad_()
+    weights = torch.linspace(-1, 2, len(x), dtype=x.dtype)
+    actual = ir.Exact()(ir.linearize(g, x))
+    expected = dense_logdet(lambda x: x + g(x), x)
+    close(actual, expected)
+    inputs = [x, *g.parameters()]
+    close(gradients((weights * actual).sum(), inputs), gradients((weights * expected).sum(), inputs))
+
+
+def test_exact_refuses_what_does_not_fit_and_says_what_to_use():
+    with pytest.raises(IResNetError, match=r"GiB for 2 dense Jacobians of 3 x 3.*Krylov"):
+        ir.Exact(max_gib=1e-9)(operator(torch.zeros(2, 3, 3)))
+
+
+# -- the value for a given probe, and its expectation -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_krylov_with_all_steps_is_the_matrix_logarithm_for_every_probe(name):
+    matrix = MATRICES[name]()
+    d = len(matrix)
+    value = ir.Krylov(d + 3, probe="all signs")(operator(matrix.expand(2**d, d, d)))
+    v = PROBES["all signs"](torch.empty(2**d, d, dtype=torch.float64), None)
+    close(value, torch.einsum("ni,ij,nj->n", v, matrix_log(matrix), v), 1e-7)
+
+
+@pytest.mark.parametrize("n_terms", [1, 2, 5])
+@pytest.mark.parametrize("name", MATRICES)
+def test_power_series_is_its_own_truncated_series_for_every_probe(name, n_terms):
+    matrix = MATRICES[name]()
+    d = len(matrix)
+    value = ir.PowerSeries(n_terms, probe="all signs")(operator(matrix.expand(2**d, d, d)))
+    v = PROBES["all signs"](torch.empty(2**d, d, dtype=torch.float64), None)
+    close(value, torch.einsum("ni,ij,nj->n", v, series(matrix, n_terms), v))
+
+
+TRUTHS = {
+    "krylov": (lambda: ir.Krylov(9, probe="all signs"), lambda a: torch.linalg.slogdet(identity_plus(a))[1]),
+    "krylov to a tolerance": (
+        lambda: ir.Krylov(tol=1e-12, probe="all signs"),
+        lambda a: torch.linalg.slogdet(identity_plus(a))[1],
+    ),
+    "one term": (lambda: ir.PowerSeries(1, probe="all signs"), lambda a: series(a, 1).trace()),
+    "two terms": (lambda: ir.PowerSeries(2, probe="all signs"), lambda a: series(a, 2).trace()),
+    "five terms": (lambda: ir.PowerSeries(5, probe="all signs"), lambda a: series(a, 5).trace()),
+}
+
+
+@pytest.mark.parametrize("estimator", TRUTHS)
+@pytest.mark.parametrize("name", MATRICES)
+def test_expected_value_and_gradient_are_those_of_the_closed_form(name, estimator):
+    matrix = MATRICES[name]().requires_grad_()
+    make, truth = TRUTHS[estimator]
+    value = make()(operator(matrix.expand(2 ** len(matrix), -1, -1))).mean()
+    expected = truth(matrix)
+    close(value, expected, 1e-7)
+    close(gradients(value, [matrix]), gradients(expected, [matrix]), 1e-7)
+
+
+@pytest.mark.parametrize("name", CONTRACTIONS)
+def test_expected_gradient_of_a_network_is_exact(name):
+    g, x = contraction(name)
+    x = x[:1].requires_grad_()
+    jacobian = ir.linearize(g, x.expand(2 ** x.numel(), *x.shape[1:]))
+    inputs = [x, *g.parameters()]
+    value = ir.Krylov(x.numel(), probe="all signs")(jacobian).mean()
+    expected = dense_logdet(lambda x: x + g(x), x).sum()
+    close(value, expected, 1e-7)
+    close(gradients(value, inputs), gradients(expected, inputs), 1e-7)
+
+
+# -- every estimator -------------------------------------------------------------------------------------------------
+
+MILD = 0.1  # |J| at which every default estimator's truncation is below 1e-5
+
+
+@pytest.mark.parametrize("name", LOGDETS)
+def test_every_estimator_is_unbiased_in_value_and_gradient(name):
+    matrix = normed(randn(5, 5), MILD).requires_grad_()
+    batch = matrix.detach().expand(20_000, 5, 5).clone().requires_grad_()
+    value = make_logdet(name)(operator(batch))
+    expected = torch.linalg.slogdet(identity_plus(matrix))[1]
+    within_4_errors(value.detach(), expected.detach(), bias=1e-5)
+    within_4_errors(*gradients(value.sum(), [batch]), gradients(expected, [matrix])[0], bias=1e-4)
+
+
+@pytest.mark.parametrize("name", LOGDETS)
+def test_upstream_weights_act_per_sample(name):
+    batch = torch.stack([normed(randn(4, 4), 0.5) for _ in range(6)]).requires_grad_()
+    weights = torch.linspace(-3, 3, 6, dtype=torch.float64)
+
+    def gradient(weights: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return gradients((weights * make_logdet(name)(operator(batch))).sum(), [batch])[0]
+
+    close(gradient(weights), weights.view(-1, 1, 1) * gradient(torch.ones_like(weights)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("matrix", BREAKDOWNS)
+@pytest.mark.parametrize("name", LOGDETS)
+def test_breakdown_is_finite(name, matrix, batch, dtype):
+    a = BREAKDOWNS[matrix]().to(dtype).expand(batch, -1, -1).clone().requires_grad_()
+    value = make_logdet(name)(operator(a))
+    (gradient,) = gradients(value.sum(), [a])
+    assert value.shape == (batch,)
+    assert value.dtype == gradient.dtype == dtype
+    assert bool(value.isfinite().all() & gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("matrix", "n_steps"),
+    [
+        ("zero", 1),
+        ("one dimension", 1),
+        ("multiple of the identity", 1),
+        ("multiple that rounds", 1),
+        ("rank one", 2),
+        ("projection", 2),
+    ],
+)
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_krylov_is_exact_once_its_space_is_closed(matrix, n_steps, more, dtype):
+    a = BREAKDOWNS[matrix]()
+    batch = a.to(dtype).expand(2 ** len(a), -1, -1).clone().requires_grad_()
+    value = ir.Krylov(n_steps + more, probe="all signs")(operator(batch))
+    v = PROBES["all signs"](torch.empty(2 ** len(a), len(a), dtype=torch.float64), None)
+    tol = 1e-7 if dtype == torch.float64 else 2e-5
+    close(value.double(), torch.einsum("ni,ij,nj->n", v, matrix_log(a), v), tol)
+    expected = torch.linalg.inv(identity_plus(a)).T
+    close(gradients(value.mean(), [batch])[0].sum(0).double(), expected, tol)
+
+
+@pytest.mark.parametrize("wrap", [lambda g: g, lambda g: lambda x: g(x)], ids=["rules", "torch.func"])
+@pytest.mark.parametrize("name", LOGDETS)
+def test_bf16_autocast_keeps_reductions_in_float32(name, wrap):
+    g = ir.networks.conv_bottleneck((2, 4, 4), 8).eval()
+    x = torch.randn(3, 2, 4, 4)
+
+    def run():
+        torch.manual_seed(2)
+        value = make_logdet(name)(ir.linearize(wrap(g), x))
+        return value, gradients(value.sum(), g.parameters())
+
+    value, gradient = run()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half, half_gradient = run()
+    assert half.dtype == torch.float32
+    close(half, value, 0.1)
+    close(half_gradient, gradient, 0.15)
+
+
+@pytest.mark.parametrize("name", LOGDETS)
+def test_without_autograd_nothing_is_recorded(name):
+    jacobian, calls = counted(operator(torch.stack([normed(randn(4, 4), 0.5)] * 2).requires_grad_()))
+    with torch.no_grad():
+        value = make_logdet(name)(jacobian)
+    assert calls["recorded"] == 0
+    assert not value.requires_grad
+
+
+# -- costs, probes, options ------------------------------------------------------------------------------------------
+
+STOCHASTIC = {name: cls for name, cls in LOGDETS.items() if cls is not ir.Exact}
+
+
+@pytest.mark.parametrize("n_probes", [1, 3])
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_only_one_product_a_probe_is_recorded(name, n_probes):
+    jacobian, calls = counted(operator(torch.stack([normed(randn(9, 9), 0.5)] * 2).requires_grad_()))
+    STOCHASTIC[name](n_probes=n_probes)(jacobian)
+    assert calls["recorded"] == calls["jvp"] == n_probes
+    jacobian, calls = counted(operator(torch.zeros(2, 9, 9)))
+    STOCHASTIC[name](n_probes=n_probes)(jacobian)
+    assert calls["recorded"] == calls["jvp"] == 0
+
+
+@pytest.mark.parametrize("n", [1, 3, 6])
+@pytest.mark.parametrize("make", [ir.Krylov, ir.PowerSeries])
+def test_steps_and_terms_cost_one_product_each(make, n):
+    jacobian, calls = counted(operator(torch.stack([normed(randn(9, 9), 0.5)] * 2)))
+    make(n)(jacobian)
+    assert calls["vjp"] == n
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_probes_are_averaged_and_drawn_from_the_generator(name):
+    jacobian = operator(normed(randn(6, 6), 0.8).expand(5, 6, 6))
+    generator = torch.Generator()
+
+    def estimate(n_probes: int) -> Tensor:
+        return STOCHASTIC[name](n_probes=n_probes, generator=generator)(jacobian)
+
+    generator.manual_seed(3)
+    single = torch.stack([estimate(1) for _ in range(3)])
+    generator.manual_seed(3)
+    close(estimate(3), single.mean(0))
+    assert bool((single.std(0) > 0).all()), "a probe was drawn twice"
+    assert bool((single.std(1) > 0).all()), "samples share a probe"
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_probes_have_the_identity_as_second_moment(probe):
+    v = PROBES[probe](torch.empty(20_000, 3, dtype=torch.float64), torch.Generator().manual_seed(4))
+    within_4_errors(v, 0.0)
+    within_4_errors(torch.einsum("ni,nj->nij", v, v), torch.eye(3).double(), bias=1e-12)
+
+
+def test_rademacher_probes_have_the_smaller_variance():
+    batch = operator(normed(randn(8, 8), 0.8).expand(4000, 8, 8))
+    variance = {probe: ir.Krylov(8, probe=probe)(batch).var() for probe in ("rademacher", "gaussian")}
+    assert variance["rademacher"] < 0.9 * variance["gaussian"]
+
+
+SPECTRA = {
+    "random": (lambda: normed(randn(10, 10), 0.8), 1),
+    "contracting": (lambda: spectrum(*torch.linspace(-0.9, 0, 10).tolist()), 20),
+    "expanding": (lambda: spectrum(*torch.linspace(0, 0.9, 10).tolist()), 20),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_krylov_error_falls_geometrically_and_below_that_of_the_series(name):
+    make, gain = SPECTRA[name]
+    batch = operator(make().expand(2**10, 10, 10))
+    exact = ir.Krylov(10, probe="all signs")(batch)
+    errors = [float((ir.Krylov(m, probe="all signs")(batch) - exact).abs().max()) for m in (1, 3, 5, 7)]
+    assert all(later < earlier / 3 for earlier, later in itertools.pairwise(errors)), errors
+    assert errors[2] < float((ir.PowerSeries(5, probe="all signs")(batch) - exact).abs().max()) / gain
+
+
+@pytest.mark.parametrize("tol", [1e-1, 1e-3, 1e-6])
+@pytest.mark.parametrize("name", ORDINARY)
+def test_krylov_stops_when_its_tolerance_is_reached_and_not_later(name, tol):
+    block = ORDINARY[name]()
+    matrix = torch.block_diag(*[block * s for s in torch.linspace(0.3, 1, 5, dtype=torch.float64)])
+    d = len(matrix)
+
+    def run(estimator):
+        jacobian, calls = counted(operator(matrix.expand(64, d, d)))
+        torch.manual_seed(5)
+        return estimator(jacobian), calls["vjp"]
+
+    exact, _ = run(ir.Krylov(d))
+    value, steps = run(ir.Krylov(tol=tol, max_steps=d))
+    assert float((value - exact).abs().max()) <= tol
+    assert steps <= 2 or float((run(ir.Krylov(steps - 1))[0] - run(ir.Krylov(steps - 2))[0]).abs().max()) > tol
+    assert run(ir.Krylov(tol=1e-300, max_steps=3))[1] == 3
+
+
+BAD = {
+    "no probes": lambda: ir.Krylov(n_probes=0),
+    "no steps": lambda: ir.Krylov(0),
+    "no maximum": lambda: ir.Krylov(tol=0.1, max_steps=0),
+    "no tolerance": lambda: ir.Krylov(tol=0.0),
+    "tolerance that is not a number": lambda: ir.Krylov(tol=float("nan")),
+    "no terms": lambda: ir.PowerSeries(0),
+    "misspelt probe": lambda: ir.Krylov(probe="rademaker"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_options_are_refused(name):
+    with pytest.raises(IResNetError, match=r"at least 1|must be positive|did you mean 'rademacher'"):
+        BAD[name]()
+
+
+@pytest.mark.parametrize("name", LOGDETS)
+def test_names_and_options_build_the_estimator_that_its_repr_shows(name):
+    estimator = make_logdet(name)
+    assert type(estimator) is LOGDETS[name]
+    assert make_logdet(estimator) is estimator
+    assert repr(estimator).startswith(LOGDETS[name].__name__)
+
+
+def test_a_singular_map_shows_in_the_value_and_raises_nothing():
+    value = ir.Krylov(2)(operator(-torch.eye(2).double().expand(1, 2, 2)))
+    assert not bool((value.abs() < 3).all())
+
+
+def test_dense_truth_agrees_with_scipy():
+    g, x = contraction("mlp")
+    dense = dense_jacobian(g, x).detach()
+    close(dense_logdet(lambda x: x + g(x), x), torch.stack([matrix_log(a).trace() for a in dense]))
