@@ -97,6 +97,8 @@ class PowerIteration(nn.Module):
     def __init__(self, weight: Tensor, *, coeff: float, domain: tuple[int, ...], n_steps: int = 1):
         super().__init__()
         self.coeff = _checked_coeff(coeff)
+        if n_steps < 1:
+            raise IResNetError(f"n_steps, the power iterations at each use in train mode, is at least 1, got {n_steps}")
         self.n_steps = n_steps
         self.held: Tensor | None = None
         self.register_buffer("u", _unit(torch.randn(1, *domain, dtype=weight.dtype, device=weight.device)))
@@ -122,7 +124,9 @@ class PowerIteration(nn.Module):
         """Run ``n_steps`` power iterations on the buffer."""
         with torch.autocast(weight.device.type, enabled=False):
             for _ in range(n_steps):
-                self.u.copy_(_unit(_apply_transpose(weight, _apply(weight, self.u))))
+                u = _apply_transpose(weight, _apply(weight, self.u))
+                # A zero weight maps u to 0, where it would stay for ever; the old direction is as good as any.
+                self.u.copy_(torch.where(u.norm() > torch.finfo(u.dtype).tiny, _unit(u), self.u))
 
     @torch.no_grad()
     def converge(self, weight: Tensor, *, tol: float = 1e-6, max_steps: int = 2000) -> None:
@@ -147,8 +151,7 @@ class PowerIteration(nn.Module):
 
 
 def _unit(u: Tensor) -> Tensor:
-    # A zero weight maps everything to 0; adding the smallest positive number keeps 0 / 0 away.
-    return u / (u.norm() + torch.finfo(u.dtype).tiny)
+    return u / u.norm().clamp(min=torch.finfo(u.dtype).tiny)
 
 
 def _checked_coeff(coeff: float) -> float:
