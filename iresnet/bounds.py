@@ -64,7 +64,7 @@ def _sequential_bound(g: nn.Sequential) -> float:
     return math.prod(upper_bound(layer) for layer in g)
 
 
-@bounds(nn.ReLU, nn.Softplus, nn.Tanh, nn.Identity, nn.Flatten, MaxMin, LipSwish)
+@bounds(nn.ReLU, nn.Tanh, nn.Identity, nn.Flatten, MaxMin, LipSwish)
 def _one(g: nn.Module) -> float:  # noqa: ARG001
     return 1.0
 
@@ -72,6 +72,12 @@ def _one(g: nn.Module) -> float:  # noqa: ARG001
 @bounds(nn.ELU)
 def _elu_bound(g: nn.ELU) -> float:
     return max(1.0, abs(g.alpha))
+
+
+@bounds(nn.Softplus)
+def _softplus_bound(g: nn.Softplus) -> float:
+    # Past its threshold torch returns x itself: a jump, which is below rounding from the default threshold on.
+    return 1.0 if g.threshold >= 20 else math.inf
 
 
 @bounds(nn.Linear)
