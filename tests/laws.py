@@ -27,7 +27,7 @@ def dense_logdet(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def norm(f: Callable[[Tensor], Tensor], x: Tensor) -> float:
     """Largest singular value of the dense Jacobians of f at the samples of x."""
-    return float(torch.linalg.matrix_norm(dense_jacobian(f, x), 2).max())
+    return float(torch.linalg.matrix_norm(dense_jacobian(f, x).detach(), 2).max())
 
 
 def gradients(loss: Tensor, inputs: Iterable[Tensor]) -> list[Tensor]:
