@@ -31,6 +31,7 @@ __all__ = [
     "StandardNormal",
     "certify",
     "linearize",
+    "load",
     "networks",
     "seal",
     "zoo",
@@ -57,4 +58,5 @@ from .flows import Flow
 from .jacobian import linearize
 from .lipschitz import LipschitzConv2d, LipschitzLinear
 from .logdet import Exact, Krylov, LogDetEstimator, PowerSeries
+from .runs import load
 from .solvers import Anderson, FixedPointIteration, Solution, Solver

@@ -1,6 +1,15 @@
 """Exceptions and warnings: each message says what was expected, what came, and what to do."""
 
-__all__ = ["ConvergenceWarning", "DataError", "IResNetError", "RecipeError", "RunError", "UnknownNameError", "nearest"]
+__all__ = [
+    "ConvergenceWarning",
+    "DataError",
+    "IResNetError",
+    "Interrupted",
+    "RecipeError",
+    "RunError",
+    "UnknownNameError",
+    "nearest",
+]
 
 import difflib
 from collections.abc import Iterable
@@ -40,6 +49,10 @@ class RecipeError(IResNetError):
 
 class RunError(IResNetError):
     """A run folder that cannot be read, written or resumed."""
+
+
+class Interrupted(Exception):  # noqa: N818 (no error: the user asked for it)
+    """Training was stopped by a signal; everything is saved."""
 
 
 class ConvergenceWarning(UserWarning):

@@ -79,7 +79,7 @@ class ActNorm(Bijection):
 
 
 def _forget(module: nn.Module, incompatible_keys: Any) -> None:  # noqa: ARG001
-    module._known_initialised = False  # pyright: ignore[reportAttributeAccessIssue]
+    module._known_initialised = False  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
 
 
 def _broadcast(parameter: Tensor, x: Tensor) -> Tensor:

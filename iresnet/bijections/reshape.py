@@ -109,6 +109,9 @@ class FactorOut(Bijection):
         shape: (C, H, W) of x.
         rest: the bijection f of the second half, (N, C - C // 2, H, W) -> (N, D').
 
+    Raises:
+        IResNetError: when there is only one channel.
+
     Shape:
         (N, C, H, W) -> (N, D), both parts flattened.
 
@@ -123,6 +126,8 @@ class FactorOut(Bijection):
     def __init__(self, shape: tuple[int, int, int], rest: Bijection):
         super().__init__()
         channels, height, width = shape
+        if channels < 2:
+            raise IResNetError(f"FactorOut needs at least 2 channels to halve, got {channels}; put a Squeeze before it")
         self.out_shape = (channels // 2, height, width)
         self.rest_channels = channels - channels // 2
         self.rest = rest

@@ -1,0 +1,330 @@
+"""The command line: parse, call the library, print. Imports torch only in the commands that need it."""
+
+__all__ = ["main", "run"]
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from iresnet.config import Config, load_config, options, recipe_names
+from iresnet.errors import Interrupted, IResNetError, RecipeError, UnknownNameError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from iresnet.data import Dataset, Split
+    from iresnet.flows import Flow
+    from iresnet.runs import Inputs, Run
+
+app = App(
+    name="iresnet",
+    help="Train, evaluate, sample, invert and certify invertible residual networks.\n\n"
+    "Start with: iresnet train digits-density --out runs/digits",
+    help_epilogue="Exit status: 0 done, 1 a check failed, 2 bad input, 130 interrupted.",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+RunFolder = Annotated[Path, Parameter(name="RUN", help="Run folder, made by iresnet train.")]
+DataDir = Annotated[
+    Path | None,
+    Parameter(help="Folder of data sets; then $IRESNET_DATA, the user cache and the hub are tried."),
+]
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(tokens: Sequence[str]) -> int:
+    """Run one command and return its exit status: 0 done, 1 a check failed, 2 bad input, 130 interrupted.
+
+    Args:
+        tokens: the command line after the program's name.
+    """
+    warnings.showwarning = _show_warning
+    try:
+        return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
+    except (IResNetError, CycloptsError) as error:
+        return _complain(_cyclopts_hint(str(error)), 2)
+    except OSError as error:
+        return _complain(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}", 2)
+    except Interrupted as error:
+        return _complain(str(error), 130)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+
+
+def _complain(message: str, status: int) -> int:
+    err.print(f"iresnet: {' '.join(message.split())}", markup=False, soft_wrap=True)
+    return status
+
+
+def _cyclopts_hint(message: str) -> str:
+    return message.replace("Did you mean", "did you mean")
+
+
+def _show_warning(message: Any, category: Any, *_: Any) -> None:  # noqa: ARG001
+    err.print(f"iresnet: warning: {message}", markup=False, soft_wrap=True)
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+@app.command
+def recipes() -> None:
+    """List the bundled recipes: task, data, expected result and cost."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("recipe", "task", "data", "expected", "cost"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "recipe")
+    for name in recipe_names():
+        config = load_config(name)
+        table.add_row(name, config.task.kind, config.data.name, config.expected, config.cost)
+    out.print(table)
+
+
+def train(
+    recipe: str,
+    *overrides: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
+    data_dir: DataDir = None,
+    out: Path | None = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Train a model into a run folder.
+
+    Args:
+        recipe: Name of a bundled recipe (see: iresnet recipes), or a YAML file.
+        overrides: Changes of the recipe.
+        data_dir: Folder of data sets.
+        out: Run folder to write; runs/RECIPE by default.
+        resume: Continue the run in that folder.
+        dry_run: Build the full model, run one real step on a few examples, print the cost of the run, write nothing.
+    """
+    config = load_config(recipe, overrides)
+    from iresnet import training
+
+    if dry_run:
+        globals()["out"].print(str(training.dry_run(config, data_dir=data_dir)))
+        return
+    folder = out or Path("runs") / config.name
+    _train(config, recipe, folder, data_dir, resume=resume)
+
+
+def _train(config: Config, recipe: str, folder: Path, data_dir: Path | None, *, resume: bool) -> None:
+    from iresnet import training
+    from iresnet.training.progress import ProgressBar
+
+    try:
+        result = training.train(config, folder, data_dir=data_dir, resume=resume, callbacks=[ProgressBar(err)])
+    except Interrupted as error:
+        raise Interrupted(f"{error}; continue with the same command and --resume") from error
+    out.print(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")
+
+
+@app.command
+def evaluate(run: RunFolder, *, split: str = "test", data_dir: DataDir = None, seed: int = 0) -> None:
+    """Measure bits/dim or accuracy on a split, with error bars, beside baselines; writes evaluation.json.
+
+    Args:
+        run: Run folder.
+        split: train, validation or test.
+        data_dir: Folder of data sets.
+        seed: Of dequantisation noise and probes.
+    """
+    from iresnet import evaluation
+    from iresnet.classifiers import Classifier, Hybrid
+
+    folder, model, dataset, part = _open(run, data_dir, split)
+    n = len(part)
+    result: dict[str, Any] = {"split": split, "examples": n}
+    common = {"levels": dataset.levels, "seed": seed}
+    if not isinstance(model, Classifier):
+        with _progress("likelihood", n) as advance:
+            score = evaluation.likelihood(_flow(model), part, **common, progress=advance)
+        result["likelihood"] = asdict(score)
+        baselines = _baselines(dataset, part, seed)
+        result["baselines"] = {name: asdict(baseline) for name, baseline in baselines.items()}
+        _print_likelihoods({"this model": score, **baselines}, split)
+    if isinstance(model, (Classifier, Hybrid)):
+        with _progress("classification", n) as advance:
+            accuracy = evaluation.classification(model, part, **common, progress=advance)
+        result["classification"] = asdict(accuracy)
+        out.print(f"{split} {accuracy}")
+    path = folder.write_json("evaluation.json", result)
+    out.print(f"wrote {path}")
+
+
+@app.command
+def sample(
+    run: RunFolder,
+    *,
+    n: Annotated[int, Parameter(name=["--n", "-n"])] = 64,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Draw samples: a grid of images, a scatter plot of points, or a table; writes samples/samples.*.
+
+    Args:
+        run: Run folder.
+        n: How many.
+        temperature: Multiplies the latent's standard deviation; below 1 gives more typical samples.
+        seed: Of the latents.
+    """
+    import torch
+
+    from iresnet.pictures import draw
+
+    folder, model, inputs = _load(run)
+    samples = _flow(model).sample(n, temperature=temperature, generator=torch.Generator().manual_seed(seed))
+    out.print(f"wrote {draw(samples, inputs, folder.samples / 'samples')}")
+
+
+@app.command
+def reconstruct(
+    run: RunFolder,
+    *,
+    n: Annotated[int, Parameter(name=["--n", "-n"])] = 10,
+    split: str = "test",
+    data_dir: DataDir = None,
+    seed: int = 0,
+) -> None:
+    """Invert a whole split and report the largest error; draws data above their reconstructions.
+
+    Args:
+        run: Run folder.
+        n: How many to draw in samples/reconstructions.*.
+        split: train, validation or test.
+        data_dir: Folder of data sets.
+        seed: Of the dequantisation noise.
+    """
+    import torch
+
+    from iresnet import evaluation
+    from iresnet.data import dequantise
+    from iresnet.pictures import draw
+
+    folder, model, dataset, part = _open(run, data_dir, split)
+    _, inputs = folder.read_config()
+    bijection = getattr(model, "flow", model).bijection
+    with _progress("inversion", len(part)) as advance:
+        result = evaluation.reconstruction(bijection, part, levels=dataset.levels, seed=seed, progress=advance)
+    x = dequantise(part.x[:n], levels=dataset.levels, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        back = bijection.inverse(bijection(x))
+    path = draw(torch.cat([x, back]), inputs, folder.samples / "reconstructions", columns=len(x))
+    out.print(f"{split} {result}")
+    out.print(f"wrote {path} (above: data, below: data -> latent -> data)")
+
+
+@app.command
+def certify(run: RunFolder) -> int:
+    """Bound the Lipschitz constant of every layer and block; writes certificate.json; exit status 1 if not certified.
+
+    Args:
+        run: Run folder.
+    """
+    import hashlib
+
+    from iresnet.certificates import certify as certify_model
+
+    folder, model, _ = _load(run)
+    certificate = certify_model(model)
+    sha256 = hashlib.sha256(folder.model_file.read_bytes()).hexdigest()
+    path = folder.write_json("certificate.json", {"model_sha256": sha256, **certificate.to_dict()})
+    out.print(str(certificate), markup=False)
+    out.print(f"wrote {path}")
+    return 0 if certificate.certified else 1
+
+
+# -- shared by the commands ------------------------------------------------------------------------------------------
+
+
+def _load(path: Path) -> "tuple[Run, nn.Module, Inputs]":
+    from iresnet.runs import Run
+
+    folder = Run.open(path)
+    return folder, folder.load_model(), folder.read_config()[1]
+
+
+def _open(path: Path, data_dir: Path | None, split: str) -> "tuple[Run, nn.Module, Dataset, Split]":
+    from iresnet.data import load
+
+    splits = ("train", "validation", "test")
+    if split not in splits:
+        raise UnknownNameError("split", split, splits)
+    folder, model, _ = _load(path)
+    config, _ = folder.read_config()
+    dataset = load(config.data.name, data_dir or folder.data_dir, pad_to=config.data.pad_to)
+    return folder, model, dataset, getattr(dataset, split)
+
+
+def _flow(model: "nn.Module") -> "Flow":
+    from iresnet.classifiers import Classifier, Hybrid
+
+    if isinstance(model, Classifier):
+        raise RecipeError("this run is a classifier without a density; train one with --task.nll-weight 1")
+    return model.flow if isinstance(model, Hybrid) else model  # pyright: ignore[reportReturnType]
+
+
+def _baselines(dataset: "Dataset", part: "Split", seed: int) -> dict[str, Any]:
+    """The densities to beat: those that exist for the data."""
+    from iresnet import evaluation
+    from iresnet.errors import DataError
+
+    found = {}
+    if dataset.levels is not None:
+        found[f"uniform on {dataset.levels} levels"] = evaluation.uniform_baseline(dataset, part)
+    try:
+        found["full-covariance Gaussian"] = evaluation.gaussian_baseline(dataset, part, seed=seed)
+    except DataError as error:
+        err.print(f"iresnet: {error}", markup=False, soft_wrap=True)
+    return found
+
+
+def _print_likelihoods(scores: dict[str, Any], split: str) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"{split} likelihood")
+    for heading in ("bits/dim", "95 % interval", "nats", "log-determinant"):
+        table.add_column(heading, justify="right")
+    for name, score in scores.items():
+        bits = score.bits_per_dim
+        interval = f"{bits.mean - bits.half_width:.4f} to {bits.mean + bits.half_width:.4f}"
+        table.add_row(name, f"{bits.mean:.4f}", interval, f"{score.nats.mean:.2f}", score.estimator)
+    out.print(table)
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on terminals; yields a function that takes the number done."""
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _train_help() -> str:
+    lines = [
+        f"--{name.replace('_', '-')}  {doc} (default: {default!r})" for name, default, doc in options() if "." in name
+    ]
+    sections = "\n\n".join(lines)
+    return (
+        "Train a model into a run folder.\n\n"
+        "Any option of the recipe can be changed: iresnet train digits-density --train.epochs 3 --model.blocks [2,2] "
+        "--optim.lr=1e-3\n\n"
+        "--model.name and --model.OPTION  architecture and its options: blocks, strides, hidden, coeff, activation, "
+        "logdet.name, logdet.n-steps, solver.name, solver.atol, ...\n\n"
+        f"{sections}"
+    )
+
+
+app.command(train, help=_train_help())

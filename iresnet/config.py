@@ -1,0 +1,284 @@
+"""Recipes and configurations: typed sections, read from YAML, changed by dotted overrides. Imports no torch."""
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "OptimConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "from_dict",
+    "load_config",
+    "options",
+    "recipe_names",
+    "to_yaml",
+]
+
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from iresnet.errors import RecipeError, UnknownNameError, nearest
+
+
+def _option(default: Any, doc: str) -> Any:
+    """A field with its one-line description, which ``iresnet train --help`` shows."""
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is modelled."""
+
+    name: str = _option("digits", "data set, or path of a folder of images, .npz, .npy or .csv")
+    pad_to: int | None = _option(None, "surround images with zeros up to this height and width")
+    augment: tuple[str, ...] = _option((), "augmentations of training images: pad-crop, flip")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is trained: density (1, 0), classifier (0, 1), or hybrid (both)."""
+
+    nll_weight: float = _option(1.0, "weight of the negative log-likelihood, in bits per dimension")
+    ce_weight: float = _option(0.0, "weight of the cross-entropy, in nats")
+
+    @property
+    def kind(self) -> str:
+        """``density``, ``classify`` or ``hybrid``."""
+        if min(self.nll_weight, self.ce_weight) < 0 or self.nll_weight == self.ce_weight == 0:
+            raise RecipeError(
+                f"task weights must not be negative nor both 0, got nll_weight={self.nll_weight} and "
+                f"ce_weight={self.ce_weight}"
+            )
+        if self.ce_weight == 0:
+            return "density"
+        return "classify" if self.nll_weight == 0 else "hybrid"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the loss is minimised."""
+
+    name: str = _option("adamax", "adam, adamw, adamax or sgd")
+    lr: float = _option(1e-3, "learning rate after warm-up")
+    weight_decay: float = _option(0.0, "weight decay")
+    momentum: float = _option(0.9, "momentum of sgd")
+    warmup_epochs: float = _option(0.0, "epochs of linear warm-up from 0")
+    schedule: str = _option("constant", "constant, cosine, linear or step, after warm-up")
+    decay_from: float = _option(0.5, "linear: fraction of the run after which the rate falls to 0")
+    milestones: tuple[float, ...] = _option((), "step: epochs at which the rate is multiplied by factor")
+    factor: float = _option(0.2, "step: see milestones")
+    clip_norm: float | None = _option(None, "largest gradient norm, none when null")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, on what, and what is written."""
+
+    epochs: int = _option(10, "passes over the training split")
+    batch_size: int = _option(64, "examples a step, over all processes")
+    seed: int = _option(0, "of weights, order, noise and probes")
+    precision: str = _option("float32", "float32, bf16 or fp16: mixed precision of the products")
+    log_every: int = _option(20, "steps between lines of metrics.jsonl")
+    snapshot_every: int = _option(1, "epochs between validation, pictures and checkpoints")
+    n_pictures: int = _option(64, "samples drawn at a snapshot")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything needed to rerun a result."""
+
+    name: str = _option("", "name of the recipe")
+    description: str = _option("", "what it is")
+    expected: str = _option("", "the result to expect")
+    cost: str = _option("", "time it takes, and where that was measured")
+    data: DataConfig = field(default_factory=DataConfig)
+    model: dict[str, Any] = field(default_factory=dict, metadata={"doc": "architecture and its options (iresnet.zoo)"})
+    task: TaskConfig = field(default_factory=TaskConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def recipe_names() -> list[str]:
+    """Names of the bundled recipes, sorted.
+
+    Example:
+        >>> "digits-density" in recipe_names()
+        True
+    """
+    return sorted(
+        entry.name[:-5] for entry in resources.files("iresnet.recipes").iterdir() if entry.name[-5:] == ".yaml"
+    )
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and change it.
+
+    Args:
+        recipe: name of a bundled recipe, or path of a YAML file.
+        overrides: command-line tokens, ``--section.key value`` or ``--section.key=value``; values are YAML.
+
+    Raises:
+        UnknownNameError: for an unknown recipe or key, with the nearest valid one.
+        RecipeError: for a value of the wrong type, or a file that is not a recipe.
+
+    Example:
+        >>> load_config("digits-density", ["--train.epochs", "3", "--model.logdet.n-steps=2"]).train.epochs
+        3
+    """
+    tree = _read(recipe)
+    for key, value in _pairs(overrides):
+        _set(tree, key.split("."), value)
+    return from_dict(Config, tree)
+
+
+def _read(recipe: str | Path) -> dict[str, Any]:
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise RecipeError(f"there is no recipe file {path}")
+        text, name = path.read_text(encoding="utf-8"), path.stem
+    elif str(recipe) in recipe_names():
+        text, name = resources.files("iresnet.recipes").joinpath(f"{recipe}.yaml").read_text("utf-8"), str(recipe)
+    else:
+        raise UnknownNameError("recipe", str(recipe), recipe_names())
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{recipe} must hold sections such as 'data:' and 'model:', got {type(tree).__name__}")
+    return {"name": name, **tree}
+
+
+def _pairs(tokens: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--"):
+            raise RecipeError(f"expected an option such as --train.epochs 3, got '{token}'")
+        key, equals, text = token[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise RecipeError(f"the option {token} needs a value")
+            text = rest.pop(0)
+        yield key.replace("-", "_"), _scalar(text)
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)  # YAML 1.1 reads 1e-3 as a string
+    except ValueError:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"'{text}' is not a value: {' '.join(str(error).split())}") from error
+
+
+def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set a value in the nested dictionary; a plain value on the way, such as a name, becomes a section."""
+    key, *rest = path
+    if not rest:
+        tree[key] = value
+        return
+    below = tree.get(key)
+    if not isinstance(below, dict):
+        below = {} if below is None else {"name": below}
+        tree[key] = below
+    _set(below, rest, value)
+
+
+# -- types -----------------------------------------------------------------------------------------------------------
+
+
+def from_dict(cls: type, tree: Any, where: str = "") -> Any:
+    """Build a dataclass from nested dictionaries, checking names and types.
+
+    Args:
+        cls: the dataclass.
+        tree: its fields; those left out take their defaults.
+        where: dotted path of the section, for messages.
+
+    Raises:
+        UnknownNameError: for a key that is no field.
+        RecipeError: for a value of the wrong type.
+    """
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{where or 'a recipe'} is a section with keys, got '{tree}'")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    for key in tree:
+        if key not in known:
+            _raise_unknown(cls, where, key, tree[key])
+    return cls(**{key: _coerce(value, hints[key], f"{where}{key}") for key, value in tree.items()})
+
+
+def _raise_unknown(cls: type, where: str, key: str, value: Any) -> typing.NoReturn:
+    flags = ["data-dir", "out", "resume", "dry-run"] if not where else []
+    valid = [name.replace("_", "-") for name, _, _ in options(cls, where)] + flags
+    while isinstance(value, dict) and value:  # an unknown section: name the option that was meant
+        inner, value = next(iter(value.items()))
+        key = f"{key}.{inner}"
+    name = f"{where}{key}".replace("_", "-")
+    hint = nearest(name, valid)
+    listed = f" (valid: {', '.join('--' + name for name in sorted(valid))})"
+    raise RecipeError(f"unknown option '--{name}'" + (f"; did you mean '--{hint}'?" if hint else listed))
+
+
+def _coerce(value: Any, kind: Any, where: str) -> Any:
+    if is_dataclass(kind):
+        return from_dict(typing.cast(type, kind), value, f"{where}.")
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _coerce(value, args[0], where)
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_coerce(item, args[0], where) for item in items)
+    if origin is dict:
+        if isinstance(value, dict):
+            return value
+    elif kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    name = getattr(origin or kind, "__name__", str(kind))
+    raise RecipeError(f"--{where.replace('_', '-')} must be of type {name}, got '{value}'")
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+def options(cls: type = Config, where: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Dotted name, default and description of every option.
+
+    Example:
+        >>> next(options(DataConfig, "data."))[:2]
+        ('data.name', 'digits')
+    """
+    for f in fields(cls):
+        kind = typing.get_type_hints(cls)[f.name]
+        if is_dataclass(kind):
+            yield from options(typing.cast(type, kind), f"{where}{f.name}.")
+        else:
+            yield f"{where}{f.name}", getattr(cls(), f.name), f.metadata["doc"]
+
+
+def to_yaml(config: Config) -> str:
+    """Write a configuration as the YAML text that :func:`load_config` reads."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _plain(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _plain(value) for key, value in tree.items()}
+    return [_plain(value) for value in tree] if isinstance(tree, (list, tuple)) else tree

@@ -1,0 +1,18 @@
+"""Evaluation: what a trained model is worth, with error bars."""
+
+__all__ = [
+    "Accuracy",
+    "Estimate",
+    "Likelihood",
+    "Reconstruction",
+    "classification",
+    "gaussian_baseline",
+    "likelihood",
+    "reconstruction",
+    "uniform_baseline",
+]
+
+from iresnet.evaluation.baselines import gaussian_baseline, uniform_baseline
+from iresnet.evaluation.classification import Accuracy, classification
+from iresnet.evaluation.inversion import Reconstruction, reconstruction
+from iresnet.evaluation.likelihood import Estimate, Likelihood, likelihood

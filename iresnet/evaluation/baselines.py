@@ -1,0 +1,56 @@
+"""Densities that a model must beat, fitted and evaluated on the same data."""
+
+__all__ = ["gaussian_baseline", "uniform_baseline"]
+
+import math
+
+import torch
+
+from iresnet.data import Dataset, Split, dequantise
+from iresnet.errors import DataError
+from iresnet.evaluation.likelihood import Likelihood, summarise
+
+
+def uniform_baseline(dataset: Dataset, split: Split) -> Likelihood:
+    """The uniform density on [0, levels): log2(levels) bits/dim for integer data.
+
+    Args:
+        dataset: names the levels.
+        split: what is evaluated.
+
+    Raises:
+        DataError: for continuous data, which have no levels.
+    """
+    if dataset.levels is None:
+        raise DataError("continuous data have no uniform baseline")
+    dims = split.x[0].numel()
+    return summarise(torch.full((len(split),), dims * math.log(dataset.levels)).double(), dims, "closed form")
+
+
+def gaussian_baseline(dataset: Dataset, split: Split, *, seed: int = 0) -> Likelihood:
+    """A normal density with full covariance, fitted to the dequantised training split.
+
+    Dequantisation adds 1/12 to the variances and 1/2 to the means, exactly; the split is dequantised with the same
+    noise as in :func:`~iresnet.evaluation.likelihood`.
+
+    Args:
+        dataset: whose training split is fitted.
+        split: what is evaluated.
+        seed: of the noise.
+
+    Raises:
+        DataError: when the training split spans no volume: too few examples, or dependent features.
+    """
+    x = dataset.train.x.flatten(1).double()
+    dims = x.shape[1]
+    shift, spread = (0.5, 1 / 12) if dataset.levels else (0.0, 0.0)
+    covariance = torch.cov(x.T).reshape(dims, dims) + spread * torch.eye(dims, dtype=x.dtype)
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    if int(info):
+        raise DataError(f"the covariance of {len(x)} examples in {dims} dimensions is singular: no Gaussian baseline")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        y = dequantise(split.x, levels=dataset.levels, dtype=torch.float64).flatten(1)
+    z = torch.linalg.solve_triangular(factor, (y - x.mean(0) - shift).T, upper=False)
+    nats = 0.5 * z.square().sum(0) + factor.diagonal().log().sum() + 0.5 * dims * math.log(2 * math.pi)
+    return summarise(nats, dims, "closed form")

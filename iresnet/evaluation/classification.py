@@ -1,0 +1,92 @@
+"""Test accuracy, with its error bar."""
+
+__all__ = ["Accuracy", "classification"]
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from iresnet.classifiers import Classifier, Hybrid
+from iresnet.data import Batches, Split, dequantise
+from iresnet.errors import DataError
+from iresnet.evaluation.likelihood import Estimate
+from iresnet.lipschitz import hold_weights
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How well a classifier predicts the labels of a split.
+
+    Attributes:
+        accuracy: fraction of right predictions.
+        interval: its 95 % Wilson interval.
+        cross_entropy: -log p(y | x) in nats.
+        n: examples.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    cross_entropy: Estimate
+    n: int
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"accuracy {self.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {self.n} examples), "
+            f"cross-entropy {self.cross_entropy} nats"
+        )
+
+
+@torch.no_grad()
+def classification(
+    model: Classifier | Hybrid,
+    split: Split,
+    *,
+    levels: int | None,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Accuracy:
+    """Evaluate predictions on a labelled split.
+
+    Args:
+        model: the classifier; a hybrid sees dequantised data, as in training.
+        split: examples with labels.
+        levels: values that an integer component takes, none for continuous data.
+        batch_size: examples at a time.
+        seed: of the dequantisation noise.
+        progress: called with the number of examples done after each batch.
+
+    Raises:
+        DataError: when the split has no labels.
+    """
+    if split.y is None:
+        raise DataError("the split has no labels to predict")
+    parameter = next(model.parameters())
+    generator = torch.Generator(parameter.device).manual_seed(seed)
+    right, losses = 0, []
+    model.eval()
+    with hold_weights(model):
+        for x, y in Batches(split.to(parameter.device), batch_size, shuffle=False, drop_last=False).epoch():
+            if isinstance(model, Hybrid):
+                x = dequantise(x, levels=levels, generator=generator, dtype=parameter.dtype)
+            logits = model(x.to(parameter.dtype))
+            right += int((logits.argmax(1) == y).sum())
+            losses.append(F.cross_entropy(logits, y, reduction="none").double().cpu())
+            progress(sum(map(len, losses)))
+    loss = torch.cat(losses)
+    half_width = 1.96 * float(loss.std()) / math.sqrt(len(loss))
+    return Accuracy(
+        right / len(split), _wilson(right, len(split)), Estimate(float(loss.mean()), half_width), len(split)
+    )
+
+
+def _wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Interval of a proportion that stays inside [0, 1] (Wilson 1927, https://doi.org/10.2307/2276774)."""
+    p = successes / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,100 @@
+"""Pictures of data: grids of images, scatter plots of points, tables of everything else."""
+
+__all__ = ["draw", "image_grid", "scatter"]
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from iresnet.runs import Inputs, write_atomically
+
+
+def draw(x: Tensor, inputs: Inputs, path: Path, *, columns: int | None = None) -> Path:
+    r"""Show examples in the form in which people would rather look at them.
+
+    Args:
+        x: examples on the scale of the data, (N, \*E).
+        inputs: what the data are.
+        path: file without suffix; folders are made.
+        columns: width of a grid of images; about square when None.
+
+    Returns:
+        The file: a PNG for images and for points in the plane, a CSV for longer vectors.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x = x.detach().float().cpu()
+    if len(inputs.shape) == 3:
+        content, suffix = _png(image_grid(x, levels=inputs.levels, columns=columns)), ".png"
+    elif inputs.shape == (2,):
+        content, suffix = _png(scatter(x)), ".png"
+    else:
+        content, suffix = _csv(x), ".csv"
+    path = path.with_suffix(suffix)
+    write_atomically(path, content)
+    return path
+
+
+def image_grid(x: Tensor, *, levels: int | None = 256, columns: int | None = None) -> Image.Image:
+    """Arrange images in a grid, small ones enlarged.
+
+    Args:
+        x: images on [0, levels], (N, C, H, W); 1 channel is grey, of more the first 3 are shown.
+        levels: the white level; the largest value when None.
+        columns: width of the grid; about square when None.
+
+    Example:
+        >>> image_grid(torch.zeros(4, 1, 8, 8), levels=17).size
+        (136, 136)
+    """
+    n, c, h, w = x.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    white = float(levels or x.max().clamp(min=1e-12))
+    # Values of integer data lie in [k, k + 1) after dequantisation: the floor, over the largest integer, shows k.
+    shown = (x.floor() / (white - 1) if levels else x / white).nan_to_num(0.0).clamp(0, 1)
+    shown = shown[:, :3] if c >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
+    gap = max(1, h // 16)
+    sheet = torch.ones(3, rows * (h + gap) - gap, columns * (w + gap) - gap) * 0.6
+    for i, image in enumerate(shown):
+        top, left = (i // columns) * (h + gap), (i % columns) * (w + gap)
+        sheet[:, top : top + h, left : left + w] = image
+    picture = Image.fromarray((sheet * 255).round().byte().permute(1, 2, 0).numpy())
+    zoom = max(1, 64 // max(h, w))
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+
+
+def scatter(x: Tensor) -> Image.Image:
+    """Plot points of the plane.
+
+    Args:
+        x: points, (N, 2).
+
+    Example:
+        >>> scatter(torch.randn(100, 2)).mode
+        'RGB'
+    """
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*x.numpy().T, ".", markersize=3, alpha=0.5)
+    axes.set_aspect("equal")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return Image.open(buffer).convert("RGB")
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _csv(x: Tensor) -> str:
+    buffer = io.StringIO()
+    np.savetxt(buffer, x.flatten(1).numpy(), delimiter=",", fmt="%.6g")
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""One YAML file for each published experiment, or its small variant."""

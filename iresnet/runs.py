@@ -1,0 +1,268 @@
+"""The run folder: everything that a run writes, and the model read back from it."""
+
+__all__ = ["Inputs", "Run", "build_model", "inputs_of", "load", "write_atomically"]
+
+import copy
+import json
+import os
+import platform
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from iresnet import zoo
+from iresnet.certificates import Certificate, seal
+from iresnet.config import Config, from_dict, to_yaml
+from iresnet.data import Dataset
+from iresnet.errors import DataError, RunError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model needs to know of its data, so that it can be rebuilt without them.
+
+    Attributes:
+        shape: event shape.
+        levels: values that an integer component takes, none for continuous data.
+        class_names: names of the classes, empty without labels.
+        mean: subtracted from the data, one number or one a channel or feature.
+        std: the data is then divided by it.
+    """
+
+    shape: tuple[int, ...]
+    levels: int | None
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def inputs_of(dataset: Dataset, kind: str) -> Inputs:
+    """Describe a data set to a model.
+
+    Integer data of densities is centred and scaled by its number of levels, as published; all other data is
+    standardised with the moments of each channel or feature of the training split.
+
+    Args:
+        dataset: the data.
+        kind: ``density``, ``classify`` or ``hybrid``.
+
+    Raises:
+        DataError: when a task needs labels that are not there, or a feature is constant.
+    """
+    if kind != "density" and not dataset.n_classes:
+        raise DataError(f"{dataset.name} has no labels, which the task '{kind}' needs; use --task.ce-weight 0")
+    if dataset.levels is not None and kind != "classify":
+        mean, std = (dataset.levels / 2,), (float(dataset.levels),)
+    else:
+        values = dataset.train.x.transpose(0, 1).flatten(1).double()
+        deviation = values.std(dim=1)
+        for i in torch.nonzero(deviation == 0).flatten().tolist():
+            raise DataError(f"feature {i} of {dataset.name} is constant: it has no density; drop it")
+        mean, std = tuple(values.mean(dim=1).tolist()), tuple(deviation.tolist())
+    return Inputs(dataset.shape, dataset.levels, dataset.class_names, mean, std)
+
+
+def build_model(config: Config, inputs: Inputs) -> nn.Module:
+    """Build the model of a recipe for the given data.
+
+    Raises:
+        RecipeError: when the architecture does not fit the data or has no such option.
+    """
+    options = dict(config.model)
+    name = str(options.pop("name", "iresnet" if len(inputs.shape) == 3 else "toy-mlp"))
+    return zoo.build(
+        name,
+        shape=inputs.shape,
+        task=config.task.kind,
+        n_classes=len(inputs.class_names),
+        mean=_per_channel(inputs.mean, inputs.shape),
+        std=_per_channel(inputs.std, inputs.shape),
+        **options,
+    )
+
+
+def _per_channel(numbers: tuple[float, ...], shape: tuple[int, ...]) -> float | Tensor:
+    return numbers[0] if len(numbers) == 1 else torch.tensor(numbers).view(-1, *[1] * (len(shape) - 1))
+
+
+class Run:
+    """A run folder.
+
+    ``config.yaml`` (with what the model knows of the data), ``env.json``, ``metrics.jsonl``, ``model.safetensors``
+    (sealed), ``state/`` (checkpoints), ``samples/``, ``evaluation.json``, ``certificate.json``. Files are replaced as a
+    whole, so a reader never sees half of one.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.model_file = self.path / "model.safetensors"
+        self.state = self.path / "state"
+        self.samples = self.path / "samples"
+
+    @classmethod
+    def create(cls, path: str | Path, config: Config, inputs: Inputs, *, data_dir: str | Path | None = None) -> "Run":
+        """Start a new run folder, and note in it where the data came from.
+
+        Raises:
+            RunError: when there is one already, or the folder cannot be written.
+        """
+        run = cls(path)
+        if run.config_file.exists():
+            raise RunError(f"{path} holds a run already; continue it with --resume, or choose another --out")
+        if run.path.is_dir() and any(run.path.iterdir()):
+            raise RunError(f"{path} is not empty and holds no run; choose another --out")
+        text = to_yaml(config) + yaml.safe_dump({"inputs": _jsonable(asdict(inputs))}, sort_keys=False)
+        with _writing(run.path):
+            run.samples.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.path / "env.json", json.dumps(_environment(data_dir), indent=2) + "\n")
+        write_atomically(run.config_file, text)
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Open an existing run folder.
+
+        Raises:
+            RunError: when it is none.
+        """
+        run = cls(path)
+        if not run.config_file.is_file():
+            raise RunError(f"{path} is not a run folder (no config.yaml in it); make one with: iresnet train RECIPE")
+        return run
+
+    def read_config(self) -> tuple[Config, Inputs]:
+        """Read the configuration, and what the model knows of its data."""
+        try:
+            tree = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            inputs = from_dict(Inputs, tree.pop("inputs"), "inputs.")
+        except (yaml.YAMLError, KeyError, AttributeError) as error:
+            raise RunError(f"{self.config_file} is damaged; restore it, or train again") from error
+        return from_dict(Config, tree), inputs
+
+    @property
+    def data_dir(self) -> str | None:
+        """Where the data was looked for first when the run was made."""
+        try:
+            return json.loads((self.path / "env.json").read_text(encoding="utf-8"))["data_dir"]
+        except (OSError, ValueError, KeyError):
+            return None  # a convenience only: the caller can name the folder
+
+    def save_model(self, model: nn.Module) -> tuple[nn.Module, Certificate]:
+        """Seal a copy of the model and save its weights.
+
+        Returns:
+            The sealed copy, in eval mode, and its certificate.
+        """
+        sealed = copy.deepcopy(model).eval()
+        certificate = seal(sealed)
+        write_atomically(self.model_file, save(_contiguous(sealed)))
+        return sealed, certificate
+
+    def load_model(self) -> nn.Module:
+        """Rebuild the model from its configuration and weights, in eval mode.
+
+        Raises:
+            RunError: when the weights are missing, damaged, or of another model.
+        """
+        config, inputs = self.read_config()
+        if not self.model_file.is_file():
+            raise RunError(f"{self.path} has no model yet; continue its training with --resume")
+        model = build_model(config, inputs)
+        try:
+            model.load_state_dict(load_file(self.model_file))
+        except SafetensorError as error:
+            raise RunError(f"{self.model_file} is damaged: {error}; continue the run with --resume") from error
+        except RuntimeError as error:
+            raise RunError(f"{self.model_file} does not fit config.yaml: {_one_line(error)}") from error
+        return model.eval()
+
+    def write_json(self, name: str, tree: dict[str, Any]) -> Path:
+        """Write a JSON file into the folder and return its path."""
+        path = self.path / name
+        write_atomically(path, json.dumps(tree, indent=2) + "\n")
+        return path
+
+
+def load(path: str | Path) -> nn.Module:
+    """Rebuild a trained model from its run folder.
+
+    Args:
+        path: a run folder.
+
+    Returns:
+        A :class:`~iresnet.Flow`, :class:`~iresnet.Classifier` or :class:`~iresnet.Hybrid` in eval mode, on the CPU.
+
+    Raises:
+        RunError: when the folder holds no sound run.
+
+    Example:
+        >>> load("nowhere")
+        Traceback (most recent call last):
+        ...
+        iresnet.errors.RunError: nowhere is not a run folder (no config.yaml in it); make one with: iresnet train RECIPE
+    """
+    return Run.open(path).load_model()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file aside, flush it to the disk, and move it into place: it is there whole or not at all.
+
+    Raises:
+        RunError: when the disk is full or the folder not writable.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _writing(path):
+        try:
+            with aside.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path):
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; free the space or choose another --out") from error
+
+
+def _contiguous(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _jsonable(tree: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in tree.items()}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _environment(data_dir: str | Path | None) -> dict[str, Any]:
+    packages = ("iresnet", "torch", "numpy", "accelerate", "safetensors")
+    return {
+        "data_dir": str(Path(data_dir).absolute()) if data_dir else None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **{name: metadata.version(name) for name in packages},
+    }

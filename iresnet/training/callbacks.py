@@ -1,0 +1,134 @@
+"""What happens beside the training: events, and the callbacks that follow them."""
+
+__all__ = ["Callback", "Event", "JsonlMetrics", "Pictures", "Snapshot", "Started", "Stepped", "Stopped"]
+
+import json
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iresnet.certificates import Certificate
+from iresnet.classifiers import Classifier, Hybrid
+from iresnet.data import dequantise
+from iresnet.pictures import draw
+from iresnet.runs import Inputs, Run
+
+
+@dataclass(frozen=True)
+class Started:
+    """Training begins, or continues, after ``step`` of ``n_steps`` steps."""
+
+    step: int
+    n_steps: int
+    steps_per_epoch: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A step was done; ``metrics`` are the means since they were last given, every ``log_every`` steps."""
+
+    step: int
+    epoch: float
+    metrics: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A sealed copy of the model was saved and validated."""
+
+    step: int
+    epoch: float
+    model: nn.Module
+    certificate: Certificate
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Training is over, complete or interrupted."""
+
+    complete: bool
+
+
+Event = Started | Stepped | Snapshot | Stopped
+
+
+class Callback(ABC):
+    """Follows a training run; called by the main process only."""
+
+    @abstractmethod
+    def __call__(self, event: Event) -> None:
+        """Take note of an event."""
+
+
+class JsonlMetrics(Callback):
+    """Appends every set of metrics to ``metrics.jsonl``, one JSON object a line.
+
+    Args:
+        run: the run folder.
+        size: bytes to keep of a file that is there: what follows was written by steps that are done again.
+    """
+
+    def __init__(self, run: Run, size: int = 0):
+        self.path = run.metrics_file
+        self.path.touch()
+        os.truncate(self.path, size)
+
+    def __call__(self, event: Event) -> None:
+        """Write the metrics of steps and snapshots."""
+        match event:
+            case Stepped(step, epoch, dict(metrics)):
+                self._write({"split": "train", "step": step, "epoch": round(epoch, 4), **metrics})
+            case Snapshot(step, epoch, _, certificate, metrics):
+                worst = max((b.upper for b in certificate.blocks), default=None)
+                line = {"split": "validation", "step": step, "epoch": round(epoch, 4), **metrics}
+                self._write({**line, "certified": certificate.certified, "largest_block_bound": worst})
+            case _:
+                pass
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class Pictures(Callback):
+    """Draws samples and reconstructions at every snapshot, from the same latents and images each time.
+
+    Args:
+        run: the run folder.
+        inputs: what the data are.
+        x: examples to reconstruct, as stored.
+        n: samples to draw; nothing is drawn when 0.
+    """
+
+    def __init__(self, run: Run, inputs: Inputs, x: Tensor, n: int):
+        self.run = run
+        self.inputs = inputs
+        self.x = x[: min(n, 16)]
+        self.n = n
+
+    @torch.no_grad()
+    def __call__(self, event: Event) -> None:
+        """Draw at snapshots."""
+        if not isinstance(event, Snapshot) or not self.n:
+            return
+        name = f"epoch-{event.epoch:07.2f}"
+        model = event.model.flow if isinstance(event.model, Hybrid) else event.model
+        if isinstance(model, Classifier):
+            x = self.x.float()
+            pair = torch.cat([x, model.invert(model.features(x))])
+        else:
+            parameter = next(model.parameters())
+            generator = torch.Generator(parameter.device).manual_seed(0)
+            samples = model.sample(self.n, generator=generator)
+            draw(samples, self.inputs, self.run.samples / f"samples-{name}")
+            noise = torch.Generator(self.x.device).manual_seed(0)
+            x = dequantise(self.x, levels=self.inputs.levels, generator=noise)
+            pair = torch.cat([x, model.decode(model.encode(x))])
+        if len(self.inputs.shape) == 3:
+            draw(pair, self.inputs, self.run.samples / f"reconstructions-{name}", columns=len(x))

@@ -1,0 +1,125 @@
+"""What a recipe would cost, from one real step on a small batch."""
+
+__all__ = ["DryRun", "dry_run"]
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from iresnet.config import Config
+from iresnet.data import Batches, Dataset
+from iresnet.data import load as load_data
+from iresnet.runs import build_model, inputs_of
+from iresnet.training.optim import make_optimiser
+from iresnet.training.task import Task
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """Cost of a recipe on this machine.
+
+    Attributes:
+        parameters: how many the model has.
+        loss: of the step that was run.
+        state_bytes: weights, gradients and optimiser state.
+        example_bytes: what one example keeps for the backward pass.
+        example_seconds: time of one example's share of a step.
+        batch_size: of the recipe.
+        n_steps: of the whole run.
+        device: where it was measured.
+    """
+
+    parameters: int
+    loss: float
+    state_bytes: int
+    example_bytes: int
+    example_seconds: float
+    batch_size: int
+    n_steps: int
+    device: str
+
+    def __str__(self) -> str:
+        memory = (self.state_bytes + self.batch_size * self.example_bytes) / 2**30
+        seconds = self.batch_size * self.example_seconds
+        return "\n".join(
+            [
+                f"parameters      {self.parameters:,}",
+                f"loss            {self.loss:.4f} after one real step",
+                f"memory          {memory:.2f} GiB estimated at batch size {self.batch_size} "
+                f"({self.state_bytes / 2**20:.0f} MiB of weights and optimiser, "
+                f"{self.example_bytes / 2**20:.1f} MiB an example)",
+                f"time per step   {seconds:.2f} s estimated at batch size {self.batch_size} on {self.device}",
+                f"full run        {self.n_steps:,} steps, {_duration(seconds * self.n_steps)} on {self.device}",
+            ]
+        )
+
+
+def dry_run(config: Config, *, data_dir: str | Path | None = None, examples: int = 4) -> DryRun:
+    """Build the full model of a recipe, run real training steps on a few examples, and estimate the whole run.
+
+    The time is that of the second step, the memory the bytes that autograd keeps for it; both are scaled with the batch
+    size, which overestimates the time on devices that a few examples do not fill. Nothing is written.
+
+    Args:
+        config: the recipe.
+        data_dir: where data sets are looked for first.
+        examples: batch size of the steps.
+
+    Raises:
+        IResNetError: as in training.
+    """
+    dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.train.seed)
+    model = build_model(config, inputs_of(dataset, config.task.kind))
+    task = Task(model, config.task, levels=dataset.levels, augment=config.data.augment).to(device).train()
+    optimiser = make_optimiser(model, config.optim)
+    x, y = _first_examples(dataset, min(examples, config.train.batch_size), device)
+    _step(task, optimiser, x, y)
+    start = time.perf_counter()
+    loss, kept = _step(task, optimiser, x, y)
+    seconds = time.perf_counter() - start
+    n = sum(p.numel() for p in model.parameters())
+    slots = sum(t.numel() for state in optimiser.state.values() for t in state.values() if torch.is_tensor(t))
+    return DryRun(
+        parameters=n,
+        loss=loss,
+        state_bytes=4 * (2 * n + slots),
+        example_bytes=kept // len(x),
+        example_seconds=seconds / len(x),
+        batch_size=config.train.batch_size,
+        n_steps=config.train.epochs * len(Batches(dataset.train, config.train.batch_size)),
+        device=torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads",
+    )
+
+
+def _first_examples(dataset: Dataset, n: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    y = dataset.train.y
+    return dataset.train.x[:n].to(device), None if y is None else y[:n].to(device)
+
+
+def _step(task: Task, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor | None) -> tuple[float, int]:
+    """Run one training step; return the loss and the bytes of all distinct tensors kept for its backward pass."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss, _ = task(x, y)
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    own = {p.untyped_storage().data_ptr() for p in task.parameters()}
+    return float(loss), sum(size for pointer, size in kept.items() if pointer not in own)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,64 @@
+"""The progress bar of a training run."""
+
+__all__ = ["ProgressBar"]
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from iresnet.training.callbacks import Callback, Event, Snapshot, Started, Stepped, Stopped
+
+
+class ProgressBar(Callback):
+    """Shows loss, bits/dim or accuracy, throughput and time left; on no terminal, one line a snapshot.
+
+    Args:
+        console: where to show it.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.batch_size = 0
+        self.bar = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[throughput]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __call__(self, event: Event) -> None:
+        """Follow the run."""
+        match event:
+            case Started():
+                self.batch_size = event.batch_size
+                self.bar.start()
+                self.bar.add_task("train", total=event.n_steps, completed=event.step, numbers="", throughput="")
+            case Stepped(_, _, metrics):
+                speed = self.bar.tasks[0].speed
+                throughput = f"{speed * self.batch_size:.0f}/s" if speed else ""
+                self.bar.update(self.bar.tasks[0].id, advance=1, throughput=throughput)
+                if metrics:
+                    self.bar.update(self.bar.tasks[0].id, numbers=_shown(metrics))
+            case Snapshot(step, epoch, _, certificate, metrics):
+                verdict = "certified" if certificate.certified else "NOT certified"
+                self.console.print(f"epoch {epoch:g}, step {step}: validation {_shown(metrics)}, {verdict}")
+            case Stopped():
+                self.bar.stop()
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    formats = {"loss": "loss {:.4f}", "bits_per_dim": "{:.4f} bits/dim", "accuracy": "accuracy {:.2%}"}
+    return ", ".join(text.format(metrics[name]) for name, text in formats.items() if name in metrics)

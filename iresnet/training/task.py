@@ -1,0 +1,84 @@
+"""What is trained: the loss of a model on a batch, as one module."""
+
+__all__ = ["Task"]
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from iresnet.classifiers import Classifier, Hybrid
+from iresnet.config import TaskConfig
+from iresnet.data import dequantise, flip, pad_crop
+from iresnet.errors import UnknownNameError
+from iresnet.flows import Flow
+from iresnet.lipschitz import hold_weights
+
+AUGMENTATIONS = {"pad-crop": lambda x: pad_crop(x, padding=4, mode="symmetric"), "flip": flip}
+"""Random changes of a batch of training images, by name."""
+
+
+class Task(nn.Module):
+    r"""The loss of a batch; the whole of it is this module's ``forward``, as distributed training needs.
+
+    .. math:: w_{nll} \cdot \mathrm{bits/dim}(x) + w_{ce} \cdot \mathrm{crossentropy}(y \mid x)
+
+    Args:
+        model: a :class:`~iresnet.Flow`, :class:`~iresnet.Classifier` or :class:`~iresnet.Hybrid`.
+        weights: the two weights.
+        levels: values that an integer component takes, none for continuous data.
+        augment: names in :data:`AUGMENTATIONS`, applied in train mode.
+
+    Raises:
+        UnknownNameError: for an unknown augmentation.
+
+    Example:
+        >>> import torch, iresnet as ir
+        >>> model = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=8)
+        >>> loss, metrics = Task(model, TaskConfig(), levels=None)(torch.randn(16, 2), None)
+        >>> sorted(metrics)
+        ['bits_per_dim']
+    """
+
+    def __init__(self, model: nn.Module, weights: TaskConfig, *, levels: int | None, augment: Sequence[str] = ()):
+        super().__init__()
+        for name in augment:
+            if name not in AUGMENTATIONS:
+                raise UnknownNameError("augmentation", name, AUGMENTATIONS)
+        self.model = model
+        self.weights = weights
+        self.levels = levels
+        self.augment = tuple(augment)
+
+    def forward(
+        self,
+        x: Tensor,  # (N, *E), as stored: uint8 or float
+        y: Tensor | None,  # (N,)
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and the batch means of ``bits_per_dim`` and ``accuracy``, where they apply."""
+        for name in self.augment if self.training else ():
+            x = AUGMENTATIONS[name](x)
+        with hold_weights(self.model):
+            log_prob, logits = self._outputs(x)
+        loss, metrics = x.new_zeros((), dtype=next(self.model.parameters()).dtype), {}
+        if log_prob is not None:
+            bits = -log_prob.mean() / (x[0].numel() * math.log(2))
+            loss, metrics["bits_per_dim"] = loss + self.weights.nll_weight * bits, bits.detach()
+        if logits is not None:
+            assert y is not None
+            loss = loss + self.weights.ce_weight * F.cross_entropy(logits.float(), y)
+            metrics["accuracy"] = (logits.detach().argmax(1) == y).float().mean()
+        return loss, metrics
+
+    def _outputs(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Log-densities and logits, as far as the model has them."""
+        match self.model:
+            case Flow():
+                return self.model.log_prob(dequantise(x, levels=self.levels)), None
+            case Hybrid():
+                return self.model.log_prob_and_logits(dequantise(x, levels=self.levels))
+            case Classifier():
+                return None, self.model(x.float())
+            case _:
+                raise TypeError(f"a Task trains a Flow, Classifier or Hybrid, got {type(self.model).__name__}")
