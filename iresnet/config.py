@@ -136,7 +136,10 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     tree = _read(recipe)
     for key, value in _pairs(overrides):
-        _set(tree, key.split("."), value)
+        path = key.split(".")
+        if len(path) == 3 and path[-1] == "name":  # a part of the model: the options of the old part belong to it
+            path, value = path[:2], {"name": value}
+        _set(tree, path, value)
     return from_dict(Config, tree)
 
 
@@ -183,7 +186,7 @@ def _scalar(text: str) -> Any:
 
 
 def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set a value in the nested dictionary; a plain value on the way, such as a name, becomes a section."""
+    """Set a value in the nested dictionary; a plain value on the way, such as ``logdet: exact``, becomes a section."""
     key, *rest = path
     if not rest:
         tree[key] = value

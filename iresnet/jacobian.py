@@ -156,9 +156,10 @@ def elementwise(value: Tensor, slope: Tensor) -> Linearization:
 
 @linearizes(nn.ELU)
 def _elu(g: nn.ELU, x: Tensor) -> Linearization:
-    # For x <= 0: elu'(x) = alpha e^x = elu(x) + alpha.
+    # For x <= 0: elu'(x) = alpha e^x = elu(x) + alpha; at alpha = 1 one clamp covers both sides.
     y = F.elu(x, g.alpha)
-    return elementwise(y, torch.where(x > 0, torch.ones_like(y), y + g.alpha))
+    slope = y.clamp(max=0) + 1 if g.alpha == 1 else torch.where(x > 0, torch.ones_like(y), y + g.alpha)
+    return elementwise(y, slope)
 
 
 @linearizes(nn.ReLU)
