@@ -102,9 +102,10 @@ class Solver(ABC):
             largest = change.abs().amax(1)
             value[active], residual[active], distance[active] = fx, largest, change.norm(dim=1)
             steps[active] += 1
-            done = largest <= self.atol + rtol * fx.flatten(1).abs().amax(1)
+            finite = torch.isfinite(largest)  # else inf <= atol + rtol * inf would pass for convergence
+            done = finite & (largest <= self.atol + rtol * fx.flatten(1).abs().amax(1))
             converged[active] = done
-            keep = ~done & torch.isfinite(largest)
+            keep = finite & ~done
             active = active[keep]
             if len(active) == 0:
                 break
