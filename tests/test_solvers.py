@@ -1,0 +1,267 @@
+"""Solvers of x = f(x): what they find against known solutions, and whether their reports are true."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from laws import close, contraction, randn
+from torch import Tensor
+
+import iresnet as ir
+from iresnet.errors import IResNetError
+from iresnet.zoo import SOLVERS, make_solver
+
+N, D = 5, 6
+
+
+def orthogonal(d: int) -> Tensor:
+    return torch.linalg.qr(randn(d, d))[0]
+
+
+def linear(matrix: Tensor):
+    """The map x -> A x + b, its Lipschitz constant and its solution."""
+    b = 3 * randn(N, D)
+    solution = torch.linalg.solve(torch.eye(D).double() - matrix, b.T).T
+    return (lambda x, active: x @ matrix.T + b[active]), float(torch.linalg.matrix_norm(matrix, 2)), solution
+
+
+def residual_block(name: str):
+    """The map x -> z - g(x) of an inverse: x is the solution when z = x + g(x)."""
+    g, x = contraction(name)
+    with torch.no_grad():
+        z = x + g(x)
+    return (lambda x, active: z[active] - g(x)), ir.certify(g).blocks[0].upper, x
+
+
+def symmetric(low: float, high: float) -> Tensor:
+    q = orthogonal(D)
+    return q * torch.linspace(low, high, D, dtype=torch.float64) @ q.T
+
+
+def nilpotent() -> Tensor:
+    return 0.9 * torch.eye(D, dtype=torch.float64).roll(1, 1).triu()
+
+
+PROBLEMS = {
+    "symmetric": lambda: linear(symmetric(-0.9, 0.9)),
+    "contracting": lambda: linear(symmetric(-0.9, -0.5)),
+    "nilpotent": lambda: linear(nilpotent()),
+    "rotation": lambda: linear(0.5 * orthogonal(D)),
+    "constant": lambda: linear(torch.zeros(D, D).double()),
+    "multiple of the identity": lambda: linear(-0.9 * torch.eye(D).double()),
+    "mlp": lambda: residual_block("mlp"),
+    "convolutions": lambda: residual_block("convolutions"),
+    "nonsmooth": lambda: residual_block("mlp with relu"),
+    "permuting": lambda: residual_block("mlp with maxmin"),
+}
+
+
+class Recorder:
+    """The map f, with everything that it was called with and what it returned."""
+
+    def __init__(self, f, n: int):
+        self.f = f
+        self.calls = []
+        self.evaluations: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(n)]
+
+    def __call__(self, x: Tensor, active: Tensor) -> Tensor:
+        fx = self.f(x, active)
+        self.calls.append(active.tolist())
+        for i, x_i, fx_i in zip(active.tolist(), x, fx, strict=True):
+            self.evaluations[i].append((x_i, fx_i))
+        return fx
+
+
+@pytest.mark.parametrize("atol", [1e-2, 1e-6, 1e-12])
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_finds_the_solution_within_its_error_bound(solver, problem, atol):
+    f, lipschitz, expected = PROBLEMS[problem]()
+    solution = make_solver({"name": solver, "atol": atol, "max_steps": 1000}).solve(
+        f, torch.zeros_like(expected), lipschitz=lipschitz
+    )
+    error = (solution.value - expected).flatten(1).norm(dim=1)
+    assert bool(solution.converged.all())
+    assert bool((error <= solution.error_bound + 1e-12).all()), (error, solution.error_bound)
+    rounding = 1e-14 * expected.abs().max()
+    assert bool((solution.residual <= atol + rounding).all())
+    factor = lipschitz / (1 - lipschitz) * math.sqrt(expected[0].numel())
+    assert bool((solution.error_bound <= factor * (atol + rounding)).all())
+    assert bool((error <= 10 * factor * (atol + rounding)).all())
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_report_is_what_happened(solver, problem):
+    f, _, expected = PROBLEMS[problem]()
+    for max_steps in (3, 300):
+        recorder = Recorder(f, len(expected))
+        solution = make_solver({"name": solver, "atol": 1e-8, "max_steps": max_steps}).solve(
+            recorder, torch.zeros_like(expected)
+        )
+        for i, evaluations in enumerate(recorder.evaluations):
+            x, fx = evaluations[-1]
+            assert int(solution.steps[i]) == len(evaluations) <= max_steps
+            close(solution.value[i], fx, 0.0)
+            close(solution.residual[i], (fx - x).abs().max(), 0.0)
+            assert bool(solution.converged[i]) == bool(solution.residual[i] <= 1e-8 + 1e-15 * fx.abs().max())
+        assert all(
+            set(later) <= set(earlier) for earlier, later in zip(recorder.calls, recorder.calls[1:], strict=False)
+        )
+        assert not bool(solution.error_bound[solution.residual > 0].isfinite().any())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_samples_that_converged_leave_the_batch_and_change_nothing_for_the_others(solver):
+    rates = torch.tensor([0.0, 0.9, 0.1, 0.5], dtype=torch.float64)
+    q, b = orthogonal(D), randn(4, D)
+    recorder = Recorder(lambda x, active: rates[active, None] * (x @ q.T).sin() + b[active], 4)
+    solver = make_solver(solver)
+    together = solver.solve(recorder, torch.zeros_like(b))
+    assert together.converged.all()
+    assert together.steps.argsort().tolist() == rates.argsort().tolist()
+    assert [len(active) for active in recorder.calls] == sorted(map(len, recorder.calls), reverse=True)
+    assert sum(map(len, recorder.calls)) == int(together.steps.sum())
+    for i in range(4):
+        alone = solver.solve(lambda x, active, i=i: rates[i] * (x @ q.T).sin() + b[i], torch.zeros_like(b[:1]))
+        close(together.value[i], alone.value[0])
+        assert together.steps[i] == alone.steps[0]
+
+
+@pytest.mark.parametrize("when", [1, 3])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_sample_that_is_not_finite_is_reported_at_once_and_spoils_no_other(solver, bad, when):
+    f, lipschitz, expected = PROBLEMS["symmetric"]()
+    step = iter(range(1, 10_000))
+
+    def spoilt(x: Tensor, active: Tensor) -> Tensor:
+        now = next(step) >= when
+        return f(x, active).masked_fill(((active == 2) & now)[:, None], bad)
+
+    solution = make_solver(solver).solve(spoilt, torch.zeros_like(expected), lipschitz=lipschitz)
+    assert solution.converged.tolist() == [True, True, False, True, True]
+    assert int(solution.steps[2]) == when
+    assert not bool(solution.residual[2].isfinite() | solution.error_bound[2].isfinite())
+    others = [0, 1, 3, 4]
+    close(solution.value[others], expected[others], 1e-3)
+    assert bool(solution.error_bound[others].isfinite().all())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_maps_without_a_fixed_point_are_reported_and_not_believed(solver):
+    for f in (lambda x, active: x + 1, lambda x, active: 2 * x + 1 + x.square()):
+        solution = make_solver({"name": solver, "max_steps": 50}).solve(f, torch.ones(3, 2), lipschitz=2.0)
+        assert not bool(solution.converged.any())
+        assert bool((solution.steps <= 50).all())
+        assert bool((solution.error_bound == math.inf).all() | solution.error_bound.isnan().any())
+        assert "0 of 3 samples converged" in str(solution)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_float32_converges_to_atol_or_to_rounding_far_from_the_data(solver, scale):
+    g, _ = contraction("mlp")
+    g.float()
+    x = scale * torch.randn(50, 4)
+    with torch.no_grad():
+        z = x + g(x)
+        solution = make_solver(solver).solve(lambda x, active: z[active] - g(x), z)
+        left = (solution.value + g(solution.value) - z).abs().amax(1)
+    assert bool(solution.converged.all())
+    assert bool((left <= 1e-5 + 1e-6 * x.abs().amax(1)).all())
+    assert solution.value.dtype == torch.float32
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solution_given_as_the_start_costs_one_evaluation(solver):
+    f, lipschitz, expected = PROBLEMS["multiple of the identity"]()
+    solution = make_solver(solver).solve(f, expected, lipschitz=lipschitz)
+    assert solution.steps.tolist() == [1] * N
+    empty = make_solver(solver).solve(f, expected[:0])
+    assert empty.value.shape == (0, D)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solve_records_nothing_and_does_not_write_into_its_start(solver):
+    f, _, expected = PROBLEMS["mlp"]()
+    start = torch.zeros_like(expected)
+    assert not make_solver(solver).solve(f, start).value.requires_grad
+    close(start, torch.zeros_like(start), 0.0)
+
+
+# -- acceleration ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.9, 0.9), (-0.9, 0.0), (0.0, 0.9), (0.9, 0.9)])
+def test_anderson_takes_a_fraction_of_the_plain_evaluations_on_stiff_maps(low, high):
+    q = orthogonal(30)
+    matrix = q * torch.linspace(low, high, 30, dtype=torch.float64) @ q.T
+    b = randn(10, 30)
+    steps = {
+        make: int(make(atol=1e-8).solve(lambda x, active: x @ matrix + b[active], b).steps.sum())
+        for make in (ir.Anderson, ir.FixedPointIteration)
+    }
+    assert steps[ir.Anderson] < 0.4 * steps[ir.FixedPointIteration]
+
+
+def folded(n: int, rate: float):
+    """A nonsmooth contraction of the plane on which unguarded Anderson acceleration runs in circles."""
+    q, b = orthogonal(2), 10 * randn(n, 2)
+    return lambda x, active: rate * torch.stack([x.amax(1), x.amin(1)], 1) @ q + b[active]
+
+
+def test_anderson_converges_on_nonsmooth_maps():
+    for _ in range(4):
+        solution = ir.Anderson(1e-9, max_steps=2000).solve(folded(500, 0.99), 10 * randn(500, 2))
+        assert bool(solution.converged.all()), solution
+
+
+def test_anderson_takes_back_a_step_that_made_it_worse():
+    recorder = Recorder(folded(200, 0.95), 200)
+    ir.Anderson(1e-9).solve(recorder, 10 * randn(200, 2))
+    taken_back = 0
+    for evaluations in recorder.evaluations:
+        smallest, best_f = math.inf, evaluations[0][0]
+        for (x, fx), (following, _) in itertools.pairwise(evaluations):
+            size = float((fx - x).norm())
+            if size > smallest:
+                close(following, best_f)  # the plain step from the best point so far
+                taken_back += 1
+            else:
+                smallest, best_f = size, fx
+    assert taken_back > 20
+
+
+@pytest.mark.parametrize("window", [1, 2, 8])
+def test_anderson_with_any_window_solves_dependent_problems(window):
+    # Rank one, and samples that start converged: the least-squares problems are singular.
+    a = 0.9 * orthogonal(D)[:, :1]
+    b = randn(3, D)
+    b[0] = 0.0
+    matrix = a @ a.T
+    solution = ir.Anderson(1e-10, window=window).solve(
+        lambda x, active: x @ matrix + b[active], torch.zeros(3, D).double()
+    )
+    close(solution.value, torch.linalg.solve(torch.eye(D).double() - matrix, b.T).T, 1e-8)
+
+
+BAD = {
+    "tolerance": {"atol": 0.0},
+    "tolerance that is not a number": {"atol": math.nan},
+    "relative tolerance": {"rtol": -1.0},
+    "steps": {"max_steps": 0},
+}
+
+
+@pytest.mark.parametrize("option", BAD)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_bad_options_are_refused(solver, option):
+    with pytest.raises(IResNetError, match=r"must be positive|at least 1"):
+        make_solver({"name": solver, **BAD[option]})
+
+
+def test_anderson_needs_a_window():
+    with pytest.raises(IResNetError, match="window must be at least 1"):
+        ir.Anderson(window=0)
