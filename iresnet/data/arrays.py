@@ -41,8 +41,8 @@ def read_arrays(path: Path) -> Splits:
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     """Return arrays named ``train_x`` and so on."""
-    with reading(path, f"{path.suffix} file of plain arrays"):
-        content = np.load(path, allow_pickle=False)
+    with reading(path, f"{path.suffix} file of plain arrays"), path.open("rb") as file:
+        content = np.load(file, allow_pickle=False)
         if isinstance(content, np.ndarray):
             return {"train_x": content}
         with content:

@@ -130,7 +130,7 @@ def _load(path: Path) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}  # reading to the end verifies the checksums
     except Exception:  # whatever is wrong with it, it is decoded anew
         return None

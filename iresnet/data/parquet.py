@@ -171,5 +171,5 @@ def _labels(path: Path, label: str) -> torch.Tensor:
 
 
 def _column(path: Path, name: str) -> pa.ChunkedArray:
-    with reading(path, "complete Parquet file"), pq.ParquetFile(path) as file:
+    with reading(path, "complete Parquet file"), pq.ParquetFile(path, page_checksum_verification=True) as file:
         return file.read([name]).column(name)

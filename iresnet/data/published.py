@@ -86,6 +86,10 @@ def _download(spec: Published, tried: list[Path]) -> Dataset:
 
 
 def _assemble(spec: Published, splits: Splits, folder: Path) -> Dataset:
+    if not {"train", "test"} <= set(splits):
+        raise DataError(
+            f"{folder}: {spec.name} has a train and a test split, got only {', '.join(splits)}; add the other"
+        )
     for kind, split in splits.items():
         if tuple(split.x.shape[1:]) != spec.shape:
             got = tuple(split.x.shape[1:])

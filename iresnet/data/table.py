@@ -78,7 +78,7 @@ def _parse(path: Path, text: str) -> _Table:
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise DataError(f"{path}: expected a table of numbers, got an empty file")
-    delimiter = next((mark for mark in _DELIMITERS if mark in lines[0][1]), None)
+    delimiter = _delimiter(lines[0][1])
     first = _fields(lines[0][1], delimiter)
     header = None if any(_is_number(field) for field in first) else first
     data = lines[1:] if header else lines
@@ -87,6 +87,13 @@ def _parse(path: Path, text: str) -> _Table:
     if header and (not all(header) or len(set(header)) < len(header)):
         raise DataError(f"{path}, line {lines[0][0]}: expected a name of its own for each column, got {header}"[:300])
     return _Table(path, delimiter, header, data, len(first))
+
+
+def _delimiter(line: str) -> str | None:
+    mark = next((mark for mark in _DELIMITERS if mark in line), None)
+    if mark == "\t" and any(_is_number(field.split()[0]) for field in line.split(mark) if len(field.split()) > 1):
+        return None  # tabs among other white space, as in "1 \t2   3"
+    return mark
 
 
 def _is_number(field: str) -> bool:
