@@ -29,6 +29,7 @@ from data_fixtures import (
     write_svhn,
     write_tar,
 )
+from scipy.io import savemat
 
 from iresnet.data import DATASETS, cifar, hub, load
 from iresnet.data.published import PUBLISHED
@@ -269,6 +270,24 @@ DAMAGE = {
     "mat: truncated": ("svhn", _mat, lambda f: shorten(f / "train_32x32.mat"), "train_32x32.mat: expected a MATLAB"),
     "mat: empty": ("svhn", _mat, lambda f: (f / "train_32x32.mat").write_bytes(b""), "train_32x32.mat: expected"),
     "mat: one byte": ("svhn", _mat, lambda f: corrupt(f / "train_32x32.mat"), "train_32x32.mat: expected"),
+    "mat: wrong shape": (
+        "svhn",
+        _mat,
+        lambda f: savemat(f / "train_32x32.mat", {"X": np.zeros((3, 32, 32, 5), np.uint8), "y": np.ones((5, 1))}),
+        r"train_32x32.mat: expected uint8 X of shape \(32, 32, 3, N\), got uint8 \(3, 32, 32, 5\)",
+    ),
+    "mat: fewer labels": (
+        "svhn",
+        _mat,
+        lambda f: savemat(f / "train_32x32.mat", {"X": np.zeros((32, 32, 3, 5), np.uint8), "y": np.ones((4, 1))}),
+        r"expected 5 labels y in 1\.\.10, got shape \(4,\)",
+    ),
+    "mat: no labels": (
+        "svhn",
+        _mat,
+        lambda f: savemat(f / "train_32x32.mat", {"X": np.zeros((32, 32, 3, 5), np.uint8)}),
+        "train_32x32.mat: expected a MATLAB file with variables X and y",
+    ),
     "parquet: only train": (
         "cifar10",
         _parquet,
@@ -450,6 +469,22 @@ def test_an_interrupted_download_leaves_nothing_that_looks_complete(monkeypatch,
     assert not (isolated / "mnist").exists()
     fake_hub(monkeypatch)
     assert len(load("mnist").test) == 12
+
+
+def test_a_folder_in_the_way_of_a_download_is_told(monkeypatch, isolated):  # noqa: F811
+    fake_hub(monkeypatch)
+    (isolated / "mnist").mkdir()
+    with pytest.raises(DataError, match="exists without its files; delete the folder"):
+        load("mnist")
+
+
+def test_without_a_network_the_hub_is_given_up_at_once(monkeypatch):
+    def never(*_args, **_kwargs):
+        raise AssertionError("the client would retry for half a minute")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", never)
+    with pytest.raises(DataError, match="no network in tests"):
+        load("mnist")
 
 
 def test_unknown_names_are_told_with_the_nearest():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from iresnet.data import PADDINGS, dequantise, flip, load, pad_crop
+from iresnet.data import PADDINGS, TOYS, Batches, Split, dequantise, flip, load, pad_crop
 from iresnet.errors import DataError, UnknownNameError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -140,3 +140,23 @@ def test_bad_arguments_are_refused_in_one_line(case):
 def test_an_unknown_padding_lists_the_known_ones():
     with pytest.raises(UnknownNameError, match="did you mean 'symmetric'"):
         pad_crop(random_images(), mode="symetric")
+
+
+DEVICES = {
+    "cpu": True,
+    "cuda": torch.cuda.is_available(),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", RANDOM)
+def test_results_stay_on_the_device_of_the_batch(name, device):
+    if not DEVICES[device]:
+        pytest.skip(f"needs a {device} device")
+    x = random_images().to(device)
+    for source in (None, torch.Generator(device).manual_seed(0)):
+        assert RANDOM[name](x, source).device == x.device
+    batches = Batches(Split(x), 16)
+    assert all(batch.device == x.device for batch, _ in batches.epoch())
+    assert TOYS["moons"].sample(4, torch.Generator(device)).device == x.device
+    assert TOYS["moons"].log_prob(torch.zeros(4, 2, device=device)).device == x.device

@@ -33,6 +33,14 @@ def read_arrays(path: Path) -> Splits:
 
     Raises:
         DataError: damaged, other keys, labels that do not fit, or an array that is neither images nor a table.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "mine.npz"
+        >>> np.savez(path, x=np.zeros((10, 8, 8, 3), np.uint8), y=np.arange(10))
+        >>> splits = read_arrays(path)
+        >>> splits["train"].x.shape, splits["train"].y.shape
+        (torch.Size([10, 3, 8, 8]), torch.Size([10]))
     """
     arrays = _load(path)
     names = {name.rpartition("_")[0] or "train" for name in arrays}

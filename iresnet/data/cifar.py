@@ -77,6 +77,10 @@ def read_cifar_python(folder: Path, files: CifarFiles) -> Splits | None:
 
     Raises:
         DataError: a file is missing, damaged, or asks to run something.
+
+    Example:
+        >>> read_cifar_python(Path("no such folder"), CIFAR10) is None
+        True
     """
     contents = _contents(folder, f"{files.archive}-python.tar.gz", files.python, files.train + files.test)
     return None if contents is None else _splits(files, contents, "", _parse_python)
@@ -94,6 +98,10 @@ def read_cifar_binary(folder: Path, files: CifarFiles) -> Splits | None:
 
     Raises:
         DataError: a file is missing or damaged.
+
+    Example:
+        >>> read_cifar_binary(Path("no such folder"), CIFAR100) is None
+        True
     """
     names = tuple(f"{name}.bin" for name in files.train + files.test)
     contents = _contents(folder, f"{files.archive}-binary.tar.gz", files.binary, names)

@@ -49,6 +49,13 @@ def decode_images(images: Sequence[Encoded], *, image_size: int | None = None) -
 
     Raises:
         DataError: an image is damaged, neither grey nor RGB, or differs from the first in size or mode.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> Image.new("L", (6, 4), 200).save(file, "PNG")
+        >>> x = decode_images([Encoded("a.png", file.getvalue)])
+        >>> x.shape, int(x.min())
+        ((1, 1, 4, 6), 200)
     """
     first = _decode(images[0], image_size)
     decoded = np.empty((len(images), *first.shape), np.uint8)
@@ -109,6 +116,13 @@ def remembered(
 
     Returns:
         The arrays by name.
+
+    Warns:
+        UserWarning: the file could not be written.
+
+    Example:
+        >>> remembered("three ones", [], 3, lambda: {"x": np.ones(3)})
+        {'x': array([1., 1., 1.])}
     """
     if n_images < _WORTH_REMEMBERING:
         return decode()
@@ -144,7 +158,7 @@ def _store(path: Path, arrays: dict[str, np.ndarray], prefix: str) -> None:
             temporary = Path(file.name)
             np.savez(file, allow_pickle=False, **arrays)
         for earlier in path.parent.glob(f"{prefix}-*.npz"):
-            earlier.unlink()
+            earlier.unlink(missing_ok=True)
         os.replace(temporary, path)
     except OSError as error:
         message = f"decoded images could not be kept in {path.parent} ({error}); they are decoded again next time"

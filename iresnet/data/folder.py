@@ -33,6 +33,17 @@ def read_image_folder(folder: Path, *, image_size: int | None = None) -> tuple[S
 
     Raises:
         DataError: no images, images of several sizes or modes, or classes that differ between splits.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in ("cat", "dog"):
+        ...     (root / name).mkdir()
+        ...     Image.new("RGB", (12, 8)).save(root / name / "1.png")
+        >>> splits, class_names = read_image_folder(root, image_size=8)
+        >>> splits["train"].x.shape, splits["train"].y.tolist(), class_names
+        (torch.Size([2, 3, 8, 8]), [0, 1], ('cat', 'dog'))
     """
     listed = {kind: _list(root) for kind, root in _split_folders(folder).items()}
     class_names = _class_names(folder, listed)

@@ -21,6 +21,10 @@ class HubFiles:
         repo: ``owner/name``.
         revision: the full commit hash, so that the files cannot change.
         files: paths inside the repository.
+
+    Example:
+        >>> print(HubFiles("someone/pictures", "0123456789abcdef0123456789abcdef01234567", ("a.parquet",)))
+        hub data set someone/pictures at revision 0123456789ab
     """
 
     repo: str

@@ -30,6 +30,10 @@ class Published:
         files: the files of the original distribution, for the user who has none.
         hub: where to download it.
         credit: reference and licence.
+
+    Example:
+        >>> PUBLISHED["cifar10"].shape, PUBLISHED["cifar10"].class_names[3]
+        ((3, 32, 32), 'cat')
     """
 
     name: str

@@ -72,6 +72,11 @@ def check_md5(path: Path, expected: str) -> None:
 
     Raises:
         DataError: another checksum.
+
+    Example:
+        >>> check_md5(Path(__file__), "0" * 32)
+        Traceback (most recent call last):
+        iresnet.errors.DataError: ...reading.py: expected md5 00000000000000000000000000000000, got ...
     """
     with reading(path, "readable file"), path.open("rb") as file:
         got = hashlib.file_digest(file, "md5").hexdigest()

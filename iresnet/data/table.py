@@ -38,6 +38,14 @@ def read_table(path: Path, *, target: str | int | None = None) -> tuple[Split, t
         DataError: text, NaN, an infinite number or a missing value, with its line and column; an empty
             or ragged table; a target that is not a class.
         UnknownNameError: no column of that name.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "flowers.csv"
+        >>> _ = path.write_text("length,width,kind\\n1.5,0.25,rose\\n2.5,0.5,lily\\n2,0.75,rose\\n1,0.5,lily\\n")
+        >>> split, class_names = read_table(path, target="kind")
+        >>> split.x[0].tolist(), split.y.tolist(), class_names
+        ([1.5, 0.25], [1, 0, 1, 0], ('lily', 'rose'))
     """
     with reading(path, "text file in UTF-8"):
         text = raw_bytes(path).decode("utf-8-sig")

@@ -35,6 +35,13 @@ def load_path(path: Path, *, image_size: int | None = None, target: str | int | 
 
     Raises:
         DataError: missing, damaged, of no known form, or an option that does not apply to this form.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "plane.csv"
+        >>> _ = path.write_text("a,b\\n" + "1,2\\n" * 50)
+        >>> print(load_path(path))
+        plane: 40 train, 5 validation, 5 test; 2, continuous, no labels
     """
     splits, class_names = _read(path, image_size, target)
     train, validation, test = hold_out(splits, str(path), shuffle=True)
