@@ -86,6 +86,7 @@ def _plain_rule(g: Callable) -> Rule | None:
 
 
 def _transformed(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
+    x = x.contiguous()  # torch.func.jvp refuses an x whose elements share memory, as after expand
     value = g(x)
     return Linearization(
         value,
