@@ -93,13 +93,19 @@ class ResidualBlock(Bijection):
 
     def _solve_transposed(self, vjp, upstream: Tensor) -> Tensor:
         """Solve u + J^T u = upstream, as the fixed point of a linear contraction."""
+        # The scale of a loss is arbitrary, the tolerance of the solver is not: each sample is solved at size 1.
+        size = upstream.flatten(1).abs().amax(1).view(-1, *[1] * (upstream.dim() - 1))
+        unit = upstream / torch.where(size > 0, size, 1.0)
 
         def step(u: Tensor, active: Tensor) -> Tensor:
             # The products act on the whole batch; the samples that have converged are not looked at again.
-            whole = torch.zeros_like(upstream).index_copy(0, active, u)
-            return (upstream - vjp(whole))[active]
+            whole = torch.zeros_like(unit).index_copy(0, active, u)
+            return (unit - vjp(whole))[active]
 
-        return self.solver.solve(step, upstream).value
+        with hold_weights(self.g, iterate=False):
+            solution = self.solver.solve(step, unit)
+        _warn_unless_converged(solution, self.solver)
+        return solution.value * size
 
 
 def _same_shape(y: Tensor, x: Tensor) -> Tensor:
