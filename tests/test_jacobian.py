@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from laws import ACTIVATIONS, close, dense_jacobian, frozen, gradients, make_activation, randn
+from laws import close, dense_jacobian, frozen, gradients, randn
 from torch import nn
 
 import iresnet as ir
+from iresnet.activations import ACTIVATIONS, make_activation
 from iresnet.jacobian import RULES, _transformed
 
 

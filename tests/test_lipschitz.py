@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import ACTIVATIONS, close, dense_jacobian, frozen, gradients, lipschitz_layers, make_activation, norm, randn
+from laws import close, dense_jacobian, frozen, gradients, lipschitz_layers, norm, randn
 from torch import nn
 
 import iresnet as ir
+from iresnet.activations import ACTIVATIONS, make_activation
 from iresnet.bounds import BOUNDS, _dense_operator, _largest_singular_value, _torus_norm, upper_bound
 from iresnet.errors import IResNetError
 from iresnet.lipschitz import PowerIteration, hold_weights, same_conv, same_conv_transpose

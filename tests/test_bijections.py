@@ -1,0 +1,302 @@
+"""Every bijection: its inverse, its log-determinant and the gradients of both against the dense Jacobian."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from laws import CONTRACTIONS, close, contraction, dense_logdet, frozen, gradients, lipschitz_layers, randn
+from torch import nn
+
+import iresnet as ir
+from iresnet import bijections
+from iresnet.errors import ConvergenceWarning, IResNetError
+from iresnet.zoo import SOLVERS, make_solver
+
+EXACT = {"logdet": ir.Exact(), "solver": ir.Anderson(1e-12, max_steps=1000)}
+
+
+def actnorm(channels):
+    module = ir.ActNorm(channels)
+    nn.init.normal_(module.shift)
+    nn.init.normal_(module.log_scale)
+    return module
+
+
+def conv_block(*shape, **options):
+    return ir.ResidualBlock(ir.networks.conv_bottleneck(shape, 4, **options), **EXACT)
+
+
+def mlp_block(features, **options):
+    return ir.ResidualBlock(ir.networks.mlp(features, 6, **options), **EXACT)
+
+
+def two_scales():
+    """Squeeze, blocks, factor out; then the same again inside."""
+    inner = ir.Chain([actnorm(3), conv_block(3, 1, 2), ir.FactorOut((3, 1, 2), ir.Flatten((2, 1, 2)))])
+    outer = ir.FactorOut((5, 1, 2), inner)
+    return ir.Chain([conv_block(5, 1, 2, preactivation=False), actnorm(5), outer])
+
+
+BIJECTIONS = {
+    "actnorm of vectors": (lambda: actnorm(3), (3,)),
+    "actnorm of images": (lambda: actnorm(2), (2, 2, 3)),
+    "affine": (lambda: ir.Affine(mean=0.3, std=2.5), (2, 3)),
+    "affine a channel": (lambda: ir.Affine(torch.randn(2, 1, 1), torch.rand(2, 1, 1) + 0.1), (2, 2, 3)),
+    "affine an element": (lambda: ir.Affine(torch.randn(4), torch.rand(4) + 0.1), (4,)),
+    "logit": (lambda: ir.Logit(), (2, 3)),
+    "logit of another alpha": (lambda: ir.Logit(1e-3), (5,)),
+    "squeeze": (ir.Squeeze, (2, 4, 2)),
+    "flatten": (lambda: ir.Flatten((2, 1, 3)), (2, 1, 3)),
+    "factor out": (lambda: ir.FactorOut((4, 1, 2), ir.Flatten((2, 1, 2))), (4, 1, 2)),
+    "two scales": (two_scales, (5, 1, 2)),
+    "chain": (lambda: ir.Chain([ir.Affine(-1.0, 4.0), ir.Logit(), mlp_block(3), actnorm(3)]), (3,)),
+    "empty chain": (lambda: ir.Chain([]), (3,)),
+    "one dimension": (lambda: mlp_block(1), (1,)),
+} | {
+    f"block of {name}": (lambda name=name: ir.ResidualBlock(CONTRACTIONS[name]()[0], **EXACT), None)
+    for name in CONTRACTIONS
+}
+
+
+def build(name):
+    make, shape = BIJECTIONS[name]
+    x = CONTRACTIONS[name.removeprefix("block of ")]()[1] if shape is None else torch.rand(3, *shape).double()
+    return frozen(make()), x
+
+
+@pytest.mark.parametrize("name", BIJECTIONS)
+def test_the_inverse_undoes_the_map_both_ways(name):
+    bijection, x = build(name)
+    z = bijection(x)
+    close(bijection.inverse(z), x, 1e-9)
+    close(bijection(bijection.inverse(z)), z, 1e-9)
+    close(bijection.forward_and_logdet(x)[0], z, 1e-12)
+
+
+@pytest.mark.parametrize("name", BIJECTIONS)
+def test_the_log_determinant_and_its_gradients_are_those_of_the_dense_jacobian(name):
+    bijection, x = build(name)
+    x.requires_grad_()
+    z, logdet = bijection.forward_and_logdet(x)
+    expected = dense_logdet(bijection, x)
+    assert logdet.shape == (len(x),)
+    assert z.dtype == logdet.dtype == x.dtype
+    close(logdet, expected)
+    weights = torch.linspace(-1, 2, len(x), dtype=x.dtype)
+    inputs = [x, *bijection.parameters()]
+    close(gradients((weights * logdet).sum(), inputs), gradients((weights * expected).sum(), inputs), 1e-9)
+
+
+@pytest.mark.parametrize("name", BIJECTIONS)
+def test_an_estimator_given_to_one_call_reaches_every_block(name):
+    bijection, x = build(name)
+    for module in bijection.modules():
+        if isinstance(module, ir.ResidualBlock):
+            module.logdet = ir.PowerSeries(1)
+    close(bijection.forward_and_logdet(x, logdet=ir.Exact())[1], dense_logdet(bijection, x))
+
+
+@pytest.mark.parametrize("name", BIJECTIONS)
+def test_gradients_through_the_inverse_pass_gradcheck(name):
+    bijection, x = build(name)
+    z = bijection(x).detach()[:1].requires_grad_()
+    assert torch.autograd.gradcheck(bijection.inverse, z, atol=1e-6, check_undefined_grad=False)
+
+
+def test_every_bijection_is_among_the_cases():
+    made = {type(m) for make, _ in BIJECTIONS.values() for m in make().modules()} | {ir.InjectivePad}
+    public = {getattr(bijections, name) for name in bijections.__all__} - {ir.Bijection}
+    assert public <= made, "add the new bijection to BIJECTIONS"
+
+
+# -- residual blocks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONTRACTIONS)
+def test_the_implicit_gradient_of_the_inverse_is_the_unrolled_one(name):
+    g, x = contraction(name)
+    block = ir.ResidualBlock(g, **EXACT)
+    z = block(x).detach().requires_grad_()
+    upstream = torch.randn_like(z)
+    unrolled = z
+    for _ in range(400):
+        unrolled = z - g(unrolled)
+    inputs = [z, *g.parameters()]
+    close(
+        gradients((upstream * block.inverse(z)).sum(), inputs),
+        gradients((upstream * unrolled).sum(), inputs),
+        1e-8,
+    )
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_the_gradient_of_the_inverse_is_as_accurate_for_a_loss_of_any_scale(scale, solver):
+    block = ir.ResidualBlock(contraction("mlp")[0], solver=make_solver({"name": solver, "atol": 1e-6}))
+    z = randn(4, 4).requires_grad_()
+    upstream = randn(4, 4) * torch.tensor([0.0, 1.0, 1e-5, 1e5], dtype=torch.float64)[:, None]
+    inputs = [z, *block.parameters()]
+    gradient = gradients((upstream * block.inverse(z)).sum(), inputs)
+    scaled = gradients((scale * upstream * block.inverse(z)).sum(), inputs)
+    for a, b in zip(gradient, scaled, strict=True):
+        close(b / scale / a.abs().max(), a / a.abs().max(), 1e-8)
+    exact = ir.ResidualBlock(block.g, **EXACT)
+    expected = gradients((upstream * exact.inverse(z)).sum(), [z])[0]
+    assert bool(((gradient[0] - expected).norm(dim=1) <= 1e-4 * expected.norm(dim=1)).all())
+
+
+@pytest.mark.parametrize("name", ["mlp", "no rule"])
+def test_the_inverse_in_train_mode_is_that_of_the_forward_just_run(name):
+    g, x = contraction(name)
+    block = ir.ResidualBlock(g, **EXACT).train()
+    for layer in lipschitz_layers(block):
+        nn.init.normal_(layer.unnormalised_weight)  # the norms are far from converged
+    z = block(x)
+    before = [layer.normalisation.u.clone() for layer in lipschitz_layers(block)]
+    y = block.inverse(z)
+    y.sum().backward()
+    close([layer.normalisation.u for layer in lipschitz_layers(block)], before, 0.0)
+    close(y, x, 1e-9)
+    z, _ = block.forward_and_logdet(x)
+    close(block.inverse(z), x, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["mlp", "no rule"])
+def test_forward_and_logdet_in_train_mode_iterates_once(name):
+    block = ir.ResidualBlock(contraction(name)[0], logdet=ir.Krylov(3)).train()
+    twin = copy.deepcopy(block)
+    for layer in lipschitz_layers(block) + lipschitz_layers(twin):
+        nn.init.ones_(layer.unnormalised_weight)
+    x = CONTRACTIONS[name]()[1]
+    block.forward_and_logdet(x)[1].sum().backward()
+    twin(x)
+    close(*[[layer.normalisation.u for layer in lipschitz_layers(b)] for b in (block, twin)], 0.0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_map_that_does_not_contract_warns_with_advice(solver):
+    stretch = nn.Linear(2, 2).double()
+    with torch.no_grad():
+        stretch.weight.copy_(torch.tensor([[0.0, -1.5], [1.5, 0.0]]))
+    block = ir.ResidualBlock(nn.Sequential(stretch, nn.Tanh()), solver=make_solver({"name": solver, "max_steps": 3}))
+    with pytest.warns(
+        ConvergenceWarning, match=r"0 of 2 samples converged; residual.*steps 3 to 3.*iresnet.seal.*max_steps=3"
+    ):
+        block.inverse(randn(2, 2))
+    solution = block.solve(randn(2, 2))
+    assert not bool(solution.converged.any())
+    assert bool((solution.error_bound == math.inf).all())
+
+
+@pytest.mark.parametrize("name", CONTRACTIONS)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_error_bound_of_a_solve_holds(solver, name):
+    g, x = contraction(name)
+    block = ir.ResidualBlock(g, solver=make_solver({"name": solver, "atol": 1e-3}))
+    solution = block.solve(block(x))
+    error = (solution.value - x).flatten(1).norm(dim=1)
+    assert bool((error <= solution.error_bound + 1e-12).all())
+    assert bool(solution.error_bound.isfinite().all()) == (name != "no rule")
+
+
+def test_a_residual_map_must_keep_the_shape():
+    block = ir.ResidualBlock(ir.LipschitzLinear(3, 2))
+    for use in (block, block.forward_and_logdet):
+        with pytest.raises(IResNetError, match=r"\(3,\) -> \(2,\).*InjectivePad"):
+            use(torch.zeros(4, 3))
+
+
+def test_far_inputs_come_back_in_float32():
+    block = ir.ResidualBlock(contraction("convolutions")[0].float())
+    for x in (100 * torch.rand(20, 2, 3, 2), torch.zeros(2, 2, 3, 2), torch.full((2, 2, 3, 2), 2.56e4)):
+        close(block.inverse(block(x)), x, 1e-5)
+
+
+# -- actnorm ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2000, 3), (200, 3, 4, 5)])
+def test_actnorm_standardises_the_first_training_batch_and_only_that(shape):
+    x = 1e3 + torch.tensor([1.0, 20.0, 0.3]).view(1, 3, *[1] * (len(shape) - 2)) * torch.randn(*shape)
+    module = ir.ActNorm(3).eval()
+    close(module(x), x, 0.0)
+    z = module.train()(x).transpose(0, 1).flatten(1)
+    close(z.mean(1), torch.zeros(3), 1e-3)
+    close(z.var(1), torch.ones(3), 2e-3)
+    state = copy.deepcopy(module.state_dict())
+    loaded = ir.ActNorm(3)
+    loaded(x)
+    loaded.load_state_dict(state)
+    assigned = ir.ActNorm(3)
+    assigned.load_state_dict(copy.deepcopy(state), assign=True)
+    for other in (module, loaded, assigned, copy.deepcopy(module)):
+        other.train()(5 * x)
+        close(list(other.state_dict().values()), list(state.values()), 0.0)
+
+
+def test_an_actnorm_loaded_before_its_first_batch_is_still_initialised():
+    module, fresh = ir.ActNorm(2), ir.ActNorm(2)
+    module(torch.randn(50, 2))
+    module.load_state_dict(fresh.state_dict())
+    close(module(3 * torch.randn(500, 2)).std(0), torch.ones(2), 2e-3)
+
+
+# -- reshaping -------------------------------------------------------------------------------------------------------
+
+
+def test_squeeze_orders_channels_by_row_column_and_channel():
+    x = torch.arange(3 * 4 * 6.0).view(1, 3, 4, 6)
+    z = ir.Squeeze()(x)
+    for row, column, channel in itertools.product(range(2), range(2), range(3)):
+        close(z[0, 6 * row + 3 * column + channel], x[0, channel, row::2, column::2], 0.0)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (4, 5)])
+def test_squeeze_refuses_odd_sides(size):
+    with pytest.raises(IResNetError, match=f"even ones, got {size[0]}x{size[1]}"):
+        ir.Squeeze()(torch.zeros(1, 1, *size))
+
+
+def test_injective_pad_appends_zeros_drops_them_and_has_no_density():
+    pad, x = ir.InjectivePad(3), randn(2, 2, 4, 4)
+    z = pad(x)
+    close(z, torch.cat([x, torch.zeros(2, 3, 4, 4)], 1), 0.0)
+    close(pad.inverse(z + torch.tensor([0.0] * 2 + [7.0] * 3).view(1, 5, 1, 1)), x, 0.0)
+    for bijection in (pad, ir.Chain([ir.Affine(), pad])):
+        with pytest.raises(IResNetError, match=r"volume zero.*Squeeze for densities"):
+            bijection.forward_and_logdet(x)
+
+
+def test_factor_out_sends_the_first_half_of_the_channels_straight_out():
+    x = randn(2, 5, 2, 1)
+    z = ir.FactorOut((5, 2, 1), ir.Chain([ir.Affine(std=0.5), ir.Flatten((3, 2, 1))]))(x)
+    close(z, torch.cat([x[:, :2].flatten(1), 2 * x[:, 2:].flatten(1)], 1), 0.0)
+
+
+BAD = {
+    "std of zero": (lambda: ir.Affine(std=0.0), "positive std"),
+    "negative std": (lambda: ir.Affine(std=torch.tensor([1.0, -1.0])), "positive std"),
+    "mean that is not a number": (lambda: ir.Affine(mean=math.nan), "finite mean"),
+    "alpha of zero": (lambda: ir.Logit(0.0), r"\(0, 0.5\)"),
+    "alpha of one half": (lambda: ir.Logit(0.5), r"\(0, 0.5\)"),
+    "no channels": (lambda: ir.InjectivePad(0), "at least 1 channel"),
+    "one channel to halve": (lambda: ir.FactorOut((1, 2, 2), ir.Flatten((1, 2, 2))), "at least 2 channels"),
+    "another shape": (lambda: ir.Flatten((2, 3))(torch.zeros(1, 3, 2)), r"\(2, 3\), got \(3, 2\)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_options_are_refused(name):
+    make, message = BAD[name]
+    with pytest.raises(IResNetError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("alpha", [0.05, 1e-6])
+def test_logit_is_finite_at_both_ends(alpha):
+    logit, x = ir.Logit(alpha), torch.tensor([[0.0, 1.0]]).double()
+    z, logdet = logit.forward_and_logdet(x)
+    assert bool(z.isfinite().all() & logdet.isfinite().all())
+    close(logit.inverse(z), x, 1e-9)
