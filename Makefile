@@ -1,0 +1,51 @@
+# Everything happens in .venv, installed with constraints.txt so that every machine gets the same packages.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO := runs/demo
+
+# Models of this size are fastest with one thread a process.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test lint types wheel-check install clean
+
+help:
+	@echo "make demo   install, train a density of digits, evaluate, sample, invert and certify it (3 minutes)"
+	@echo "make test   install and run the tests"
+	@echo "make lint types wheel-check   the other checks"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	rm -rf $(DEMO)
+	$(BIN)/iresnet train digits-density --out $(DEMO)
+	$(BIN)/iresnet evaluate $(DEMO)
+	$(BIN)/iresnet sample $(DEMO) -n 64
+	$(BIN)/iresnet reconstruct $(DEMO)
+	$(BIN)/iresnet certify $(DEMO)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/pyright
+
+# A wheel, installed elsewhere, must find its recipes and its data.
+wheel-check: $(INSTALLED)
+	rm -rf dist build/wheel-check
+	$(BIN)/python -m build --quiet --wheel
+	$(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build/wheel-check && bin/iresnet recipes && bin/iresnet train digits-classify --train.epochs 1 --out run && bin/iresnet certify run
+
+clean:
+	rm -rf .venv build dist runs .pytest_cache .ruff_cache
