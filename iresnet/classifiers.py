@@ -86,6 +86,11 @@ class Hybrid(nn.Module):
         self.flow = flow
         self.head = _Head(n_classes)
 
+    @property
+    def bijection(self) -> Bijection:
+        """The bijection of the flow."""
+        return self.flow.bijection
+
     def forward(self, x: Tensor) -> Tensor:  # (N, *E) -> (N, n_classes)
         """Logits of the classes."""
         return self.head(self.flow.encode(x))

@@ -19,11 +19,10 @@ from iresnet.config import Config, load_config, options, recipe_names
 from iresnet.errors import Interrupted, IResNetError, RecipeError, UnknownNameError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from iresnet.data import Dataset, Split
     from iresnet.flows import Flow
     from iresnet.runs import Inputs, Run
+    from iresnet.zoo import Model
 
 app = App(
     name="iresnet",
@@ -216,7 +215,7 @@ def reconstruct(
 
     folder, model, dataset, part = _open(run, data_dir, split)
     _, inputs = folder.read_config()
-    bijection = getattr(model, "flow", model).bijection
+    bijection = model.bijection
     with _progress("inversion", len(part)) as advance:
         result = evaluation.reconstruction(bijection, part, levels=dataset.levels, seed=seed, progress=advance)
     x = dequantise(part.x[:n], levels=dataset.levels, generator=torch.Generator().manual_seed(seed))
@@ -250,14 +249,14 @@ def certify(run: RunFolder) -> int:
 # -- shared by the commands ------------------------------------------------------------------------------------------
 
 
-def _load(path: Path) -> "tuple[Run, nn.Module, Inputs]":
+def _load(path: Path) -> "tuple[Run, Model, Inputs]":
     from iresnet.runs import Run
 
     folder = Run.open(path)
     return folder, folder.load_model(), folder.read_config()[1]
 
 
-def _open(path: Path, data_dir: Path | None, split: str) -> "tuple[Run, nn.Module, Dataset, Split]":
+def _open(path: Path, data_dir: Path | None, split: str) -> "tuple[Run, Model, Dataset, Split]":
     from iresnet.data import load
 
     splits = ("train", "validation", "test")
@@ -269,12 +268,12 @@ def _open(path: Path, data_dir: Path | None, split: str) -> "tuple[Run, nn.Modul
     return folder, model, dataset, getattr(dataset, split)
 
 
-def _flow(model: "nn.Module") -> "Flow":
+def _flow(model: "Model") -> "Flow":
     from iresnet.classifiers import Classifier, Hybrid
 
     if isinstance(model, Classifier):
         raise RecipeError("this run is a classifier without a density; train one with --task.nll-weight 1")
-    return model.flow if isinstance(model, Hybrid) else model  # pyright: ignore[reportReturnType]
+    return model.flow if isinstance(model, Hybrid) else model
 
 
 def _baselines(dataset: "Dataset", part: "Split", seed: int) -> dict[str, Any]:

@@ -16,13 +16,14 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from iresnet import zoo
 from iresnet.certificates import Certificate, seal
 from iresnet.config import Config, from_dict, to_yaml
 from iresnet.data import Dataset
 from iresnet.errors import DataError, RunError
+from iresnet.zoo import Model
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def inputs_of(dataset: Dataset, kind: str) -> Inputs:
     return Inputs(dataset.shape, dataset.levels, dataset.class_names, mean, std)
 
 
-def build_model(config: Config, inputs: Inputs) -> nn.Module:
+def build_model(config: Config, inputs: Inputs) -> Model:
     """Build the model of a recipe for the given data.
 
     Raises:
@@ -160,7 +161,7 @@ class Run:
         except (OSError, ValueError, KeyError):
             return None  # a convenience only: the caller can name the folder
 
-    def save_model(self, model: nn.Module) -> tuple[nn.Module, Certificate]:
+    def save_model(self, model: Model) -> tuple[Model, Certificate]:
         """Seal a copy of the model and save its weights.
 
         Returns:
@@ -171,7 +172,7 @@ class Run:
         write_atomically(self.model_file, save(_contiguous(sealed)))
         return sealed, certificate
 
-    def load_model(self) -> nn.Module:
+    def load_model(self) -> Model:
         """Rebuild the model from its configuration and weights, in eval mode.
 
         Raises:
@@ -196,7 +197,7 @@ class Run:
         return path
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path) -> Model:
     """Rebuild a trained model from its run folder.
 
     Args:
@@ -243,7 +244,7 @@ def _writing(path: Path):
         raise RunError(f"cannot write {path}: {error.strerror}; free the space or choose another --out") from error
 
 
-def _contiguous(model: nn.Module) -> dict[str, Tensor]:
+def _contiguous(model: Model) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 

@@ -1,6 +1,6 @@
 """Names to models: the only place where architectures are put together."""
 
-__all__ = ["ARCHITECTURES", "LOGDETS", "SOLVERS", "build", "make_logdet", "make_solver"]
+__all__ = ["ARCHITECTURES", "LOGDETS", "SOLVERS", "Model", "build", "make_logdet", "make_solver"]
 
 import inspect
 import math
@@ -33,6 +33,7 @@ LOGDETS: dict[str, type[LogDetEstimator]] = {"exact": Exact, "krylov": Krylov, "
 SOLVERS: dict[str, type[Solver]] = {"anderson": Anderson, "fixed-point": FixedPointIteration}
 
 Shape = tuple[int, ...]
+Model = Flow | Classifier | Hybrid
 
 
 def make_logdet(spec: LogDetEstimator | Mapping[str, Any] | str | None) -> LogDetEstimator:
@@ -265,7 +266,7 @@ def build(
     std: float | Tensor | None = None,
     base: str = "diagonal-normal",
     **options: Any,
-) -> Any:
+) -> Model:
     r"""Build a model by the name of its architecture.
 
     Args:
@@ -331,7 +332,7 @@ def _hybrid(chain: Chain, shape: Shape, n_classes: int, base: str) -> Hybrid:
     return hybrid
 
 
-_TASKS = {"density": _flow, "classify": _classifier, "hybrid": _hybrid}
+_TASKS: dict[str, Callable[..., Model]] = {"density": _flow, "classify": _classifier, "hybrid": _hybrid}
 
 
 @torch.no_grad()

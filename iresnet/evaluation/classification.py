@@ -75,6 +75,7 @@ def classification(
                 x = dequantise(x, levels=levels, generator=generator, dtype=parameter.dtype)
             logits = model(x.to(parameter.dtype))
             right += int((logits.argmax(1) == y).sum())
+            assert y is not None
             losses.append(F.cross_entropy(logits, y, reduction="none").double().cpu())
             progress(sum(map(len, losses)))
     loss = torch.cat(losses)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from iresnet.certificates import Certificate
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.data import dequantise
 from iresnet.pictures import draw
 from iresnet.runs import Inputs, Run
+from iresnet.zoo import Model
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Snapshot:
 
     step: int
     epoch: float
-    model: nn.Module
+    model: Model
     certificate: Certificate
     metrics: dict[str, float]
 

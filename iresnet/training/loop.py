@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from iresnet.config import Config
 from iresnet.data import Batches
@@ -24,6 +24,7 @@ from iresnet.training.callbacks import Callback, Event, JsonlMetrics, Pictures, 
 from iresnet.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from iresnet.training.optim import learning_rate, make_optimiser
 from iresnet.training.task import Task
+from iresnet.zoo import Model
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -85,7 +86,7 @@ class _Trainer:
         self.callbacks: list[Callback] = []
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Model:
         return self.accelerator.unwrap_model(self.task).model
 
     @property
@@ -169,7 +170,7 @@ class _Trainer:
         write_checkpoint(run, self._checkpoint(run))
 
     @torch.no_grad()
-    def _validate(self, sealed: nn.Module) -> dict[str, float]:
+    def _validate(self, sealed: Model) -> dict[str, float]:
         """Means over the validation split, with noise and probes that are the same each time."""
         torch.manual_seed(self.config.train.seed)
         task = Task(sealed, self.config.task, levels=self.dataset.levels).eval()
