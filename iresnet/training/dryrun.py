@@ -1,4 +1,4 @@
-"""What a recipe would cost, from one real step on a small batch."""
+"""What a recipe would cost, from real steps on small batches."""
 
 __all__ = ["DryRun", "dry_run"]
 
@@ -26,7 +26,8 @@ class DryRun:
         loss: of the step that was run.
         state_bytes: weights, gradients and optimiser state.
         example_bytes: what one example keeps for the backward pass.
-        example_seconds: time of one example's share of a step.
+        step_seconds: time of a step, apart from its examples.
+        example_seconds: time that each example adds to a step.
         batch_size: of the recipe.
         n_steps: of the whole run.
         device: where it was measured.
@@ -36,6 +37,7 @@ class DryRun:
     loss: float
     state_bytes: int
     example_bytes: int
+    step_seconds: float
     example_seconds: float
     batch_size: int
     n_steps: int
@@ -43,7 +45,7 @@ class DryRun:
 
     def __str__(self) -> str:
         memory = (self.state_bytes + self.batch_size * self.example_bytes) / 2**30
-        seconds = self.batch_size * self.example_seconds
+        seconds = self.step_seconds + self.batch_size * self.example_seconds
         return "\n".join(
             [
                 f"parameters      {self.parameters:,}",
@@ -57,16 +59,17 @@ class DryRun:
         )
 
 
-def dry_run(config: Config, *, data_dir: str | Path | None = None, examples: int = 4) -> DryRun:
+def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[int, int] = (2, 6)) -> DryRun:
     """Build the full model of a recipe, run real training steps on a few examples, and estimate the whole run.
 
-    The time is that of the second step, the memory the bytes that autograd keeps for it; both are scaled with the batch
-    size, which overestimates the time on devices that a few examples do not fill. Nothing is written.
+    Steps on two small batches tell the time of a step from that of its examples; the memory is what autograd keeps for
+    the backward pass. Both are scaled to the recipe's batch size, which overestimates the time on devices that a few
+    examples do not fill. Nothing is written.
 
     Args:
         config: the recipe.
         data_dir: where data sets are looked for first.
-        examples: batch size of the steps.
+        sizes: the two batch sizes, the first of which takes one more step to warm up.
 
     Raises:
         IResNetError: as in training.
@@ -77,19 +80,18 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, examples: int
     model = build_model(config, inputs_of(dataset, config.task.kind))
     task = Task(model, config.task, levels=dataset.levels, augment=config.data.augment).to(device).train()
     optimiser = make_optimiser(model, config.optim)
-    x, y = _first_examples(dataset, min(examples, config.train.batch_size), device)
-    _step(task, optimiser, x, y)
-    start = time.perf_counter()
-    loss, kept = _step(task, optimiser, x, y)
-    seconds = time.perf_counter() - start
+    loss, _, _ = _step(task, optimiser, *_first_examples(dataset, sizes[0], device))
+    steps = [_step(task, optimiser, *_first_examples(dataset, size, device)) for size in sizes]
+    example_seconds = max(0.0, (steps[1][2] - steps[0][2]) / (sizes[1] - sizes[0]))
     n = sum(p.numel() for p in model.parameters())
     slots = sum(t.numel() for state in optimiser.state.values() for t in state.values() if torch.is_tensor(t))
     return DryRun(
         parameters=n,
         loss=loss,
         state_bytes=4 * (2 * n + slots),
-        example_bytes=kept // len(x),
-        example_seconds=seconds / len(x),
+        example_bytes=steps[1][1] // sizes[1],
+        step_seconds=max(0.0, steps[0][2] - sizes[0] * example_seconds),
+        example_seconds=example_seconds,
         batch_size=config.train.batch_size,
         n_steps=config.train.epochs * len(Batches(dataset.train, config.train.batch_size)),
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads",
@@ -101,21 +103,24 @@ def _first_examples(dataset: Dataset, n: int, device: torch.device) -> tuple[Ten
     return dataset.train.x[:n].to(device), None if y is None else y[:n].to(device)
 
 
-def _step(task: Task, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor | None) -> tuple[float, int]:
-    """Run one training step; return the loss and the bytes of all distinct tensors kept for its backward pass."""
+def _step(task: Task, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor | None) -> tuple[float, int, float]:
+    """Run one training step; return the loss, the bytes of all tensors kept for its backward pass, and the seconds."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
+    start = time.perf_counter()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss, _ = task(x, y)
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
+    value = float(loss.detach())  # waits for the device
+    seconds = time.perf_counter() - start
     own = {p.untyped_storage().data_ptr() for p in task.parameters()}
-    return float(loss), sum(size for pointer, size in kept.items() if pointer not in own)
+    return value, sum(size for pointer, size in kept.items() if pointer not in own), seconds
 
 
 def _duration(seconds: float) -> str:
