@@ -174,6 +174,8 @@ def toy_mlp(
     """
     if len(shape) != 1:
         raise RecipeError(f"toy-mlp models vectors, got events of shape {shape}; use iresnet or iresnet-multiscale")
+    if not isinstance(blocks, int) or blocks < 0:
+        raise RecipeError(f"toy-mlp takes one number of blocks, got {blocks}")
     parts: list[Bijection] = []
     for _ in range(blocks):
         g = networks.mlp(shape[0], hidden, depth=depth, coeff=coeff, activation=activation, n_steps=n_power_steps)
@@ -193,9 +195,12 @@ def _image_model(options: dict[str, Any], *, factor_out: bool) -> Chain:
     shape, blocks, strides, hidden = (options[k] for k in ("shape", "blocks", "strides", "hidden"))
     if len(shape) != 3:
         raise RecipeError(f"this architecture models images (C, H, W), got events of shape {shape}; use toy-mlp")
-    widths = [hidden] * len(blocks) if isinstance(hidden, int) else list(hidden)
-    if not len(blocks) == len(strides) == len(widths):
+    lists = not (isinstance(blocks, int) or isinstance(strides, int))
+    widths = [hidden] * len(blocks) if lists and isinstance(hidden, int) else hidden
+    if not lists or not 0 < len(blocks) == len(strides) == len(widths):
         raise RecipeError(f"blocks {blocks}, strides {strides} and hidden {hidden} must have one entry a scale each")
+    if min(blocks) < 0:
+        raise RecipeError(f"blocks must not be negative, got {blocks}")
     if set(strides) - {1, 2}:
         raise RecipeError(f"strides must be 1 or 2, got {strides}")
     head: list[Bijection] = []
