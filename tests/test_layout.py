@@ -1,0 +1,119 @@
+"""The layout: who imports whom, what waits for torch, what is public, and how long a file is."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import iresnet
+
+PACKAGE = Path(iresnet.__file__).parent
+FILES = {
+    str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py*")) if path.suffix in {".py", ".pyi"}
+}
+SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
+
+NUMERICS = {"errors", "jacobian", "lipschitz", "activations", "bounds", "logdet", "solvers"}
+MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "classifiers", "zoo", "certificates"}
+USE = MODELS | {"data", "config", "runs", "pictures"}
+
+ALLOWED = {
+    "errors": set(),
+    **dict.fromkeys(NUMERICS - {"errors"}, NUMERICS),
+    "networks": NUMERICS,
+    "distributions": {"errors"},
+    "bijections": NUMERICS,
+    "flows": NUMERICS | {"bijections", "distributions"},
+    "classifiers": NUMERICS | {"bijections", "distributions", "flows"},
+    "certificates": NUMERICS | {"bijections", "flows", "classifiers"},
+    "zoo": MODELS - {"certificates"},
+    "config": {"errors"},
+    "data": {"errors"},
+    "recipes": {"errors", "config"},
+    "__init__": MODELS | {"runs"},
+    "__main__": {"cli"},
+}
+"""Which parts of the package a part may import besides itself; a part that is not listed may import USE."""
+
+
+def part(name: str) -> str:
+    """The file or folder at the top of the package that a file belongs to."""
+    return name.split("/")[0].removesuffix(".pyi").removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Parts of the package that a file imports, anywhere in it."""
+    package = ("iresnet", *path.relative_to(PACKAGE).parent.parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = origin + (node.module.split(".") if node.module else [])
+            names = [[*module, alias.name] for alias in node.names]
+        else:
+            continue
+        found |= {name[1] for name in names if name[0] == "iresnet" and len(name) > 1}
+    return found & {part(name) for name in FILES}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_go_one_way(name):
+    allowed = {part(n) for n in FILES} if part(name) == "cli" else ALLOWED.get(part(name), USE)
+    assert imported(FILES[name]) <= allowed | {part(name)}
+
+
+def test_the_reader_of_imports_sees_them():
+    assert imported(FILES["zoo.py"]) >= {"networks", "bijections", "logdet", "solvers"}
+    assert imported(FILES["__init__.pyi"]) >= {"networks", "zoo", "jacobian"}
+    assert imported(FILES["bijections/residual.py"]) >= {"bijections", "solvers", "jacobian"}
+
+
+@pytest.mark.parametrize("module", ["iresnet", "iresnet.cli", "iresnet.config", "iresnet.errors"])
+def test_torch_is_not_imported_before_it_is_needed(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", iresnet.__all__)
+def test_public_names_exist_and_say_what_they_are(name):
+    value = getattr(iresnet, name)
+    assert inspect.getdoc(value)
+    assert inspect.ismodule(value) or value.__name__ == name
+
+
+def test_public_names_are_sorted_and_complete():
+    stub = ast.parse(FILES["__init__.pyi"].read_text())
+    names = {
+        alias.asname or alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert set(iresnet.__all__) == names
+    assert list(iresnet.__all__) == sorted(iresnet.__all__)
+    with pytest.raises(AttributeError):
+        iresnet.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_file_says_what_it_is_and_what_it_offers(name):
+    tree = ast.parse(SOURCES[name].read_text())
+    assert re.match(r"\S.*[.:?]", ast.get_docstring(tree) or "")
+    if name in {"__main__.py", "__init__.py"}:
+        return
+    module = importlib.import_module("iresnet." + name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    for offered in getattr(module, "__all__", []):
+        assert hasattr(module, offered)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_file_is_short_prints_nothing_and_knows_no_machine(name):
+    text = SOURCES[name].read_text()
+    assert text.count("\n") <= 450
+    assert not re.search(r"/(home|work|tmp|Users|root|mnt)/\w", text)
+    calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    assert "print" not in {call.id for call in calls if isinstance(call, ast.Name)}
