@@ -30,8 +30,8 @@ app = App(
     "Start with: iresnet train digits-density --out runs/digits",
     help_epilogue="Exit status: 0 done, 1 a check failed, 2 bad input, 130 interrupted.",
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 RunFolder = Annotated[Path, Parameter(name="RUN", help="Run folder, made by iresnet train.")]
 DataDir = Annotated[
@@ -55,7 +55,7 @@ def run(tokens: Sequence[str]) -> int:
     try:
         return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
     except (IResNetError, CycloptsError) as error:
-        return _complain(_cyclopts_hint(str(error)), 2)
+        return _complain(str(error), 2)
     except OSError as error:
         return _complain(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}", 2)
     except Interrupted as error:
@@ -65,16 +65,12 @@ def run(tokens: Sequence[str]) -> int:
 
 
 def _complain(message: str, status: int) -> int:
-    err.print(f"iresnet: {' '.join(message.split())}", markup=False, soft_wrap=True)
+    err.print(f"iresnet: {' '.join(message.split())}", markup=False)
     return status
 
 
-def _cyclopts_hint(message: str) -> str:
-    return message.replace("Did you mean", "did you mean")
-
-
 def _show_warning(message: Any, category: Any, *_: Any) -> None:  # noqa: ARG001
-    err.print(f"iresnet: warning: {message}", markup=False, soft_wrap=True)
+    err.print(f"iresnet: warning: {message}", markup=False)
 
 
 # -- commands --------------------------------------------------------------------------------------------------------
@@ -287,7 +283,7 @@ def _baselines(dataset: "Dataset", part: "Split", seed: int) -> dict[str, Any]:
     try:
         found["full-covariance Gaussian"] = evaluation.gaussian_baseline(dataset, part, seed=seed)
     except DataError as error:
-        err.print(f"iresnet: {error}", markup=False, soft_wrap=True)
+        err.print(f"iresnet: {error}", markup=False)
     return found
 
 
