@@ -195,9 +195,10 @@ def _image_model(options: dict[str, Any], *, factor_out: bool) -> Chain:
     shape, blocks, strides, hidden = (options[k] for k in ("shape", "blocks", "strides", "hidden"))
     if len(shape) != 3:
         raise RecipeError(f"this architecture models images (C, H, W), got events of shape {shape}; use toy-mlp")
-    lists = not (isinstance(blocks, int) or isinstance(strides, int))
-    widths = [hidden] * len(blocks) if lists and isinstance(hidden, int) else hidden
-    if not lists or not 0 < len(blocks) == len(strides) == len(widths):
+    if isinstance(blocks, int) or isinstance(strides, int):
+        raise RecipeError(f"blocks {blocks} and strides {strides} must be lists, with one entry a scale each")
+    widths = [hidden] * len(blocks) if isinstance(hidden, int) else list(hidden)
+    if not 0 < len(blocks) == len(strides) == len(widths):
         raise RecipeError(f"blocks {blocks}, strides {strides} and hidden {hidden} must have one entry a scale each")
     if min(blocks) < 0:
         raise RecipeError(f"blocks must not be negative, got {blocks}")
