@@ -90,9 +90,13 @@ def certify(module: nn.Module) -> Certificate:
         if not bool(torch.isfinite(tensor).all()):
             raise IResNetError(f"'{name}' has values that are not finite: such a model has no bounds; load a sound one")
     layers = tuple(_bound(name, layer) for name, layer in module.named_modules() if _is_layer(layer))
-    residual = [(name, m.g) for name, m in module.named_modules() if isinstance(m, ResidualBlock)]
-    blocks = tuple(_bound(name, g) for name, g in residual or [("", module)])
+    blocks = tuple(_bound(name, g) for name, g in _maps(module))
     return Certificate(layers, blocks)
+
+
+def _maps(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The maps that have to contract, by the name of their block: the module itself when it has no blocks."""
+    return [(name, m.g) for name, m in module.named_modules() if isinstance(m, ResidualBlock)] or [("", module)]
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -106,23 +110,33 @@ def _bound(name: str, g: nn.Module) -> Bound:
 @torch.no_grad()
 def _lower_bound(g: nn.Module, *, n_points: int = 4, max_steps: int = 50) -> float:
     """Largest |J u| of unit vectors u found by power iteration at random points; 0 where the input shape is unknown."""
-    shape = next((_input_shape(layer) for layer in g.modules() if _is_layer(layer)), None)
+    shape = _input_shape(g)
     if shape is None:
         return 0.0
     parameter = next(g.parameters())
     generator = torch.Generator().manual_seed(0)
     x, u = (torch.randn(n_points, *shape, generator=generator).to(parameter) for _ in range(2))
     with hold_weights(g, iterate=False):
-        jacobian = linearize(g, x)
+        try:
+            jacobian = linearize(g, x)
+        except (RuntimeError, IResNetError):  # layers in between change the shape
+            return 0.0
         for _ in range(max_steps):
             u = _unit(jacobian.vjp(jacobian.jvp(_unit(u))))
-        return float(jacobian.jvp(u).flatten(1).double().norm(dim=1).max())
+        stretch = jacobian.jvp(u).flatten(1).double().norm(dim=1).max()
+    return float(stretch) * (1 - 64 * torch.finfo(u.dtype).eps)  # less what rounding may have added
 
 
-def _input_shape(layer: nn.Module) -> tuple[int, ...]:
-    if isinstance(layer, LipschitzConv2d):
-        return (layer.in_channels, *layer.image_size)
-    return (layer.in_features,)  # pyright: ignore[reportReturnType]
+def _input_shape(g: nn.Module) -> tuple[int, ...] | None:
+    """Event shape that the first layer of g asks for, if it is one that asks."""
+    for layer in g.modules():
+        if isinstance(layer, LipschitzConv2d):
+            return (layer.in_channels, *layer.image_size)
+        if isinstance(layer, nn.Linear):
+            return (layer.in_features,)
+        if next(layer.parameters(recurse=False), None) is not None:
+            return None
+    return None
 
 
 def _unit(u: Tensor) -> Tensor:
@@ -160,8 +174,8 @@ def seal(model: nn.Module, *, target: float = 0.99) -> Certificate:
     certificate = certify(model)
     if certificate.certified:
         return certificate
-    for block in (m for m in model.modules() if isinstance(m, ResidualBlock)):
-        _scale_down(block.g, target)
+    for _, g in _maps(model):
+        _scale_down(g, target)
     return certify(model)
 
 
