@@ -275,9 +275,12 @@ def _flow(model: "Model") -> "Flow":
 def _baselines(dataset: "Dataset", part: "Split", seed: int) -> dict[str, Any]:
     """The densities to beat: those that exist for the data."""
     from iresnet import evaluation
+    from iresnet.data import TOYS
     from iresnet.errors import DataError
 
     found = {}
+    if dataset.name in TOYS:
+        found["true density"] = evaluation.true_density(dataset, part)
     if dataset.levels is not None:
         found[f"uniform on {dataset.levels} levels"] = evaluation.uniform_baseline(dataset, part)
     try:

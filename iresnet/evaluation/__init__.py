@@ -9,10 +9,11 @@ __all__ = [
     "gaussian_baseline",
     "likelihood",
     "reconstruction",
+    "true_density",
     "uniform_baseline",
 ]
 
-from iresnet.evaluation.baselines import gaussian_baseline, uniform_baseline
+from iresnet.evaluation.baselines import gaussian_baseline, true_density, uniform_baseline
 from iresnet.evaluation.classification import Accuracy, classification
 from iresnet.evaluation.inversion import Reconstruction, reconstruction
 from iresnet.evaluation.likelihood import Estimate, Likelihood, likelihood

@@ -1,12 +1,12 @@
 """Densities that a model must beat, fitted and evaluated on the same data."""
 
-__all__ = ["gaussian_baseline", "uniform_baseline"]
+__all__ = ["gaussian_baseline", "true_density", "uniform_baseline"]
 
 import math
 
 import torch
 
-from iresnet.data import Dataset, Split, dequantise
+from iresnet.data import TOYS, Dataset, Split, dequantise
 from iresnet.errors import DataError
 from iresnet.evaluation.likelihood import Likelihood, summarise
 
@@ -25,6 +25,21 @@ def uniform_baseline(dataset: Dataset, split: Split) -> Likelihood:
         raise DataError("continuous data have no uniform baseline")
     dims = split.x[0].numel()
     return summarise(torch.full((len(split),), dims * math.log(dataset.levels)).double(), dims, "closed form")
+
+
+def true_density(dataset: Dataset, split: Split) -> Likelihood:
+    """The law that a toy data set was drawn from: what no model beats but by chance.
+
+    Args:
+        dataset: one of :data:`iresnet.data.TOYS`.
+        split: what is evaluated.
+
+    Raises:
+        DataError: for data whose law is not known.
+    """
+    if dataset.name not in TOYS:
+        raise DataError(f"the law of {dataset.name} is not known")
+    return summarise(-TOYS[dataset.name].log_prob(split.x).double(), dataset.shape[0], "closed form")
 
 
 def gaussian_baseline(dataset: Dataset, split: Split, *, seed: int = 0) -> Likelihood:
