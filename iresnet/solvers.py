@@ -33,10 +33,11 @@ class Solution:
     error_bound: Tensor
 
     def __str__(self) -> str:
+        error = float(self.error_bound.max())
         return (
             f"{int(self.converged.sum())} of {len(self.converged)} samples converged; residual at most "
-            f"{float(self.residual.max()):.1e}, steps {int(self.steps.min())} to {int(self.steps.max())}, "
-            f"error at most {float(self.error_bound.max()):.1e}"
+            f"{float(self.residual.max()):.1e}, steps {int(self.steps.min())} to {int(self.steps.max())}"
+            + (f", error at most {error:.1e}" if math.isfinite(error) else "")
         )
 
 

@@ -201,6 +201,18 @@ def test_the_error_bound_of_a_solve_holds(solver, name):
     assert bool(solution.error_bound.isfinite().all()) == (name != "no rule")
 
 
+def test_the_inverse_does_not_pay_for_a_bound_and_a_solve_reports_it(monkeypatch):
+    g, x = contraction("mlp")
+    block = ir.ResidualBlock(g, **EXACT)
+    bound = ir.certify(g).blocks[0].upper
+    calls = []
+    monkeypatch.setattr("iresnet.bijections.residual.upper_bound", lambda g: calls.append(g) or bound)
+    close(block.inverse(block(x)), x, 1e-9)
+    assert calls == []
+    assert "error at most" in str(block.solve(block(x)))
+    assert calls == [g]
+
+
 def test_a_residual_map_must_keep_the_shape():
     block = ir.ResidualBlock(ir.LipschitzLinear(3, 2))
     for use in (block, block.forward_and_logdet):

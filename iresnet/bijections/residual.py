@@ -2,6 +2,7 @@
 
 __all__ = ["ResidualBlock"]
 
+import math
 import warnings
 
 import torch
@@ -66,10 +67,14 @@ class ResidualBlock(Bijection):
             z: outputs of the block, (N, *E).
 
         Returns:
-            The solution, with an error bound when the block is certified.
+            The solution, with an error bound when the block is certified. The bound of g costs more than the solve
+            where layers are large; :meth:`inverse` does without.
         """
+        return self._solve(z, lipschitz=upper_bound(self.g))
+
+    def _solve(self, z: Tensor, *, lipschitz: float = math.inf) -> Solution:
         with torch.no_grad(), hold_weights(self.g, iterate=False):
-            return self.solver.solve(lambda x, active: z[active] - self.g(x), z, lipschitz=upper_bound(self.g))
+            return self.solver.solve(lambda x, active: z[active] - self.g(x), z, lipschitz=lipschitz)
 
     def inverse(self, z: Tensor) -> Tensor:
         r"""Solve x + g(x) = z.
@@ -80,7 +85,7 @@ class ResidualBlock(Bijection):
         Warns:
             ConvergenceWarning: with residual, steps and advice, when a sample did not converge.
         """
-        solution = self.solve(z)
+        solution = self._solve(z)
         _warn_unless_converged(solution, self.solver)
         if not torch.is_grad_enabled():
             return solution.value
