@@ -21,7 +21,7 @@ from torch import Tensor
 
 import iresnet as ir
 from iresnet.errors import IResNetError
-from iresnet.logdet import PROBES
+from iresnet.logdet import PROBES, _KrylovSpace
 from iresnet.zoo import LOGDETS, make_logdet
 
 
@@ -269,6 +269,21 @@ def test_steps_and_terms_cost_one_product_each(make, n):
     jacobian, calls = counted(operator(torch.stack([normed(randn(9, 9), 0.5)] * 2)))
     make(n)(jacobian)
     assert calls["vjp"] == n
+
+
+@pytest.mark.parametrize("options", [{"n_steps": 9}, {"tol": 1e-300}])
+def test_krylov_takes_no_more_steps_than_there_are_dimensions(options):
+    jacobian, calls = counted(operator(torch.stack([normed(randn(3, 3), 0.5)] * 2)))
+    ir.Krylov(**options)(jacobian)
+    assert calls["vjp"] == 3
+
+
+def test_the_krylov_basis_stays_orthonormal_where_one_projection_loses_it():
+    matrix = -0.5 * torch.eye(200) + 1e-5 * torch.randn(200, 200)  # in float32 the new directions are near rounding
+    space = _KrylovSpace(lambda q: q @ matrix, torch.randn(4, 200), max_steps=6)
+    while not space.complete:
+        space.extend()
+    close(space.Q @ space.Q.mT, torch.eye(6).expand(4, 6, 6), 1e-5)
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
