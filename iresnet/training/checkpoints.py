@@ -22,6 +22,7 @@ class Checkpoint:
         model: state of the model, unsealed.
         optimiser: state of the optimiser.
         random: states of torch's generators, by device type.
+        window: metrics of the last steps that are not in ``metrics.jsonl`` yet.
         metrics_size: bytes of ``metrics.jsonl`` that belong to the steps done.
     """
 
@@ -29,6 +30,7 @@ class Checkpoint:
     model: dict[str, Any]
     optimiser: dict[str, Any]
     random: dict[str, torch.Tensor]
+    window: list[dict[str, torch.Tensor]]
     metrics_size: int
 
 

@@ -14,6 +14,7 @@ from iresnet.data import Batches, Dataset
 from iresnet.data import load as load_data
 from iresnet.runs import build_model, inputs_of
 from iresnet.training.optim import make_optimiser
+from iresnet.training.settings import check_settings
 from iresnet.training.task import Task
 
 
@@ -74,6 +75,7 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
     Raises:
         IResNetError: as in training.
     """
+    check_settings(config)
     dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.train.seed)

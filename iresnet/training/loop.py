@@ -18,15 +18,14 @@ from torch import Tensor
 from iresnet.config import Config
 from iresnet.data import Batches
 from iresnet.data import load as load_data
-from iresnet.errors import Interrupted, RecipeError, RunError, UnknownNameError
+from iresnet.errors import Interrupted, RunError
 from iresnet.runs import Inputs, Run, build_model, inputs_of
 from iresnet.training.callbacks import Callback, Event, JsonlMetrics, Pictures, Snapshot, Started, Stepped, Stopped
 from iresnet.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from iresnet.training.optim import learning_rate, make_optimiser
+from iresnet.training.settings import PRECISIONS, check_settings
 from iresnet.training.task import Task
 from iresnet.zoo import Model
-
-PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def train(
@@ -68,7 +67,7 @@ class _Trainer:
     """The pieces of a run: made and checked first, so that bad input is found before anything is written."""
 
     def __init__(self, config: Config, data_dir: str | Path | None):
-        _check(config)
+        check_settings(config)
         self.config, self.data_dir = config, data_dir
         self.dataset = dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to)
         self.accelerator = Accelerator(mixed_precision=PRECISIONS[config.train.precision])
@@ -83,6 +82,7 @@ class _Trainer:
         self.validation = dataset.validation.to(self.accelerator.device)
         self.n_steps = config.train.epochs * len(self.batches)
         self.step = 0
+        self.window: list[dict[str, Tensor]] = []  # metrics of the steps since they were last given
         self.callbacks: list[Callback] = []
 
     @property
@@ -112,13 +112,15 @@ class _Trainer:
     def fit(self, run: Run) -> None:
         """Train to the end, with snapshots on the way."""
         self._tell(Started(self.step, self.n_steps, len(self.batches), self.config.train.batch_size))
-        with _stop_requests() as stop:
-            while self.step < self.n_steps and not stop.is_set():
-                self._run_epoch(stop)
-                due = self.step % (self.config.train.snapshot_every * len(self.batches)) == 0
-                if due or stop.is_set() or self.step == self.n_steps:
-                    self._snapshot(run)
-        self._tell(Stopped(complete=self.step == self.n_steps))
+        try:
+            with _stop_requests() as stop:
+                while self.step < self.n_steps and not stop.is_set():
+                    self._run_epoch(stop)
+                    due = self.step % (self.config.train.snapshot_every * len(self.batches)) == 0
+                    if due or stop.is_set() or self.step == self.n_steps:
+                        self._save(run, validate=due or self.step == self.n_steps)
+        finally:
+            self._tell(Stopped(complete=self.step == self.n_steps))
         if self.step < self.n_steps:
             raise Interrupted(f"stopped after step {self.step} of {self.n_steps}, saved in {run.path}")
 
@@ -126,12 +128,11 @@ class _Trainer:
         """Train for what is left of an epoch, or until a stop is requested."""
         self.task.train()
         epoch, start = divmod(self.step, len(self.batches))
-        window: list[dict[str, Tensor]] = []
         for x, y in self.batches.epoch(epoch, start):
-            window.append(self._one_step(x, y))
+            self.window.append(self._one_step(x, y))
             metrics = None
             if self.step % self.config.train.log_every == 0 or self.step % len(self.batches) == 0:
-                metrics, window = self._means(window), []
+                metrics = self._means()
             self._tell(Stepped(self.step, self.epoch, metrics))
             if stop.is_set():
                 return
@@ -149,24 +150,25 @@ class _Trainer:
         self.step += 1
         return {"loss": loss.detach(), **metrics, "grad_norm": torch.as_tensor(norm), "lr": torch.tensor(rate)}
 
-    def _means(self, window: list[dict[str, Tensor]]) -> dict[str, float]:
+    def _means(self) -> dict[str, float]:
         """Average over the steps of the window; the only place where the loop waits for the device."""
+        window, self.window = self.window, []
         means = {name: float(torch.stack([m[name] for m in window]).float().mean()) for name in window[0]}
         if not math.isfinite(means["loss"]):
             raise RunError(
                 f"the loss is {means['loss']} at step {self.step}: lower --optim.lr (now {self.config.optim.lr}), or "
-                "set --optim.clip-norm; the last snapshot is intact"
+                "set --optim.clip-norm; the last snapshot, if there is one, is intact"
             )
         return means
 
-    def _snapshot(self, run: Run) -> None:
-        """Validate and save a sealed copy of the model, then the state to resume from."""
+    def _save(self, run: Run, *, validate: bool) -> None:
+        """Save a sealed copy of the model, then the state to resume from; at a snapshot, validate the copy between."""
         if not self.accelerator.is_main_process:
             return
         with _kept_random_state():
             sealed, certificate = run.save_model(self.model)
-            metrics = self._validate(sealed)
-            self._tell(Snapshot(self.step, self.epoch, sealed, certificate, metrics))
+            if validate:
+                self._tell(Snapshot(self.step, self.epoch, sealed, certificate, self._validate(sealed)))
         write_checkpoint(run, self._checkpoint(run))
 
     @torch.no_grad()
@@ -187,6 +189,7 @@ class _Trainer:
             model=self.model.state_dict(),
             optimiser=self.optimiser.state_dict(),
             random=_random_state(),
+            window=[{name: tensor.cpu() for name, tensor in metrics.items()} for metrics in self.window],
             metrics_size=run.metrics_file.stat().st_size,
         )
 
@@ -195,6 +198,10 @@ class _Trainer:
         self.optimiser.load_state_dict(checkpoint.optimiser)
         _set_random_state(checkpoint.random)
         self.step = checkpoint.step
+        self.window = [
+            {name: tensor.to(self.accelerator.device) for name, tensor in metrics.items()}
+            for metrics in checkpoint.window
+        ]
         return checkpoint.metrics_size
 
     def _tell(self, event: Event) -> None:
@@ -202,16 +209,10 @@ class _Trainer:
             callback(event)
 
 
-def _check(config: Config) -> None:
-    settings = config.train
-    if min(settings.epochs, settings.batch_size, settings.log_every, settings.snapshot_every) < 1:
-        raise RecipeError("train.epochs, batch_size, log_every and snapshot_every must be at least 1")
-    if settings.precision not in PRECISIONS:
-        raise UnknownNameError("precision", settings.precision, PRECISIONS)
-
-
 def _check_same(config: Config, inputs: Inputs, old_config: Config, old_inputs: Inputs) -> None:
-    new, old = (dict(_leaves(asdict(c))) for c in (config, old_config))
+    """Refuse to resume with other settings; names and descriptions may have changed."""
+    sections = ("data", "model", "task", "optim", "train")
+    new, old = ({k: v for k, v in _leaves(asdict(c)) if k.startswith(sections)} for c in (config, old_config))
     changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
     if inputs != old_inputs:
         changes.append("the data set")
@@ -252,8 +253,10 @@ def _stop_requests() -> Iterator[threading.Event]:
 @contextmanager
 def _kept_random_state() -> Iterator[None]:
     state = _random_state()
-    yield
-    _set_random_state(state)
+    try:
+        yield
+    finally:
+        _set_random_state(state)
 
 
 def _random_state() -> dict[str, Tensor]:

@@ -1,0 +1,51 @@
+"""Checks of the settings of training, before anything is read or written."""
+
+__all__ = ["PRECISIONS", "check_settings"]
+
+import math
+
+from iresnet.config import Config
+from iresnet.errors import RecipeError, UnknownNameError
+
+PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""Names of the precisions, and what accelerate calls them."""
+
+
+def check_settings(config: Config) -> None:
+    """Refuse settings that cannot be meant.
+
+    Raises:
+        RecipeError: for a number out of its range, naming the option.
+        UnknownNameError: for an unknown precision.
+
+    Example:
+        >>> from iresnet.config import TrainConfig
+        >>> check_settings(Config(train=TrainConfig(epochs=0)))
+        Traceback (most recent call last):
+        iresnet.errors.RecipeError: --train.epochs must be at least 1, got 0
+    """
+    task, optim, train = config.task, config.optim, config.train
+    smallest_batch = 1 if task.kind == "density" else 2  # the head has a batch norm
+    for name, value, least in (
+        ("train.epochs", train.epochs, 1),
+        ("train.batch-size", train.batch_size, smallest_batch),
+        ("train.log-every", train.log_every, 1),
+        ("train.snapshot-every", train.snapshot_every, 1),
+        ("train.n-pictures", train.n_pictures, 0),
+        ("train.seed", train.seed, 0),
+        ("task.nll-weight", task.nll_weight, 0),
+        ("task.ce-weight", task.ce_weight, 0),
+        ("optim.lr", optim.lr, 0),
+        ("optim.weight-decay", optim.weight_decay, 0),
+        ("optim.momentum", optim.momentum, 0),
+        ("optim.warmup-epochs", optim.warmup_epochs, 0),
+        ("optim.decay-from", optim.decay_from, 0),
+        ("optim.factor", optim.factor, 0),
+        ("optim.clip-norm", 0 if optim.clip_norm is None else optim.clip_norm, 0),
+    ):
+        if not (math.isfinite(value) and value >= least):
+            raise RecipeError(f"--{name} must be at least {least}, got {value}")
+    if train.seed >= 2**63:
+        raise RecipeError(f"--train.seed must be below 2**63, got {train.seed}")
+    if train.precision not in PRECISIONS:
+        raise UnknownNameError("precision", train.precision, PRECISIONS)
