@@ -6,6 +6,7 @@ __all__ = [
     "OptimConfig",
     "TaskConfig",
     "TrainConfig",
+    "check_types",
     "from_dict",
     "load_config",
     "options",
@@ -13,9 +14,11 @@ __all__ = [
     "to_yaml",
 ]
 
+import collections.abc
+import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -107,6 +110,15 @@ class Config:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 def recipe_names() -> list[str]:
     """Names of the bundled recipes, sorted.
 
@@ -148,14 +160,14 @@ def _read(recipe: str | Path) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise RecipeError(f"there is no recipe file {path}")
-        text, name = path.read_text(encoding="utf-8"), path.stem
+        text, name = path.read_bytes(), path.stem
     elif str(recipe) in recipe_names():
-        text, name = resources.files("iresnet.recipes").joinpath(f"{recipe}.yaml").read_text("utf-8"), str(recipe)
+        text, name = resources.files("iresnet.recipes").joinpath(f"{recipe}.yaml").read_bytes(), str(recipe)
     else:
         raise UnknownNameError("recipe", str(recipe), recipe_names())
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        tree = yaml.load(text, _Loader)
+    except (yaml.YAMLError, UnicodeError) as error:
         raise RecipeError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{recipe} must hold sections such as 'data:' and 'model:', got {type(tree).__name__}")
@@ -178,9 +190,7 @@ def _pairs(tokens: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 def _scalar(text: str) -> Any:
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)  # YAML 1.1 reads 1e-3 as a string
-    except ValueError:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"'{text}' is not a value: {' '.join(str(error).split())}") from error
 
@@ -214,7 +224,7 @@ def from_dict(cls: type, tree: Any, where: str = "") -> Any:
         RecipeError: for a value of the wrong type.
     """
     if not isinstance(tree, dict):
-        raise RecipeError(f"{where or 'a recipe'} is a section with keys, got '{tree}'")
+        raise RecipeError(f"{where[:-1] or 'a recipe'} is a section with keys, got '{tree}'")
     hints = typing.get_type_hints(cls)
     known = {f.name for f in fields(cls)}
     for key in tree:
@@ -256,6 +266,51 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
         return value
     name = getattr(origin or kind, "__name__", str(kind))
     raise RecipeError(f"--{where.replace('_', '-')} must be of type {name}, got '{value}'")
+
+
+def check_types(function: Callable, options: Mapping[str, Any], where: str) -> None:
+    """Compare values with the types that a function declares for its arguments.
+
+    Args:
+        function: the function, or class.
+        options: values by argument name; names that it does not have are passed over.
+        where: dotted path of the options, for messages.
+
+    Raises:
+        RecipeError: for a value of another type.
+
+    Example:
+        >>> def block(*, hidden: int | Sequence[int]): ...
+        >>> check_types(block, {"hidden": [8, "x"]}, "model.")
+        Traceback (most recent call last):
+        iresnet.errors.RecipeError: --model.hidden must be of type int | list of int, got '[8, 'x']'
+    """
+    hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+    for name, value in options.items():
+        if name in hints and not _fits(value, hints[name]):
+            key, kinds = f"{where}{name}".replace("_", "-"), _type_names(hints[name])
+            raise RecipeError(f"--{key} must be of type {' | '.join(kinds)}, got '{value}'")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return any(_fits(value, arg) for arg in args)
+    if origin is collections.abc.Sequence:
+        return isinstance(value, (list, tuple)) and all(_fits(item, args[0]) for item in value)
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, origin or kind)
+
+
+def _type_names(kind: Any) -> list[str]:
+    """What can be written for a type in YAML."""
+    if typing.get_origin(kind) is types.UnionType:
+        return [name for arg in typing.get_args(kind) for name in _type_names(arg)]
+    if typing.get_origin(kind) is collections.abc.Sequence:
+        return [f"list of {_type_names(typing.get_args(kind)[0])[0]}"]
+    plain = {int: "int", float: "float", str: "str", bool: "bool", types.NoneType: "null"}
+    return [plain[kind]] if kind in plain else []
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from iresnet import zoo
 from iresnet.certificates import Certificate, seal
-from iresnet.config import Config, from_dict, to_yaml
+from iresnet.config import Config, check_types, from_dict, to_yaml
 from iresnet.data import Dataset
-from iresnet.errors import DataError, RunError
+from iresnet.errors import DataError, RecipeError, RunError
 from iresnet.zoo import Model
 
 
@@ -79,6 +79,13 @@ def build_model(config: Config, inputs: Inputs) -> Model:
     """
     options = dict(config.model)
     name = str(options.pop("name", "iresnet" if len(inputs.shape) == 3 else "toy-mlp"))
+    for key in options.keys() & {"shape", "task", "n_classes", "mean", "std"}:
+        raise RecipeError(f"--model.{key.replace('_', '-')} follows from the data and the task; leave it out")
+    for part, default, registry in (("logdet", "krylov", zoo.LOGDETS), ("solver", "anderson", zoo.SOLVERS)):
+        if isinstance(options.get(part), dict):
+            options[part] = spec = {"name": default, **options[part]}
+            check_types(registry.get(str(spec["name"]), dict), spec, f"model.{part}.")
+    check_types(zoo.ARCHITECTURES.get(name, dict), options, "model.")
     return zoo.build(
         name,
         shape=inputs.shape,

@@ -43,7 +43,9 @@ def check_settings(config: Config) -> None:
         ("optim.factor", optim.factor, 0),
         ("optim.clip-norm", 0 if optim.clip_norm is None else optim.clip_norm, 0),
     ):
-        if not (math.isfinite(value) and value >= least):
+        if not math.isfinite(value):
+            raise RecipeError(f"--{name} must be a finite number, got {value}")
+        if value < least:
             raise RecipeError(f"--{name} must be at least {least}, got {value}")
     if train.seed >= 2**63:
         raise RecipeError(f"--train.seed must be below 2**63, got {train.seed}")
