@@ -94,6 +94,21 @@ def test_power_iteration_moves_at_use_in_train_mode_only(name):
     assert layer.normalisation.u.norm() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_two_uses_before_one_backward_have_each_their_own_gradient(name):
+    layer = LAYERS[name]().double().train()
+    with torch.no_grad():
+        layer.unnormalised_weight.mul_(10)
+    x, twin = point(layer), copy.deepcopy(layer)
+    parts = [gradients(twin(x).square().sum(), [twin.unnormalised_weight])[0] for _ in range(2)]
+    both = layer(x).square().sum() + layer(x).square().sum()
+    close(gradients(both, [layer.unnormalised_weight])[0], sum(parts))
+
+
+def test_a_1x1_convolution_iterates_on_one_pixel():
+    assert conv(4, 3, 1, 5, 4).normalisation.u.shape == (1, 4, 1, 1)
+
+
 @pytest.mark.parametrize("n_steps", [1, 4])
 def test_each_use_in_train_mode_runs_n_steps_iterations(n_steps):
     layer = ir.LipschitzLinear(5, 6, n_steps=n_steps).double().train()

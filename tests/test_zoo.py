@@ -214,7 +214,11 @@ BAD = {
     "coefficient": (lambda: build("iresnet", **IMAGE, coeff=1.0), IResNetError, r"\(0, 1\)"),
     "padded density": (lambda: build("iresnet", **IMAGE, injective_pad=2), RecipeError, "volume zero"),
     "padded hybrid": (lambda: build("iresnet", **IMAGE, injective_pad=2, task="hybrid"), RecipeError, "volume zero"),
-    "odd size": (lambda: build("iresnet-multiscale", shape=(1, 28, 28)), RecipeError, "7x7 cannot be squeezed"),
+    "odd size": (
+        lambda: build("iresnet-multiscale", shape=(1, 28, 28), blocks=(1, 1, 1), hidden=4),
+        RecipeError,
+        "7x7 cannot be squeezed",
+    ),
     "image of one row": (lambda: build("iresnet", **IMAGE | {"shape": (1, 1, 8), "strides": (2,)}), RecipeError, "1x8"),
     "lengths": (lambda: build("iresnet", **IMAGE | {"strides": (1, 2)}), RecipeError, "one entry a scale"),
     "hidden lengths": (lambda: build("iresnet", **IMAGE | {"hidden": (4, 4)}), RecipeError, "one entry a scale"),
