@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import platform
+import shutil
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -133,10 +134,14 @@ class Run:
         if run.path.is_dir() and any(run.path.iterdir()):
             raise RunError(f"{path} is not empty and holds no run; choose another --out")
         text = to_yaml(config) + yaml.safe_dump({"inputs": _jsonable(asdict(inputs))}, sort_keys=False)
-        with _writing(run.path):
-            run.samples.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.path / "env.json", json.dumps(_environment(data_dir), indent=2) + "\n")
-        write_atomically(run.config_file, text)
+        try:
+            with _writing(run.path):
+                run.samples.mkdir(parents=True, exist_ok=True)
+            write_atomically(run.path / "env.json", json.dumps(_environment(data_dir), indent=2) + "\n")
+            write_atomically(run.config_file, text)
+        except BaseException:
+            shutil.rmtree(run.path, ignore_errors=True)  # it was empty or not there
+            raise
         return run
 
     @classmethod
@@ -156,7 +161,7 @@ class Run:
         try:
             tree = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
             inputs = from_dict(Inputs, tree.pop("inputs"), "inputs.")
-        except (yaml.YAMLError, KeyError, AttributeError) as error:
+        except (yaml.YAMLError, UnicodeError, LookupError, AttributeError, TypeError) as error:
             raise RunError(f"{self.config_file} is damaged; restore it, or train again") from error
         return from_dict(Config, tree), inputs
 
