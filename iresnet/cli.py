@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from iresnet.config import Config, load_config, options, recipe_names
-from iresnet.errors import Interrupted, IResNetError, RecipeError, UnknownNameError
+from iresnet.errors import Interrupted, IResNetError, RecipeError, RunError, UnknownNameError
 
 if TYPE_CHECKING:
     from iresnet.data import Dataset, Split
@@ -30,14 +31,16 @@ app = App(
     "Start with: iresnet train digits-density --out runs/digits",
     help_epilogue="Exit status: 0 done, 1 a check failed, 2 bad input, 130 interrupted.",
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 RunFolder = Annotated[Path, Parameter(name="RUN", help="Run folder, made by iresnet train.")]
 DataDir = Annotated[
     Path | None,
     Parameter(help="Folder of data sets; then $IRESNET_DATA, the user cache and the hub are tried."),
 ]
+Count = Annotated[int, Parameter(name=["--n", "-n"], validator=Number(gte=1))]
+Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**63))]
 
 
 def main() -> None:
@@ -64,13 +67,17 @@ def run(tokens: Sequence[str]) -> int:
         return _complain("interrupted", 130)
 
 
+def _say(what: Any) -> None:
+    out.print(what)
+
+
 def _complain(message: str, status: int) -> int:
-    err.print(f"iresnet: {' '.join(message.split())}", markup=False)
+    err.print(f"iresnet: {' '.join(message.split())}")
     return status
 
 
 def _show_warning(message: Any, category: Any, *_: Any) -> None:  # noqa: ARG001
-    err.print(f"iresnet: warning: {message}", markup=False)
+    err.print(f"iresnet: warning: {message}")
 
 
 # -- commands --------------------------------------------------------------------------------------------------------
@@ -85,7 +92,7 @@ def recipes() -> None:
     for name in recipe_names():
         config = load_config(name)
         table.add_row(name, config.task.kind, config.data.name, config.expected, config.cost)
-    out.print(table)
+    _say(table)
 
 
 def train(
@@ -110,7 +117,7 @@ def train(
     from iresnet import training
 
     if dry_run:
-        globals()["out"].print(str(training.dry_run(config, data_dir=data_dir)))
+        _say(str(training.dry_run(config, data_dir=data_dir)))
         return
     folder = out or Path("runs") / config.name
     _train(config, recipe, folder, data_dir, resume=resume)
@@ -124,11 +131,11 @@ def _train(config: Config, recipe: str, folder: Path, data_dir: Path | None, *, 
         result = training.train(config, folder, data_dir=data_dir, resume=resume, callbacks=[ProgressBar(err)])
     except Interrupted as error:
         raise Interrupted(f"{error}; continue with the same command and --resume") from error
-    out.print(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")
+    _say(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")
 
 
 @app.command
-def evaluate(run: RunFolder, *, split: str = "test", data_dir: DataDir = None, seed: int = 0) -> None:
+def evaluate(run: RunFolder, *, split: str = "test", data_dir: DataDir = None, seed: Seed = 0) -> None:
     """Measure bits/dim or accuracy on a split, with error bars, beside baselines; writes evaluation.json.
 
     Args:
@@ -155,18 +162,18 @@ def evaluate(run: RunFolder, *, split: str = "test", data_dir: DataDir = None, s
         with _progress("classification", n) as advance:
             accuracy = evaluation.classification(model, part, **common, progress=advance)
         result["classification"] = asdict(accuracy)
-        out.print(f"{split} {accuracy}")
+        _say(f"{split} {accuracy}")
     path = folder.write_json("evaluation.json", result)
-    out.print(f"wrote {path}")
+    _say(f"wrote {path}")
 
 
 @app.command
 def sample(
     run: RunFolder,
     *,
-    n: Annotated[int, Parameter(name=["--n", "-n"])] = 64,
+    n: Count = 64,
     temperature: float = 1.0,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Draw samples: a grid of images, a scatter plot of points, or a table; writes samples/samples.*.
 
@@ -182,17 +189,17 @@ def sample(
 
     folder, model, inputs = _load(run)
     samples = _flow(model).sample(n, temperature=temperature, generator=torch.Generator().manual_seed(seed))
-    out.print(f"wrote {draw(samples, inputs, folder.samples / 'samples')}")
+    _say(f"wrote {draw(samples, inputs, folder.samples / 'samples')}")
 
 
 @app.command
 def reconstruct(
     run: RunFolder,
     *,
-    n: Annotated[int, Parameter(name=["--n", "-n"])] = 10,
+    n: Count = 10,
     split: str = "test",
     data_dir: DataDir = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Invert a whole split and report the largest error; draws data above their reconstructions.
 
@@ -218,8 +225,8 @@ def reconstruct(
     with torch.no_grad():
         back = bijection.inverse(bijection(x))
     path = draw(torch.cat([x, back]), inputs, folder.samples / "reconstructions", columns=len(x))
-    out.print(f"{split} {result}")
-    out.print(f"wrote {path} (above: data, below: data -> latent -> data)")
+    _say(f"{split} {result}")
+    _say(f"wrote {path} (above: data, below: data -> latent -> data)")
 
 
 @app.command
@@ -237,8 +244,8 @@ def certify(run: RunFolder) -> int:
     certificate = certify_model(model)
     sha256 = hashlib.sha256(folder.model_file.read_bytes()).hexdigest()
     path = folder.write_json("certificate.json", {"model_sha256": sha256, **certificate.to_dict()})
-    out.print(str(certificate), markup=False)
-    out.print(f"wrote {path}")
+    _say(str(certificate))
+    _say(f"wrote {path}")
     return 0 if certificate.certified else 1
 
 
@@ -259,8 +266,10 @@ def _open(path: Path, data_dir: Path | None, split: str) -> "tuple[Run, Model, D
     if split not in splits:
         raise UnknownNameError("split", split, splits)
     folder, model, _ = _load(path)
-    config, _ = folder.read_config()
+    config, inputs = folder.read_config()
     dataset = load(config.data.name, data_dir or folder.data_dir, pad_to=config.data.pad_to)
+    if (dataset.shape, dataset.levels, dataset.class_names) != (inputs.shape, inputs.levels, inputs.class_names):
+        raise RunError(f"{path} was trained on other data than {dataset}; give its --data-dir")
     return folder, model, dataset, getattr(dataset, split)
 
 
@@ -286,7 +295,7 @@ def _baselines(dataset: "Dataset", part: "Split", seed: int) -> dict[str, Any]:
     try:
         found["full-covariance Gaussian"] = evaluation.gaussian_baseline(dataset, part, seed=seed)
     except DataError as error:
-        err.print(f"iresnet: {error}", markup=False)
+        err.print(f"iresnet: {error}")
     return found
 
 
@@ -299,7 +308,7 @@ def _print_likelihoods(scores: dict[str, Any], split: str) -> None:
         bits = score.bits_per_dim
         interval = f"{bits.mean - bits.half_width:.4f} to {bits.mean + bits.half_width:.4f}"
         table.add_row(name, f"{bits.mean:.4f}", interval, f"{score.nats.mean:.2f}", score.estimator)
-    out.print(table)
+    _say(table)
 
 
 @contextmanager
