@@ -312,3 +312,13 @@ def test_logit_is_finite_at_both_ends(alpha):
     z, logdet = logit.forward_and_logdet(x)
     assert bool(z.isfinite().all() & logdet.isfinite().all())
     close(logit.inverse(z), x, 1e-9)
+
+
+def test_actnorm_leaves_the_scale_of_a_constant_channel():
+    """Injective padding feeds channels of zeros: scaling them to unit variance would multiply their shift by 1000."""
+    x = torch.randn(64, 3, 4, 4)
+    x[:, 1] = 0.0
+    module = ir.ActNorm(3)
+    module(x)
+    assert module.log_scale[1] == 0
+    assert torch.all(module.log_scale[[0, 2]] != 0)

@@ -17,8 +17,8 @@ class ActNorm(Bijection):
 
     .. math:: z = (x + b) e^{s}, \quad \log|\det dz/dx| = HW \sum_c s_c
 
-    The first batch seen in train mode sets b and s such that each channel of z has mean 0 and variance 1 there, over
-    all processes of a distributed run. That it happened is a buffer, so a loaded model is not initialised again.
+    The first batch seen in train mode sets b and s such that each channel of z has mean 0 and variance 1 there (a
+    constant one: mean 0), over all processes of a distributed run. That it happened is a buffer, so a loaded model is not initialised again.
 
     Args:
         channels: size of dimension 1 of the input.
@@ -73,7 +73,8 @@ class ActNorm(Bijection):
         if not bool(self.initialised):
             mean, variance = _moments(x)
             self.shift.copy_(-mean)
-            self.log_scale.copy_(-0.5 * torch.log(variance + 1e-6))
+            # A constant channel, such as a padded one, keeps its scale: dividing by nothing would blow up its shift.
+            self.log_scale.copy_(-0.5 * torch.log(torch.where(variance > 1e-8, variance, 1.0)))
             self.initialised.fill_(True)
         self._known_initialised = True
 
