@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from iresnet.data import TOYS, Dataset, Split, dequantise
+from iresnet.data import TOYS, Dataset, Split
 from iresnet.errors import DataError
-from iresnet.evaluation.likelihood import Likelihood, summarise
+from iresnet.evaluation.likelihood import Likelihood, noisy, summarise
 
 
 def uniform_baseline(dataset: Dataset, split: Split) -> Likelihood:
@@ -63,9 +63,8 @@ def gaussian_baseline(dataset: Dataset, split: Split, *, seed: int = 0) -> Likel
     factor, info = torch.linalg.cholesky_ex(covariance)
     if int(info):
         raise DataError(f"the covariance of {len(x)} examples in {dims} dimensions is singular: no Gaussian baseline")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        y = dequantise(split.x, levels=dataset.levels, dtype=torch.float64).flatten(1)
+    noise = torch.Generator(split.x.device).manual_seed(seed)
+    y = noisy(split.x, dataset.levels, noise, torch.float64).flatten(1)
     z = torch.linalg.solve_triangular(factor, (y - x.mean(0) - shift).T, upper=False)
     nats = 0.5 * z.square().sum(0) + factor.diagonal().log().sum() + 0.5 * dims * math.log(2 * math.pi)
     return summarise(nats, dims, "closed form")

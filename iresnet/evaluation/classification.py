@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from iresnet.classifiers import Classifier, Hybrid
-from iresnet.data import Batches, Split, dequantise
+from iresnet.data import Batches, Split
 from iresnet.errors import DataError
-from iresnet.evaluation.likelihood import Estimate
+from iresnet.evaluation.likelihood import Estimate, estimate, noisy
 from iresnet.lipschitz import hold_weights
 
 
@@ -61,7 +61,7 @@ def classification(
         progress: called with the number of examples done after each batch.
 
     Raises:
-        DataError: when the split has no labels.
+        DataError: when the split has no labels, or a single example.
     """
     if split.y is None:
         raise DataError("the split has no labels to predict")
@@ -72,17 +72,13 @@ def classification(
     with hold_weights(model):
         for x, y in Batches(split.to(parameter.device), batch_size, shuffle=False, drop_last=False).epoch():
             if isinstance(model, Hybrid):
-                x = dequantise(x, levels=levels, generator=generator, dtype=parameter.dtype)
+                x = noisy(x, levels, generator, parameter.dtype)
             logits = model(x.to(parameter.dtype))
             right += int((logits.argmax(1) == y).sum())
             assert y is not None
             losses.append(F.cross_entropy(logits, y, reduction="none").double().cpu())
             progress(sum(map(len, losses)))
-    loss = torch.cat(losses)
-    half_width = 1.96 * float(loss.std()) / math.sqrt(len(loss))
-    return Accuracy(
-        right / len(split), _wilson(right, len(split)), Estimate(float(loss.mean()), half_width), len(split)
-    )
+    return Accuracy(right / len(split), _wilson(right, len(split)), estimate(torch.cat(losses)), len(split))
 
 
 def _wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:

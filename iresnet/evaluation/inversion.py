@@ -4,11 +4,13 @@ __all__ = ["Reconstruction", "reconstruction"]
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
 from iresnet.bijections import Bijection
-from iresnet.data import Batches, Split, dequantise
+from iresnet.data import Batches, Split
+from iresnet.evaluation.likelihood import noisy
 from iresnet.lipschitz import hold_weights
 
 
@@ -55,15 +57,16 @@ def reconstruction(
         >>> reconstruction(ir.Affine(mean=1.0, std=2.0), Split(torch.randn(10, 2)), levels=None).largest < 1e-6
         True
     """
-    tensor = next(bijection.buffers())
+    tensors = chain(bijection.parameters(), bijection.buffers())
+    tensor = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
     split = split.to(tensor.device)
     generator = torch.Generator(tensor.device).manual_seed(seed)
-    scale = float(levels or (split.x.max() - split.x.min()))
+    scale = float(levels or (split.x.max() - split.x.min())) or 1.0
     errors = []
     bijection.eval()
     with hold_weights(bijection):
         for x, _ in Batches(split, batch_size, shuffle=False, drop_last=False).epoch():
-            x = dequantise(x, levels=levels, generator=generator)
+            x = noisy(x, levels, generator, tensor.dtype)
             errors.append((bijection.inverse(bijection(x)) - x).abs().flatten(1).double() / scale)
             progress(sum(map(len, errors)))
     error = torch.cat(errors)

@@ -1,6 +1,6 @@
 """Test likelihood, with its error bar."""
 
-__all__ = ["Estimate", "Likelihood", "likelihood"]
+__all__ = ["Estimate", "Likelihood", "estimate", "likelihood", "noisy", "summarise"]
 
 import math
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from iresnet.data import Batches, Split, dequantise
+from iresnet.errors import DataError
 from iresnet.flows import Flow
 from iresnet.lipschitz import hold_weights
 from iresnet.logdet import Exact, Krylov, LogDetEstimator
@@ -81,6 +82,9 @@ def likelihood(
         seed: of noise and probes.
         progress: called with the number of examples done after each batch.
 
+    Raises:
+        DataError: when the split has a single example, which gives no error bar.
+
     Example:
         >>> import iresnet as ir
         >>> flow = ir.Flow(ir.Affine(), ir.StandardNormal(2))
@@ -91,19 +95,31 @@ def likelihood(
     dims = split.x[0].numel()
     estimator = logdet or (Exact() if dims <= EXACT_LIMIT else Krylov(tol=1e-2))
     parameter = next(flow.parameters(), torch.zeros(()))
+    noise = torch.Generator(parameter.device).manual_seed(seed)
     nats = []
     flow.eval()
     with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []), hold_weights(flow):
         torch.manual_seed(seed)
         for x, _ in Batches(split.to(parameter.device), batch_size, shuffle=False, drop_last=False).epoch():
-            x = dequantise(x, levels=levels, dtype=parameter.dtype)
+            x = noisy(x, levels, noise, parameter.dtype)
             nats.append(-flow.log_prob(x, logdet=estimator).double().cpu())
             progress(sum(map(len, nats)))
     return summarise(torch.cat(nats), dims, str(estimator))
 
 
+def noisy(x: Tensor, levels: int | None, generator: torch.Generator, dtype: torch.dtype) -> Tensor:  # (N, *E)
+    """Data as a model sees them, with noise that does not depend on the precision of the model."""
+    return x.to(dtype) if levels is None else dequantise(x, levels=levels, generator=generator).to(dtype)
+
+
 def summarise(nats: Tensor, dims: int, estimator: str) -> Likelihood:  # (N,)
     """Mean and interval of negative log-likelihoods."""
-    mean, half = float(nats.mean()), 1.96 * float(nats.std()) / math.sqrt(len(nats))
-    scale = 1 / (dims * math.log(2))
-    return Likelihood(Estimate(mean * scale, half * scale), Estimate(mean, half), len(nats), dims, estimator)
+    bits = estimate(nats / (dims * math.log(2)))
+    return Likelihood(bits, estimate(nats), len(nats), dims, estimator)
+
+
+def estimate(values: Tensor) -> Estimate:  # (N,)
+    """Mean and 95 % interval of a number that every example has."""
+    if len(values) < 2:
+        raise DataError("an error bar needs at least 2 examples, the split has 1; evaluate another split")
+    return Estimate(float(values.mean()), 1.96 * float(values.std()) / math.sqrt(len(values)))
