@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from iresnet.runs import Inputs, write_atomically
+from iresnet.runs import Inputs, write_atomically, writing
 
 
 def draw(x: Tensor, inputs: Inputs, path: Path, *, columns: int | None = None) -> Path:
@@ -27,7 +27,8 @@ def draw(x: Tensor, inputs: Inputs, path: Path, *, columns: int | None = None) -
     Returns:
         The file: a PNG for images and for points in the plane, a CSV for longer vectors.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     x = x.detach().float().cpu()
     if len(inputs.shape) == 3:
         content, suffix = _png(image_grid(x, levels=inputs.levels, columns=columns)), ".png"

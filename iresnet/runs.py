@@ -1,12 +1,13 @@
 """The run folder: everything that a run writes, and the model read back from it."""
 
-__all__ = ["Inputs", "Run", "build_model", "inputs_of", "load", "write_atomically"]
+__all__ = ["Inputs", "Run", "build_model", "inputs_of", "load", "write_atomically", "writing"]
 
 import copy
 import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -135,7 +136,7 @@ class Run:
             raise RunError(f"{path} is not empty and holds no run; choose another --out")
         text = to_yaml(config) + yaml.safe_dump({"inputs": _jsonable(asdict(inputs))}, sort_keys=False)
         try:
-            with _writing(run.path):
+            with writing(run.path):
                 run.samples.mkdir(parents=True, exist_ok=True)
             write_atomically(run.path / "env.json", json.dumps(_environment(data_dir), indent=2) + "\n")
             write_atomically(run.config_file, text)
@@ -237,7 +238,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         RunError: when the disk is full or the folder not writable.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _writing(path):
+    with writing(path):
         try:
             with aside.open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
@@ -249,7 +250,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def _writing(path: Path):
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write into a :class:`RunError`, in one line."""
     try:
         yield
     except OSError as error:

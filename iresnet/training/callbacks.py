@@ -15,7 +15,7 @@ from iresnet.certificates import Certificate
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.data import dequantise
 from iresnet.pictures import draw
-from iresnet.runs import Inputs, Run
+from iresnet.runs import Inputs, Run, writing
 from iresnet.zoo import Model
 
 
@@ -77,8 +77,9 @@ class JsonlMetrics(Callback):
 
     def __init__(self, run: Run, size: int = 0):
         self.path = run.metrics_file
-        self.path.touch()
-        os.truncate(self.path, size)
+        with writing(self.path):
+            self.path.touch()
+            os.truncate(self.path, size)
 
     def __call__(self, event: Event) -> None:
         """Write the metrics of steps and snapshots."""
@@ -93,7 +94,7 @@ class JsonlMetrics(Callback):
                 pass
 
     def _write(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 

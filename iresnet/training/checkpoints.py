@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from iresnet.errors import RunError
-from iresnet.runs import Run, write_atomically
+from iresnet.runs import Run, write_atomically, writing
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def write_checkpoint(run: Run, checkpoint: Checkpoint) -> None:
     """Replace the run's checkpoint, as a whole."""
     buffer = io.BytesIO()
     torch.save(asdict(checkpoint), buffer)
-    run.state.mkdir(exist_ok=True)
+    with writing(run.state):
+        run.state.mkdir(exist_ok=True)
     write_atomically(run.state / "checkpoint.pt", buffer.getvalue())
 
 
