@@ -1,4 +1,4 @@
-"""Every test starts from the same seed, on one thread."""
+"""Every test starts from the same seed, on one thread; tiny models to test with are trained once."""
 
 import hypothesis
 import pytest
@@ -12,3 +12,35 @@ hypothesis.settings.load_profile("laws")
 @pytest.fixture(autouse=True)
 def _same_seed():
     torch.manual_seed(0)
+
+
+SMALL = ("--model.hidden", "8", "--train.epochs", "1", "--train.batch-size", "64", "--train.n-pictures", "4")
+TINY = {
+    "density": ("digits-density", "--model.blocks", "[1,1]", *SMALL),
+    "classify": ("digits-classify", "--model.blocks", "[1,1]", *SMALL),
+    "hybrid": ("digits-hybrid", "--model.blocks", "[1,1]", *SMALL),
+    "toy": ("toy-density", "--model.blocks", "2", *SMALL, "--train.batch-size", "500"),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Command lines of ``iresnet train``, by kind, for models that train in a second."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A function from the kind to the folder of a tiny run, trained when first asked for; read it, copy it to write."""
+    from iresnet.config import load_config
+    from iresnet.training import train
+
+    folders = {}
+
+    def folder(kind):
+        if kind not in folders:
+            recipe, *changes = TINY[kind]
+            folders[kind] = train(load_config(recipe, changes), tmp_path_factory.mktemp("runs") / kind).path
+        return folders[kind]
+
+    return folder

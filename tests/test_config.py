@@ -1,0 +1,184 @@
+"""Configurations: what can be written is read with its type, and everything else is refused in one line."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from iresnet.config import (
+    Config,
+    DataConfig,
+    OptimConfig,
+    TaskConfig,
+    check_types,
+    from_dict,
+    load_config,
+    options,
+    recipe_names,
+    to_yaml,
+)
+from iresnet.errors import IResNetError, RecipeError, UnknownNameError
+
+
+def get(config, path):
+    for key in path.split("."):
+        config = config[key] if isinstance(config, dict) else getattr(config, key)
+    return config
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_recipes_survive_writing_and_reading(recipe, tmp_path):
+    config = load_config(recipe)
+    assert config.name == recipe
+    assert from_dict(Config, yaml.safe_load(to_yaml(config))) == config
+    file = tmp_path / "other.yaml"
+    file.write_text(to_yaml(config))
+    assert load_config(file) == config
+
+
+ACCEPTED = {
+    "an int": (["--train.epochs", "3"], "train.epochs", 3),
+    "an equals sign": (["--train.epochs=3"], "train.epochs", 3),
+    "dashes": (["--train.batch-size", "7"], "train.batch_size", 7),
+    "underscores": (["--train.batch_size", "7"], "train.batch_size", 7),
+    "an int for a float": (["--optim.lr", "1"], "optim.lr", 1.0),
+    "1e-3": (["--optim.lr", "1e-3"], "optim.lr", 1e-3),
+    "-1E+2": (["--optim.lr=-1E+2"], "optim.lr", -100.0),
+    "2.5e1": (["--optim.lr", "2.5e1"], "optim.lr", 25.0),
+    "a number": (["--optim.clip-norm", "5"], "optim.clip_norm", 5.0),
+    "null": (["--optim.clip-norm", "null"], "optim.clip_norm", None),
+    "a list": (["--optim.milestones", "[1,2.5]"], "optim.milestones", (1.0, 2.5)),
+    "one for a list": (["--data.augment", "flip"], "data.augment", ("flip",)),
+    "a list of words": (["--data.augment", "[pad-crop, flip]"], "data.augment", ("pad-crop", "flip")),
+    "a name": (["--data.name", "8gaussians"], "data.name", "8gaussians"),
+    "a path": (["--data.name=/a/b=c.csv"], "data.name", "/a/b=c.csv"),
+    "the last of two": (["--train.seed", "1", "--train.seed", "2"], "train.seed", 2),
+    "a list for the model": (["--model.blocks", "[2,2]"], "model.blocks", [2, 2]),
+    "a small number for the model": (["--model.coeff", "1e-1"], "model.coeff", 0.1),
+    "an option of a part": (["--model.logdet.n-steps", "5"], "model.logdet", {"name": "krylov", "n_steps": 5}),
+    "a part by its short name": (["--model.logdet", "exact"], "model.logdet", "exact"),
+    "a part, which drops the options of the old": (["--model.logdet.name", "exact"], "model.logdet", {"name": "exact"}),
+    "a short name, then an option": (
+        ["--model.logdet", "krylov", "--model.logdet.tol", "1e-2"],
+        "model.logdet",
+        {"name": "krylov", "tol": 0.01},
+    ),
+    "an option of a part that was not there": (["--model.solver.atol", "1e-6"], "model.solver", {"atol": 1e-6}),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_overrides(case):
+    overrides, path, expected = ACCEPTED[case]
+    value = get(load_config("digits-density", overrides), path)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_overrides_leave_the_rest_alone():
+    config = load_config("digits-density")
+    assert load_config("digits-density", ["--train.epochs", "3"]) == replace(
+        config, train=replace(config.train, epochs=3)
+    )
+
+
+REFUSED = {
+    "an unknown option": (["--train.epocs", "3"], "--train.epocs'; did you mean '--train.epochs'?"),
+    "an option without its section": (["--epochs", "3"], "'--epochs'; did you mean '--train.epochs'?"),
+    "an unknown section": (["--trian.epochs", "3"], "'--trian.epochs'; did you mean '--train.epochs'?"),
+    "a misspelt flag": (["--dry-rnu", "x"], "did you mean '--dry-run'?"),
+    "nothing like it": (["--qqqq", "3"], "--train.epochs"),
+    "a word for an int": (["--train.epochs", "abc"], "--train.epochs must be of type int, got 'abc'"),
+    "a float for an int": (["--train.epochs", "1.5"], "--train.epochs must be of type int, got '1.5'"),
+    "yes for an int": (["--train.epochs", "true"], "--train.epochs must be of type int, got 'True'"),
+    "yes for a float": (["--optim.lr", "true"], "--optim.lr must be of type float"),
+    "a word for a float": (["--optim.lr", "fast"], "--optim.lr must be of type float, got 'fast'"),
+    "a word in a list": (["--optim.milestones", "[1,a]"], "--optim.milestones must be of type float, got 'a'"),
+    "a list for a float": (["--optim.lr", "[1]"], "--optim.lr must be of type float"),
+    "nothing for an int": (["--train.epochs", "null"], "--train.epochs must be of type int"),
+    "a value for a section": (["--train", "3"], "train is a section with keys, got '3'"),
+    "a value for the model": (["--model", "3"], "--model must be of type dict, got '3'"),
+    "no value": (["--train.epochs"], "the option --train.epochs needs a value"),
+    "no option": (["train.epochs", "3"], "expected an option such as --train.epochs 3, got 'train.epochs'"),
+    "half a list": (["--model.blocks", "[1,"], "'[1,' is not a value"),
+}
+
+
+def refusal(call, *args):
+    with pytest.raises(IResNetError) as caught:
+        call(*args)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_overrides_are_refused(case):
+    overrides, expected = REFUSED[case]
+    assert expected in refusal(load_config, "digits-density", overrides)
+
+
+FILES = {
+    "not YAML": (b"train: [", "is not YAML"),
+    "not text": (b"\xff\xfe\x80", "is not YAML"),
+    "a list": (b"- 1", "must hold sections"),
+    "empty": (b"", "must hold sections"),
+    "a section that is none": (b"train:", "train is a section with keys, got 'None'"),
+    "an unknown key": (b"data: {nmae: digits}", "did you mean '--data.name'?"),
+    "a number for a key": (b"3: 4", "unknown option '--3'"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files_that_are_no_recipes_are_refused(case, tmp_path):
+    content, expected = FILES[case]
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    message = refusal(load_config, tmp_path / "recipe.yaml")
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_unknown_recipes_are_refused_with_the_nearest():
+    with pytest.raises(UnknownNameError, match="did you mean 'digits-density'"):
+        load_config("digits-densty")
+    with pytest.raises(RecipeError, match=r"there is no recipe file nowhere\.yaml"):
+        load_config("nowhere.yaml")
+
+
+def test_a_recipe_file_may_say_little_and_is_named_after_itself(tmp_path):
+    (tmp_path / "mine.yaml").write_text("optim: {lr: 1e-4}\nmodel: {solver: {atol: 1e-7}}")
+    config = load_config(tmp_path / "mine.yaml")
+    assert config == Config(name="mine", optim=OptimConfig(lr=1e-4), model={"solver": {"atol": 1e-7}})
+
+
+def test_kinds_of_tasks():
+    assert [TaskConfig(*weights).kind for weights in ((1, 0), (0, 2), (0.5, 1))] == ["density", "classify", "hybrid"]
+    for weights in ((0, 0), (-1, 1), (1, -1)):
+        assert "weights must not be negative" in refusal(lambda weights=weights: TaskConfig(*weights).kind)
+
+
+def test_every_option_is_described_and_can_be_given():
+    for name, default, doc in options():
+        assert doc
+        if isinstance(default, (int, float)) and "." in name:
+            assert get(load_config("digits-density", [f"--{name}", str(default)]), name) == default
+    assert ("data.pad_to", None) in [(name, default) for name, default, _ in options(DataConfig, "data.")]
+
+
+def part(*, size: int, rate: float | None = None, flag: bool = False, kind: str = "a"):
+    """Something with options."""
+
+
+TYPES = {
+    "int": ({"size": 2.0}, "--p.size must be of type int, got '2.0'"),
+    "bool is no int": ({"size": True}, "--p.size must be of type int"),
+    "int is no bool": ({"flag": 1}, "--p.flag must be of type bool"),
+    "optional": ({"rate": "x"}, "--p.rate must be of type float | null, got 'x'"),
+    "str": ({"kind": 3}, "--p.kind must be of type str"),
+}
+
+
+@pytest.mark.parametrize("case", TYPES)
+def test_types_are_those_that_the_function_declares(case):
+    given, expected = TYPES[case]
+    assert expected in refusal(check_types, part, given, "p.")
+    check_types(part, {"size": 2, "rate": 1, "flag": True, "kind": "b", "unknown": object()}, "p.")
+    check_types(part, {"rate": None}, "p.")
