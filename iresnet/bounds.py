@@ -128,12 +128,12 @@ def _dense_operator(weight: Tensor, image_size: tuple[int, int]) -> Tensor:
     return (same_conv(basis, weight) if from_input else same_conv_transpose(basis, weight)).flatten(1)
 
 
-def _torus_norm(weight: Tensor, image_size: tuple[int, int]) -> float:
+def _torus_norm(weight: Tensor, image_size: tuple[int, int], *, max_numbers: int = 2**24) -> float:
     """Norm of the circular convolution on the torus of side H + kh - 1, W + kw - 1.
 
     The zero-padded convolution on H x W is that one between an embedding and a restriction, so its norm is no larger.
     The circular one is block diagonal in the Fourier basis, with one (out, in) matrix a frequency; those of a real
-    kernel come in conjugate pairs, of which half are looked at.
+    kernel come in conjugate pairs, of which half are looked at, ``max_numbers`` complex ones (256 MiB) at a time.
     """
     kh, kw = weight.shape[2:]
     height, width = image_size[0] + kh - 1, image_size[1] + kw - 1
@@ -145,7 +145,7 @@ def _torus_norm(weight: Tensor, image_size: tuple[int, int]) -> float:
     )
     turns = p.reshape(-1, 1).double() * rows / height + q.reshape(-1, 1).double() * columns / width
     phases = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)  # (frequencies, taps)
-    chunk = max(1, 2**24 // taps[..., 0].numel())  # at most 256 MiB of matrices at a time
+    chunk = max(1, max_numbers // taps[..., 0].numel())
     return max(
         _largest_singular_value(torch.einsum("fk,oik->foi", part, taps.to(part.dtype))) for part in phases.split(chunk)
     )

@@ -259,6 +259,12 @@ def test_the_torus_bound_approaches_the_norm_as_the_image_grows(side):
     assert size(layer) < torus < size(layer) * (1 + 4 / side**1.5)
 
 
+@pytest.mark.parametrize("max_numbers", [1, 20])
+def test_the_torus_bound_is_the_same_in_parts(max_numbers):
+    weight = randn(3, 2, 3, 2)
+    assert _torus_norm(weight, (4, 5), max_numbers=max_numbers) == pytest.approx(_torus_norm(weight, (4, 5)))
+
+
 def test_a_large_layer_takes_the_torus_bound():
     layer = ir.LipschitzConv2d(8, 8, 3, image_size=(16, 16)).eval()
     assert upper_bound(layer) == _torus_norm(layer.weight.detach().double(), (16, 16))
@@ -324,8 +330,10 @@ def test_a_forward_that_is_not_the_class_s_own_has_no_bound():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_have_no_bound(value):
-    layer = nn.Linear(2, 2)
+    layer, zero = nn.Linear(2, 2), nn.Linear(2, 2)
     nn.init.constant_(layer.weight, value)
+    nn.init.zeros_(zero.weight)
+    assert upper_bound(nn.Sequential(nn.GELU(), zero)) == float("inf")
     assert upper_bound(layer) == upper_bound(nn.Sequential(nn.Tanh(), layer)) == float("inf")
 
 
