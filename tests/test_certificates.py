@@ -203,8 +203,18 @@ def sample_for(module):
     )
 
 
+def test_sealing_brings_layers_back_to_their_coefficient():
+    model = toy(coeff=0.8)
+    for layer in lipschitz_layers(model):
+        nn.init.normal_(layer.unnormalised_weight)
+    assert max(bound.upper for bound in ir.certify(model).layers) > 0.85
+    assert [bound.upper for bound in ir.seal(model).layers] == pytest.approx([0.8] * 6, rel=1e-4)
+
+
 def test_sealing_scales_a_block_to_the_target_and_leaves_the_certified_ones():
-    good, bad = ir.ResidualBlock(frozen(ir.networks.mlp(3, 8)).float()), SEALABLE["a plain layer beside it"]()
+    plain = linear(*(5 * torch.eye(3)).tolist())
+    good = ir.ResidualBlock(frozen(ir.networks.mlp(3, 8), scale=0.3).float())
+    bad = ir.ResidualBlock(nn.Sequential(plain, ir.LipschitzLinear(3, 3), ir.LipschitzLinear(3, 3)))
     x = torch.randn(4, 3)
     before = good(x)
     certificate = ir.seal(ir.Chain([good, bad]), target=0.9)
