@@ -20,11 +20,13 @@ __all__ = [
     "LipSwish",
     "LipschitzConv2d",
     "LipschitzLinear",
+    "LogDetEstimate",
     "LogDetEstimator",
     "Logit",
     "MaxMin",
     "PowerSeries",
     "ResidualBlock",
+    "RussianRoulette",
     "Solution",
     "Solver",
     "Squeeze",
@@ -56,7 +58,9 @@ from .classifiers import Classifier, Hybrid
 from .distributions import DiagonalNormal, StandardNormal
 from .flows import Flow
 from .jacobian import linearize
+from .krylov import Krylov
 from .lipschitz import LipschitzConv2d, LipschitzLinear
-from .logdet import Exact, Krylov, LogDetEstimator, PowerSeries
+from .logdet import Exact, LogDetEstimate, LogDetEstimator
 from .runs import load
+from .series import PowerSeries, RussianRoulette
 from .solvers import Anderson, FixedPointIteration, Solution, Solver

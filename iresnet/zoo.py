@@ -26,10 +26,17 @@ from iresnet.classifiers import Classifier, Hybrid
 from iresnet.distributions import BASES
 from iresnet.errors import RecipeError, UnknownNameError
 from iresnet.flows import Flow
-from iresnet.logdet import Exact, Krylov, LogDetEstimator, PowerSeries
+from iresnet.krylov import Krylov
+from iresnet.logdet import Exact, LogDetEstimator
+from iresnet.series import PowerSeries, RussianRoulette
 from iresnet.solvers import Anderson, FixedPointIteration, Solver
 
-LOGDETS: dict[str, type[LogDetEstimator]] = {"exact": Exact, "krylov": Krylov, "power-series": PowerSeries}
+LOGDETS: dict[str, type[LogDetEstimator]] = {
+    "exact": Exact,
+    "krylov": Krylov,
+    "power-series": PowerSeries,
+    "russian-roulette": RussianRoulette,
+}
 SOLVERS: dict[str, type[Solver]] = {"anderson": Anderson, "fixed-point": FixedPointIteration}
 
 Shape = tuple[int, ...]

@@ -21,7 +21,8 @@ from torch import Tensor
 
 import iresnet as ir
 from iresnet.errors import IResNetError
-from iresnet.logdet import PROBES, _KrylovSpace
+from iresnet.krylov import _KrylovSpace
+from iresnet.logdet import PROBES
 from iresnet.zoo import LOGDETS, make_logdet
 
 

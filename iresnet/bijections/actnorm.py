@@ -18,7 +18,8 @@ class ActNorm(Bijection):
     .. math:: z = (x + b) e^{s}, \quad \log|\det dz/dx| = HW \sum_c s_c
 
     The first batch seen in train mode sets b and s such that each channel of z has mean 0 and variance 1 there (a
-    constant one: mean 0), over all processes of a distributed run. That it happened is a buffer, so a loaded model is not initialised again.
+    constant one: mean 0), over all processes of a distributed run. That it happened is a buffer, so a loaded model is
+    not initialised again.
 
     Args:
         channels: size of dimension 1 of the input.

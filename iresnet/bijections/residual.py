@@ -12,8 +12,9 @@ from iresnet.bijections.base import Bijection
 from iresnet.bounds import upper_bound
 from iresnet.errors import ConvergenceWarning, IResNetError
 from iresnet.jacobian import linearize
+from iresnet.krylov import Krylov
 from iresnet.lipschitz import hold_weights
-from iresnet.logdet import Krylov, LogDetEstimator
+from iresnet.logdet import LogDetEstimator
 from iresnet.solvers import Anderson, Solution, Solver
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from iresnet.data import Batches, Split, dequantise
 from iresnet.errors import DataError
 from iresnet.flows import Flow
+from iresnet.krylov import Krylov
 from iresnet.lipschitz import hold_weights
-from iresnet.logdet import Exact, Krylov, LogDetEstimator
+from iresnet.logdet import Exact, LogDetEstimator
 
 EXACT_LIMIT = 128
 """Largest number of dimensions for which the dense log-determinant is the default."""

@@ -1,0 +1,152 @@
+"""Log-determinants by projection on Krylov spaces: the default."""
+
+__all__ = ["Krylov"]
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iresnet.errors import IResNetError
+from iresnet.logdet import Hutchinson, Quadratic
+
+
+class Krylov(Hutchinson):
+    r"""Projects I + J on a Krylov space and takes the exact logarithm there: the default.
+
+    Arnoldi on :math:`A = J^T` from the probe v gives an orthonormal basis Q (D x m) and :math:`H = Q^T A Q`, with
+
+    .. math::
+        v^T \log(I + A) v \approx |v|^2 e_1^T \log(I + H) e_1, \quad (I + A)^{-1} v \approx |v| Q (I + H)^{-1} e_1.
+
+    Exact when m reaches D, or earlier when the space closes (J zero, a multiple of the identity, of low rank).
+
+    Args:
+        n_steps: m, Jacobian products for each probe.
+        n_probes: probes averaged for each sample.
+        tol: when given, steps are added until the value of every sample changes by at most ``tol`` nats, and
+            ``n_steps`` is not used. Waits for the device at each step, so it is for evaluation.
+        max_steps: the largest number of steps with ``tol``.
+        probe: ``"rademacher"`` or ``"gaussian"``.
+        generator: source of randomness; torch's global one when None.
+
+    Reference:
+        Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature, Ubaru, Chen and Saad 2017,
+        https://doi.org/10.1137/16M1104974 (symmetric case); Matrix Computations, Golub and Van Loan 2013, ch. 10
+        (Arnoldi)
+
+    Example:
+        >>> from iresnet import linearize
+        >>> J = linearize(lambda x: -0.9 * x, torch.zeros(2, 3, dtype=torch.float64))
+        >>> bool(torch.allclose(Krylov(1)(J), 3 * torch.tensor(0.1, dtype=torch.float64).log()))
+        True
+    """
+
+    def __init__(
+        self,
+        n_steps: int = 4,
+        n_probes: int = 1,
+        *,
+        tol: float | None = None,
+        max_steps: int = 30,
+        probe: str = "rademacher",
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__(n_probes, probe, generator)
+        if min(n_steps, max_steps) < 1:
+            raise IResNetError(f"n_steps and max_steps must be at least 1, got {n_steps} and {max_steps}")
+        if tol is not None and not tol > 0:
+            raise IResNetError(f"tol is a change in nats and must be positive, got {tol}")
+        self.n_steps = n_steps
+        self.tol = tol
+        self.max_steps = max_steps
+
+    def _solve(self, vjp: Callable[[Tensor], Tensor], v: Tensor) -> Quadratic:
+        limit = self.n_steps if self.tol is None else self.max_steps
+        space = _KrylovSpace(vjp, v, min(limit, v.shape[1]))
+        while not space.complete:
+            space.extend()
+            # At most one wait for the device a step, and none without a tolerance.
+            if self.tol is not None and space.steps > 1 and float(space.last_change().max()) <= self.tol:
+                break
+        value, w = space.solve()
+        return Quadratic(value, w, lambda lipschitz: space.last_change(), space.steps)
+
+    def __repr__(self) -> str:
+        steps = f"n_steps={self.n_steps}" if self.tol is None else f"tol={self.tol}, max_steps={self.max_steps}"
+        return f"Krylov({steps}, n_probes={self.n_probes})"
+
+
+class _KrylovSpace:
+    """The Krylov space of A at v for each sample, grown one product with A at a time (Arnoldi's process)."""
+
+    def __init__(self, product: Callable[[Tensor], Tensor], v: Tensor, max_steps: int):
+        self.product = product
+        self.steps = 0
+        self.length = v.norm(dim=1)  # (N,)
+        self.Q = v.new_zeros(len(v), max_steps, v.shape[1])
+        self.H = v.new_zeros(len(v), max_steps, max_steps)
+        self.Q[:, 0] = v / self.length.clamp(min=torch.finfo(v.dtype).tiny)[:, None]
+
+    @property
+    def complete(self) -> bool:
+        return self.steps == self.Q.shape[1]
+
+    def extend(self) -> None:
+        """Multiply the newest vector with A and orthogonalise, twice, against all."""
+        m = self.steps = self.steps + 1
+        basis = self.Q[:, :m]
+        r = self.product(self.Q[:, m - 1])
+        size = r.norm(dim=1)
+        h, r = _project_out(basis, r)
+        correction, r = _project_out(basis, r)
+        self.H[:, :m, m - 1] = h + correction
+        if self.complete:
+            return
+        # What is left below rounding means that the space is closed: the zero vector then continues it, H gets zero
+        # rows and columns, and the result is exact.
+        left = r.norm(dim=1)
+        closed = left <= 10 * torch.finfo(r.dtype).eps * size
+        left = left.masked_fill(closed, 0.0)
+        self.H[:, m, m - 1] = left
+        self.Q[:, m] = torch.where(closed[:, None], 0.0, r / left.masked_fill(closed, 1.0)[:, None])
+
+    def last_change(self) -> Tensor:  # (N,)
+        """Size of the change that the last step made to the value: 0 once the space is closed or complete."""
+        if self.steps == self.Q.shape[2]:
+            return torch.zeros_like(self.length)
+        before = self.solve(self.steps - 1)[0] if self.steps > 1 else torch.zeros_like(self.length)
+        return (self.solve(self.steps)[0] - before).abs()
+
+    def solve(self, m: int | None = None) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`v^T \log(I+A) v` and :math:`(I+A)^{-1} v`, from the first m steps or all.
+
+        The logarithm is an integral, taken on Gauss-Legendre nodes:
+        :math:`\log(I+H) e_1 = \int_0^1 H (I + tH)^{-1} e_1 \, dt`. The inverse is the same system at t = 1.
+        """
+        m = m or self.steps
+        H = self.H[:, :m, :m]
+        identity = torch.eye(m, dtype=H.dtype, device=H.device)
+        t = _NODES.to(H)[:, None, None, None]
+        systems = identity + torch.cat([t, torch.ones_like(t[:1])]) * H  # (nodes + 1, N, m, m)
+        # solve_ex does not stop on a singular system (a map that is no contraction): the NaN shows in the result.
+        solutions = torch.linalg.solve_ex(systems, identity[:, :1].expand(*systems.shape[:-1], 1))[0][..., 0]
+        integral = torch.einsum("t,tnm->nm", _WEIGHTS.to(H), solutions[:-1])
+        value = self.length.square() * (H[:, 0] * integral).sum(1)
+        w = self.length[:, None] * torch.einsum("nm,nmd->nd", solutions[-1], self.Q[:, :m])
+        return value, w
+
+
+def _project_out(basis: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:  # (N, m, D), (N, D) -> (N, m), (N, D)
+    coefficients = torch.einsum("nmd,nd->nm", basis, r)
+    return coefficients, r - torch.einsum("nm,nmd->nd", coefficients, basis)
+
+
+def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return torch.from_numpy(nodes + 1) / 2, torch.from_numpy(weights) / 2
+
+
+_NODES, _WEIGHTS = _gauss_legendre(16)
+"""On [0, 1]. The error is about 1e-9 of the value for eigenvalues down to -0.9, and 1e-4 at -0.98."""
