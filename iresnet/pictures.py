@@ -36,7 +36,7 @@ def draw(x: Tensor, inputs: Inputs, path: Path, *, columns: int | None = None) -
         content, suffix = _png(scatter(x)), ".png"
     else:
         content, suffix = _csv(x), ".csv"
-    path = path.with_suffix(suffix)
+    path = path.with_name(path.name + suffix)
     write_atomically(path, content)
     return path
 

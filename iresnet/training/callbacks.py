@@ -119,7 +119,7 @@ class Pictures(Callback):
         """Draw at snapshots."""
         if not isinstance(event, Snapshot) or not self.n:
             return
-        name = f"epoch-{event.epoch:07.2f}"
+        name = f"epoch-{round(event.epoch):04d}"
         model = event.model.flow if isinstance(event.model, Hybrid) else event.model
         if isinstance(model, Classifier):
             x = self.x.float()

@@ -12,10 +12,10 @@ from torch import Tensor
 from iresnet.config import Config
 from iresnet.data import Batches, Dataset
 from iresnet.data import load as load_data
-from iresnet.runs import build_model, inputs_of
+from iresnet.runs import inputs_of
 from iresnet.training.optim import make_optimiser
 from iresnet.training.settings import check_settings
-from iresnet.training.task import Task
+from iresnet.training.task import Task, make_task
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,12 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
     check_settings(config)
     dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(config.train.seed)
-    model = build_model(config, inputs_of(dataset, config.task.kind))
-    task = Task(model, config.task, levels=dataset.levels, augment=config.data.augment).to(device).train()
-    optimiser = make_optimiser(model, config.optim)
+    task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).to(device).train()
+    optimiser = make_optimiser(task.model, config.optim)
     loss, _, _ = _step(task, optimiser, *_first_examples(dataset, sizes[0], device))
     steps = [_step(task, optimiser, *_first_examples(dataset, size, device)) for size in sizes]
     example_seconds = max(0.0, (steps[1][2] - steps[0][2]) / (sizes[1] - sizes[0]))
-    n = sum(p.numel() for p in model.parameters())
+    n = sum(p.numel() for p in task.parameters())
     slots = sum(t.numel() for state in optimiser.state.values() for t in state.values() if torch.is_tensor(t))
     return DryRun(
         parameters=n,

@@ -19,12 +19,12 @@ from iresnet.config import Config
 from iresnet.data import Batches
 from iresnet.data import load as load_data
 from iresnet.errors import Interrupted, RunError
-from iresnet.runs import Inputs, Run, build_model, inputs_of
+from iresnet.runs import Inputs, Run, inputs_of
 from iresnet.training.callbacks import Callback, Event, JsonlMetrics, Pictures, Snapshot, Started, Stepped, Stopped
 from iresnet.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from iresnet.training.optim import learning_rate, make_optimiser
 from iresnet.training.settings import PRECISIONS, check_settings
-from iresnet.training.task import Task
+from iresnet.training.task import Task, make_task
 from iresnet.zoo import Model
 
 
@@ -72,8 +72,7 @@ class _Trainer:
         self.dataset = dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to)
         self.accelerator = Accelerator(mixed_precision=PRECISIONS[config.train.precision])
         self.inputs: Inputs = inputs_of(dataset, config.task.kind)
-        torch.manual_seed(config.train.seed)
-        task = Task(build_model(config, self.inputs), config.task, levels=dataset.levels, augment=config.data.augment)
+        task = make_task(config, dataset, self.inputs)
         optimiser = make_optimiser(task.model, config.optim)
         self.task, self.optimiser = self.accelerator.prepare(task, optimiser)
         rank = {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
@@ -112,6 +111,7 @@ class _Trainer:
     def fit(self, run: Run) -> None:
         """Train to the end, with snapshots on the way."""
         self._tell(Started(self.step, self.n_steps, len(self.batches), self.config.train.batch_size))
+        complete = False
         try:
             with _stop_requests() as stop:
                 while self.step < self.n_steps and not stop.is_set():
@@ -119,9 +119,10 @@ class _Trainer:
                     due = self.step % (self.config.train.snapshot_every * len(self.batches)) == 0
                     if due or stop.is_set() or self.step == self.n_steps:
                         self._save(run, validate=due or self.step == self.n_steps)
+            complete = self.step == self.n_steps
         finally:
-            self._tell(Stopped(complete=self.step == self.n_steps))
-        if self.step < self.n_steps:
+            self._tell(Stopped(complete=complete))
+        if not complete:
             raise Interrupted(f"stopped after step {self.step} of {self.n_steps}, saved in {run.path}")
 
     def _run_epoch(self, stop: threading.Event) -> None:

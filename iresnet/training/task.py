@@ -1,19 +1,21 @@
 """What is trained: the loss of a model on a batch, as one module."""
 
-__all__ = ["Task"]
+__all__ = ["AUGMENTATIONS", "Task", "make_task"]
 
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iresnet.classifiers import Classifier, Hybrid
-from iresnet.config import TaskConfig
-from iresnet.data import dequantise, flip, pad_crop
+from iresnet.config import Config, TaskConfig
+from iresnet.data import Dataset, dequantise, flip, pad_crop
 from iresnet.errors import UnknownNameError
 from iresnet.flows import Flow
 from iresnet.lipschitz import hold_weights
+from iresnet.runs import Inputs, build_model
 
 AUGMENTATIONS = {"pad-crop": lambda x: pad_crop(x, padding=4, mode="symmetric"), "flip": flip}
 """Random changes of a batch of training images, by name."""
@@ -57,8 +59,7 @@ class Task(nn.Module):
         y: Tensor | None,  # (N,)
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the batch means of ``bits_per_dim`` and ``accuracy``, where they apply."""
-        for name in self.augment if self.training else ():
-            x = AUGMENTATIONS[name](x)
+        x = self.augmented(x) if self.training else x
         with hold_weights(self.model):
             log_prob, logits = self._outputs(x)
         loss, metrics = x.new_zeros((), dtype=next(self.model.parameters()).dtype), {}
@@ -71,6 +72,12 @@ class Task(nn.Module):
             metrics["accuracy"] = (logits.detach().argmax(1) == y).float().mean()
         return loss, metrics
 
+    def augmented(self, x: Tensor) -> Tensor:  # (N, *E)
+        """Change each example at random."""
+        for name in self.augment:
+            x = AUGMENTATIONS[name](x)
+        return x
+
     def _outputs(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Log-densities and logits, as far as the model has them."""
         match self.model:
@@ -82,3 +89,20 @@ class Task(nn.Module):
                 return None, self.model(x.float())
             case _:
                 raise TypeError(f"a Task trains a Flow, Classifier or Hybrid, got {type(self.model).__name__}")
+
+
+def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
+    """Build the model of a recipe, with the weights of its seed, and the loss of it.
+
+    Args:
+        config: the recipe.
+        dataset: the data, on which the augmentations are tried.
+        inputs: what the model needs to know of the data.
+
+    Raises:
+        IResNetError: when model, task, augmentations and data do not go together.
+    """
+    torch.manual_seed(config.train.seed)
+    task = Task(build_model(config, inputs), config.task, levels=dataset.levels, augment=config.data.augment)
+    task.augmented(dataset.train.x[:1])
+    return task
