@@ -14,7 +14,8 @@ def _same_seed():
     torch.manual_seed(0)
 
 
-SMALL = ("--model.hidden", "8", "--train.epochs", "1", "--train.batch-size", "64", "--train.n-pictures", "4")
+SMALL = ("--model.hidden", "8", "--train.epochs", "1", "--train.batch-size", "64", "--train.snapshot-every", "1")
+SMALL += ("--train.n-pictures", "4")
 TINY = {
     "density": ("digits-density", "--model.blocks", "[1,1]", *SMALL),
     "classify": ("digits-classify", "--model.blocks", "[1,1]", *SMALL),

@@ -148,9 +148,10 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, full_disk):
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     (tmp_path / "file").write_text("old")
-    with pytest.raises(RunError, match="cannot write .*file: No space left on device; free the space"):
+    with pytest.raises(RunError, match=r"cannot write .*file: No space left on device; free the space"):
         write_atomically(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -164,7 +165,8 @@ def test_ctrl_c_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_a_run_that_cannot_be_started_leaves_no_folder(tiny, tmp_path, full_disk):
+@pytest.mark.usefixtures("full_disk")
+def test_a_run_that_cannot_be_started_leaves_no_folder(tiny, tmp_path):
     config, inputs, _, _ = trained_model("toy", tiny, steps=0)
     with pytest.raises(RunError, match="No space left on device"):
         Run.create(tmp_path / "run", config, inputs)
