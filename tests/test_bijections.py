@@ -248,6 +248,13 @@ def test_actnorm_standardises_the_first_training_batch_and_only_that(shape):
         close(list(other.state_dict().values()), list(state.values()), 0.0)
 
 
+def test_actnorm_leaves_the_scale_of_a_constant_channel_alone():
+    x = torch.cat([torch.randn(20, 1, 3, 3), torch.full((20, 1, 3, 3), 5.0)], 1)
+    module = ir.ActNorm(2)
+    close(module(x)[:, 1], torch.zeros(20, 3, 3))
+    assert module.log_scale[1].item() == 0.0
+
+
 def test_an_actnorm_loaded_before_its_first_batch_is_still_initialised():
     module, fresh = ir.ActNorm(2), ir.ActNorm(2)
     module(torch.randn(50, 2))

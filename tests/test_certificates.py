@@ -88,6 +88,7 @@ class Doubled(nn.ReLU):
 NOT_CERTIFIED = {
     "a large weight": lambda: linear([0.8, 0.8], [0.8, 0.8]),
     "a norm of exactly one": lambda: linear([1.0, 0.0], [0.0, 1.0]),
+    "a bound of exactly one": nn.ReLU,
     "an unknown layer": lambda: nn.Sequential(nn.GELU(), linear([0.1])),
     "a subclass": lambda: nn.Sequential(Doubled(), linear([0.5])),
     "batch norm": lambda: nn.Sequential(nn.BatchNorm1d(2), linear([0.1, 0.1])),
