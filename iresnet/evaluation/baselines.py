@@ -61,7 +61,10 @@ def gaussian_baseline(dataset: Dataset, split: Split, *, seed: int = 0) -> Likel
     shift, spread = (0.5, 1 / 12) if dataset.levels else (0.0, 0.0)
     covariance = torch.cov(x.T).reshape(dims, dims) + spread * torch.eye(dims, dtype=x.dtype)
     factor, info = torch.linalg.cholesky_ex(covariance)
-    if int(info):
+    unexplained = (
+        factor.diagonal().square() / covariance.diagonal()
+    )  # share of a feature's variance, by those before it
+    if int(info) or not float(unexplained.min()) > 1e-10:
         raise DataError(f"the covariance of {len(x)} examples in {dims} dimensions is singular: no Gaussian baseline")
     noise = torch.Generator(split.x.device).manual_seed(seed)
     y = noisy(split.x, dataset.levels, noise, torch.float64).flatten(1)
