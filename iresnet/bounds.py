@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from iresnet.activations import LipSwish, MaxMin
-from iresnet.lipschitz import LipschitzConv2d, hold_weights, same_conv, same_conv_transpose
+from iresnet.lipschitz import LipschitzConv2d, hold_weights
+from iresnet.normalisation import same_conv, same_conv_transpose, torus_matrices
 
 BoundRule = Callable[[Any], float]
 BOUNDS: dict[Callable, BoundRule] = {}
@@ -129,23 +130,6 @@ def _dense_operator(weight: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 
 def _torus_norm(weight: Tensor, image_size: tuple[int, int], *, max_numbers: int = 2**24) -> float:
-    """Norm of the circular convolution on the torus of side H + kh - 1, W + kw - 1.
-
-    The zero-padded convolution on H x W is that one between an embedding and a restriction, so its norm is no larger.
-    The circular one is block diagonal in the Fourier basis, with one (out, in) matrix a frequency; those of a real
-    kernel come in conjugate pairs, of which half are looked at, ``max_numbers`` complex ones (256 MiB) at a time.
-    """
-    kh, kw = weight.shape[2:]
-    height, width = image_size[0] + kh - 1, image_size[1] + kw - 1
-    taps = weight.reshape(*weight.shape[:2], kh * kw)
-    rows = torch.arange(kh, device=weight.device).repeat_interleave(kw)
-    columns = torch.arange(kw, device=weight.device).repeat(kh)
-    p, q = torch.meshgrid(
-        torch.arange(height, device=weight.device), torch.arange(width // 2 + 1, device=weight.device), indexing="ij"
-    )
-    turns = p.reshape(-1, 1).double() * rows / height + q.reshape(-1, 1).double() * columns / width
-    phases = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)  # (frequencies, taps)
-    chunk = max(1, max_numbers // taps[..., 0].numel())
-    return max(
-        _largest_singular_value(torch.einsum("fk,oik->foi", part, taps.to(part.dtype))) for part in phases.split(chunk)
-    )
+    """Norm of the circular convolution that the zero-padded one is a compression of."""
+    parts = torus_matrices(weight, image_size, max_numbers=max_numbers)
+    return max(_largest_singular_value(part) for part in parts)

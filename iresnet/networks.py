@@ -18,7 +18,8 @@ def conv_bottleneck(
     coeff: float = 0.9,
     activation: str = "elu",
     preactivation: bool = True,
-    n_steps: int = 1,
+    normalisation: str = "power",
+    n_steps: int | None = None,
 ) -> nn.Sequential:
     r"""The convolutional map of the 2019 paper: 3x3, 1x1, 3x3, with activations before each.
 
@@ -30,7 +31,8 @@ def conv_bottleneck(
         coeff: Lipschitz coefficient of each convolution, in (0, 1).
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
         preactivation: whether an activation comes first; the published models leave it out in their first block.
-        n_steps: power iterations at each use in train mode.
+        normalisation: ``"power"`` or ``"gram"``, see :mod:`iresnet.normalisation`.
+        n_steps: its iterations, the default of the normalisation when None.
 
     Raises:
         IResNetError: when ``coeff`` is outside (0, 1) or a size is not positive.
@@ -46,12 +48,13 @@ def conv_bottleneck(
         torch.Size([2, 3, 8, 8])
     """
     channels, height, width = _positive("shape", shape)
+    bounded = {"normalisation": normalisation, "n_steps": n_steps}
     sizes = pairwise(_positive("hidden", (channels, hidden, hidden, channels)))
     layers: list[nn.Module] = []
     for (fan_in, fan_out), kernel_size in zip(sizes, (3, 1, 3), strict=True):
         layers += [
             make_activation(activation),
-            LipschitzConv2d(fan_in, fan_out, kernel_size, coeff, image_size=(height, width), n_steps=n_steps),
+            LipschitzConv2d(fan_in, fan_out, kernel_size, coeff, image_size=(height, width), **bounded),
         ]
     return nn.Sequential(*layers if preactivation else layers[1:])
 
@@ -63,7 +66,8 @@ def mlp(
     depth: int = 3,
     coeff: float = 0.9,
     activation: str = "elu",
-    n_steps: int = 1,
+    normalisation: str = "power",
+    n_steps: int | None = None,
 ) -> nn.Sequential:
     r"""A contractive multi-layer perceptron for vectors.
 
@@ -75,7 +79,8 @@ def mlp(
         depth: number of dense layers.
         coeff: Lipschitz coefficient of each layer, in (0, 1).
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
-        n_steps: power iterations at each use in train mode.
+        normalisation: ``"power"`` or ``"gram"``, see :mod:`iresnet.normalisation`.
+        n_steps: its iterations, the default of the normalisation when None.
 
     Raises:
         IResNetError: when ``coeff`` is outside (0, 1) or a size is not positive.
@@ -89,7 +94,8 @@ def mlp(
     sizes = _positive("features, hidden and depth", (features, *[hidden] * (depth - 1), features, depth))[:-1]
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
-        layers += [LipschitzLinear(fan_in, fan_out, coeff, n_steps=n_steps), make_activation(activation)]
+        layer = LipschitzLinear(fan_in, fan_out, coeff, normalisation=normalisation, n_steps=n_steps)
+        layers += [layer, make_activation(activation)]
     return nn.Sequential(*layers[:-1])
 
 

@@ -18,7 +18,8 @@ FILES = {
 }
 SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 
-NUMERICS = {"errors", "jacobian", "krylov", "lipschitz", "activations", "bounds", "logdet", "series", "solvers"}
+NUMERICS = {"errors", "jacobian", "lipschitz", "normalisation", "activations", "bounds", "solvers"}
+NUMERICS |= {"logdet", "krylov", "series"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "classifiers", "zoo", "certificates"}
 USE = MODELS | {"data", "config", "runs", "pictures"}
 

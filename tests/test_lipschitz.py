@@ -14,7 +14,8 @@ import iresnet as ir
 from iresnet.activations import ACTIVATIONS, make_activation
 from iresnet.bounds import BOUNDS, _dense_operator, _largest_singular_value, _torus_norm, upper_bound
 from iresnet.errors import IResNetError
-from iresnet.lipschitz import PowerIteration, hold_weights, same_conv, same_conv_transpose
+from iresnet.lipschitz import hold_weights
+from iresnet.normalisation import PowerIteration, same_conv, same_conv_transpose
 
 
 def conv(in_channels, out_channels, kernel_size, height, width, coeff=0.7):

@@ -15,7 +15,7 @@ import iresnet as ir
 from iresnet.bounds import upper_bound
 from iresnet.distributions import BASES
 from iresnet.errors import IResNetError, RecipeError, UnknownNameError
-from iresnet.lipschitz import PowerIteration
+from iresnet.normalisation import PowerIteration
 from iresnet.zoo import ARCHITECTURES, LOGDETS, SOLVERS, build, make_logdet, make_solver
 
 TASKS = ("density", "classify", "hybrid")
