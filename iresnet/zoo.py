@@ -107,7 +107,8 @@ def iresnet(
     actnorm: bool = True,
     coeff: float = 0.9,
     activation: str = "elu",
-    n_power_steps: int = 1,
+    normalisation: str = "power",
+    n_power_steps: int | None = None,
     logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
     solver: Solver | Mapping[str, Any] | str | None = None,
 ) -> Chain:
@@ -123,7 +124,8 @@ def iresnet(
         actnorm: put an ActNorm before each block.
         coeff: Lipschitz coefficient of each convolution, in (0, 1).
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
-        n_power_steps: power iterations a step.
+        normalisation: ``"power"`` or ``"gram"``, see :mod:`iresnet.normalisation`.
+        n_power_steps: its iterations: power iterations a step (1 when None), or Gram iterations (7 when None).
         logdet: estimator, its name, or a mapping of name and options.
         solver: likewise.
     """
@@ -141,7 +143,8 @@ def iresnet_multiscale(
     actnorm: bool = True,
     coeff: float = 0.9,
     activation: str = "elu",
-    n_power_steps: int = 1,
+    normalisation: str = "power",
+    n_power_steps: int | None = None,
     logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
     solver: Solver | Mapping[str, Any] | str | None = None,
 ) -> Chain:
@@ -161,7 +164,8 @@ def toy_mlp(
     actnorm: bool = True,
     coeff: float = 0.9,
     activation: str = "elu",
-    n_power_steps: int = 1,
+    normalisation: str = "power",
+    n_power_steps: int | None = None,
     logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
     solver: Solver | Mapping[str, Any] | str | None = None,
 ) -> Chain:
@@ -175,7 +179,8 @@ def toy_mlp(
         actnorm: put an ActNorm before each block.
         coeff: Lipschitz coefficient of each layer, in (0, 1).
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
-        n_power_steps: power iterations a step.
+        normalisation: ``"power"`` or ``"gram"``, see :mod:`iresnet.normalisation`.
+        n_power_steps: its iterations: power iterations a step (1 when None), or Gram iterations (7 when None).
         logdet: estimator, its name, or a mapping of name and options.
         solver: likewise.
     """
@@ -185,7 +190,15 @@ def toy_mlp(
         raise RecipeError(f"toy-mlp takes one number of blocks, got {blocks}")
     parts: list[Bijection] = []
     for _ in range(blocks):
-        g = networks.mlp(shape[0], hidden, depth=depth, coeff=coeff, activation=activation, n_steps=n_power_steps)
+        g = networks.mlp(
+            shape[0],
+            hidden,
+            depth=depth,
+            coeff=coeff,
+            activation=activation,
+            normalisation=normalisation,
+            n_steps=n_power_steps,
+        )
         parts += [ActNorm(shape[0])] if actnorm else []
         parts.append(ResidualBlock(g, logdet=make_logdet(logdet), solver=make_solver(solver)))
     return Chain(parts)
@@ -252,6 +265,7 @@ def _conv_block(shape: Shape, width: int, options: dict[str, Any], *, preactivat
         coeff=options["coeff"],
         activation=options["activation"],
         preactivation=preactivation,
+        normalisation=options["normalisation"],
         n_steps=options["n_power_steps"],
     )
     return ResidualBlock(g, logdet=make_logdet(options["logdet"]), solver=make_solver(options["solver"]))

@@ -106,3 +106,9 @@ def test_unknown_normalisation_and_steps():
         ir.LipschitzLinear(2, 2, normalisation="grm")
     with pytest.raises(ValueError, match="at least 1"):
         ir.LipschitzLinear(2, 2, normalisation="gram", n_steps=0)
+
+
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_the_zoo_builds_with_every_normalisation(name):
+    model = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=8, normalisation=name)
+    assert sum(isinstance(m, NORMALISATIONS[name]) for m in model.modules()) == 6
