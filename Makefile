@@ -25,7 +25,7 @@ demo: $(INSTALLED)
 	rm -rf $(DEMO)
 	$(BIN)/iresnet train digits-density --out $(DEMO)
 	$(BIN)/iresnet evaluate $(DEMO)
-	$(BIN)/iresnet sample $(DEMO) -n 64
+	$(BIN)/iresnet sample $(DEMO) -n 64 --temperature 0.7
 	$(BIN)/iresnet reconstruct $(DEMO)
 	$(BIN)/iresnet certify $(DEMO)
 
