@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
-from cyclopts.validators import Number
+from cyclopts import App, CycloptsError, Parameter, validators
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -37,10 +36,13 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=
 RunFolder = Annotated[Path, Parameter(name="RUN", help="Run folder, made by iresnet train.")]
 DataDir = Annotated[
     Path | None,
-    Parameter(help="Folder of data sets; then $IRESNET_DATA, the user cache and the hub are tried."),
+    Parameter(
+        help="Folder of data sets; then $IRESNET_DATA, the user cache and the hub are tried.",
+        validator=validators.Path(exists=True, file_okay=False),
+    ),
 ]
-Count = Annotated[int, Parameter(name=["--n", "-n"], validator=Number(gte=1))]
-Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**63))]
+Count = Annotated[int, Parameter(name=["--n", "-n"], validator=validators.Number(gte=1))]
+Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**63))]
 
 
 def main() -> None:
