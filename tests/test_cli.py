@@ -1,0 +1,527 @@
+"""The command line: every command does what it says, and whatever goes wrong is one line and an exit status."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from data_fixtures import both, examples, isolated, write_folder, write_idx  # noqa: F401 (isolated is used by all)
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import iresnet as ir
+from iresnet import evaluation
+from iresnet.cli import run
+from iresnet.config import recipe_names
+from iresnet.data import load
+
+KINDS = ("density", "classify", "hybrid", "toy")
+POINTS = (
+    "toy-density",
+    "--model.blocks",
+    "1",
+    "--model.hidden",
+    "4",
+    "--train.epochs",
+    "1",
+    "--train.batch-size",
+    "40",
+)
+
+
+@pytest.fixture
+def call(capsys):
+    """A function that runs one command and returns status, output and complaints."""
+
+    def call(*tokens):
+        status = run([str(token) for token in tokens])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A function that copies a trained run, to write into."""
+    return lambda kind: shutil.copytree(trained(kind), tmp_path / "run")
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def python(*arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+# -- what the commands do --------------------------------------------------------------------------------------------
+
+
+def test_recipes_are_listed(call):
+    status, out, err = call("recipes")
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines() if line.split()[0] in recipe_names()] == recipe_names()
+    assert "hybrid" in out
+
+
+def check_evaluation(kind, out, result, model, split, levels):
+    assert (result["split"], result["examples"]) == ("test", len(split))
+    if kind != "classify":
+        score = evaluation.likelihood(getattr(model, "flow", model), split, levels=levels)
+        assert result["likelihood"]["bits_per_dim"]["mean"] == pytest.approx(score.bits_per_dim.mean)
+        assert f"{score.bits_per_dim.mean:.4f}" in out
+        assert f"{score.bits_per_dim.mean - score.bits_per_dim.half_width:.4f} to " in out
+        assert "full-covariance Gaussian" in result["baselines"]
+        assert ("uniform on 17 levels" in result["baselines"]) == (levels is not None)
+        assert all(f"{b['bits_per_dim']['mean']:.4f}" in out for b in result["baselines"].values())
+    if kind in ("classify", "hybrid"):
+        score = evaluation.classification(model, split, levels=levels)
+        assert result["classification"]["accuracy"] == score.accuracy
+        assert f"test {score}" in out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_from_the_first_command_to_the_last(kind, tiny, call, tmp_path):
+    folder = tmp_path / "a [bold] :smile: run"  # printed as it is
+    status, out, err = call("train", *tiny[kind], "--out", folder)
+    assert status == 0
+    assert f"next: iresnet evaluate {folder}" in out
+    assert err.startswith("epoch 1, step ")
+    assert err.endswith(", certified\n")
+    model = ir.load(folder)
+    dataset = load("8gaussians" if kind == "toy" else "digits")
+
+    status, out, err = call("evaluate", folder)
+    assert (status, err) == (0, "")
+    assert f"wrote {folder / 'evaluation.json'}\n" in out
+    check_evaluation(
+        kind, out, json.loads((folder / "evaluation.json").read_text()), model, dataset.test, dataset.levels
+    )
+
+    if kind == "classify":
+        status, out, err = call("sample", folder)
+        assert (status, out) == (2, "")
+        assert err == "iresnet: this run is a classifier without a density; train one with --task.nll-weight 1\n"
+    else:
+        status, out, err = call("sample", folder, "-n", "4", "--temperature", "0.7")
+        assert (status, out, err) == (0, f"wrote {folder / 'samples' / 'samples.png'}\n", "")
+
+    status, out, err = call("reconstruct", folder, "-n", 3)
+    assert (status, err) == (0, "")
+    assert f"wrote {folder / 'samples' / 'reconstructions.png'}" in out
+    error = float(out.partition("at most ")[2].partition(",")[0])
+    assert 0 <= error < 1e-4
+
+    status, out, err = call("certify", folder)
+    assert (status, err) == (0, "")
+    assert "certified: largest block bound 0." in out
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert certificate["certified"]
+    assert len(certificate["blocks"]) == 2
+    assert len(certificate["layers"]) == 6
+    assert all(bound["lower"] <= bound["upper"] < 1 for bound in certificate["blocks"])
+
+
+def test_reconstructions_show_data_above_what_comes_back(copied, call):
+    folder = copied("density")
+    call("reconstruct", folder, "-n", 3)
+    with Image.open(folder / "samples" / "reconstructions.png") as picture:
+        pixels = np.asarray(picture)[4::8, 4::8, 0]  # 8 screen pixels each
+    x = load("digits").test.x[:3, 0].double().numpy() * 255 / 16
+    for i in range(3):
+        above, below = pixels[:8, 9 * i : 9 * i + 8], pixels[9:17, 9 * i : 9 * i + 8]
+        assert np.abs(above - x[i]).max() <= 1
+        assert np.array_equal(above, below)
+
+
+def test_samples_depend_on_seed_and_temperature_alone(copied, call):
+    folder = copied("density")
+    pictures = []
+    for options in ((), (), ("--seed", 1), ("--temperature", 0)):
+        assert call("sample", folder, "-n", 2, *options)[0] == 0
+        pictures.append((folder / "samples" / "samples.png").read_bytes())
+    assert pictures[0] == pictures[1]
+    assert len(set(pictures)) == 3
+
+
+def write_table(path, n=300):
+    x = np.random.default_rng(0).normal(size=(n, 3)) @ np.array([[1, 2, 0], [0, 1, 0], [0, 1, 5]]) + 100
+    np.savetxt(path, x, delimiter=",", header="a,b,c", comments="")
+    return x
+
+
+def test_a_table_from_the_first_command_to_the_last(call, tmp_path):
+    x = write_table(tmp_path / "points.csv")
+    folder = tmp_path / "run"
+    data = ("--data.name", "points.csv", "--data-dir", tmp_path, "--out", folder)
+    assert call("train", *POINTS, *data)[0] == 0
+    for command in ("evaluate", "reconstruct", "certify"):
+        status, _, err = call(command, folder)  # the run knows where its data are
+        assert (status, err) == (0, "")
+    result = json.loads((folder / "evaluation.json").read_text())
+    assert list(result["baselines"]) == ["full-covariance Gaussian"]
+    assert call("sample", folder, "-n", 50)[1] == f"wrote {folder / 'samples' / 'samples.csv'}\n"
+    samples = np.loadtxt(folder / "samples" / "samples.csv", delimiter=",")
+    assert samples.shape == (50, 3)
+    assert np.abs(samples.mean(0) - x.mean(0)).max() < 2 * x.std(0).max()  # in the units of the table
+    rows = np.loadtxt(folder / "samples" / "reconstructions.csv", delimiter=",")
+    assert np.allclose(rows[:10], rows[10:], atol=1e-2)
+
+
+def test_the_split_can_be_chosen(copied, call):
+    folder = copied("classify")
+    assert call("evaluate", folder, "--split", "validation")[0] == 0
+    result = json.loads((folder / "evaluation.json").read_text())
+    assert (result["split"], result["examples"]) == ("validation", 200)
+
+
+def test_a_dry_run_prints_the_cost_and_writes_nothing(tiny, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call("train", *tiny["density"], "--train.epochs", 9, "--dry-run")
+    assert (status, err) == (0, "")
+    lines = dict(line.split(maxsplit=1) for line in out.replace("per step", "").replace("run ", "").splitlines())
+    assert lines.keys() == {"parameters", "loss", "memory", "time", "full"}
+    assert lines["full"].startswith(f"{9 * (1297 // 64)} steps, ")
+    assert int(lines["parameters"].replace(",", "")) > 1000
+    assert "batch size 64" in lines["memory"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_a_run_is_named_after_the_recipe(call, tmp_path, monkeypatch):
+    write_table(tmp_path / "points.csv", 100)
+    (tmp_path / "mine.yaml").write_text("data: {name: points.csv}\nmodel: {blocks: 1, hidden: 4}\ntrain: {epochs: 1}\n")
+    monkeypatch.chdir(tmp_path)
+    assert call("train", "mine.yaml")[1] == "trained mine.yaml: runs/mine; next: iresnet evaluate runs/mine\n"
+    assert (tmp_path / "runs" / "mine" / "model.safetensors").is_file()
+
+
+def loosen(folder):
+    """Blow up the weights, and make the norm estimates look in one direction only."""
+    state = load_file(folder / "model.safetensors")
+    for name, tensor in state.items():
+        if name.endswith(".original"):
+            state[name] = 5 * tensor
+        if name.endswith(".u"):
+            state[name] = torch.zeros_like(tensor)
+            state[name].view(-1)[0] = 1
+    save_file(state, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["density", "hybrid"])
+def test_a_model_that_does_not_contract_fails_the_check(kind, copied, call):
+    folder = copied(kind)
+    loosen(folder)
+    status, out, err = call("certify", folder)
+    assert (status, err) == (1, "")
+    assert "NOT CERTIFIED" in out
+    assert "not certified: largest block bound" in out
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert not certificate["certified"]
+    assert max(bound["upper"] for bound in certificate["blocks"]) >= 1
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+
+COMMANDS = ("train", "evaluate", "sample", "reconstruct", "certify", "recipes")
+
+
+def test_help_is_there_at_once():
+    """No help text waits for torch, and every option is in it."""
+    code = (
+        "import sys; from iresnet.cli import run\n"
+        f"for command in {COMMANDS}: assert run([command, '--help']) == 0\n"
+        "assert run(['--help']) == run(['recipes']) == run(['--version']) == 0\n"
+        "slow = {'torch', 'accelerate', 'matplotlib', 'pyarrow', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'imported {slow}' if slow else 0)"
+    )
+    start = time.perf_counter()
+    process = python("-c", code)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert time.perf_counter() - start < 10
+    for text in ("--train.epochs", "--optim.clip-norm", "--data-dir", "--dry-run", "--temperature", "Exit status"):
+        assert text in out
+
+
+def test_the_module_is_the_command(tmp_path):
+    process = python("-m", "iresnet", "train", "digits-densty", "--out", tmp_path / "run")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("iresnet: unknown recipe 'digits-densty'; did you mean 'digits-density'?")
+    assert err.count("\n") == 1
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tiny, call, tmp_path):
+    """A real signal to a real process, then the end of the run."""
+    folder = tmp_path / "run"
+    epochs = ("--train.epochs", 30, "--train.snapshot-every", 30, "--train.log-every", 10)
+    command = ("train", *tiny["toy"], *epochs, "--out", folder)
+    process = python("-m", "iresnet", *command)
+    deadline = time.monotonic() + 60
+    while not ((folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.startswith("iresnet: stopped after step ")
+    assert err.endswith(f" of 600, saved in {folder}; continue with the same command and --resume\n")
+    assert err.count("\n") == 1
+    assert ir.certify(ir.load(folder)).certified
+    status, out, _ = call(*command, "--resume")
+    assert status == 0
+    assert f"next: iresnet evaluate {folder}" in out
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(10, 601, 10))
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+def write(folder, name, content):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def write_bad(folder):
+    """Everything that users have been seen to bring."""
+    write(folder, "text.csv", "a,b\n1,2\n3,red\n" + "4,5\n" * 20)
+    write(folder, "nan.csv", "a,b\n1,2\n3,nan\n" + "4,5\n" * 20)
+    write(folder, "ragged.csv", "1,2\n3\n" + "4,5\n" * 20)
+    write(folder, "empty.csv", "")
+    write(folder, "constant.csv", "".join(f"{i},7\n" for i in range(50)))
+    write(folder, "few.csv", "1,2\n3,4\n")
+    write_table(folder / "points.csv")
+    np.savez(folder / "whole.npz", x=examples(50, 1, 8)[0])
+    write(folder, "cut.npz", (folder / "whole.npz").read_bytes()[:500])
+    write(folder, "recipe.yaml", "train: [")
+    write(folder, "notes.doc", "hello")
+    (folder / "empty").mkdir()
+    x, _ = examples(6, 1, 8)
+    write_folder(folder / "mixed", list(x))
+    write_folder(folder / "mixed" / "x", list(examples(1, 1, 9)[0]))
+    (folder / "mixed" / "x" / "00000.png").replace(folder / "mixed" / "00006.png")
+    (folder / "mixed" / "x").rmdir()
+    write_folder(folder / "broken", list(x))
+    write(folder / "broken", "00003.png", (folder / "broken" / "00003.png").read_bytes()[:30])
+    write_idx(folder / "wrong", both(1, 28), compressed=True)  # not the published files
+    write_idx(folder / "truncated", both(1, 28))
+    images = folder / "truncated" / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:1000])
+    write(folder, "taken", "a file")
+    write_folder(folder / "mine", list(x))
+
+
+def train(*tokens, recipe="digits-density"):
+    return ("train", recipe, "--out", "{tmp}/run", *tokens)
+
+
+def on(name, *tokens, recipe="toy-density"):
+    return train("--data.name", name, "--data-dir", "{tmp}", *tokens, recipe=recipe)
+
+
+BAD_TRAINING = {
+    "missing data": (
+        train("--data-dir", "{tmp}/empty", recipe="mnist-density-small"),
+        "mnist: not found; looked in {tmp}/empty/mnist, {tmp}/empty,",
+    ),
+    "missing data, where to get them": (train(recipe="cifar10-density"), "or $IRESNET_DATA"),
+    "a missing folder of data": (train("--data-dir", "{tmp}/nowhere"), "--data-dir"),
+    "a missing file": (on("nowhere.csv"), "no such folder or file; looked for nowhere.csv, {tmp}/nowhere.csv"),
+    "a file of no known form": (on("notes.doc"), "expected a folder or a file ending in"),
+    "a truncated file": (on("cut.npz"), "cut.npz: expected a .npz file of plain arrays, got one that cannot be read"),
+    "a truncated idx file": (
+        train("--data-dir", "{tmp}/truncated", recipe="mnist-density-small"),
+        "train-images-idx3-ubyte",
+    ),
+    "a wrong checksum": (
+        train("--data-dir", "{tmp}/wrong", recipe="mnist-density-small"),
+        "expected md5 f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    ),
+    "text in a table": (on("text.csv"), "text.csv, line 3, column 2 (b): expected a finite number, got 'red'"),
+    "NaN in a table": (on("nan.csv"), "nan.csv, line 3, column 2 (b): expected a finite number, got 'nan'"),
+    "a missing field": (on("ragged.csv"), "ragged.csv, line 2: expected 2 columns, got 1"),
+    "an empty table": (on("empty.csv"), "expected a table of numbers, got an empty file"),
+    "a constant feature": (on("constant.csv"), "feature 1 of constant is constant"),
+    "too few rows": (on("few.csv"), "2 examples are too few"),
+    "images of mixed sizes": (on("mixed", recipe="digits-density"), "00006.png"),
+    "a broken image": (on("broken", recipe="digits-density"), "00003.png"),
+    "a folder without images": (on("empty", recipe="digits-density"), "no images found"),
+    "images for a model of vectors": (on("whole.npz", "--train.batch-size", "10"), "toy-mlp models vectors"),
+    "vectors for a model of images": (on("points.csv", recipe="digits-density"), "models images"),
+    "odd images": (train("--data.pad-to", "9"), "images of 9x9 cannot be squeezed: pad them (--data.pad-to)"),
+    "padding that cuts": (train("--data.pad-to", "4"), "8x8 images cannot be padded to 4x4"),
+    "an unknown data set": (train("--data.name", "mnits"), "unknown data set 'mnits'; did you mean 'mnist'?"),
+    "an unknown recipe": (train(recipe="digit-density"), "did you mean 'digits-density'?"),
+    "a missing recipe file": (train(recipe="nowhere.yaml"), "there is no recipe file nowhere.yaml"),
+    "a recipe that is none": (train(recipe="{tmp}/recipe.yaml"), "recipe.yaml is not YAML"),
+    "an unknown option": (
+        train("--train.epocs", "3"),
+        "unknown option '--train.epocs'; did you mean '--train.epochs'?",
+    ),
+    "an unknown flag": (train("--dri-run"), "--dri-run"),
+    "a misspelt flag": (train("--dta-dir", "x"), "unknown option '--dta-dir'; did you mean '--data-dir'?"),
+    "an unknown option of the model": (train("--model.coef", "0.5"), "did you mean 'coeff'?"),
+    "an unknown option of a part": (train("--model.logdet.n-stps", "5"), "did you mean 'n_steps'?"),
+    "an unknown architecture": (train("--model.name", "irsnet"), "did you mean 'iresnet'?"),
+    "an unknown activation": (train("--model.activation", "rellu"), "did you mean 'relu'?"),
+    "an unknown estimator": (train("--model.logdet.name", "krilov"), "did you mean 'krylov'?"),
+    "a value of the wrong type": (train("--train.epochs", "ten"), "--train.epochs must be of type int, got 'ten'"),
+    "a missing value": (train("--train.epochs"), "the option --train.epochs needs a value"),
+    "a stray word": (train("more"), "expected an option such as --train.epochs 3, got 'more'"),
+    "no recipe": (("train",), "requires an argument"),
+    "coefficient 1": (train("--model.coeff", "1"), "must lie in (0, 1) for x + g(x) to be invertible, got 1"),
+    "a coefficient above 1": (train("--model.coeff", "1.5"), "must lie in (0, 1)"),
+    "coefficient 0": (train("--model.coeff", "0"), "must lie in (0, 1)"),
+    "a negative number of blocks": (train("--model.blocks", "[1,-1]"), "blocks must not be negative"),
+    "injective padding of a density": (train("--model.injective-pad", "3"), "leaves no density"),
+    "no labels": (train("--task.ce-weight", "1", recipe="toy-density"), "has no labels"),
+    "a batch larger than the set": (
+        train("--train.batch-size", "1298"),
+        "a batch of 1298 is larger than the 1297 examples; use a batch size of at most 1297",
+    ),
+    "a folder with other files": (("train", "digits-density", "--out", "{tmp}/mine"), "is not empty and holds no run"),
+    "a file in the way": (("train", "digits-density", "--out", "{tmp}/taken"), "cannot write {tmp}/taken"),
+    "a folder that cannot be made": (("train", "digits-density", "--out", "{tmp}/taken/run"), "cannot write"),
+    "a folder of the system": (("train", "digits-density", "--out", "/proc/run"), "cannot write /proc/run"),
+    "nothing to resume": (train("--resume"), "is not a run folder"),
+}
+
+
+def check_refused(answer, expected):
+    status, out, err = answer
+    assert expected in err
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("iresnet: ")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_bad_input_of_training(case, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_bad(tmp_path)
+    before = files(tmp_path)
+    tokens, expected = BAD_TRAINING[case]
+    answer = call(*(token.replace("{tmp}", str(tmp_path)) for token in tokens))
+    check_refused(answer, expected.replace("{tmp}", str(tmp_path)))
+    assert files(tmp_path) == before
+    assert not (tmp_path / "run").exists()
+
+
+def drop_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def poison(folder):
+    state = load_file(folder / "model.safetensors")
+    state["base.mean"][0] = math.nan
+    save_file(state, folder / "model.safetensors")
+
+
+BAD_USE = {
+    "an existing run": (
+        ("train", "digits-density", "--out", "{run}"),
+        "holds a run already; continue it with --resume",
+    ),
+    "a run of other settings": (("train", "digits-density", "--out", "{run}", "--resume"), "model.hidden: 8 -> 64"),
+    "no such run": (("evaluate", "nowhere"), "nowhere is not a run folder (no config.yaml in it); make one with"),
+    "no run to sample": (("sample", "nowhere"), "is not a run folder"),
+    "no run to reconstruct": (("reconstruct", "{run}/samples"), "is not a run folder"),
+    "no run to certify": (("certify", "{run}/config.yaml"), "is not a run folder"),
+    "a wrong split": (("evaluate", "{run}", "--split", "tset"), "unknown split 'tset'; did you mean 'test'?"),
+    "a wrong split to reconstruct": (("reconstruct", "{run}", "--split", "vaildation"), "did you mean 'validation'?"),
+    "no samples": (("sample", "{run}", "-n", "0"), "Must be >= 1"),
+    "fewer samples than none": (("sample", "{run}", "-n=-3"), "Must be >= 1"),
+    "a word of samples": (("sample", "{run}", "-n", "many"), 'unable to convert "many" into int'),
+    "no reconstructions": (("reconstruct", "{run}", "-n", "0"), "Must be >= 1"),
+    "a negative temperature": (
+        ("sample", "{run}", "--temperature", "-1"),
+        "temperature must not be negative, got -1.0",
+    ),
+    "a temperature that is none": (("sample", "{run}", "--temperature", "nan"), "temperature must not be negative"),
+    "a negative seed": (("sample", "{run}", "--seed=-1"), "Must be >= 0"),
+    "a huge seed": (("evaluate", "{run}", "--seed", str(2**64)), "Must be <"),
+    "a missing folder of data": (
+        ("evaluate", "{run}", "--data-dir", "{run}/nowhere"),
+        "does not exist",
+    ),
+    "no run named": (("evaluate",), "requires an argument"),
+    "two runs": (("certify", "{run}", "{run}"), "Unused Tokens"),
+    "an unknown option": (("evaluate", "{run}", "--splt", "test"), "Did you mean --split?"),
+    "an unknown command": (("evalute", "{run}"), 'Did you mean "evaluate"?'),
+}
+DAMAGED = {
+    "no weights": (drop_weights, "has no model yet"),
+    "half the weights": (lambda run: write(run, "model.safetensors", b"12345678"), "model.safetensors is damaged"),
+    "no configuration": (lambda run: write(run, "config.yaml", "a: ["), "config.yaml is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_USE)
+def test_bad_input_of_the_other_commands(case, copied, call, tmp_path):
+    folder = copied("density")
+    before = files(tmp_path)
+    tokens, expected = BAD_USE[case]
+    check_refused(call(*(token.replace("{run}", str(folder)) for token in tokens)), expected)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample", "reconstruct", "certify"])
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_runs(case, command, copied, call, tmp_path):
+    damage, expected = DAMAGED[case]
+    folder = copied("density")
+    damage(folder)
+    before = files(tmp_path)
+    check_refused(call(command, folder), expected)
+    assert files(tmp_path) == before
+
+
+def test_weights_that_are_no_numbers_are_not_certified(copied, call):
+    folder = copied("density")
+    poison(folder)
+    check_refused(call("certify", folder), "'base.mean' has values that are not finite")
+    assert not (folder / "certificate.json").exists()
+
+
+def test_other_data_than_those_of_the_run_are_refused(call, tmp_path):
+    write_table(tmp_path / "points.csv")
+    call("train", *POINTS, "--data.name", "points.csv", "--data-dir", tmp_path, "--out", tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    np.savetxt(tmp_path / "other" / "points.csv", torch.randn(100, 4).numpy(), delimiter=",")
+    for command in ("evaluate", "reconstruct"):
+        check_refused(
+            call(command, tmp_path / "run", "--data-dir", tmp_path / "other"), "was trained on other data than"
+        )
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "sample", "reconstruct", "certify"])
+def test_a_full_disk_leaves_nothing_behind(command, copied, call, tmp_path, monkeypatch):
+    def fsync(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = copied("density")
+    before = files(tmp_path)
+    monkeypatch.setattr("os.fsync", fsync)
+    tokens = ("digits-density", "--out", tmp_path / "new") if command == "train" else (folder,)
+    status, _, err = call(command, *tokens)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "No space left on device" in err
+    assert files(tmp_path) == before
+    assert not (tmp_path / "new").exists()
