@@ -102,7 +102,7 @@ def _lipschitz_conv2d_bound(g: LipschitzConv2d) -> float:
         return _largest_singular_value(weight[:, :, 0, 0])
     pixels = g.image_size[0] * g.image_size[1]
     small, large = sorted((g.in_channels * pixels, g.out_channels * pixels))
-    if small <= 1024 and small * large <= 2**24:
+    if small <= 1024 and small * large <= 2**22:
         return _largest_singular_value(_dense_operator(weight, g.image_size))
     return _torus_norm(weight, g.image_size)
 

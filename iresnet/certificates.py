@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from iresnet.bijections import ResidualBlock
 from iresnet.bounds import upper_bound
@@ -87,7 +88,7 @@ def certify(module: nn.Module) -> Certificate:
         (True, 3)
     """
     for name, tensor in module.state_dict().items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_lazy(tensor) and not bool(torch.isfinite(tensor).all()):
             raise IResNetError(f"'{name}' has values that are not finite: such a model has no bounds; load a sound one")
     layers = tuple(_bound(name, layer) for name, layer in module.named_modules() if _is_layer(layer))
     blocks = tuple(_bound(name, g) for name, g in _maps(module))

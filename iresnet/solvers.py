@@ -156,8 +156,8 @@ class Anderson(Solver):
     .. math:: x_{k+1} = f(x_k) - \sum_i \gamma_i \Delta f_i, \quad \gamma = \arg\min |r_k - \sum_i \gamma_i \Delta r_i|,
 
     with :math:`r = f(x) - x` and differences between successive steps. A step that does not reduce a sample's residual
-    is taken back and replaced by a plain one, which does: so the residual never grows, and the sequence converges
-    wherever plain iteration contracts.
+    is taken back and replaced by a plain one, which does: so the residual never grows. Where the
+    Jacobian is close to a rotation it gains little; :class:`NewtonKrylov` does better there.
 
     Args:
         atol: see :class:`Solver`.

@@ -329,3 +329,22 @@ def test_actnorm_leaves_the_scale_of_a_constant_channel():
     module(x)
     assert module.log_scale[1] == 0
     assert torch.all(module.log_scale[[0, 2]] != 0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    {
+        "batch norm": (torch.nn.BatchNorm1d(3), "mixes samples"),
+        "in place": (torch.nn.ReLU(inplace=True), "overwrites its input"),
+    }.values(),
+)
+def test_unsound_layers_are_refused(layer, words):
+    with pytest.raises(ValueError, match=words):
+        ir.ResidualBlock(torch.nn.Sequential(layer, ir.LipschitzLinear(3, 3)))
+
+
+def test_a_second_gradient_through_an_inverse_is_refused():
+    block = ir.ResidualBlock(ir.networks.mlp(2, 4))
+    z = torch.randn(3, 2, requires_grad=True)
+    with pytest.raises(ValueError, match="create_graph=False"):
+        torch.autograd.grad(block.inverse(z).sum(), z, create_graph=True)

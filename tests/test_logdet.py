@@ -1,6 +1,7 @@
 """Estimators of log det(I + J): value and gradient against dense determinants and matrix logarithms."""
 
 import itertools
+import math
 
 import pytest
 import scipy.linalg
@@ -23,6 +24,7 @@ import iresnet as ir
 from iresnet.errors import IResNetError
 from iresnet.krylov import _KrylovSpace
 from iresnet.logdet import PROBES
+from iresnet.series import LENGTHS
 from iresnet.zoo import LOGDETS, make_logdet
 
 
@@ -391,3 +393,58 @@ def test_dense_truth_agrees_with_scipy():
     g, x = contraction("mlp")
     dense = dense_jacobian(g, x).detach()
     close(dense_logdet(lambda x: x + g(x), x), torch.stack([matrix_log(a).trace() for a in dense]))
+
+
+@pytest.mark.parametrize(("eigenvalue", "tol"), [(0.98, 1e-12), (-0.9, 1e-10), (-0.98, 1e-7), (-0.999, 1e-2)])
+def test_the_quadrature_holds_close_to_singularity(eigenvalue, tol):
+    matrix = eigenvalue * torch.eye(3, dtype=torch.float64)
+    close(ir.Krylov(1)(operator(matrix[None])) / 3, torch.tensor([math.log1p(eigenvalue)], dtype=torch.float64), tol)
+
+
+REPORTS = {
+    "exact": (ir.Exact, 0.0),
+    "krylov": (lambda: ir.Krylov(2, n_probes=50), None),
+    "power series": (lambda: ir.PowerSeries(3, n_probes=50), None),
+    "roulette": (lambda: ir.RussianRoulette(n_probes=50), 0.0),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_reports_tell_the_error(name):
+    """The distance to the truth is within four standard errors and the stated bias, and the errors are no fig leaf."""
+    make, bias = REPORTS[name]
+    matrix = normed(randn(6, 6), 0.4)
+    truth = torch.linalg.slogdet(identity_plus(matrix))[1]
+    report = make().estimate(operator(matrix.expand(40, -1, -1)), lipschitz=0.4)
+    distance = (report.value - truth).abs()
+    assert bool((distance <= 4 * report.standard_error + report.bias + 1e-9).all())
+    spread = report.value.std() if name != "exact" else torch.tensor(0.0)
+    if name in ("krylov", "power series"):  # a roulette's samples share a length
+        assert 0.5 < float(report.standard_error.mean() / spread) < 2
+    if bias is not None:
+        assert bool((report.bias == bias).all())
+
+
+def test_the_bias_bound_of_the_series_holds_where_it_is_tight():
+    matrix = -0.8 * torch.eye(4, dtype=torch.float64)
+    report = ir.PowerSeries(3).estimate(operator(matrix[None]), lipschitz=0.8)
+    close(report.value - report.bias, torch.tensor([4 * math.log(0.2)], dtype=torch.float64), 1e-9)
+    assert ir.PowerSeries(3).estimate(operator(matrix[None])).bias.isinf().all()
+
+
+def test_one_probe_knows_no_standard_error():
+    assert ir.Krylov(2).estimate(operator(0.5 * torch.eye(3)[None])).standard_error.isinf().all()
+
+
+def test_roulette_draws_lengths_with_the_stated_survival():
+    for lengths, p in (("geometric", 0.4), ("poisson", 1.5)):
+        estimator = ir.RussianRoulette(p=p, lengths=lengths)
+        draws = torch.tensor([float(estimator._draw(torch.device("cpu"))) for _ in range(4000)]).double()
+        for k in (1, 2, 4):
+            within_4_errors((draws >= k).double(), LENGTHS[lengths](k, p))
+
+
+def test_roulette_refuses_what_it_cannot_draw():
+    for options in ({"n_exact": 0}, {"p": 0.0}, {"p": 1.0}, {"p": -1, "lengths": "poisson"}, {"lengths": "uniform"}):
+        with pytest.raises(ValueError, match=r"n_exact|p must|lengths"):
+            ir.RussianRoulette(**options)

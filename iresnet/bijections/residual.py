@@ -31,7 +31,8 @@ class ResidualBlock(Bijection):
         solver: solver of the inverse.
 
     Raises:
-        IResNetError: at use, when g changes the shape of its input.
+        IResNetError: when g holds a batch norm, which mixes samples, or a layer that overwrites its input; at use, when
+            g changes the shape of its input.
 
     Reference:
         Invertible Residual Networks, Behrmann et al. 2019, https://arxiv.org/abs/1811.00995
@@ -47,6 +48,8 @@ class ResidualBlock(Bijection):
 
     def __init__(self, g: nn.Module, *, logdet: LogDetEstimator | None = None, solver: Solver | None = None):
         super().__init__()
+        for name, module in g.named_modules():
+            _refuse_unsound(name, module)
         self.g = g
         self.logdet = logdet or Krylov()
         self.solver = solver or Anderson()
@@ -99,6 +102,8 @@ class ResidualBlock(Bijection):
 
     def _solve_transposed(self, vjp, upstream: Tensor) -> Tensor:
         """Solve u + J^T u = upstream, as the fixed point of a linear contraction."""
+        if torch.is_grad_enabled():
+            raise IResNetError("the gradient of an inverse is implicit and has no second one; use create_graph=False")
         # The scale of a loss is arbitrary, the tolerance of the solver is not: each sample is solved at size 1.
         size = upstream.flatten(1).abs().amax(1).view(-1, *[1] * (upstream.dim() - 1))
         unit = upstream / torch.where(size > 0, size, 1.0)
@@ -112,6 +117,18 @@ class ResidualBlock(Bijection):
             solution = self.solver.solve(step, unit)
         _warn_unless_converged(solution, self.solver)
         return solution.value * size
+
+
+def _refuse_unsound(name: str, module: nn.Module) -> None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        raise IResNetError(
+            f"'{name}' in g is a batch norm: it mixes samples, so no sample has a Jacobian of its own; put an ActNorm "
+            "before the block"
+        )
+    if getattr(module, "inplace", False):
+        raise IResNetError(
+            f"'{name}' in g overwrites its input, which x + g(x) still needs; build it with inplace=False"
+        )
 
 
 def _same_shape(y: Tensor, x: Tensor) -> Tensor:
