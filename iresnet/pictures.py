@@ -56,7 +56,7 @@ def image_grid(x: Tensor, *, levels: int | None = 256, columns: int | None = Non
     n, c, h, w = x.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    white = float(levels or x.max().clamp(min=1e-12))
+    white = float(levels or x.nan_to_num(0.0, 0.0, 0.0).max().clamp(min=1e-12))
     # Values of integer data lie in [k, k + 1) after dequantisation: the floor, over the largest integer, shows k.
     shown = (x.floor() / (white - 1) if levels else x / white).nan_to_num(0.0).clamp(0, 1)
     shown = shown[:, :3] if c >= 3 else shown[:, :1].expand(-1, 3, -1, -1)

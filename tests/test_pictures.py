@@ -58,6 +58,13 @@ def test_small_images_are_enlarged_pixel_by_pixel():
     assert np.array_equal(picture, np.kron(255 * x[0, 0].numpy(), np.ones((8, 8))))
 
 
+@pytest.mark.parametrize("levels", [2, None])
+def test_values_that_are_not_finite_spare_the_others(levels):
+    values = torch.tensor([math.nan, math.inf, -math.inf, 1.0]).view(4, 1, 1, 1).expand(4, 1, 64, 64)
+    picture = image_grid(values, levels=levels, columns=4)
+    assert [int(tile(picture, i, 4, 64, 64, 4)[0, 0, 0]) for i in range(4)] == [0, 255, 0, 255]
+
+
 @pytest.mark.parametrize("n", [1, 2, 7, 64])
 def test_grids_are_about_square(n):
     width, height = image_grid(torch.zeros(n, 1, 64, 64)).size
