@@ -24,6 +24,7 @@ __all__ = [
     "LogDetEstimator",
     "Logit",
     "MaxMin",
+    "NewtonKrylov",
     "PowerSeries",
     "ResidualBlock",
     "RussianRoulette",
@@ -63,4 +64,4 @@ from .lipschitz import LipschitzConv2d, LipschitzLinear
 from .logdet import Exact, LogDetEstimate, LogDetEstimator
 from .runs import load
 from .series import PowerSeries, RussianRoulette
-from .solvers import Anderson, FixedPointIteration, Solution, Solver
+from .solvers import Anderson, FixedPointIteration, NewtonKrylov, Solution, Solver

@@ -1,6 +1,6 @@
 """Log-determinants by projection on Krylov spaces: the default."""
 
-__all__ = ["Krylov"]
+__all__ = ["Krylov", "KrylovSpace"]
 
 from collections.abc import Callable
 
@@ -64,7 +64,7 @@ class Krylov(Hutchinson):
 
     def _solve(self, vjp: Callable[[Tensor], Tensor], v: Tensor) -> Quadratic:
         limit = self.n_steps if self.tol is None else self.max_steps
-        space = _KrylovSpace(vjp, v, min(limit, v.shape[1]))
+        space = KrylovSpace(vjp, v, min(limit, v.shape[1]))
         while not space.complete:
             space.extend()
             # At most one wait for the device a step, and none without a tolerance.
@@ -78,8 +78,14 @@ class Krylov(Hutchinson):
         return f"Krylov({steps}, n_probes={self.n_probes})"
 
 
-class _KrylovSpace:
-    """The Krylov space of A at v for each sample, grown one product with A at a time (Arnoldi's process)."""
+class KrylovSpace:
+    """The Krylov space of A at v for each sample, grown one product with A at a time (Arnoldi's process).
+
+    Args:
+        product: u -> A u, (N, D) -> (N, D).
+        v: (N, D).
+        max_steps: products after which the space is complete.
+    """
 
     def __init__(self, product: Callable[[Tensor], Tensor], v: Tensor, max_steps: int):
         self.product = product
@@ -91,6 +97,7 @@ class _KrylovSpace:
 
     @property
     def complete(self) -> bool:
+        """Whether all steps are done."""
         return self.steps == self.Q.shape[1]
 
     def extend(self) -> None:
@@ -111,6 +118,14 @@ class _KrylovSpace:
         left = left.masked_fill(closed, 0.0)
         self.H[:, m, m - 1] = left
         self.Q[:, m] = torch.where(closed[:, None], 0.0, r / left.masked_fill(closed, 1.0)[:, None])
+
+    def inverse(self) -> Tensor:  # (N, D)
+        """Return :math:`(I+A)^{-1} v`, projected."""
+        m = self.steps
+        identity = torch.eye(m, dtype=self.H.dtype, device=self.H.device)
+        e1 = identity[:, :1].expand(len(self.H), m, 1)
+        y = torch.linalg.solve_ex(identity + self.H[:, :m, :m], e1)[0][..., 0]
+        return self.length[:, None] * torch.einsum("nm,nmd->nd", y, self.Q[:, :m])
 
     def last_change(self) -> Tensor:  # (N,)
         """Size of the change that the last step made to the value: 0 once the space is closed or complete."""

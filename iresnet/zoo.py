@@ -29,7 +29,7 @@ from iresnet.flows import Flow
 from iresnet.krylov import Krylov
 from iresnet.logdet import Exact, LogDetEstimator
 from iresnet.series import PowerSeries, RussianRoulette
-from iresnet.solvers import Anderson, FixedPointIteration, Solver
+from iresnet.solvers import Anderson, FixedPointIteration, NewtonKrylov, Solver
 
 LOGDETS: dict[str, type[LogDetEstimator]] = {
     "exact": Exact,
@@ -37,7 +37,11 @@ LOGDETS: dict[str, type[LogDetEstimator]] = {
     "power-series": PowerSeries,
     "russian-roulette": RussianRoulette,
 }
-SOLVERS: dict[str, type[Solver]] = {"anderson": Anderson, "fixed-point": FixedPointIteration}
+SOLVERS: dict[str, type[Solver]] = {
+    "anderson": Anderson,
+    "fixed-point": FixedPointIteration,
+    "newton-krylov": NewtonKrylov,
+}
 
 Shape = tuple[int, ...]
 Model = Flow | Classifier | Hybrid

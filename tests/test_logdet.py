@@ -22,7 +22,7 @@ from torch import Tensor
 
 import iresnet as ir
 from iresnet.errors import IResNetError
-from iresnet.krylov import _KrylovSpace
+from iresnet.krylov import KrylovSpace
 from iresnet.logdet import PROBES
 from iresnet.series import LENGTHS
 from iresnet.zoo import LOGDETS, make_logdet
@@ -288,7 +288,7 @@ def test_krylov_takes_no_more_steps_than_there_are_dimensions(options):
 
 def test_the_krylov_basis_stays_orthonormal_where_one_projection_loses_it():
     matrix = -0.5 * torch.eye(200) + 1e-5 * torch.randn(200, 200)  # in float32 the new directions are near rounding
-    space = _KrylovSpace(lambda q: q @ matrix, torch.randn(4, 200), max_steps=6)
+    space = KrylovSpace(lambda q: q @ matrix, torch.randn(4, 200), max_steps=6)
     while not space.complete:
         space.extend()
     close(space.Q @ space.Q.mT, torch.eye(6).expand(4, 6, 6), 1e-5)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import iresnet as ir
 from iresnet.errors import IResNetError
+from iresnet.jacobian import Linearization
 from iresnet.zoo import SOLVERS, make_solver
 
 N, D = 5, 6
@@ -57,6 +58,11 @@ PROBLEMS = {
 }
 
 
+def unrecorded(f):
+    """The linearisation of f, which a test that counts calls of f must not count."""
+    return lambda x, active: ir.linearize(lambda x: f(x, active), x)
+
+
 class Recorder:
     """The map f, with everything that it was called with and what it returned."""
 
@@ -98,7 +104,7 @@ def test_the_report_is_what_happened(solver, problem):
     for max_steps in (3, 300):
         recorder = Recorder(f, len(expected))
         solution = make_solver({"name": solver, "atol": 1e-8, "max_steps": max_steps}).solve(
-            recorder, torch.zeros_like(expected)
+            recorder, torch.zeros_like(expected), linearized=unrecorded(f)
         )
         for i, evaluations in enumerate(recorder.evaluations):
             x, fx = evaluations[-1]
@@ -116,9 +122,13 @@ def test_the_report_is_what_happened(solver, problem):
 def test_samples_that_converged_leave_the_batch_and_change_nothing_for_the_others(solver):
     rates = torch.tensor([0.0, 0.9, 0.1, 0.5], dtype=torch.float64)
     q, b = orthogonal(D), randn(4, D)
-    recorder = Recorder(lambda x, active: rates[active, None] * (x @ q.T).sin() + b[active], 4)
+
+    def f(x: Tensor, active: Tensor) -> Tensor:
+        return rates[active, None] * (x @ q.T).sin() + b[active]
+
+    recorder = Recorder(f, 4)
     solver = make_solver(solver)
-    together = solver.solve(recorder, torch.zeros_like(b))
+    together = solver.solve(recorder, torch.zeros_like(b), linearized=unrecorded(f))
     assert together.converged.all()
     assert together.steps.argsort().tolist() == rates.argsort().tolist()
     assert [len(active) for active in recorder.calls] == sorted(map(len, recorder.calls), reverse=True)
@@ -140,7 +150,9 @@ def test_a_sample_that_is_not_finite_is_reported_at_once_and_spoils_no_other(sol
         now = next(step) >= when
         return f(x, active).masked_fill(((active == 2) & now)[:, None], bad)
 
-    solution = make_solver(solver).solve(spoilt, torch.zeros_like(expected), lipschitz=lipschitz)
+    solution = make_solver(solver).solve(
+        spoilt, torch.zeros_like(expected), lipschitz=lipschitz, linearized=unrecorded(f)
+    )
     assert solution.converged.tolist() == [True, True, False, True, True]
     assert int(solution.steps[2]) == when
     assert not bool(solution.residual[2].isfinite() | solution.error_bound[2].isfinite())
@@ -265,3 +277,38 @@ def test_bad_options_are_refused(solver, option):
 def test_anderson_needs_a_window():
     with pytest.raises(IResNetError, match="window must be at least 1"):
         ir.Anderson(window=0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_evaluations_count_products_too(solver):
+    f, _, expected = PROBLEMS["mlp"]()
+    products = [0] * len(expected)
+
+    def linearized(x: Tensor, active: Tensor) -> Linearization:
+        jacobian = ir.linearize(lambda x: f(x, active), x)
+
+        def jvp(v: Tensor) -> Tensor:
+            for i in active.tolist():
+                products[i] += 1
+            return jacobian.jvp(v)
+
+        return Linearization(jacobian.value, jvp, jacobian.vjp)
+
+    solution = make_solver(solver).solve(f, torch.zeros_like(expected), linearized=linearized)
+    assert (solution.evaluations - solution.steps).tolist() == products
+    assert (max(products) > 0) == (solver == "newton-krylov")
+
+
+def test_newton_krylov_solves_rotations_in_few_steps():
+    """Where plain iteration turns in circles, and Anderson gains little."""
+    f, _, expected = PROBLEMS["rotation"]()
+    solution = ir.NewtonKrylov(atol=1e-10, n_steps=6).solve(f, torch.zeros_like(expected))
+    close(solution.value, expected, 1e-8)
+    assert int(solution.steps.max()) <= 3
+
+
+def test_newton_krylov_converges_quadratically():
+    f, _, expected = PROBLEMS["mlp"]()
+    few = ir.NewtonKrylov(atol=1e-12, n_steps=expected[0].numel()).solve(f, torch.zeros_like(expected))
+    assert few.converged.all()
+    assert int(few.steps.max()) <= 6

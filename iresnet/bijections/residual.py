@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from iresnet.bijections.base import Bijection
 from iresnet.bounds import upper_bound
 from iresnet.errors import ConvergenceWarning, IResNetError
-from iresnet.jacobian import linearize
+from iresnet.jacobian import Linearization, linearize
 from iresnet.krylov import Krylov
 from iresnet.lipschitz import hold_weights
 from iresnet.logdet import LogDetEstimator
@@ -78,7 +78,14 @@ class ResidualBlock(Bijection):
 
     def _solve(self, z: Tensor, *, lipschitz: float = math.inf) -> Solution:
         with torch.no_grad(), hold_weights(self.g, iterate=False):
-            return self.solver.solve(lambda x, active: z[active] - self.g(x), z, lipschitz=lipschitz)
+
+            def linearized(x: Tensor, active: Tensor) -> Linearization:
+                g = linearize(self.g, x)
+                return Linearization(z[active] - g.value, lambda v: -g.jvp(v), lambda w: -g.vjp(w))
+
+            return self.solver.solve(
+                lambda x, active: z[active] - self.g(x), z, lipschitz=lipschitz, linearized=linearized
+            )
 
     def inverse(self, z: Tensor) -> Tensor:
         r"""Solve x + g(x) = z.

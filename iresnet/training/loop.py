@@ -139,7 +139,10 @@ class _Trainer:
                 return
 
     def _one_step(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-        rate = learning_rate(self.config.optim, (self.step + 1) / len(self.batches), self.config.train.epochs)
+        epoch = (self.step + 0.5) / len(
+            self.batches
+        )  # the middle of the step: neither its first nor its last rate is 0
+        rate = learning_rate(self.config.optim, epoch, self.config.train.epochs)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         loss, metrics = self.task(x, y)
