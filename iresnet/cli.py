@@ -303,7 +303,7 @@ def _baselines(dataset: "Dataset", part: "Split", seed: int) -> dict[str, Any]:
 
 def _print_likelihoods(scores: dict[str, Any], split: str) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"{split} likelihood")
+    table.add_column(f"{split} likelihood", no_wrap=True)
     for heading in ("bits/dim", "95 % interval", "nats", "log-determinant"):
         table.add_column(heading, justify="right")
     for name, score in scores.items():

@@ -412,7 +412,7 @@ def test_the_rate_in_the_metrics_is_that_of_the_schedule(tiny, tmp_path):
     config = settings(tiny, "toy", "--train.epochs", "3", "--train.log-every", "1", "--optim.warmup-epochs", "1.5")
     run = train(config, tmp_path / "run")
     assert [line["lr"] for line in metrics(run)] == pytest.approx(
-        [learning_rate(config.optim, step / 20, 3) for step in range(1, 61)], rel=1e-6
+        [learning_rate(config.optim, (step - 0.5) / 20, 3) for step in range(1, 61)], rel=1e-6
     )
 
 
