@@ -1,13 +1,23 @@
 """Checkpoints: the state from which a run continues."""
 
-__all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "kept_random_state",
+    "random_state",
+    "read_checkpoint",
+    "set_random_state",
+    "write_checkpoint",
+]
 
 import io
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from iresnet.errors import RunError
 from iresnet.runs import Run, write_atomically, writing
@@ -56,3 +66,26 @@ def read_checkpoint(run: Run) -> Checkpoint:
         return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise RunError(f"{path} is damaged and cannot be resumed; remove the folder and start again") from error
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Give torch's generators back the state in which they were found."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+def random_state() -> dict[str, Tensor]:
+    """States of torch's generators, by device type."""
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def set_random_state(state: dict[str, Tensor]) -> None:
+    """Restore what :func:`random_state` gave, as far as the devices are there."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,16 @@ from iresnet.data import load as load_data
 from iresnet.errors import Interrupted, RunError
 from iresnet.runs import Inputs, Run, inputs_of
 from iresnet.training.callbacks import Callback, Event, JsonlMetrics, Pictures, Snapshot, Started, Stepped, Stopped
-from iresnet.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from iresnet.training.checkpoints import (
+    Checkpoint,
+    kept_random_state,
+    random_state,
+    read_checkpoint,
+    set_random_state,
+    write_checkpoint,
+)
 from iresnet.training.optim import learning_rate, make_optimiser
-from iresnet.training.settings import PRECISIONS, check_settings
+from iresnet.training.settings import PRECISIONS, check_same, check_settings
 from iresnet.training.task import Task, make_task
 from iresnet.zoo import Model
 
@@ -97,7 +103,7 @@ class _Trainer:
         metrics_size = 0
         if resume:
             run = Run.open(out)
-            _check_same(self.config, self.inputs, *run.read_config())
+            check_same(self.config, self.inputs, *run.read_config())
             metrics_size = self._restore(read_checkpoint(run))
         else:
             torch.manual_seed(self.config.train.seed + 1 + self.accelerator.process_index)
@@ -169,7 +175,7 @@ class _Trainer:
         """Save a sealed copy of the model, then the state to resume from; at a snapshot, validate the copy between."""
         if not self.accelerator.is_main_process:
             return
-        with _kept_random_state():
+        with kept_random_state():
             sealed, certificate = run.save_model(self.model)
             if validate:
                 self._tell(Snapshot(self.step, self.epoch, sealed, certificate, self._validate(sealed)))
@@ -192,7 +198,7 @@ class _Trainer:
             step=self.step,
             model=self.model.state_dict(),
             optimiser=self.optimiser.state_dict(),
-            random=_random_state(),
+            random=random_state(),
             window=[{name: tensor.cpu() for name, tensor in metrics.items()} for metrics in self.window],
             metrics_size=run.metrics_file.stat().st_size,
         )
@@ -200,7 +206,7 @@ class _Trainer:
     def _restore(self, checkpoint: Checkpoint) -> int:
         self.model.load_state_dict(checkpoint.model)
         self.optimiser.load_state_dict(checkpoint.optimiser)
-        _set_random_state(checkpoint.random)
+        set_random_state(checkpoint.random)
         self.step = checkpoint.step
         self.window = [
             {name: tensor.to(self.accelerator.device) for name, tensor in metrics.items()}
@@ -211,25 +217,6 @@ class _Trainer:
     def _tell(self, event: Event) -> None:
         for callback in self.callbacks if self.accelerator.is_main_process else ():
             callback(event)
-
-
-def _check_same(config: Config, inputs: Inputs, old_config: Config, old_inputs: Inputs) -> None:
-    """Refuse to resume with other settings; names and descriptions may have changed."""
-    sections = ("data", "model", "task", "optim", "train")
-    new, old = ({k: v for k, v in _leaves(asdict(c)) if k.startswith(sections)} for c in (config, old_config))
-    changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
-    if inputs != old_inputs:
-        changes.append("the data set")
-    if changes:
-        raise RunError(f"the run to resume was started with other settings ({'; '.join(changes)}); use another --out")
-
-
-def _leaves(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{where}{key}.")
-        else:
-            yield f"{where}{key}", list(value) if isinstance(value, tuple) else value
 
 
 @contextmanager
@@ -252,23 +239,3 @@ def _stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _kept_random_state() -> Iterator[None]:
-    state = _random_state()
-    try:
-        yield
-    finally:
-        _set_random_state(state)
-
-
-def _random_state() -> dict[str, Tensor]:
-    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
-    return {"cpu": torch.get_rng_state(), **cuda}
-
-
-def _set_random_state(state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

@@ -1,11 +1,15 @@
-"""Checks of the settings of training, before anything is read or written."""
+"""Checks of the settings of training, before anything is written."""
 
-__all__ = ["PRECISIONS", "check_settings"]
+__all__ = ["PRECISIONS", "check_same", "check_settings"]
 
 import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
 from iresnet.config import Config
-from iresnet.errors import RecipeError, UnknownNameError
+from iresnet.errors import RecipeError, RunError, UnknownNameError
+from iresnet.runs import Inputs
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Names of the precisions, and what accelerate calls them."""
@@ -51,3 +55,26 @@ def check_settings(config: Config) -> None:
         raise RecipeError(f"--train.seed must be below 2**63, got {train.seed}")
     if train.precision not in PRECISIONS:
         raise UnknownNameError("precision", train.precision, PRECISIONS)
+
+
+def check_same(config: Config, inputs: Inputs, old_config: Config, old_inputs: Inputs) -> None:
+    """Refuse to resume with other settings; names and descriptions may have changed.
+
+    Raises:
+        RunError: lists what differs.
+    """
+    sections = ("data", "model", "task", "optim", "train")
+    new, old = ({k: v for k, v in _leaves(asdict(c)) if k.startswith(sections)} for c in (config, old_config))
+    changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+    if inputs != old_inputs:
+        changes.append("the data set")
+    if changes:
+        raise RunError(f"the run to resume was started with other settings ({'; '.join(changes)}); use another --out")
+
+
+def _leaves(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", list(value) if isinstance(value, tuple) else value
