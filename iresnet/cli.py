@@ -245,6 +245,9 @@ def certify(run: RunFolder) -> int:
     folder, model, _ = _load(run)
     certificate = certify_model(model)
     sha256 = hashlib.sha256(folder.model_file.read_bytes()).hexdigest()
+    stored = folder.read_json("certificate.json")
+    if stored and stored.get("model_sha256") != sha256:
+        _say("the stored certificate was of other weights: it is stale, and replaced")
     path = folder.write_json("certificate.json", {"model_sha256": sha256, **certificate.to_dict()})
     _say(str(certificate))
     _say(f"wrote {path}")

@@ -168,11 +168,16 @@ class Run:
 
     @property
     def data_dir(self) -> str | None:
-        """Where the data was looked for first when the run was made."""
+        """Where the data was looked for first when the run was made: a convenience, none when it is not known."""
+        return self.read_json("env.json").get("data_dir")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the folder; empty when it is missing or damaged."""
         try:
-            return json.loads((self.path / "env.json").read_text(encoding="utf-8"))["data_dir"]
-        except (OSError, ValueError, KeyError):
-            return None  # a convenience only: the caller can name the folder
+            tree = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return tree if isinstance(tree, dict) else {}
 
     def save_model(self, model: Model) -> tuple[Model, Certificate]:
         """Seal a copy of the model and save its weights.

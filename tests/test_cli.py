@@ -236,6 +236,15 @@ def test_a_model_that_does_not_contract_fails_the_check(kind, copied, call):
     assert max(bound["upper"] for bound in certificate["blocks"]) >= 1
 
 
+def test_a_certificate_of_other_weights_is_called_stale(copied, call):
+    folder = copied("density")
+    for _ in range(2):
+        assert "stale" not in call("certify", folder)[1]
+    loosen(folder)
+    assert "stale" in call("certify", folder)[1]
+    assert "stale" not in call("certify", folder)[1]
+
+
 # -- processes -------------------------------------------------------------------------------------------------------
 
 COMMANDS = ("train", "evaluate", "sample", "reconstruct", "certify", "recipes")
