@@ -90,6 +90,7 @@ class KrylovSpace:
     def __init__(self, product: Callable[[Tensor], Tensor], v: Tensor, max_steps: int):
         self.product = product
         self.steps = 0
+        self._solved: dict[int, tuple[Tensor, Tensor]] = {}  # by number of steps
         self.length = v.norm(dim=1)  # (N,)
         self.Q = v.new_zeros(len(v), max_steps, v.shape[1])
         self.H = v.new_zeros(len(v), max_steps, max_steps)
@@ -121,36 +122,42 @@ class KrylovSpace:
 
     def inverse(self) -> Tensor:  # (N, D)
         """Return :math:`(I+A)^{-1} v`, projected."""
-        m = self.steps
-        identity = torch.eye(m, dtype=self.H.dtype, device=self.H.device)
-        e1 = identity[:, :1].expand(len(self.H), m, 1)
-        y = torch.linalg.solve_ex(identity + self.H[:, :m, :m], e1)[0][..., 0]
-        return self.length[:, None] * torch.einsum("nm,nmd->nd", y, self.Q[:, :m])
+        return self._lift(self._shifted(torch.ones(1))[0])
+
+    def solve(self) -> tuple[Tensor, Tensor]:  # (N,), (N, D)
+        r"""Return :math:`v^T \log(I+A) v` and :math:`(I+A)^{-1} v`, projected."""
+        value, y = self._small(self.steps)
+        return value, self._lift(y)
 
     def last_change(self) -> Tensor:  # (N,)
         """Size of the change that the last step made to the value: 0 once the space is closed or complete."""
         if self.steps == self.Q.shape[2]:
             return torch.zeros_like(self.length)
-        before = self.solve(self.steps - 1)[0] if self.steps > 1 else torch.zeros_like(self.length)
-        return (self.solve(self.steps)[0] - before).abs()
+        before = self._small(self.steps - 1)[0] if self.steps > 1 else torch.zeros_like(self.length)
+        return (self._small(self.steps)[0] - before).abs()
 
-    def solve(self, m: int | None = None) -> tuple[Tensor, Tensor]:
-        r"""Return :math:`v^T \log(I+A) v` and :math:`(I+A)^{-1} v`, from the first m steps or all.
+    def _small(self, m: int) -> tuple[Tensor, Tensor]:  # (N,), (N, m)
+        r"""Return :math:`|v|^2 e_1^T \log(I+H) e_1` and :math:`(I+H)^{-1} e_1` for the first m steps; computed once.
 
         The logarithm is an integral, taken by quadrature:
         :math:`\log(I+H) e_1 = \int_0^1 H (I + tH)^{-1} e_1 \, dt`. The inverse is the same system at t = 1.
         """
-        m = m or self.steps
-        H = self.H[:, :m, :m]
-        identity = torch.eye(m, dtype=H.dtype, device=H.device)
-        t = _NODES.to(H)[:, None, None, None]
-        systems = identity + torch.cat([t, torch.ones_like(t[:1])]) * H  # (nodes + 1, N, m, m)
+        if m not in self._solved:
+            y = self._shifted(torch.cat([_NODES, torch.ones(1)]), m)
+            integral = torch.einsum("t,tnm->nm", _WEIGHTS.to(y), y[:-1])
+            self._solved[m] = self.length.square() * (self.H[:, 0, :m] * integral).sum(1), y[-1]
+        return self._solved[m]
+
+    def _shifted(self, t: Tensor, m: int | None = None) -> Tensor:  # (T,) -> (T, N, m)
+        """Solve (I + t H) y = e_1 for every t."""
+        H = self.H[:, : m or self.steps, : m or self.steps]
+        identity = torch.eye(H.shape[1], dtype=H.dtype, device=H.device)
+        systems = identity + t.to(H)[:, None, None, None] * H
         # solve_ex does not stop on a singular system (a map that is no contraction): the NaN shows in the result.
-        solutions = torch.linalg.solve_ex(systems, identity[:, :1].expand(*systems.shape[:-1], 1))[0][..., 0]
-        integral = torch.einsum("t,tnm->nm", _WEIGHTS.to(H), solutions[:-1])
-        value = self.length.square() * (H[:, 0] * integral).sum(1)
-        w = self.length[:, None] * torch.einsum("nm,nmd->nd", solutions[-1], self.Q[:, :m])
-        return value, w
+        return torch.linalg.solve_ex(systems, identity[:, :1].expand(*systems.shape[:-1], 1))[0][..., 0]
+
+    def _lift(self, y: Tensor) -> Tensor:  # (N, m) -> (N, D)
+        return self.length[:, None] * torch.einsum("nm,nmd->nd", y, self.Q[:, : y.shape[1]])
 
 
 def _project_out(basis: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:  # (N, m, D), (N, D) -> (N, m), (N, D)

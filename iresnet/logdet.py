@@ -45,12 +45,24 @@ class LogDetEstimator(ABC):
     quantity, also under per-sample upstream weights. Without autograd the work for the gradient is not done.
     """
 
-    @abstractmethod
     def __call__(
         self,
         jacobian: Linearization,  # of g at x, (N, *E) -> (N, *E)
     ) -> Tensor:  # (N,)
         """Estimate the log-determinant of every sample."""
+        return self.prepare(jacobian)(jacobian)
+
+    @abstractmethod
+    def prepare(self, jacobian: Linearization) -> Callable[[Linearization], Tensor]:
+        """Do what needs no gradient, all that is random included.
+
+        Args:
+            jacobian: of g at x, (N, *E) -> (N, *E).
+
+        Returns:
+            The rest: from the linearisation at the same x to the estimates, (N,). It can be called again with that
+            linearisation computed anew, and gives the same numbers: so a block need not keep its graph.
+        """
 
     @abstractmethod
     def estimate(self, jacobian: Linearization, *, lipschitz: float = math.inf) -> LogDetEstimate:
@@ -86,15 +98,18 @@ class Exact(LogDetEstimator):
     def __init__(self, *, max_gib: float = 8.0):
         self.max_gib = max_gib
 
-    def __call__(self, jacobian: Linearization) -> Tensor:
-        """Compute the log-determinant of every sample."""
+    def prepare(self, jacobian: Linearization) -> Callable[[Linearization], Tensor]:  # noqa: ARG002
+        """Everything here is differentiated: there is nothing to prepare."""
+        return self._logdet
+
+    def _logdet(self, jacobian: Linearization) -> Tensor:
         dense = self._dense(jacobian)
         return torch.linalg.slogdet(torch.eye(dense.shape[-1], dtype=dense.dtype, device=dense.device) + dense)[1]
 
     @torch.no_grad()
     def estimate(self, jacobian: Linearization, *, lipschitz: float = math.inf) -> LogDetEstimate:  # noqa: ARG002
         """Compute the log-determinant of every sample; nothing is uncertain."""
-        value = self(jacobian)
+        value = self._logdet(jacobian)
         none = torch.zeros_like(value)
         return LogDetEstimate(value, none, none, jacobian.value[0].numel())
 
@@ -174,9 +189,14 @@ class Hutchinson(LogDetEstimator):
     def _solve(self, vjp: Callable[[Tensor], Tensor], v: Tensor) -> Quadratic:
         """Evaluate a probe v, (N, D)."""
 
-    def __call__(self, jacobian: Linearization) -> Tensor:
-        """Estimate the log-determinant of every sample."""
-        return torch.stack([self._one_probe(jacobian) for _ in range(self.n_probes)]).mean(0)
+    def prepare(self, jacobian: Linearization) -> Callable[[Linearization], Tensor]:
+        """Evaluate the probes: their values, and the vectors w of the surrogate."""
+        probes = [self._probe(jacobian) for _ in range(self.n_probes)]
+
+        def estimate(jacobian: Linearization) -> Tensor:
+            return torch.stack([_with_gradient(jacobian, v, probe) for v, probe in probes]).mean(0)
+
+        return estimate
 
     @torch.no_grad()
     def estimate(self, jacobian: Linearization, *, lipschitz: float = math.inf) -> LogDetEstimate:
@@ -189,18 +209,18 @@ class Hutchinson(LogDetEstimator):
             values.mean(0), spread / math.sqrt(self.n_probes), bias, sum(probe.n_products for probe in probes)
         )
 
-    def _one_probe(self, jacobian: Linearization) -> Tensor:
-        v, probe = self._probe(jacobian)
-        if not (torch.is_grad_enabled() and jacobian.value.requires_grad):
-            return probe.value
-        surrogate = (probe.w * at_least_float32(jacobian.jvp(v)).flatten(1)).sum(1)
-        return probe.value + surrogate - surrogate.detach()
-
     @torch.no_grad()
     def _probe(self, jacobian: Linearization) -> tuple[Tensor, Quadratic]:
         like = at_least_float32(jacobian.value.detach())
         v = PROBES[self.probe](like, self.generator)
         return v, self._solve(lambda q: at_least_float32(jacobian.vjp(q.view_as(like))).flatten(1), v.flatten(1))
+
+
+def _with_gradient(jacobian: Linearization, v: Tensor, probe: Quadratic) -> Tensor:
+    if not (torch.is_grad_enabled() and jacobian.value.requires_grad):
+        return probe.value
+    surrogate = (probe.w * at_least_float32(jacobian.jvp(v)).flatten(1)).sum(1)
+    return probe.value + surrogate - surrogate.detach()
 
 
 def at_least_float32(x: Tensor) -> Tensor:
