@@ -1,8 +1,8 @@
 """Layers whose Lipschitz constant is held at a coefficient by normalising their weight."""
 
-__all__ = ["LipschitzConv2d", "LipschitzLinear", "hold_weights"]
+__all__ = ["LipschitzConv2d", "LipschitzLinear", "hold_weights", "replace_weights"]
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -43,6 +43,25 @@ def hold_weights(module: nn.Module, *, iterate: bool = True) -> Iterator[None]:
     finally:
         for normalisation in held:
             normalisation.held = None
+
+
+@contextmanager
+def replace_weights(module: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Use these tensors as the normalised weights in ``module``, in the order of its modules.
+
+    Args:
+        module: the layers inside it use the tensors.
+        weights: one for each Lipschitz layer.
+    """
+    layers = [m for m in module.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d))]
+    before = [layer.normalisation.held for layer in layers]
+    try:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.normalisation.held = weight
+        yield
+    finally:
+        for layer, weight in zip(layers, before, strict=True):
+            layer.normalisation.held = weight
 
 
 class LipschitzLinear(nn.Linear):

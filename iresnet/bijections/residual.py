@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from iresnet.bijections.base import Bijection
+from iresnet.bijections.memory import MEMORY, recomputed, same_shape
 from iresnet.bounds import upper_bound
-from iresnet.errors import ConvergenceWarning, IResNetError
+from iresnet.errors import ConvergenceWarning, IResNetError, UnknownNameError
 from iresnet.jacobian import Linearization, linearize
 from iresnet.krylov import Krylov
 from iresnet.lipschitz import hold_weights
@@ -29,8 +30,12 @@ class ResidualBlock(Bijection):
             :func:`iresnet.certify` tells whether it does.
         logdet: estimator of the log-determinant.
         solver: solver of the inverse.
+        memory: what is kept for backward: ``"keep"`` everything; ``"early"`` differentiates the log-determinant in
+            forward and keeps the graph of the plain network, at no cost while all samples have the same upstream
+            weight; ``"recompute"`` keeps x and the probes, and runs forward again in backward.
 
     Raises:
+        UnknownNameError: for an unknown ``memory``.
         IResNetError: when g holds a batch norm, which mixes samples, or a layer that overwrites its input; at use, when
             g changes the shape of its input.
 
@@ -46,23 +51,36 @@ class ResidualBlock(Bijection):
         True
     """
 
-    def __init__(self, g: nn.Module, *, logdet: LogDetEstimator | None = None, solver: Solver | None = None):
+    def __init__(
+        self,
+        g: nn.Module,
+        *,
+        logdet: LogDetEstimator | None = None,
+        solver: Solver | None = None,
+        memory: str = "keep",
+    ):
         super().__init__()
+        if memory not in MEMORY:
+            raise UnknownNameError("memory", memory, MEMORY)
         for name, module in g.named_modules():
             _refuse_unsound(name, module)
         self.g = g
         self.logdet = logdet or Krylov()
         self.solver = solver or Anderson()
+        self.memory = memory
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
-        return x + _same_shape(self.g(x), x)
+        if self.memory != "recompute":
+            return x + same_shape(self.g(x), x)
+        with hold_weights(self.g):
+            return x + same_shape(recomputed(self.g, self.g, x), x)
 
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         with hold_weights(self.g):
-            jacobian = linearize(self.g, x)
-            return x + _same_shape(jacobian.value, x), (logdet or self.logdet)(jacobian)
+            value, total = MEMORY[self.memory](self.g, x, logdet or self.logdet)
+            return x + value, total
 
     def solve(self, z: Tensor) -> Solution:
         """Solve x + g(x) = z and report on every sample; without gradients, which :meth:`inverse` has.
@@ -136,15 +154,6 @@ def _refuse_unsound(name: str, module: nn.Module) -> None:
         raise IResNetError(
             f"'{name}' in g overwrites its input, which x + g(x) still needs; build it with inplace=False"
         )
-
-
-def _same_shape(y: Tensor, x: Tensor) -> Tensor:
-    if y.shape != x.shape:
-        raise IResNetError(
-            f"g must keep the shape of its input, got {tuple(x.shape[1:])} -> {tuple(y.shape[1:])}; "
-            "change shapes between blocks with Squeeze, InjectivePad or Flatten"
-        )
-    return y
 
 
 def _warn_unless_converged(solution: Solution, solver: Solver) -> None:
