@@ -1,7 +1,8 @@
-"""Upper bounds of Lipschitz constants, in float64."""
+"""Upper and lower bounds of Lipschitz constants."""
 
-__all__ = ["bounds", "upper_bound"]
+__all__ = ["bounds", "lower_bound", "upper_bound"]
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,19 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from iresnet.activations import LipSwish, MaxMin
-from iresnet.lipschitz import LipschitzConv2d, hold_weights
-from iresnet.normalisation import same_conv, same_conv_transpose, torus_matrices
+from iresnet.errors import IResNetError
+from iresnet.jacobian import Linearization, linearize
+from iresnet.lipschitz import DenseConcat, LipschitzConv2d, LipschitzLinear, hold_weights, replace_weights
+from iresnet.operators import largest_absolute_sum, same_conv, same_conv_transpose, torus_matrices
 
-BoundRule = Callable[[Any], float]
+# -- from above: proved ----------------------------------------------------------------------------------------------
+
+BoundRule = Callable[[Any, float], float]
 BOUNDS: dict[Callable, BoundRule] = {}
-"""From the ``forward`` function of a module class to the upper bound of its Lipschitz constant."""
+"""From the ``forward`` function of a module class to the upper bound of its Lipschitz constant in a p-norm."""
 
 
 def bounds(*classes: type[nn.Module]) -> Callable[[BoundRule], BoundRule]:
     """Register the upper bound of module classes; keyed by ``forward`` as linearisations are.
 
     Args:
-        classes: the module classes for which the rule ``module -> bound`` holds.
+        classes: the module classes for which the rule ``(module, p) -> bound`` holds, for p of 1, 2 and infinity.
     """
 
     def register(rule: BoundRule) -> BoundRule:
@@ -32,15 +37,17 @@ def bounds(*classes: type[nn.Module]) -> Callable[[BoundRule], BoundRule]:
     return register
 
 
-def upper_bound(module: nn.Module) -> float:
-    r"""Return a number that the Lipschitz constant of ``module`` (Euclidean norm) does not exceed.
+def upper_bound(module: nn.Module, norm: float = 2.0) -> float:
+    r"""Return a number that the Lipschitz constant of ``module`` does not exceed.
 
-    Computed in float64 from the weights as they are used in eval mode: a dense layer by its singular values; a
-    convolution by those of its matrix where that is small, else of the circular convolution that it is a compression
-    of; a sequence by the product. Infinite for a module without a rule: an unknown layer is never certified.
+    Computed in float64 from the weights as they are used in eval mode. In the Euclidean norm a dense layer is bounded
+    by its singular values; a convolution by those of its matrix where that is small, else of the circular convolution
+    that it is a compression of; a sequence by the product. Infinite for a module without a rule: an unknown layer is
+    never certified.
 
     Args:
         module: a layer or a sequence of layers.
+        norm: p of the norm of inputs and outputs: 1, 2 or infinity.
 
     Example:
         >>> from iresnet import LipschitzLinear
@@ -50,54 +57,67 @@ def upper_bound(module: nn.Module) -> float:
         >>> upper_bound(nn.Bilinear(2, 2, 2))
         inf
     """
+    if norm not in (1, 2, math.inf):
+        raise IResNetError(f"Lipschitz constants are bounded in the norms 1, 2 and infinity, got {norm}")
     # Hooks, and a forward put into the instance, change what the class computes.
     changed = bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
     rule = None if changed else BOUNDS.get(type(module).forward)
     if rule is None:
         return math.inf
     with torch.no_grad(), hold_weights(module, iterate=False):
-        bound = rule(module)
+        bound = rule(module, norm)
     return bound if math.isfinite(bound) else math.inf
 
 
 @bounds(nn.Sequential)
-def _sequential_bound(g: nn.Sequential) -> float:
-    return math.prod(upper_bound(layer) for layer in g)
+def _sequential_bound(g: nn.Sequential, norm: float) -> float:
+    return math.prod(upper_bound(layer, norm) for layer in g)
+
+
+@bounds(DenseConcat)
+def _dense_concat_bound(g: DenseConcat, norm: float) -> float:
+    a, b = g.weights().double().tolist()
+    parts = torch.tensor([a, b * upper_bound(g.f, norm)], dtype=torch.float64)
+    return float(torch.linalg.vector_norm(parts, norm)) * _ROUNDING
 
 
 @bounds(nn.ReLU, nn.Tanh, nn.Identity, nn.Flatten, MaxMin, LipSwish)
-def _one(g: nn.Module) -> float:  # noqa: ARG001
+def _one(g: nn.Module, norm: float) -> float:  # noqa: ARG001
     return 1.0
 
 
 @bounds(nn.ELU)
-def _elu_bound(g: nn.ELU) -> float:
+def _elu_bound(g: nn.ELU, norm: float) -> float:  # noqa: ARG001
     return max(1.0, abs(g.alpha))
 
 
 @bounds(nn.Softplus)
-def _softplus_bound(g: nn.Softplus) -> float:
+def _softplus_bound(g: nn.Softplus, norm: float) -> float:  # noqa: ARG001
     # Past its threshold torch returns x itself: a jump, which is below rounding from the default threshold on.
     return 1.0 if g.threshold >= 20 else math.inf
 
 
 @bounds(nn.Linear)
-def _linear_bound(g: nn.Linear) -> float:
-    return _largest_singular_value(g.weight)
+def _linear_bound(g: nn.Linear, norm: float) -> float:
+    return _largest_singular_value(g.weight) if norm == 2 else _absolute(g.weight, norm)
 
 
 @bounds(nn.Conv2d)
-def _conv2d_bound(g: nn.Conv2d) -> float:
+def _conv2d_bound(g: nn.Conv2d, norm: float) -> float:
     """Any image size: unfolding repeats each pixel at most kh * kw times, then a matrix acts on the patches."""
     if g.padding_mode != "zeros":
         return math.inf
-    groups = g.weight.flatten(1).reshape(g.groups, g.out_channels // g.groups, -1)
-    return math.sqrt(math.prod(g.kernel_size)) * _largest_singular_value(groups)
+    groups = g.weight.reshape(g.groups, g.out_channels // g.groups, *g.weight.shape[1:])
+    if norm != 2:
+        return max(_absolute(weight, norm) for weight in groups)
+    return math.sqrt(math.prod(g.kernel_size)) * _largest_singular_value(groups.flatten(2))
 
 
 @bounds(LipschitzConv2d)
-def _lipschitz_conv2d_bound(g: LipschitzConv2d) -> float:
+def _lipschitz_conv2d_bound(g: LipschitzConv2d, norm: float) -> float:
     weight = g.weight.double()
+    if norm != 2:
+        return _absolute(weight, norm)
     if g.kernel_size == (1, 1):
         return _largest_singular_value(weight[:, :, 0, 0])
     pixels = g.image_size[0] * g.image_size[1]
@@ -107,7 +127,11 @@ def _lipschitz_conv2d_bound(g: LipschitzConv2d) -> float:
     return _torus_norm(weight, g.image_size)
 
 
-_ROUNDING = 1 + 1e-10  # covers the float64 rounding of the decompositions below
+_ROUNDING = 1 + 1e-10  # covers the float64 rounding of the computations below
+
+
+def _absolute(weight: Tensor, norm: float) -> float:
+    return float(largest_absolute_sum(weight.double(), norm)) * _ROUNDING
 
 
 def _largest_singular_value(matrices: Tensor) -> float:
@@ -133,3 +157,112 @@ def _torus_norm(weight: Tensor, image_size: tuple[int, int], *, max_numbers: int
     """Norm of the circular convolution that the zero-padded one is a compression of."""
     parts = torus_matrices(weight, image_size, max_numbers=max_numbers)
     return max(_largest_singular_value(part) for part in parts)
+
+
+# -- from below: found -----------------------------------------------------------------------------------------------
+
+
+def lower_bound(g: nn.Module, norm: float = 2.0, *, search_steps: int = 0, n_points: int = 4) -> float:
+    r"""Return a ratio :math:`|J u| / |u|`, or :math:`|g(x) - g(y)| / |x - y|`, that was found, in float64.
+
+    Power iteration looks for the directions u that are stretched most at random points. With ``search_steps``, pairs
+    (x, y) then climb the gradient of their ratio: an attack on the upper bound, whose failure shows how tight it is.
+
+    Args:
+        g: a layer or a sequence of layers.
+        norm: p of the norm: 1, 2 or infinity.
+        search_steps: steps of the ascent.
+        n_points: points at which the search starts.
+
+    Returns:
+        The largest ratio; 0 where the first layer does not say what shape it takes.
+
+    Reference:
+        Estimating the matrix p-norm, Higham 1992, https://doi.org/10.1007/BF01396242 (power iteration in p-norms)
+
+    Example:
+        >>> from iresnet import LipschitzLinear
+        >>> g = nn.Sequential(LipschitzLinear(8, 8, coeff=0.5), nn.ELU())
+        >>> lower_bound(g, search_steps=50) <= upper_bound(g)
+        True
+    """
+    shape = _input_shape(g)
+    if shape is None:
+        return 0.0
+    generator = torch.Generator().manual_seed(0)
+    device = next(g.parameters()).device
+    x, u = (torch.randn(n_points, *shape, generator=generator, dtype=torch.float64).to(device) for _ in range(2))
+    layers = [m for m in g.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d))]
+    with torch.no_grad(), hold_weights(g, iterate=False):
+        weights = [layer.weight.double() for layer in layers]  # as they are used
+    exact = copy.deepcopy(g).double().requires_grad_(False)
+    with replace_weights(exact, weights):
+        try:
+            u, found = _stretched_most(linearize(exact, x), u, norm)
+        except (RuntimeError, IResNetError):  # layers in between change the shape
+            return 0.0
+        return max(found, _climb(exact, x, u, norm, search_steps))
+
+
+@torch.no_grad()
+def _stretched_most(jacobian: Linearization, u: Tensor, norm: float) -> tuple[Tensor, float]:  # (N, *E)
+    """Power iteration in a p-norm: the directions at its end, and the largest ratio that it met."""
+    conjugate = {1: math.inf, 2: 2, math.inf: 1}[norm]
+    largest = 0.0
+    for _ in range(50):
+        u = _unit(u, norm)
+        image = jacobian.jvp(u)
+        largest = max(largest, float(_size(image, norm).max()))
+        u = _dual(jacobian.vjp(_dual(image, norm)), conjugate)
+    return _unit(u, norm), largest
+
+
+def _climb(g: nn.Module, x: Tensor, u: Tensor, norm: float, n_steps: int) -> float:
+    """Gradient ascent on log |g(x) - g(x + r u)| / |r u|, over x and u, with a distance r for each point."""
+    r = torch.logspace(-2, 1, len(x), dtype=x.dtype, device=x.device)
+    x, u = x.clone().requires_grad_(), u.clone().requires_grad_()
+    optimiser = torch.optim.Adam([x, u], lr=0.03)
+    largest = 0.0
+    for _ in range(n_steps):
+        step = _scale(_unit(u, norm), r)
+        ratio = _size(g(x + step) - g(x), norm) / _size(step, norm)
+        largest = max(largest, float(ratio.detach().max()))
+        optimiser.zero_grad()
+        (-(ratio + torch.finfo(ratio.dtype).tiny).log().sum()).backward()
+        optimiser.step()
+    return largest
+
+
+def _size(u: Tensor, norm: float) -> Tensor:  # (N, *E) -> (N,)
+    return torch.linalg.vector_norm(u.flatten(1), norm, dim=1)
+
+
+def _scale(u: Tensor, factor: Tensor) -> Tensor:  # (N, *E), (N,) -> (N, *E)
+    return u * factor.view(-1, *[1] * (u.dim() - 1))
+
+
+def _unit(u: Tensor, norm: float) -> Tensor:
+    return _scale(u, 1 / _size(u, norm).clamp(min=torch.finfo(u.dtype).tiny))
+
+
+def _dual(u: Tensor, norm: float) -> Tensor:
+    """Of all vectors of size 1 in the conjugate norm, the one with the largest product with u."""
+    if norm == 2:
+        return _unit(u, norm)
+    if norm == 1:
+        return u.sign()
+    flat = u.flatten(1)
+    largest = nn.functional.one_hot(flat.abs().argmax(1), flat.shape[1])
+    return (largest * flat.sign()).view_as(u)
+
+
+def _input_shape(g: nn.Module) -> tuple[int, ...] | None:
+    """Event shape that the first layer of g asks for, if it is one that asks."""
+    for layer in g.modules():
+        if isinstance(layer, LipschitzConv2d):
+            return (layer.in_channels, *layer.image_size)
+        if isinstance(layer, nn.Linear):
+            return (layer.in_features,)
+        if next(layer.parameters(recurse=False), None) is not None and not isinstance(layer, DenseConcat):
+            return None
+    return None

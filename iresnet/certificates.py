@@ -1,35 +1,78 @@
 """Certificates: upper bounds that prove invertibility, and the sealing that makes a model have one."""
 
-__all__ = ["Bound", "Certificate", "certify", "seal"]
+__all__ = ["Bound", "Certificate", "Stretch", "certify", "seal"]
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
-from iresnet.bijections import ResidualBlock
-from iresnet.bounds import upper_bound
+from iresnet.bijections import (
+    ActNorm,
+    Affine,
+    Bijection,
+    Chain,
+    FactorOut,
+    Flatten,
+    InjectivePad,
+    Logit,
+    ResidualBlock,
+    Squeeze,
+)
+from iresnet.bounds import lower_bound, upper_bound
 from iresnet.errors import IResNetError
-from iresnet.jacobian import linearize
-from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear, hold_weights
+from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What is known of one Lipschitz constant.
+    r"""What is known of one Lipschitz constant.
 
     Attributes:
         name: path of the module.
-        lower: a ratio |J v| / |v| that was found: the constant is at least this.
+        lower: a ratio :math:`|g(x) - g(y)| / |x - y|` that was found: the constant is at least this.
         upper: proved bound: the constant is at most this.
+        norm: p of the norm in which both hold; contraction in any proves invertibility.
     """
 
     name: str
     lower: float
     upper: float
+    norm: float = 2.0
+
+    def steps(self, tolerance: float = 1e-5) -> float:
+        r"""Fixed-point steps that are proved to shrink the distance to the inverse by the factor ``tolerance``.
+
+        .. math:: L^k \le \mathrm{tolerance}
+
+        Infinite without a contraction.
+        """
+        if self.upper == 0:
+            return 1
+        return math.ceil(math.log(tolerance) / math.log(self.upper)) if self.upper < 1 else math.inf
+
+
+@dataclass(frozen=True)
+class Stretch:
+    r"""Bi-Lipschitz constants of a whole network f, proved: how far it stretches and squeezes distances.
+
+    .. math:: \mathrm{lower} \, |x - y| \le |f(x) - f(y)| \le \mathrm{upper} \, |x - y|
+
+    So an error of size e in the latent is one of at most e / lower in the data.
+
+    Attributes:
+        lower: product of 1 - L over the blocks, and of the least scales in between.
+        upper: product of 1 + L over the blocks, and of the largest scales in between.
+        norm: p of the norm.
+    """
+
+    lower: float
+    upper: float
+    norm: float
 
 
 @dataclass(frozen=True)
@@ -40,10 +83,12 @@ class Certificate:
         layers: one bound a Lipschitz layer.
         blocks: one bound a residual map g, the product of the bounds of its layers; without residual blocks, one for
             the whole module.
+        network: bi-Lipschitz constants of the bijection, None for a module that is none.
     """
 
     layers: tuple[Bound, ...]
     blocks: tuple[Bound, ...]
+    network: Stretch | None = None
 
     @property
     def certified(self) -> bool:
@@ -51,22 +96,44 @@ class Certificate:
         return bool(self.blocks) and all(block.upper < 1 for block in self.blocks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
-        return {"certified": self.certified, **asdict(self)}
+        """Plain numbers for JSON, None for what is infinite; with the guaranteed steps of each block."""
+        tree = {"certified": self.certified, **asdict(self)}
+        for block, bound in zip(tree["blocks"], self.blocks, strict=True):
+            block["steps_to_1e-5"] = bound.steps()
+        return _finite(tree)
 
     def __str__(self) -> str:
         width = max((len(b.name) for b in (*self.layers, *self.blocks)), default=0)
-        rows = [f"{b.name:<{width}}  {b.lower:.4f}  {b.upper:.4f}" for b in self.layers]
-        rows += [
-            f"{b.name:<{width}}  {b.lower:.4f}  {b.upper:.4f}  {'ok' if b.upper < 1 else 'NOT CERTIFIED'}"
-            for b in self.blocks
-        ]
+        rows = [_row(b, width) for b in self.layers]
+        rows += [f"{_row(b, width)}  {b.steps():5}  {'ok' if b.upper < 1 else 'NOT CERTIFIED'}" for b in self.blocks]
         worst = max((b.upper for b in self.blocks), default=math.nan)
         verdict = "certified" if self.certified else "not certified"
-        return "\n".join([f"{'':<{width}}  lower   upper", *rows, f"{verdict}: largest block bound {worst:.4f}"])
+        lines = [f"{'':<{width}}  lower   upper   steps", *rows]
+        if self.network:
+            lines.append(
+                f"distances: stretched at most {self.network.upper:.3g}, at least {self.network.lower:.3g} times"
+            )
+        return "\n".join([*lines, f"{verdict}: largest block bound {worst:.4f}"])
 
 
-def certify(module: nn.Module) -> Certificate:
+def _row(bound: Bound, width: int) -> str:
+    norm = "" if bound.norm == 2 else f"  (norm {bound.norm:g})"
+    return f"{bound.name:<{width}}  {bound.lower:.4f}  {bound.upper:.4f}{norm}"
+
+
+def _finite(tree: Any) -> Any:
+    """JSON has no infinity."""
+    match tree:
+        case dict():
+            return {key: _finite(value) for key, value in tree.items()}
+        case list() | tuple():
+            return [_finite(value) for value in tree]
+        case float() if not math.isfinite(tree):
+            return None
+    return tree
+
+
+def certify(module: nn.Module, *, search_steps: int = 0) -> Certificate:
     r"""Bound the Lipschitz constants of a model, of a map g, or of a single layer.
 
     A block x + g(x) is invertible when :math:`\mathrm{Lip}(g) < 1`. Power iteration bounds norms from below and proves
@@ -74,6 +141,8 @@ def certify(module: nn.Module) -> Certificate:
 
     Args:
         module: any module; its residual blocks are found inside.
+        search_steps: gradient-ascent steps of a search for the largest ratio in each block, see
+            :func:`iresnet.bounds.lower_bound`: how close to the truth the bounds are.
 
     Returns:
         The certificate; ``certified`` is true only when it is proved.
@@ -91,8 +160,8 @@ def certify(module: nn.Module) -> Certificate:
         if not is_lazy(tensor) and not bool(torch.isfinite(tensor).all()):
             raise IResNetError(f"'{name}' has values that are not finite: such a model has no bounds; load a sound one")
     layers = tuple(_bound(name, layer) for name, layer in module.named_modules() if _is_layer(layer))
-    blocks = tuple(_bound(name, g) for name, g in _maps(module))
-    return Certificate(layers, blocks)
+    blocks = tuple(_bound(name, g, search_steps) for name, g in _maps(module))
+    return Certificate(layers, blocks, _stretch_of(module, blocks))
 
 
 def _maps(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -104,45 +173,61 @@ def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, (LipschitzLinear, LipschitzConv2d))
 
 
-def _bound(name: str, g: nn.Module) -> Bound:
-    return Bound(name or type(g).__name__, lower=_lower_bound(g), upper=upper_bound(g))
+def _bound(name: str, g: nn.Module, search_steps: int = 0) -> Bound:
+    norm = _norm(g)
+    lower = lower_bound(g, norm, search_steps=search_steps)
+    return Bound(name or type(g).__name__, lower, upper_bound(g, norm), norm)
 
 
-@torch.no_grad()
-def _lower_bound(g: nn.Module, *, n_points: int = 4, max_steps: int = 50) -> float:
-    """Largest |J u| of unit vectors u found by power iteration at random points; 0 where the input shape is unknown."""
-    shape = _input_shape(g)
-    if shape is None:
-        return 0.0
-    parameter = next(g.parameters())
-    generator = torch.Generator().manual_seed(0)
-    x, u = (torch.randn(n_points, *shape, generator=generator).to(parameter) for _ in range(2))
-    with hold_weights(g, iterate=False):
-        try:
-            jacobian = linearize(g, x)
-        except (RuntimeError, IResNetError):  # layers in between change the shape
-            return 0.0
-        for _ in range(max_steps):
-            u = _unit(jacobian.vjp(jacobian.jvp(_unit(u))))
-        stretch = jacobian.jvp(u).flatten(1).double().norm(dim=1).max()
-    return float(stretch) * (1 - 64 * torch.finfo(u.dtype).eps)  # less what rounding may have added
+def _norm(g: nn.Module) -> float:
+    """The norm that all layers of g are normalised in, else the Euclidean one: any proves invertibility."""
+    layers = (m for m in g.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d)))
+    norms = {layer.normalisation.norm for layer in layers}
+    return norms.pop() if len(norms) == 1 else 2.0
 
 
-def _input_shape(g: nn.Module) -> tuple[int, ...] | None:
-    """Event shape that the first layer of g asks for, if it is one that asks."""
-    for layer in g.modules():
-        if isinstance(layer, LipschitzConv2d):
-            return (layer.in_channels, *layer.image_size)
-        if isinstance(layer, nn.Linear):
-            return (layer.in_features,)
-        if next(layer.parameters(recurse=False), None) is not None:
-            return None
-    return None
+# -- the whole network -----------------------------------------------------------------------------------------------
 
 
-def _unit(u: Tensor) -> Tensor:
-    norm = u.flatten(1).norm(dim=1).clamp(min=torch.finfo(u.dtype).tiny)
-    return u / norm.view(-1, *[1] * (u.dim() - 1))
+def _stretch_of(module: nn.Module, blocks: tuple[Bound, ...]) -> Stretch | None:
+    bijection = getattr(module, "bijection", module)
+    if not isinstance(bijection, Bijection):
+        return None
+    norms = {block.norm for block in blocks}
+    norm = norms.pop() if len(norms) == 1 else 2.0
+    named = {block.name: block for block in blocks}
+    upper: dict[nn.Module, float] = {}
+    for name, m in module.named_modules():
+        if isinstance(m, ResidualBlock):
+            bound = named[name or type(m.g).__name__]
+            upper[m] = bound.upper if bound.norm == norm else upper_bound(m.g, norm)
+    return Stretch(*_stretch(bijection, upper), norm)
+
+
+def _stretch(bijection: nn.Module, upper: Mapping[nn.Module, float]) -> tuple[float, float]:
+    """Bi-Lipschitz constants, the same in all p-norms but for the blocks; 0 and infinity where nothing is known."""
+    match bijection:
+        case Chain():
+            parts = [_stretch(part, upper) for part in bijection.bijections]
+            return math.prod(lower for lower, _ in parts), math.prod(upper for _, upper in parts)
+        case ResidualBlock():
+            return max(0.0, 1 - upper[bijection]), 1 + upper[bijection]
+        case FactorOut():  # one part of the channels is kept as it is
+            lowest, highest = _stretch(bijection.rest, upper)
+            return min(1.0, lowest), max(1.0, highest)
+        case ActNorm():
+            scale = bijection.log_scale.detach().double().exp()
+            return float(scale.min()), float(scale.max())
+        case Affine():
+            return 1 / float(bijection.std.max()), 1 / float(bijection.std.min())
+        case Logit():  # steep near the ends of its domain
+            return 4 * (1 - 2 * bijection.alpha), math.inf
+        case Squeeze() | Flatten() | InjectivePad():
+            return 1.0, 1.0
+    return 0.0, math.inf
+
+
+# -- sealing ---------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -182,7 +267,7 @@ def seal(model: nn.Module, *, target: float = 0.99) -> Certificate:
 
 def _scale_down(g: nn.Module, target: float) -> None:
     """Multiply all layers of g by one factor, so that its bound becomes ``target``."""
-    bound = upper_bound(g)
+    bound = upper_bound(g, _norm(g))
     layers = [m for m in g.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d))]
     if bound < 1 or not layers or not math.isfinite(bound):
         return

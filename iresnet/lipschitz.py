@@ -1,16 +1,19 @@
-"""Layers whose Lipschitz constant is held at a coefficient by normalising their weight."""
+"""Layers of known Lipschitz constant: normalised weights, and concatenation."""
 
-__all__ = ["LipschitzConv2d", "LipschitzLinear", "hold_weights", "replace_weights"]
+__all__ = ["DenseConcat", "LipschitzConv2d", "LipschitzLinear", "hold_weights", "replace_weights"]
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from iresnet.errors import IResNetError
-from iresnet.jacobian import Linearization, linearizes
-from iresnet.normalisation import Normalisation, make_normalisation, same_conv, same_conv_transpose
+from iresnet.jacobian import Linearization, linearize, linearizes
+from iresnet.normalisation import Normalisation, make_normalisation
+from iresnet.operators import same_conv, same_conv_transpose
 
 
 @contextmanager
@@ -186,4 +189,52 @@ def _lipschitz_conv2d(g: LipschitzConv2d, x: Tensor) -> Linearization:
         same_conv(x, weight, g.bias),
         jvp=lambda v: same_conv(v, weight),
         vjp=lambda w: same_conv_transpose(w, weight),
+    )
+
+
+class DenseConcat(nn.Module):
+    r"""Concatenates x with f(x), weighted so that the whole contracts as little as it may.
+
+    .. math:: x \mapsto [a x, b f(x)], \quad a^2 + b^2 = 1, \quad \mathrm{Lip} \le \sqrt{a^2 + b^2 \mathrm{Lip}(f)^2}
+
+    The weights are learned, :math:`(a, b) \propto \mathrm{softplus}(\eta)`.
+
+    Args:
+        f: maps (N, C, \*) to (N, K, \*).
+
+    Shape:
+        (N, C, \*) -> (N, C + K, \*).
+
+    Reference:
+        Invertible DenseNets with Concatenated LipSwish, Perugachi-Diaz, Tomczak and Bhulai 2021,
+        https://arxiv.org/abs/2102.02694
+
+    Example:
+        >>> import torch
+        >>> DenseConcat(LipschitzLinear(3, 2))(torch.zeros(5, 3)).shape
+        torch.Size([5, 5])
+    """
+
+    def __init__(self, f: nn.Module):
+        super().__init__()
+        self.f = f
+        self.eta = nn.Parameter(torch.zeros(2))
+
+    def weights(self) -> Tensor:  # (2,)
+        """The weights a and b."""
+        return F.normalize(F.softplus(self.eta), dim=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Concatenate; see the class."""
+        a, b = self.weights()
+        return torch.cat([a * x, b * self.f(x)], 1)
+
+
+@linearizes(DenseConcat)
+def _dense_concat(g: DenseConcat, x: Tensor) -> Linearization:
+    (a, b), inner = g.weights(), linearize(g.f, x)
+    return Linearization(
+        torch.cat([a * x, b * inner.value], 1),
+        jvp=lambda v: torch.cat([a * v, b * inner.jvp(v)], 1),
+        vjp=lambda w: a * w[:, : x.shape[1]] + b * inner.vjp(w[:, x.shape[1] :]),
     )

@@ -1,6 +1,6 @@
 """The maps g of residual blocks, built from contractive layers."""
 
-__all__ = ["conv_bottleneck", "mlp"]
+__all__ = ["conv_bottleneck", "dense_concat", "mlp"]
 
 from itertools import pairwise
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from iresnet.activations import make_activation
 from iresnet.errors import IResNetError
-from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear
+from iresnet.lipschitz import DenseConcat, LipschitzConv2d, LipschitzLinear
 
 
 def conv_bottleneck(
@@ -31,7 +31,7 @@ def conv_bottleneck(
         coeff: Lipschitz coefficient of each convolution, in (0, 1).
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
         preactivation: whether an activation comes first; the published models leave it out in their first block.
-        normalisation: ``"power"`` or ``"gram"``, see :mod:`iresnet.normalisation`.
+        normalisation: see :data:`iresnet.normalisation.NORMALISATIONS`.
         n_steps: its iterations, the default of the normalisation when None.
 
     Raises:
@@ -59,6 +59,59 @@ def conv_bottleneck(
     return nn.Sequential(*layers if preactivation else layers[1:])
 
 
+def dense_concat(
+    shape: tuple[int, ...],
+    hidden: int,
+    *,
+    depth: int = 3,
+    coeff: float = 0.9,
+    activation: str = "elu",
+    normalisation: str = "power",
+    n_steps: int | None = None,
+) -> nn.Sequential:
+    r"""The map of invertible DenseNets: every layer sees the outputs of all before it.
+
+    .. math:: g = W_d h_{d-1} \cdots h_1, \quad h_i(x) = [a_i x, b_i \phi(W_i x)], \quad \mathrm{Lip}(g) \le c
+
+    The weights are 3x3 convolutions, the last one 1x1, or dense layers for vectors. Its bound is near c where that of
+    the other maps here is a power of c, so c may be larger at the same contraction.
+
+    Args:
+        shape: (C, H, W) or (D,) of input and output.
+        hidden: channels that each layer adds.
+        depth: number of layers.
+        coeff: Lipschitz coefficient of each layer, in (0, 1).
+        activation: name in :data:`iresnet.activations.ACTIVATIONS`.
+        normalisation: see :data:`iresnet.normalisation.NORMALISATIONS`.
+        n_steps: its iterations, the default of the normalisation when None.
+
+    Raises:
+        IResNetError: when ``coeff`` is outside (0, 1) or a size is not positive.
+        UnknownNameError: for an unknown activation.
+
+    Reference:
+        Invertible DenseNets with Concatenated LipSwish, Perugachi-Diaz, Tomczak and Bhulai 2021,
+        https://arxiv.org/abs/2102.02694
+
+    Example:
+        >>> import torch
+        >>> dense_concat((3, 8, 8), 16)(torch.zeros(2, 3, 8, 8)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    channels, *pixels = _positive("shape", shape)
+    _positive("hidden and depth", (hidden, depth))
+    bounded = {"normalisation": normalisation, "n_steps": n_steps}
+
+    def layer(fan_in: int, fan_out: int, kernel_size: int) -> nn.Module:
+        if not pixels:
+            return LipschitzLinear(fan_in, fan_out, coeff, **bounded)
+        return LipschitzConv2d(fan_in, fan_out, kernel_size, coeff, image_size=(pixels[0], pixels[1]), **bounded)
+
+    widths = [channels + i * hidden for i in range(depth)]
+    grow = [DenseConcat(nn.Sequential(layer(w, hidden, 3), make_activation(activation))) for w in widths[:-1]]
+    return nn.Sequential(*grow, layer(widths[-1], channels, 1))
+
+
 def mlp(
     features: int,
     hidden: int,
@@ -79,7 +132,7 @@ def mlp(
         depth: number of dense layers.
         coeff: Lipschitz coefficient of each layer, in (0, 1).
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
-        normalisation: ``"power"`` or ``"gram"``, see :mod:`iresnet.normalisation`.
+        normalisation: see :data:`iresnet.normalisation.NORMALISATIONS`.
         n_steps: its iterations, the default of the normalisation when None.
 
     Raises:

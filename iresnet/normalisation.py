@@ -1,102 +1,25 @@
-"""Norms of weights as operators, and the parametrisations that hold them at a coefficient."""
+"""Parametrisations that hold the norm of a weight's operator at a coefficient."""
 
 __all__ = [
     "NORMALISATIONS",
+    "AbsoluteSums",
     "GramIteration",
+    "InfinityNorm",
     "Normalisation",
+    "OneNorm",
     "PowerIteration",
     "make_normalisation",
-    "same_conv",
-    "same_conv_transpose",
-    "torus_matrices",
 ]
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iresnet.errors import IResNetError, UnknownNameError
-
-# -- the operator that a weight stands for ---------------------------------------------------------------------------
-
-
-def _same_padding(kernel: tuple[int, int]) -> tuple[int, int]:
-    """Zeros put before the first row and column; an even kernel puts its odd one out at the end, as torch does."""
-    return (kernel[0] - 1) // 2, (kernel[1] - 1) // 2
-
-
-def same_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Zero-padded convolution that keeps the image size, for odd and even kernels.
-
-    Args:
-        x: images, (N, in, H, W).
-        weight: kernel, (out, in, kh, kw).
-        bias: (out,).
-    """
-    kh, kw = weight.shape[2:]
-    top, left = _same_padding((kh, kw))
-    if kh % 2 and kw % 2:
-        return F.conv2d(x, weight, bias, padding=(top, left))
-    return F.conv2d(F.pad(x, (left, kw // 2, top, kh // 2)), weight, bias)
-
-
-def same_conv_transpose(y: Tensor, weight: Tensor) -> Tensor:
-    """Transpose of :func:`same_conv` without bias.
-
-    Args:
-        y: images, (N, out, H, W).
-        weight: kernel, (out, in, kh, kw).
-    """
-    kernel = (weight.shape[2], weight.shape[3])
-    top, left = _same_padding(kernel)
-    if kernel[0] % 2 and kernel[1] % 2:
-        return F.conv_transpose2d(y, weight, padding=(top, left))
-    full = F.conv_transpose2d(y, weight)
-    return full[..., top : top + y.shape[2], left : left + y.shape[3]]
-
-
-def _apply(weight: Tensor, u: Tensor) -> Tensor:
-    return F.linear(u, weight) if weight.dim() == 2 else same_conv(u, weight)
-
-
-def _apply_transpose(weight: Tensor, v: Tensor) -> Tensor:
-    return F.linear(v, weight.t()) if weight.dim() == 2 else same_conv_transpose(v, weight)
-
-
-def torus_matrices(
-    weight: Tensor, image_size: tuple[int, int], *, max_numbers: float = 2**24
-) -> Iterator[Tensor]:  # (frequencies, out, in) at a time
-    """The circular convolution on the torus of side H + kh - 1, W + kw - 1, one complex matrix a frequency.
-
-    The zero-padded convolution on H x W is that one between an embedding and a restriction, so its norm is no larger.
-    The matrices of a real kernel come in conjugate pairs, of which half are given.
-
-    Args:
-        weight: kernel, (out, in, kh, kw).
-        image_size: (H, W).
-        max_numbers: complex numbers at a time; the default are 256 MiB in double precision.
-    """
-    kh, kw = weight.shape[2:]
-    height, width = image_size[0] + kh - 1, image_size[1] + kw - 1
-    taps = weight.reshape(*weight.shape[:2], kh * kw)
-    rows = torch.arange(kh, device=weight.device).repeat_interleave(kw)
-    columns = torch.arange(kw, device=weight.device).repeat(kh)
-    p, q = torch.meshgrid(
-        torch.arange(height, device=weight.device), torch.arange(width // 2 + 1, device=weight.device), indexing="ij"
-    )
-    turns = p.reshape(-1, 1).double() * rows / height + q.reshape(-1, 1).double() * columns / width
-    phases = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)  # (frequencies, taps)
-    phases = phases.to(torch.complex128 if weight.dtype == torch.float64 else torch.complex64)
-    chunk = int(max(1, min(max_numbers // taps[..., 0].numel(), len(phases))))
-    for part in phases.split(chunk):
-        yield torch.einsum("fk,oik->foi", part, taps.to(part.dtype))
-
-
-# -- normalisation ---------------------------------------------------------------------------------------------------
+from iresnet.operators import apply, apply_transpose, largest_absolute_sum, torus_matrices
 
 
 class Normalisation(nn.Module, ABC):
@@ -110,6 +33,9 @@ class Normalisation(nn.Module, ABC):
     Raises:
         IResNetError: when ``coeff`` is outside (0, 1).
     """
+
+    norm: float = 2.0
+    """p of the operator norm that is bounded, from the p-norm to the p-norm."""
 
     def __init__(self, coeff: float):
         super().__init__()
@@ -157,8 +83,9 @@ class PowerIteration(Normalisation):
 
     .. math:: W \mapsto W \min(1, c / \sigma), \quad \sigma = |W u|,
 
-    where u, the buffer, approaches the first right singular vector: each use in train mode runs ``n_steps`` power
-    iterations :math:`u \leftarrow W^T W u / |W^T W u|` from where the last one stopped. In eval mode nothing moves.
+    where u, the buffer, approaches the first right singular vector: each use in train mode runs power iterations
+    :math:`u \leftarrow W^T W u / |W^T W u|` from where the last one stopped, until u moves by less than ``tol`` or
+    ``n_steps`` ran. In eval mode nothing moves.
     The gradient flows through :math:`\sigma` with u held constant, which is the exact gradient of the norm at a
     singular vector. For a convolution, W is the zero-padded convolution itself on images of the declared size.
 
@@ -168,7 +95,9 @@ class PowerIteration(Normalisation):
         weight: the weight to normalise, (out, in) or (out, in, kh, kw).
         coeff: the largest norm allowed, in (0, 1).
         image_size: (H, W) of a convolution's images; not used for a dense weight.
-        n_steps: power iterations at each use in train mode.
+        n_steps: the most power iterations at each use in train mode.
+        tol: change of u, a unit vector, at which they stop; all of them run when 0, and on devices other than the CPU,
+            where the answer would have to be waited for.
 
     Reference:
         Spectral Normalization for Generative Adversarial Networks, Miyato et al. 2018, https://arxiv.org/abs/1802.05957;
@@ -185,11 +114,16 @@ class PowerIteration(Normalisation):
 
     u: Tensor
 
-    def __init__(self, weight: Tensor, *, coeff: float, image_size: tuple[int, int], n_steps: int = 1):
+    def __init__(
+        self, weight: Tensor, *, coeff: float, image_size: tuple[int, int], n_steps: int = 1, tol: float = 1e-2
+    ):
         super().__init__(coeff)
         if n_steps < 1:
             raise IResNetError(f"n_steps, the power iterations at each use in train mode, is at least 1, got {n_steps}")
+        if not tol >= 0:
+            raise IResNetError(f"tol, the change of a unit vector, must not be negative, got {tol}")
         self.n_steps = n_steps
+        self.tol = tol
         # A 1x1 convolution is the same matrix at every pixel: one pixel has its norm.
         pixels = () if weight.dim() == 2 else (1, 1) if weight.shape[2:] == (1, 1) else image_size
         u = torch.randn(1, weight.shape[1], *pixels, dtype=weight.dtype, device=weight.device)
@@ -198,20 +132,24 @@ class PowerIteration(Normalisation):
 
     def sigma(self, weight: Tensor) -> Tensor:
         """:math:`|W u|`, a lower bound of the norm."""
-        return _apply(weight, self.u.clone()).norm()  # a copy: backward may come after the next iteration
+        return apply(weight, self.u.clone()).norm()  # a copy: backward may come after the next iteration
 
     def advance(self, weight: Tensor) -> None:
-        """Run ``n_steps`` power iterations."""
-        self.iterate(weight, self.n_steps)
+        """Run power iterations until u stands still, at most ``n_steps``."""
+        self.iterate(weight, self.n_steps, self.tol if weight.is_cpu else 0.0)
 
     @torch.no_grad()
-    def iterate(self, weight: Tensor, n_steps: int) -> None:
-        """Run ``n_steps`` power iterations on the buffer."""
+    def iterate(self, weight: Tensor, n_steps: int, tol: float = 0.0) -> None:
+        """Run ``n_steps`` power iterations on the buffer, or fewer once it moves by less than ``tol``."""
         with torch.autocast(weight.device.type, enabled=False):
             for _ in range(n_steps):
-                u = _apply_transpose(weight, _apply(weight, self.u))
+                u = apply_transpose(weight, apply(weight, self.u))
                 # A zero weight maps u to 0, where it would stay for ever; the old direction is as good as any.
-                self.u.copy_(torch.where(u.norm() > torch.finfo(u.dtype).tiny, _unit(u), self.u))
+                u = torch.where(u.norm() > torch.finfo(u.dtype).tiny, _unit(u), self.u)
+                still = tol > 0 and bool((u - self.u).norm() < tol)
+                self.u.copy_(u)
+                if still:
+                    return
 
     @torch.no_grad()
     def converge(self, weight: Tensor, *, tol: float = 1e-6, max_steps: int = 2000) -> None:
@@ -219,7 +157,7 @@ class PowerIteration(Normalisation):
         last = torch.zeros((), dtype=weight.dtype, device=weight.device)
         for _ in range(0, max_steps, 10):
             self.iterate(weight, 10)
-            sigma = _apply(weight, self.u).norm()
+            sigma = apply(weight, self.u).norm()
             if bool((sigma - last).abs() <= tol * sigma):
                 return
             last = sigma
@@ -311,8 +249,73 @@ def _frobenius(matrices: Tensor) -> Tensor:
     return (squares.sum((-2, -1)) + torch.finfo(squares.dtype).tiny).sqrt()
 
 
-NORMALISATIONS: dict[str, Callable[..., Normalisation]] = {"power": PowerIteration, "gram": GramIteration}
-"""Ways to hold a weight at its coefficient, by name."""
+class AbsoluteSums(Normalisation, ABC):
+    """Parametrisation by an induced norm that is a largest sum of absolute values: exact, cheap, without state.
+
+    Contraction in any norm makes a block invertible; this one is stricter on wide layers than the Euclidean norm. For a
+    convolution whose kernel is larger than the image it is an upper bound.
+
+    Args:
+        weight: the weight to normalise, (out, in) or (out, in, kh, kw).
+        coeff: the largest norm allowed, in (0, 1).
+        image_size: not used.
+    """
+
+    def __init__(self, weight: Tensor, *, coeff: float, image_size: tuple[int, int]):  # noqa: ARG002
+        super().__init__(coeff)
+
+    def sigma(self, weight: Tensor) -> Tensor:
+        """The norm, rounded up."""
+        return (1 + 64 * torch.finfo(weight.dtype).eps) * largest_absolute_sum(weight, self.norm)
+
+    def advance(self, weight: Tensor) -> None:
+        """There is no state."""
+
+    def converge(self, weight: Tensor, *, tol: float = 1e-6, max_steps: int = 2000) -> None:
+        """There is no state."""
+
+    def extra_repr(self) -> str:
+        """Describe the parametrisation."""
+        return f"coeff={self.coeff}"
+
+
+class OneNorm(AbsoluteSums):
+    r"""Bounds the norm induced by :math:`|x|_1`: the largest absolute sum of what one input sends out.
+
+    Example:
+        >>> from iresnet import LipschitzLinear
+        >>> layer = LipschitzLinear(4, 4, coeff=0.5, normalisation="l1")
+        >>> bool(layer.weight.abs().sum(0).max() <= 0.5)
+        True
+    """
+
+    norm = 1.0
+
+
+class InfinityNorm(AbsoluteSums):
+    r"""Bounds the norm induced by :math:`|x|_\infty`: the largest absolute sum of what one output takes in.
+
+    Example:
+        >>> from iresnet import LipschitzLinear
+        >>> layer = LipschitzLinear(4, 4, coeff=0.5, normalisation="linf")
+        >>> bool(layer.weight.abs().sum(1).max() <= 0.5)
+        True
+    """
+
+    norm = math.inf
+
+
+NORMALISATIONS: dict[str, Callable[..., Normalisation]] = {
+    "power": PowerIteration,
+    "gram": GramIteration,
+    "l1": OneNorm,
+    "linf": InfinityNorm,
+}
+"""Ways to hold a weight at its coefficient, by name.
+
+``power``: Euclidean norm, estimated from below and cheap, so it lags behind moving weights; ``gram``: Euclidean, an
+upper bound at every step; ``l1`` and ``linf``: exact norms of other geometries.
+"""
 
 
 def make_normalisation(
@@ -332,5 +335,7 @@ def make_normalisation(
     """
     if name not in NORMALISATIONS:
         raise UnknownNameError("normalisation", name, NORMALISATIONS)
+    if n_steps is not None and NORMALISATIONS[name] in (OneNorm, InfinityNorm):
+        raise IResNetError(f"the normalisation '{name}' is exact and takes no steps, got {n_steps}; leave them out")
     steps = {} if n_steps is None else {"n_steps": n_steps}
     return NORMALISATIONS[name](weight, coeff=coeff, image_size=image_size, **steps)

@@ -10,6 +10,7 @@ from laws import CONTRACTIONS, close, contraction, dense_jacobian, frozen, lipsc
 from torch import nn
 
 import iresnet as ir
+from iresnet.bounds import upper_bound
 from iresnet.errors import IResNetError
 
 
@@ -128,7 +129,7 @@ def test_a_certificate_is_a_table_and_plain_numbers():
     record = json.loads(json.dumps(certificate.to_dict()))
     assert record["certified"] is True
     assert [b["name"] for b in record["blocks"]] == ["bijection.bijections.2", "bijection.bijections.4"]
-    assert record["layers"][0].keys() == {"name", "lower", "upper"}
+    assert record["layers"][0].keys() == {"name", "lower", "upper", "norm"}
     for bound in (*certificate.layers, *certificate.blocks):
         assert f"{bound.name}" in str(certificate)
         assert f"{bound.lower:.4f}  {bound.upper:.4f}" in str(certificate)
@@ -137,13 +138,74 @@ def test_a_certificate_is_a_table_and_plain_numbers():
         assert block.upper == pytest.approx(math.prod(inside), rel=1e-9)
 
 
+# -- the whole network -----------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    "flow of images": image,
+    "flow of vectors": toy,
+    "two scales": lambda: ir.zoo.build("iresnet-multiscale", shape=(1, 4, 4), blocks=(1, 1), strides=(2, 1), hidden=4),
+    "classifier": MODULES["classifier"][0],
+    "affine": lambda: ir.Affine(torch.zeros(3), torch.tensor([0.5, 2.0, 3.0])),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_jacobian_of_the_network_leaves_its_bi_lipschitz_constants(name):
+    model = NETWORKS[name]().double().eval()
+    for module in model.modules():
+        if isinstance(module, ir.ActNorm):
+            nn.init.normal_(module.log_scale, std=0.3)
+    network = ir.certify(model).network
+    bijection = getattr(model, "bijection", model)
+    shape = {"flow of vectors": (3,), "affine": (3,), "two scales": (1, 4, 4)}.get(name, (2, 4, 4))
+    singular = torch.linalg.svdvals(dense_jacobian(bijection, 100 * torch.rand(20, *shape).double()).detach())
+    assert 0 < network.lower <= float(singular.min())
+    assert float(singular.max()) <= network.upper < math.inf
+
+
+def test_the_constants_of_the_affine_map_are_exact():
+    network = ir.certify(ir.Chain([NETWORKS["affine"](), ir.Affine(0.0, 0.5)])).network
+    assert (network.lower, network.upper) == pytest.approx((2 / 3, 4.0))
+
+
+def test_nothing_is_claimed_where_nothing_is_known():
+    network = ir.certify(ir.Chain([ir.Logit(), ir.ResidualBlock(CONTRACTIONS["no rule"]()[0])])).network
+    assert (network.lower, network.upper) == (0.0, math.inf)
+    assert ir.certify(ir.LipschitzLinear(2, 2)).network is None
+    assert json.loads(json.dumps(ir.certify(nn.GELU()).to_dict(), allow_nan=False))["blocks"][0]["upper"] is None
+
+
+def test_blocks_of_several_norms_have_constants_in_the_euclidean_one():
+    parts = [ir.ResidualBlock(ir.networks.mlp(3, 8, normalisation=name)) for name in ("power", "linf")]
+    certificate = ir.certify(ir.Chain(parts).double())
+    assert [b.norm for b in certificate.blocks] == [2, math.inf]
+    assert certificate.network.norm == 2
+    euclidean = [upper_bound(part.g) for part in parts]
+    assert certificate.network.upper == pytest.approx(math.prod(1 + bound for bound in euclidean))
+
+
+def test_the_guaranteed_steps_are_enough_and_one_less_may_not_be():
+    block = ir.ResidualBlock(frozen(ir.LipschitzLinear(3, 3, coeff=0.7)))
+    (bound,) = ir.certify(block).blocks
+    x = randn(5, 3)
+    z, start = block(x), randn(5, 3)
+    for tolerance in (1e-2, 1e-5):
+        y = start
+        for _ in range(int(bound.steps(tolerance))):
+            y = z - block.g(y)
+        assert bool(((y - x).norm(dim=1) <= tolerance * (start - x).norm(dim=1)).all())
+    assert bound.upper ** (bound.steps() - 1) > 1e-5
+    assert ir.certify(nn.ReLU()).blocks[0].steps() == math.inf
+    assert ir.certify(linear([0.0])).blocks[0].steps() == 1
+
+
 # -- an adversary ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in CONTRACTIONS if name != "no rule"])
 def test_no_pair_of_points_stretches_more_than_the_bound(name):
     g, x = contraction(name)
-    (bound,) = ir.certify(g).blocks
+    (bound,) = ir.certify(g, search_steps=100).blocks
     x = randn(50, *x.shape[1:]).requires_grad_()
     step = (0.1 * torch.randn_like(x)).requires_grad_()
     optimizer = torch.optim.Adam([x, step], lr=0.05)

@@ -12,10 +12,11 @@ from torch import nn
 
 import iresnet as ir
 from iresnet.activations import ACTIVATIONS, make_activation
-from iresnet.bounds import BOUNDS, _dense_operator, _largest_singular_value, _torus_norm, upper_bound
+from iresnet.bounds import BOUNDS, _dense_operator, _largest_singular_value, _torus_norm, lower_bound, upper_bound
 from iresnet.errors import IResNetError
-from iresnet.lipschitz import hold_weights
-from iresnet.normalisation import PowerIteration, same_conv, same_conv_transpose
+from iresnet.lipschitz import DenseConcat, hold_weights
+from iresnet.normalisation import PowerIteration
+from iresnet.operators import same_conv, same_conv_transpose
 
 
 def conv(in_channels, out_channels, kernel_size, height, width, coeff=0.7):
@@ -113,6 +114,7 @@ def test_a_1x1_convolution_iterates_on_one_pixel():
 @pytest.mark.parametrize("n_steps", [1, 4])
 def test_each_use_in_train_mode_runs_n_steps_iterations(n_steps):
     layer = ir.LipschitzLinear(5, 6, n_steps=n_steps).double().train()
+    layer.normalisation.tol = 0.0
     weight, u = layer.unnormalised_weight, layer.normalisation.u[0].clone()
     for _ in range(n_steps):
         u = weight.T @ (weight @ u)
@@ -291,6 +293,8 @@ OTHERS = {
     "strided": (lambda: nn.Conv2d(2, 3, 3, stride=2), (2, 6, 5)),
     "dilated and grouped": (lambda: nn.Conv2d(4, 6, (2, 3), padding=3, dilation=2, groups=2), (4, 5, 4)),
     "constant kernel": (lambda: constant(nn.Conv2d(1, 1, 3, padding=1)), (1, 9, 9)),
+    "dense concatenation": (lambda: concat(ir.LipschitzLinear(5, 3)), (5,)),
+    "dense concatenation of images": (lambda: ir.networks.dense_concat((2, 4, 3), 3), (2, 4, 3)),
     "sequence": (lambda: ir.networks.conv_bottleneck((2, 4, 3), 5), (2, 4, 3)),
     "elu of a large alpha": (lambda: nn.ELU(alpha=2.5), (7,)),
     "elu of a negative alpha": (lambda: nn.ELU(alpha=-2.5), (7,)),
@@ -300,18 +304,47 @@ OTHERS = {
 } | {name: (lambda name=name: make_activation(name), (8,)) for name in ACTIVATIONS}
 
 
+def concat(f):
+    layer = DenseConcat(f)
+    nn.init.normal_(layer.eta)
+    return layer
+
+
 def constant(layer):
     nn.init.ones_(layer.weight)
     return layer
 
 
+@pytest.mark.parametrize("p", [1, 2, float("inf")])
 @pytest.mark.parametrize("name", OTHERS)
-def test_no_jacobian_is_larger_than_the_bound(name):
+def test_no_jacobian_is_larger_than_the_bound(name, p):
     make, shape = OTHERS[name]
     g = make().double()
-    bound = upper_bound(g)
+    bound = upper_bound(g, p)
     assert bound < float("inf")
-    assert norm(g, torch.cat([scale * randn(10, *shape) for scale in (0.01, 1.0, 10.0)])) <= bound * (1 + 1e-12)
+    jacobians = dense_jacobian(g, torch.cat([scale * randn(10, *shape) for scale in (0.01, 1.0, 10.0)])).detach()
+    true = float(torch.linalg.matrix_norm(jacobians, p).max())
+    assert true <= bound * (1 + 1e-12)
+    assert lower_bound(g, p, search_steps=20) <= bound * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("p", [1, 2, float("inf")])
+@pytest.mark.parametrize("name", LAYERS)
+def test_power_iteration_in_a_p_norm_comes_close_to_the_norm_of_a_layer(name, p):
+    layer = frozen(LAYERS[name]())
+    true = float(torch.linalg.matrix_norm(dense_jacobian(layer, point(layer))[0].detach(), p))
+    assert (0.99 if p == 2 else 0.6) * true <= lower_bound(layer, p) <= true * (1 + 1e-9)
+    assert true <= upper_bound(layer, p) * (1 + 1e-9)
+
+
+def test_the_search_comes_closer_than_power_iteration_at_random_points():
+    g = frozen(ir.networks.conv_bottleneck((1, 4, 4), 4))
+    assert lower_bound(g) < lower_bound(g, search_steps=200) <= upper_bound(g)
+
+
+def test_a_norm_without_bounds_is_refused():
+    with pytest.raises(IResNetError, match="1, 2 and infinity"):
+        upper_bound(nn.ReLU(), 3.0)
 
 
 def test_every_bound_is_among_the_cases():

@@ -1,0 +1,95 @@
+"""The linear operators that weights stand for: zero-padded convolutions and dense layers, and their norms."""
+
+__all__ = ["apply", "apply_transpose", "largest_absolute_sum", "same_conv", "same_conv_transpose", "torus_matrices"]
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _same_padding(kernel: tuple[int, int]) -> tuple[int, int]:
+    """Zeros put before the first row and column; an even kernel puts its odd one out at the end, as torch does."""
+    return (kernel[0] - 1) // 2, (kernel[1] - 1) // 2
+
+
+def same_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Zero-padded convolution that keeps the image size, for odd and even kernels.
+
+    Args:
+        x: images, (N, in, H, W).
+        weight: kernel, (out, in, kh, kw).
+        bias: (out,).
+    """
+    kh, kw = weight.shape[2:]
+    top, left = _same_padding((kh, kw))
+    if kh % 2 and kw % 2:
+        return F.conv2d(x, weight, bias, padding=(top, left))
+    return F.conv2d(F.pad(x, (left, kw // 2, top, kh // 2)), weight, bias)
+
+
+def same_conv_transpose(y: Tensor, weight: Tensor) -> Tensor:
+    """Transpose of :func:`same_conv` without bias.
+
+    Args:
+        y: images, (N, out, H, W).
+        weight: kernel, (out, in, kh, kw).
+    """
+    kernel = (weight.shape[2], weight.shape[3])
+    top, left = _same_padding(kernel)
+    if kernel[0] % 2 and kernel[1] % 2:
+        return F.conv_transpose2d(y, weight, padding=(top, left))
+    full = F.conv_transpose2d(y, weight)
+    return full[..., top : top + y.shape[2], left : left + y.shape[3]]
+
+
+def apply(weight: Tensor, u: Tensor) -> Tensor:
+    """Apply the operator of a weight, without bias: a dense layer for two dimensions, else a convolution."""
+    return F.linear(u, weight) if weight.dim() == 2 else same_conv(u, weight)
+
+
+def apply_transpose(weight: Tensor, v: Tensor) -> Tensor:
+    """Apply the transpose of the operator of a weight."""
+    return F.linear(v, weight.t()) if weight.dim() == 2 else same_conv_transpose(v, weight)
+
+
+def torus_matrices(
+    weight: Tensor, image_size: tuple[int, int], *, max_numbers: float = 2**24
+) -> Iterator[Tensor]:  # (frequencies, out, in) at a time
+    """The circular convolution on the torus of side H + kh - 1, W + kw - 1, one complex matrix a frequency.
+
+    The zero-padded convolution on H x W is that one between an embedding and a restriction, so its norm is no larger.
+    The matrices of a real kernel come in conjugate pairs, of which half are given.
+
+    Args:
+        weight: kernel, (out, in, kh, kw).
+        image_size: (H, W).
+        max_numbers: complex numbers at a time; the default are 256 MiB in double precision.
+    """
+    kh, kw = weight.shape[2:]
+    height, width = image_size[0] + kh - 1, image_size[1] + kw - 1
+    taps = weight.reshape(*weight.shape[:2], kh * kw)
+    rows = torch.arange(kh, device=weight.device).repeat_interleave(kw)
+    columns = torch.arange(kw, device=weight.device).repeat(kh)
+    p, q = torch.meshgrid(
+        torch.arange(height, device=weight.device), torch.arange(width // 2 + 1, device=weight.device), indexing="ij"
+    )
+    turns = p.reshape(-1, 1).double() * rows / height + q.reshape(-1, 1).double() * columns / width
+    phases = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)  # (frequencies, taps)
+    phases = phases.to(torch.complex128 if weight.dtype == torch.float64 else torch.complex64)
+    chunk = int(max(1, min(max_numbers // taps[..., 0].numel(), len(phases))))
+    for part in phases.split(chunk):
+        yield torch.einsum("fk,oik->foi", part, taps.to(part.dtype))
+
+
+def largest_absolute_sum(weight: Tensor, norm: float) -> Tensor:
+    """Induced 1-norm or infinity-norm of a weight's operator; for strided or cut convolutions an upper bound.
+
+    Args:
+        weight: (out, in) or (out, in, kh, kw).
+        norm: 1 or infinity.
+    """
+    taps = weight.abs().reshape(*weight.shape[:2], -1).sum(2)
+    return taps.sum(0 if norm == 1 else 1).amax()
