@@ -5,6 +5,7 @@ __all__ = ["ARCHITECTURES", "LOGDETS", "SOLVERS", "Model", "build", "make_logdet
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,9 +98,50 @@ def _check_options(of: str, function: Callable, options: Mapping[str, Any]) -> N
             raise UnknownNameError(f"option of {of}", name, [p for p in parameters if p not in ("shape", "generator")])
 
 
+# -- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def block(
+    g: Callable[..., nn.Sequential],
+    *,
+    coeff: float = 0.9,
+    activation: str = "elu",
+    normalisation: str = "power",
+    n_power_steps: int | None = None,
+    logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
+    solver: Solver | Mapping[str, Any] | str | None = None,
+    memory: str = "keep",
+) -> ResidualBlock:
+    """Build a residual block; all architectures take these options.
+
+    Args:
+        g: builds the map from the options of its layers.
+        coeff: Lipschitz coefficient of each layer, in (0, 1).
+        activation: name in :data:`iresnet.activations.ACTIVATIONS`.
+        normalisation: name in :data:`iresnet.normalisation.NORMALISATIONS`.
+        n_power_steps: its iterations: power iterations a step (1 when None), or Gram iterations (7 when None).
+        logdet: estimator, its name, or a mapping of name and options.
+        solver: likewise.
+        memory: what is kept for backward, see :class:`~iresnet.ResidualBlock`.
+    """
+    layers = {"coeff": coeff, "activation": activation, "normalisation": normalisation, "n_steps": n_power_steps}
+    return ResidualBlock(g(**layers), logdet=make_logdet(logdet), solver=make_solver(solver), memory=memory)
+
+
+def _with_block_options(architecture: Callable[..., Chain]) -> Callable[..., Chain]:
+    """Show the options of blocks in the signature of an architecture, which passes them on by ``**options``."""
+    own, shared = inspect.signature(architecture), inspect.signature(block)
+    parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    parameters += [p for p in shared.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    architecture.__signature__ = own.replace(parameters=parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    architecture.__annotations__ |= {p.name: p.annotation for p in parameters}
+    return architecture
+
+
 # -- architectures: data of a shape -> a list of bijections, the last of which ends in latent vectors or features ------
 
 
+@_with_block_options
 def iresnet(
     shape: Shape,
     *,
@@ -109,12 +151,8 @@ def iresnet(
     squeeze: bool = False,
     injective_pad: int = 0,
     actnorm: bool = True,
-    coeff: float = 0.9,
-    activation: str = "elu",
-    normalisation: str = "power",
-    n_power_steps: int | None = None,
-    logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
-    solver: Solver | Mapping[str, Any] | str | None = None,
+    network: str = "conv-bottleneck",
+    **options: Any,
 ) -> Chain:
     """The single-scale network of 2019: all channels go through all blocks. Defaults: the published classifier's.
 
@@ -122,20 +160,19 @@ def iresnet(
         shape: (C, H, W) of the images.
         blocks: residual blocks in each scale.
         strides: 2 squeezes at the start of a scale, 1 does not.
-        hidden: channels inside the bottlenecks, one number or one a scale.
+        hidden: channels inside the blocks, one number or one a scale.
         squeeze: squeeze once before everything.
         injective_pad: channels of zeros appended to the image; classification only.
         actnorm: put an ActNorm before each block.
-        coeff: Lipschitz coefficient of each convolution, in (0, 1).
-        activation: name in :data:`iresnet.activations.ACTIVATIONS`.
-        normalisation: ``"power"`` or ``"gram"``, see :mod:`iresnet.normalisation`.
-        n_power_steps: its iterations: power iterations a step (1 when None), or Gram iterations (7 when None).
-        logdet: estimator, its name, or a mapping of name and options.
-        solver: likewise.
+        network: conv-bottleneck or dense-concat.
+        options: of :func:`block`.
     """
-    return _image_model(locals(), factor_out=False)
+    head, shape = _head(shape, squeeze=squeeze, injective_pad=injective_pad)
+    scales = _check_scales(blocks, strides, hidden)
+    return Chain(head + _scales(shape, scales, network, options, actnorm=actnorm, factor_out=False))
 
 
+@_with_block_options
 def iresnet_multiscale(
     shape: Shape,
     *,
@@ -143,22 +180,20 @@ def iresnet_multiscale(
     strides: Sequence[int] = (1, 2, 2),
     hidden: int | Sequence[int] = 512,
     squeeze: bool = True,
-    injective_pad: int = 0,
     actnorm: bool = True,
-    coeff: float = 0.9,
-    activation: str = "elu",
-    normalisation: str = "power",
-    n_power_steps: int | None = None,
-    logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
-    solver: Solver | Mapping[str, Any] | str | None = None,
+    network: str = "conv-bottleneck",
+    **options: Any,
 ) -> Chain:
     """The multi-scale network of 2019: half of the channels leave after each scale but the last.
 
     Defaults: the published density model's. Arguments as for :func:`iresnet`.
     """
-    return _image_model(locals(), factor_out=True)
+    head, shape = _head(shape, squeeze=squeeze, injective_pad=0)
+    scales = _check_scales(blocks, strides, hidden)
+    return Chain(head + _scales(shape, scales, network, options, actnorm=actnorm, factor_out=True))
 
 
+@_with_block_options
 def toy_mlp(
     shape: Shape,
     *,
@@ -166,12 +201,8 @@ def toy_mlp(
     hidden: int = 64,
     depth: int = 3,
     actnorm: bool = True,
-    coeff: float = 0.9,
-    activation: str = "elu",
-    normalisation: str = "power",
-    n_power_steps: int | None = None,
-    logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
-    solver: Solver | Mapping[str, Any] | str | None = None,
+    network: str = "mlp",
+    **options: Any,
 ) -> Chain:
     """Blocks of multi-layer perceptrons, for vectors.
 
@@ -181,30 +212,19 @@ def toy_mlp(
         hidden: size of the hidden layers.
         depth: dense layers in each block.
         actnorm: put an ActNorm before each block.
-        coeff: Lipschitz coefficient of each layer, in (0, 1).
-        activation: name in :data:`iresnet.activations.ACTIVATIONS`.
-        normalisation: ``"power"`` or ``"gram"``, see :mod:`iresnet.normalisation`.
-        n_power_steps: its iterations: power iterations a step (1 when None), or Gram iterations (7 when None).
-        logdet: estimator, its name, or a mapping of name and options.
-        solver: likewise.
+        network: mlp or dense-concat.
+        options: of :func:`block`.
     """
     if len(shape) != 1:
         raise RecipeError(f"toy-mlp models vectors, got events of shape {shape}; use iresnet or iresnet-multiscale")
     if not isinstance(blocks, int) or blocks < 0:
         raise RecipeError(f"toy-mlp takes one number of blocks, got {blocks}")
+    maps = {"mlp": partial(networks.mlp, shape[0]), "dense-concat": partial(networks.dense_concat, shape)}
+    g = partial(_choose(network, maps), hidden, depth=depth)
     parts: list[Bijection] = []
     for _ in range(blocks):
-        g = networks.mlp(
-            shape[0],
-            hidden,
-            depth=depth,
-            coeff=coeff,
-            activation=activation,
-            normalisation=normalisation,
-            n_steps=n_power_steps,
-        )
         parts += [ActNorm(shape[0])] if actnorm else []
-        parts.append(ResidualBlock(g, logdet=make_logdet(logdet), solver=make_solver(solver)))
+        parts.append(block(g, **options))
     return Chain(parts)
 
 
@@ -215,10 +235,30 @@ ARCHITECTURES: dict[str, Callable[..., Chain]] = {
 }
 
 
-def _image_model(options: dict[str, Any], *, factor_out: bool) -> Chain:
-    shape, blocks, strides, hidden = (options[k] for k in ("shape", "blocks", "strides", "hidden"))
+def _choose(network: str, maps: Mapping[str, Callable]) -> Callable[..., nn.Sequential]:
+    if network not in maps:
+        raise UnknownNameError("network", network, maps)
+    return maps[network]
+
+
+def _head(shape: Shape, *, squeeze: bool, injective_pad: int) -> tuple[list[Bijection], Shape]:
+    """What comes before the first scale, and the shape after it."""
     if len(shape) != 3:
         raise RecipeError(f"this architecture models images (C, H, W), got events of shape {shape}; use toy-mlp")
+    head: list[Bijection] = []
+    if squeeze:
+        head.append(Squeeze())
+        shape = _squeezed(shape)
+    if injective_pad:
+        head.append(InjectivePad(injective_pad))
+        shape = (shape[0] + injective_pad, *shape[1:])
+    return head, shape
+
+
+def _check_scales(
+    blocks: Sequence[int], strides: Sequence[int], hidden: int | Sequence[int]
+) -> list[tuple[int, int, int]]:
+    """Blocks, stride and width of each scale."""
     if isinstance(blocks, int) or isinstance(strides, int):
         raise RecipeError(f"blocks {blocks} and strides {strides} must be lists, with one entry a scale each")
     widths = [hidden] * len(blocks) if isinstance(hidden, int) else list(hidden)
@@ -228,51 +268,40 @@ def _image_model(options: dict[str, Any], *, factor_out: bool) -> Chain:
         raise RecipeError(f"blocks must not be negative, got {blocks}")
     if set(strides) - {1, 2}:
         raise RecipeError(f"strides must be 1 or 2, got {strides}")
-    head: list[Bijection] = []
-    if options["squeeze"]:
-        head.append(Squeeze())
-        shape = _squeezed(shape)
-    if options["injective_pad"]:
-        head.append(InjectivePad(options["injective_pad"]))
-        shape = (shape[0] + options["injective_pad"], *shape[1:])
-    scales = list(zip(blocks, strides, widths, strict=True))
-    return Chain(head + _scales(shape, scales, options, factor_out=factor_out, first=True))
+    return list(zip(blocks, strides, widths, strict=True))
 
 
 def _scales(
-    shape: Shape, scales: list[tuple[int, int, int]], options: dict[str, Any], *, factor_out: bool, first: bool
+    shape: Shape,
+    scales: list[tuple[int, int, int]],
+    network: str,
+    options: dict[str, Any],
+    *,
+    actnorm: bool,
+    factor_out: bool,
+    first: bool = True,
 ) -> list[Bijection]:
     """The bijections of all scales; with ``factor_out`` the later ones are nested in a FactorOut."""
     if not scales:
         return []
-    n_blocks, stride, width = scales[0]
+    (n_blocks, stride, width), *later = scales
     parts: list[Bijection] = []
     if stride == 2:
         parts.append(Squeeze())
         shape = _squeezed(shape)
     for i in range(n_blocks):
-        parts += [ActNorm(shape[0])] if options["actnorm"] else []
-        parts.append(_conv_block(shape, width, options, preactivation=not (first and i == 0)))
-    rest = scales[1:]
+        # The published models have no activation before the very first convolution.
+        bottleneck = partial(networks.conv_bottleneck, shape, width, preactivation=not (first and i == 0))  # pyright: ignore[reportArgumentType]
+        maps = {"conv-bottleneck": bottleneck, "dense-concat": partial(networks.dense_concat, shape, width)}
+        parts += [ActNorm(shape[0])] if actnorm else []
+        parts.append(block(_choose(network, maps), **options))
+    rest = partial(_scales, scales=later, network=network, options=options, actnorm=actnorm, first=False)
     if not factor_out:
-        return parts + _scales(shape, rest, options, factor_out=False, first=False)
-    if not rest:
+        return parts + rest(shape, factor_out=False)
+    if not later:
         return [*parts, Flatten(shape)]
     kept = (shape[0] - shape[0] // 2, *shape[1:])
-    return [*parts, FactorOut(shape, Chain(_scales(kept, rest, options, factor_out=True, first=False)))]  # pyright: ignore[reportArgumentType]
-
-
-def _conv_block(shape: Shape, width: int, options: dict[str, Any], *, preactivation: bool) -> ResidualBlock:
-    g = networks.conv_bottleneck(
-        shape,  # pyright: ignore[reportArgumentType]
-        width,
-        coeff=options["coeff"],
-        activation=options["activation"],
-        preactivation=preactivation,
-        normalisation=options["normalisation"],
-        n_steps=options["n_power_steps"],
-    )
-    return ResidualBlock(g, logdet=make_logdet(options["logdet"]), solver=make_solver(options["solver"]))
+    return [*parts, FactorOut(shape, Chain(rest(kept, factor_out=True)))]  # pyright: ignore[reportArgumentType]
 
 
 def _squeezed(shape: Shape) -> Shape:

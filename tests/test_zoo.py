@@ -12,9 +12,11 @@ from laws import close, frozen, gradients, norm
 from torch import nn
 
 import iresnet as ir
+from iresnet.bijections.memory import MEMORY
 from iresnet.bounds import upper_bound
 from iresnet.distributions import BASES
 from iresnet.errors import IResNetError, RecipeError, UnknownNameError
+from iresnet.lipschitz import DenseConcat
 from iresnet.normalisation import PowerIteration
 from iresnet.zoo import ARCHITECTURES, LOGDETS, SOLVERS, build, make_logdet, make_solver
 
@@ -121,6 +123,21 @@ def test_options_reach_every_block(name):
     assert {(layer.coeff, layer.n_steps) for layer in layers} == {(0.6, 4)}
     assert any(isinstance(m, ir.MaxMin) for m in model.modules())
     assert isinstance(model.base, ir.StandardNormal)
+    for memory in MEMORY:
+        model, _ = tiny(name, memory=memory)
+        assert {m.memory for m in model.modules() if isinstance(m, ir.ResidualBlock)} == {memory}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_dense_concatenation_and_other_norms_make_models_that_certify_and_invert(name):
+    model, x = tiny(name, network="dense-concat", coeff=0.95, activation="lipswish", normalisation="linf")
+    model(x)
+    model.double().eval()
+    assert any(isinstance(m, DenseConcat) for m in model.modules())
+    assert ir.certify(model).certified
+    close(model.decode(model.encode(x.double())), x.double(), 1e-3)
+    with pytest.raises(UnknownNameError, match="dense-concat"):
+        tiny(name, network="dense")
 
 
 # -- as published ----------------------------------------------------------------------------------------------------
