@@ -255,6 +255,32 @@ def test_the_bound_of_a_layer_is_tight(name):
     assert size(copy.deepcopy(layer).double()) <= upper_bound(layer) * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("kernel", [2, 3, 5])
+@pytest.mark.parametrize("side", [4, 8, 16, 32])
+def test_upper_and_lower_bounds_hold_the_true_norm_between_them_at_every_size(side, kernel):
+    layer = frozen(conv(1, 1, kernel, side, side), scale=10.0)
+    basis = torch.eye(side * side, dtype=torch.float64).reshape(-1, 1, side, side)
+    true = float(torch.linalg.matrix_norm(same_conv(basis, layer.weight.detach()).flatten(1), 2))
+    assert lower_bound(layer) <= true * (1 + 1e-9)
+    assert true <= upper_bound(layer) <= true * (1 + 1e-8)
+    assert true <= _torus_norm(layer.weight.detach(), (side, side)) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["density", "classify", "toy"])
+def test_upper_and_lower_bounds_hold_the_true_norm_of_trained_and_loaded_layers_between_them(kind, trained):
+    model = ir.load(trained(kind))
+    certificate = ir.certify(model)
+    layers = lipschitz_layers(model)
+    for layer, bound in zip(layers, certificate.layers, strict=True):
+        exact = copy.deepcopy(layer).double()
+        exact.normalisation.held = layer.normalisation.normalise(layer.unnormalised_weight).detach().double()
+        true = size(exact)
+        assert bound.lower <= true * (1 + 1e-9)
+        assert true <= bound.upper * (1 + 1e-9)
+        assert bound.lower >= 0.9 * true
+    assert len(layers) == len(certificate.layers) > 5
+
+
 @pytest.mark.parametrize("side", [4, 8, 16])
 def test_the_torus_bound_approaches_the_norm_as_the_image_grows(side):
     layer = frozen(conv(2, 2, 3, side, side))
