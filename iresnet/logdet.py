@@ -12,6 +12,7 @@ from torch import Tensor
 
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.jacobian import Linearization
+from iresnet.operators import to_events, to_vectors
 
 
 @dataclass(frozen=True)
@@ -213,13 +214,17 @@ class Hutchinson(LogDetEstimator):
     def _probe(self, jacobian: Linearization) -> tuple[Tensor, Quadratic]:
         like = at_least_float32(jacobian.value.detach())
         v = PROBES[self.probe](like, self.generator)
-        return v, self._solve(lambda q: at_least_float32(jacobian.vjp(q.view_as(like))).flatten(1), v.flatten(1))
+
+        def vjp(q: Tensor) -> Tensor:
+            return to_vectors(at_least_float32(jacobian.vjp(to_events(q, like.shape))))
+
+        return v, self._solve(vjp, to_vectors(v))
 
 
 def _with_gradient(jacobian: Linearization, v: Tensor, probe: Quadratic) -> Tensor:
     if not (torch.is_grad_enabled() and jacobian.value.requires_grad):
         return probe.value
-    surrogate = (probe.w * at_least_float32(jacobian.jvp(v)).flatten(1)).sum(1)
+    surrogate = (probe.w * to_vectors(at_least_float32(jacobian.jvp(v)))).sum(1)
     return probe.value + surrogate - surrogate.detach()
 
 

@@ -1,6 +1,16 @@
 """The linear operators that weights stand for: zero-padded convolutions and dense layers, and their norms."""
 
-__all__ = ["apply", "apply_transpose", "largest_absolute_sum", "same_conv", "same_conv_transpose", "torus_matrices"]
+__all__ = [
+    "apply",
+    "apply_transpose",
+    "channels_last",
+    "largest_absolute_sum",
+    "same_conv",
+    "same_conv_transpose",
+    "to_events",
+    "to_vectors",
+    "torus_matrices",
+]
 
 import math
 from collections.abc import Iterator
@@ -8,6 +18,35 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# -- layout ----------------------------------------------------------------------------------------------------------
+# Convolutions are up to five times faster where the channels of a pixel lie side by side in memory.
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images with the channels of a pixel side by side in memory, and the same shape; other tensors as they are."""
+    # Not contiguous(memory_format=...), which torch.vmap refuses.
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if x.dim() == 4 else x
+
+
+def to_vectors(x: Tensor) -> Tensor:  # (N, *E) -> (N, D)
+    """Events as vectors in the order of memory of :func:`channels_last`: a view where they are in it."""
+    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).flatten(1)
+
+
+def to_events(v: Tensor, shape: torch.Size) -> Tensor:  # (N, D) -> (N, *E)
+    """Undo :func:`to_vectors`.
+
+    Args:
+        v: vectors.
+        shape: (N, *E); N is not used.
+    """
+    if len(shape) != 4:
+        return v.view(-1, *shape[1:])
+    return v.view(-1, *shape[2:], shape[1]).permute(0, 3, 1, 2)
+
+
+# -- products --------------------------------------------------------------------------------------------------------
 
 
 def _same_padding(kernel: tuple[int, int]) -> tuple[int, int]:
@@ -25,6 +64,7 @@ def same_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     kh, kw = weight.shape[2:]
     top, left = _same_padding((kh, kw))
+    x = channels_last(x)
     if kh % 2 and kw % 2:
         return F.conv2d(x, weight, bias, padding=(top, left))
     return F.conv2d(F.pad(x, (left, kw // 2, top, kh // 2)), weight, bias)
@@ -39,6 +79,7 @@ def same_conv_transpose(y: Tensor, weight: Tensor) -> Tensor:
     """
     kernel = (weight.shape[2], weight.shape[3])
     top, left = _same_padding(kernel)
+    y = channels_last(y)
     if kernel[0] % 2 and kernel[1] % 2:
         return F.conv_transpose2d(y, weight, padding=(top, left))
     full = F.conv_transpose2d(y, weight)

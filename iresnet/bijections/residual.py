@@ -16,6 +16,7 @@ from iresnet.jacobian import Linearization, linearize
 from iresnet.krylov import Krylov
 from iresnet.lipschitz import hold_weights
 from iresnet.logdet import LogDetEstimator
+from iresnet.operators import channels_last
 from iresnet.solvers import Anderson, Solution, Solver
 
 
@@ -71,6 +72,7 @@ class ResidualBlock(Bijection):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
+        x = channels_last(x)
         if self.memory != "recompute":
             return x + same_shape(self.g(x), x)
         with hold_weights(self.g):
@@ -78,6 +80,7 @@ class ResidualBlock(Bijection):
 
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
+        x = channels_last(x)
         with hold_weights(self.g):
             value, total = MEMORY[self.memory](self.g, x, logdet or self.logdet)
             return x + value, total
