@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from iresnet.bijections import Bijection
+from iresnet.bijections import Bijection, Inversion, invert
 from iresnet.distributions import Base
 from iresnet.errors import IResNetError
 from iresnet.logdet import LogDetEstimator
+from iresnet.solvers import Solver
 
 
 class Flow(nn.Module):
@@ -77,6 +78,15 @@ class Flow(nn.Module):
     def decode(self, z: Tensor) -> Tensor:  # (N, D) -> (N, *E)
         """Map latent vectors to data; warns when an inverse did not converge."""
         return self.bijection.inverse(z)
+
+    def invert(self, z: Tensor, *, solver: Solver | None = None) -> Inversion:
+        """Map latent vectors to data and report on every residual block; see :func:`iresnet.bijections.invert`.
+
+        Args:
+            z: latent vectors, (N, D).
+            solver: for this call, replaces the solver of every residual block.
+        """
+        return invert(self.bijection, z, solver=solver)
 
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         r"""Draw data, (n, \*E), without gradients.

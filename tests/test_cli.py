@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -80,6 +81,15 @@ def test_recipes_are_listed(call):
     assert "hybrid" in out
 
 
+def read_evaluation(folder):
+    """What the file holds; JSON knows no NaN and no infinity, although Python reads them."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads((folder / "evaluation.json").read_text(), parse_constant=refuse)
+
+
 def check_evaluation(kind, out, result, model, split, levels):
     assert (result["split"], result["examples"]) == ("test", len(split))
     if kind != "classify":
@@ -87,6 +97,8 @@ def check_evaluation(kind, out, result, model, split, levels):
         assert result["likelihood"]["bits_per_dim"]["mean"] == pytest.approx(score.bits_per_dim.mean)
         assert f"{score.bits_per_dim.mean:.4f}" in out
         assert f"{score.bits_per_dim.mean - score.bits_per_dim.half_width:.4f} to " in out
+        assert result["likelihood"]["uncertainty"] == pytest.approx(asdict(score.uncertainty))
+        assert f"{score.uncertainty}\n" in out
         assert "full-covariance Gaussian" in result["baselines"]
         assert ("uniform on 17 levels" in result["baselines"]) == (levels is not None)
         assert all(f"{b['bits_per_dim']['mean']:.4f}" in out for b in result["baselines"].values())
@@ -110,9 +122,7 @@ def test_a_run_from_the_first_command_to_the_last(kind, tiny, call, tmp_path):
     status, out, err = call("evaluate", folder)
     assert (status, err) == (0, "")
     assert f"wrote {folder / 'evaluation.json'}\n" in out
-    check_evaluation(
-        kind, out, json.loads((folder / "evaluation.json").read_text()), model, dataset.test, dataset.levels
-    )
+    check_evaluation(kind, out, read_evaluation(folder), model, dataset.test, dataset.levels)
 
     if kind == "classify":
         status, out, err = call("sample", folder)
@@ -184,11 +194,28 @@ def test_a_table_from_the_first_command_to_the_last(call, tmp_path):
     assert np.allclose(rows[:10], rows[10:], atol=1e-2)
 
 
+def test_real_numbers_have_no_noise_to_draw(copied, call):
+    answer = call("evaluate", copied("toy"), "--dequantise-samples", 2)
+    check_refused(answer, "continuous data are evaluated as they are")
+
+
 def test_the_split_can_be_chosen(copied, call):
     folder = copied("classify")
     assert call("evaluate", folder, "--split", "validation")[0] == 0
     result = json.loads((folder / "evaluation.json").read_text())
     assert (result["split"], result["examples"]) == ("validation", 200)
+
+
+def test_a_standard_error_and_several_draws_can_be_asked_for(copied, call):
+    folder = copied("density")
+    status, out, err = call("evaluate", folder, "--standard-error", 0.08, "--dequantise-samples", 3)
+    assert (status, err) == (0, "")
+    likelihood = read_evaluation(folder)["likelihood"]
+    assert (likelihood["n"], likelihood["dequantise_samples"]) == (256, 3)  # two batches
+    assert read_evaluation(folder)["baselines"]["full-covariance Gaussian"]["dequantise_samples"] == 3
+    assert "importance-weighted over 3 dequantisation draws\n" in out
+    error = likelihood["bits_per_dim"]["half_width"] / 1.96
+    assert f"standard error {error:.2g} after 256 of 300 examples, 0.08 was asked for\n" in out
 
 
 def test_a_dry_run_prints_the_cost_and_writes_nothing(tiny, call, tmp_path, monkeypatch):
@@ -470,6 +497,12 @@ BAD_USE = {
         ("evaluate", "{run}", "--data-dir", "{run}/nowhere"),
         "does not exist",
     ),
+    "a standard error of nothing": (("evaluate", "{run}", "--standard-error", "0"), "must be positive, got 0.0"),
+    "a word of standard error": (
+        ("evaluate", "{run}", "--standard-error", "low"),
+        'unable to convert "low" into float',
+    ),
+    "no draws": (("evaluate", "{run}", "--dequantise-samples", "0"), "dequantise_samples must be at least 1, got 0"),
     "no run named": (("evaluate",), "requires an argument"),
     "two runs": (("certify", "{run}", "{run}"), "Unused Tokens"),
     "an unknown option": (("evaluate", "{run}", "--splt", "test"), "Did you mean --split?"),
@@ -507,6 +540,24 @@ def test_weights_that_are_no_numbers_are_not_certified(copied, call):
     poison(folder)
     check_refused(call("certify", folder), "'base.mean' has values that are not finite")
     assert not (folder / "certificate.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["density", "hybrid", "classify"])
+def test_a_likelihood_that_is_no_number_is_refused(kind, copied, call):
+    folder = copied(kind)
+    state = load_file(folder / "model.safetensors")
+    for name, tensor in state.items():
+        if name.endswith(("base.mean", "head.linear.weight")):
+            tensor[:] = math.nan
+    save_file(state, folder / "model.safetensors")
+    check_refused(call("evaluate", folder), "examples is not finite")
+    assert not (folder / "evaluation.json").exists()
+
+
+def test_a_classifier_has_no_density_to_evaluate(copied, call):
+    folder = copied("classify")
+    for option in (("--standard-error", 1), ("--dequantise-samples", 2)):
+        check_refused(call("evaluate", folder, *option), "this run is a classifier without a density")
 
 
 def test_other_data_than_those_of_the_run_are_refused(call, tmp_path):

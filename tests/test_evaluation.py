@@ -14,6 +14,7 @@ from iresnet.data import Dataset, Split, load
 from iresnet.distributions import Base
 from iresnet.errors import DataError
 from iresnet.evaluation.classification import _wilson
+from iresnet.evaluation.draws import shuffled
 from iresnet.evaluation.likelihood import summarise
 
 DIGITS = load("digits")
@@ -86,9 +87,9 @@ def test_the_gaussian_baseline_is_the_multivariate_normal_on_the_data_that_model
     flow = ir.Flow(ir.Chain([ir.Affine(), ir.Flatten((1, 8, 8))]), Unit(64)).to(dtype)
     flow.register_parameter("anchor", nn.Parameter(torch.zeros((), dtype=dtype)))
     evaluation.likelihood(flow, DIGITS.test, levels=17, seed=5, batch_size=77)
-    seen = torch.cat(flow.base.seen)
+    seen = torch.cat(flow.base.seen)[:300]  # the rest are repetitions
     assert seen.dtype == dtype
-    assert torch.equal(seen.floor().byte().view(-1, 1, 8, 8), DIGITS.test.x)
+    assert torch.equal(seen.floor().byte().view(-1, 1, 8, 8), shuffled(DIGITS.test, 5))
     train = DIGITS.train.x.flatten(1).double()
     normal = torch.distributions.MultivariateNormal(
         train.mean(0) + 0.5, train.T.cov() + torch.eye(64, dtype=torch.float64) / 12
@@ -237,6 +238,7 @@ def measure(name, model, split, levels, **options):
 MEASURES = [
     ("density", "likelihood", {}),
     ("density", "likelihood", {"logdet": ir.Krylov(2)}),
+    ("density", "likelihood", {"dequantise_samples": 3, "standard_error": 0.1, "batch_size": 20}),
     ("density", "reconstruction", {}),
     ("hybrid", "likelihood", {}),
     ("hybrid", "classification", {}),

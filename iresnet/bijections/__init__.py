@@ -8,13 +8,16 @@ __all__ = [
     "FactorOut",
     "Flatten",
     "InjectivePad",
+    "Inversion",
     "Logit",
     "ResidualBlock",
     "Squeeze",
+    "invert",
 ]
 
 from iresnet.bijections.actnorm import ActNorm
 from iresnet.bijections.base import Bijection, Chain
 from iresnet.bijections.elementwise import Affine, Logit
+from iresnet.bijections.inversion import Inversion, invert
 from iresnet.bijections.reshape import FactorOut, Flatten, InjectivePad, Squeeze
 from iresnet.bijections.residual import ResidualBlock

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from iresnet.bijections.base import Bijection
+from iresnet.bijections.base import Bijection, Solve
 from iresnet.logdet import LogDetEstimator
 
 
@@ -63,7 +63,7 @@ class ActNorm(Bijection):
         z = self(x)
         return z, (self.log_scale.sum() * x[0, 0].numel()).to(x.dtype).expand(len(x))
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         return z * _broadcast((-self.log_scale).exp(), z) - _broadcast(self.shift, z)
 

@@ -1,13 +1,21 @@
 """The contract of an invertible map with a log-determinant, and the composition of such maps."""
 
-__all__ = ["Bijection", "Chain"]
+__all__ = ["Bijection", "Chain", "Solve"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from iresnet.logdet import LogDetEstimator
+from iresnet.solvers import Solution
+
+if TYPE_CHECKING:
+    from iresnet.bijections.residual import ResidualBlock
+
+Solve = Callable[["ResidualBlock", Tensor], Solution]
+"""How a residual block is inverted: from the block and its output to the solution for its input."""
 
 
 class Bijection(nn.Module, ABC):
@@ -43,8 +51,16 @@ class Bijection(nn.Module, ABC):
     def inverse(
         self,
         z: Tensor,  # (N, *F)
+        *,
+        solve: Solve | None = None,
     ) -> Tensor:  # (N, *E)
-        """Map z back to x."""
+        """Map z back to x.
+
+        Args:
+            z: latents.
+            solve: for this call, solves every residual block inside, and has the solutions to report. Without it a
+                block uses its own solver, and warns when a sample did not converge.
+        """
 
 
 class Chain(Bijection):
@@ -79,8 +95,8 @@ class Chain(Bijection):
             total = total + part
         return x, total
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:
         """See :meth:`Bijection.inverse`."""
         for bijection in reversed(self.bijections):
-            z = bijection.inverse(z)  # pyright: ignore[reportCallIssue]
+            z = bijection.inverse(z, solve=solve)  # pyright: ignore[reportCallIssue]
         return z

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from iresnet.bijections.base import Bijection
+from iresnet.bijections.base import Bijection, Solve
 from iresnet.errors import IResNetError
 from iresnet.logdet import LogDetEstimator
 
@@ -54,7 +54,7 @@ class Affine(Bijection):
         """See :meth:`Bijection.forward_and_logdet`."""
         return self(x), -self.std.log().expand(x.shape[1:]).sum().to(x.dtype).expand(len(x))
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         return z * self.std + self.mean
 
@@ -108,7 +108,7 @@ class Logit(Bijection):
         slope = F.softplus(z) + F.softplus(-z) + torch.log(z.new_tensor(1 - 2 * self.alpha))
         return z, slope.flatten(1).sum(1)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         return (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
 

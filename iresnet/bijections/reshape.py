@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iresnet.bijections.base import Bijection
+from iresnet.bijections.base import Bijection, Solve
 from iresnet.errors import IResNetError
 from iresnet.logdet import LogDetEstimator
 
@@ -49,7 +49,7 @@ class Squeeze(Bijection):
         """See :meth:`Bijection.forward_and_logdet`."""
         return self(x), x.new_zeros(len(x))
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         n, c, h, w = z.shape
         z = z.view(n, 2, 2, c // 4, h, w)
@@ -89,7 +89,7 @@ class Flatten(Bijection):
         """See :meth:`Bijection.forward_and_logdet`."""
         return self(x), x.new_zeros(len(x))
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         return z.reshape(len(z), *self.shape)
 
@@ -143,11 +143,11 @@ class FactorOut(Bijection):
         z, total = self.rest.forward_and_logdet(kept, logdet=logdet)
         return torch.cat([out.flatten(1), z], dim=1), total
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:
         """See :meth:`Bijection.inverse`."""
         n_out = math.prod(self.out_shape)
         out = z[:, :n_out].reshape(len(z), *self.out_shape)
-        return torch.cat([out, self.rest.inverse(z[:, n_out:])], dim=1)
+        return torch.cat([out, self.rest.inverse(z[:, n_out:], solve=solve)], dim=1)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.split([self.out_shape[0], self.rest_channels], dim=1)  # pyright: ignore[reportReturnType]
@@ -195,7 +195,7 @@ class InjectivePad(Bijection):
             "only, and Squeeze for densities"
         )
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
         """Drop the appended channels."""
         return z[:, : z.shape[1] - self.channels]
 

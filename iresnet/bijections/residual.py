@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from iresnet.bijections.base import Bijection
+from iresnet.bijections.base import Bijection, Solve
 from iresnet.bijections.memory import MEMORY, recomputed, same_shape
 from iresnet.bounds import upper_bound
 from iresnet.errors import ConvergenceWarning, IResNetError, UnknownNameError
@@ -85,31 +85,33 @@ class ResidualBlock(Bijection):
             value, total = MEMORY[self.memory](self.g, x, logdet or self.logdet)
             return x + value, total
 
-    def solve(self, z: Tensor) -> Solution:
+    def solve(self, z: Tensor, *, solver: Solver | None = None, lipschitz: float | None = None) -> Solution:
         """Solve x + g(x) = z and report on every sample; without gradients, which :meth:`inverse` has.
+
+        The weights are held for the whole solve, in train mode too.
 
         Args:
             z: outputs of the block, (N, *E).
+            solver: for this call, replaces the solver of the block.
+            lipschitz: bound of g for the error bound; computed when None, which costs more than the solve where layers
+                are large. Infinite: no error bound.
 
         Returns:
-            The solution, with an error bound when the block is certified. The bound of g costs more than the solve
-            where layers are large; :meth:`inverse` does without.
+            The solution, with an error bound when the block is certified.
         """
-        return self._solve(z, lipschitz=upper_bound(self.g))
-
-    def _solve(self, z: Tensor, *, lipschitz: float = math.inf) -> Solution:
+        bound = upper_bound(self.g) if lipschitz is None else lipschitz
         with torch.no_grad(), hold_weights(self.g, iterate=False):
 
             def linearized(x: Tensor, active: Tensor) -> Linearization:
                 g = linearize(self.g, x)
                 return Linearization(z[active] - g.value, lambda v: -g.jvp(v), lambda w: -g.vjp(w))
 
-            return self.solver.solve(
-                lambda x, active: z[active] - self.g(x), z, lipschitz=lipschitz, linearized=linearized
+            return (solver or self.solver).solve(
+                lambda x, active: z[active] - self.g(x), z, lipschitz=bound, linearized=linearized
             )
 
-    def inverse(self, z: Tensor) -> Tensor:
-        r"""Solve x + g(x) = z.
+    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:
+        r"""Solve x + g(x) = z; see :meth:`Bijection.inverse`.
 
         The gradient is implicit, whatever the solver did: with upstream gradient a, :math:`u = (I + J^T)^{-1} a` at the
         solution reaches z, and :math:`-(dg/d\theta)^T u` the parameters.
@@ -117,8 +119,7 @@ class ResidualBlock(Bijection):
         Warns:
             ConvergenceWarning: with residual, steps and advice, when a sample did not converge.
         """
-        solution = self._solve(z)
-        _warn_unless_converged(solution, self.solver)
+        solution = solve(self, z) if solve else self._solve_or_warn(z)
         if not torch.is_grad_enabled():
             return solution.value
         with hold_weights(self.g, iterate=False):
@@ -127,6 +128,11 @@ class ResidualBlock(Bijection):
         if x.requires_grad:
             x.register_hook(lambda upstream: self._solve_transposed(jacobian.vjp, upstream))
         return x
+
+    def _solve_or_warn(self, z: Tensor) -> Solution:
+        solution = self.solve(z, lipschitz=math.inf)
+        _warn_unless_converged(solution, self.solver)
+        return solution
 
     def _solve_transposed(self, vjp, upstream: Tensor) -> Tensor:
         """Solve u + J^T u = upstream, as the fixed point of a linear contraction."""
@@ -166,5 +172,5 @@ def _warn_unless_converged(solution: Solution, solver: Solver) -> None:
         f"the inverse of a residual block did not converge: {solution}. Seal the model (iresnet.seal) so that g "
         f"contracts, raise max_steps={solver.max_steps} or atol={solver.atol}, or compute in float64.",
         ConvergenceWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

@@ -5,6 +5,7 @@ __all__ = [
     "Estimate",
     "Likelihood",
     "Reconstruction",
+    "Uncertainty",
     "classification",
     "gaussian_baseline",
     "likelihood",
@@ -17,3 +18,4 @@ from iresnet.evaluation.baselines import gaussian_baseline, true_density, unifor
 from iresnet.evaluation.classification import Accuracy, classification
 from iresnet.evaluation.inversion import Reconstruction, reconstruction
 from iresnet.evaluation.likelihood import Estimate, Likelihood, likelihood
+from iresnet.evaluation.uncertainty import Uncertainty

@@ -5,10 +5,12 @@ __all__ = ["gaussian_baseline", "true_density", "uniform_baseline"]
 import math
 
 import torch
+from torch import Tensor
 
 from iresnet.data import TOYS, Dataset, Split
 from iresnet.errors import DataError
-from iresnet.evaluation.likelihood import Likelihood, noisy, summarise
+from iresnet.evaluation.draws import check_draws, importance_weighted, noisy, shuffled
+from iresnet.evaluation.likelihood import Likelihood, summarise
 
 
 def uniform_baseline(dataset: Dataset, split: Split) -> Likelihood:
@@ -42,20 +44,22 @@ def true_density(dataset: Dataset, split: Split) -> Likelihood:
     return summarise(-TOYS[dataset.name].log_prob(split.x).double(), dataset.shape[0], "closed form")
 
 
-def gaussian_baseline(dataset: Dataset, split: Split, *, seed: int = 0) -> Likelihood:
+def gaussian_baseline(dataset: Dataset, split: Split, *, dequantise_samples: int = 1, seed: int = 0) -> Likelihood:
     """A normal density with full covariance, fitted to the dequantised training split.
 
-    Dequantisation adds 1/12 to the variances and 1/2 to the means, exactly; the split is dequantised with the same
-    noise as in :func:`~iresnet.evaluation.likelihood`.
+    Dequantisation adds 1/12 to the variances and 1/2 to the means, exactly; the split is dequantised as in
+    :func:`~iresnet.evaluation.likelihood`, with one draw by the very same noise.
 
     Args:
         dataset: whose training split is fitted.
         split: what is evaluated.
-        seed: of the noise.
+        dequantise_samples: K, noise draws for each example.
+        seed: of order and noise.
 
     Raises:
         DataError: when the training split spans no volume: too few examples, or dependent features.
     """
+    check_draws(dequantise_samples, dataset.levels)
     x = dataset.train.x.flatten(1).double()
     dims = x.shape[1]
     shift, spread = (0.5, 1 / 12) if dataset.levels else (0.0, 0.0)
@@ -67,7 +71,15 @@ def gaussian_baseline(dataset: Dataset, split: Split, *, seed: int = 0) -> Likel
     if int(info) or not float(unexplained.min()) > 1e-10:
         raise DataError(f"the covariance of {len(x)} examples in {dims} dimensions is singular: no Gaussian baseline")
     noise = torch.Generator(split.x.device).manual_seed(seed)
-    y = noisy(split.x, dataset.levels, noise, torch.float64).flatten(1)
-    z = torch.linalg.solve_triangular(factor, (y - x.mean(0) - shift).T, upper=False)
-    nats = 0.5 * z.square().sum(0) + factor.diagonal().log().sum() + 0.5 * dims * math.log(2 * math.pi)
-    return summarise(nats, dims, "closed form")
+    examples = shuffled(split, seed)
+    log_probs = []
+    for _ in range(dequantise_samples):
+        y = noisy(examples, dataset.levels, noise, torch.float64).flatten(1)
+        log_probs.append(_normal_log_prob(y - x.mean(0) - shift, factor))
+    return summarise(importance_weighted(torch.stack(log_probs)), dims, "closed form", dequantise_samples)
+
+
+def _normal_log_prob(x: Tensor, factor: Tensor) -> Tensor:  # (N, D), (D, D) -> (N,)
+    """Log-density of a normal law with mean 0 and covariance ``factor @ factor.T``."""
+    z = torch.linalg.solve_triangular(factor, x.T, upper=False)
+    return -0.5 * z.square().sum(0) - factor.diagonal().log().sum() - 0.5 * len(factor) * math.log(2 * math.pi)

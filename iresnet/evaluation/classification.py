@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.data import Batches, Split
 from iresnet.errors import DataError
-from iresnet.evaluation.likelihood import Estimate, estimate, noisy
+from iresnet.evaluation.draws import noisy
+from iresnet.evaluation.likelihood import Estimate, estimate
 from iresnet.lipschitz import hold_weights
 
 

@@ -10,7 +10,7 @@ import torch
 
 from iresnet.bijections import Bijection
 from iresnet.data import Batches, Split
-from iresnet.evaluation.likelihood import noisy
+from iresnet.evaluation.draws import noisy
 from iresnet.lipschitz import hold_weights
 
 

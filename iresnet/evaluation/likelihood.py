@@ -1,16 +1,18 @@
 """Test likelihood, with its error bar."""
 
-__all__ = ["Estimate", "Likelihood", "estimate", "likelihood", "noisy", "summarise"]
+__all__ = ["Estimate", "Likelihood", "estimate", "likelihood", "summarise"]
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from iresnet.data import Batches, Split, dequantise
-from iresnet.errors import DataError
+from iresnet.data import Split
+from iresnet.errors import DataError, IResNetError
+from iresnet.evaluation.draws import Draws, finite, importance_weighted, shuffled
+from iresnet.evaluation.uncertainty import Record, Uncertainty, components, recording, weight_noise
 from iresnet.flows import Flow
 from iresnet.krylov import Krylov
 from iresnet.lipschitz import hold_weights
@@ -18,6 +20,9 @@ from iresnet.logdet import Exact, LogDetEstimator
 
 EXACT_LIMIT = 128
 """Largest number of dimensions for which the dense log-determinant is the default."""
+
+FEWEST = 64
+"""Images, in two batches at least, before a standard error is good enough to stop on."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class Estimate:
     mean: float
     half_width: float
 
+    @property
+    def standard_error(self) -> float:
+        """Of the mean."""
+        return self.half_width / 1.96
+
     def __str__(self) -> str:
         return f"{self.mean:.4f} ± {self.half_width:.4f}"
 
@@ -43,9 +53,11 @@ class Likelihood:
     Attributes:
         bits_per_dim: -log p / (D log 2).
         nats: -log p, for one example.
-        n: examples.
+        n: examples that were evaluated.
         dims: D.
         estimator: of the log-determinant, or how else the density was evaluated.
+        dequantise_samples: noise draws for each example.
+        uncertainty: where the interval comes from, and what it leaves out; None for closed forms.
     """
 
     bits_per_dim: Estimate
@@ -53,6 +65,8 @@ class Likelihood:
     n: int
     dims: int
     estimator: str
+    dequantise_samples: int = 1
+    uncertainty: Uncertainty | None = None
 
     def __str__(self) -> str:
         return f"{self.bits_per_dim} bits/dim ({self.nats} nats; {self.n} examples, {self.estimator})"
@@ -65,26 +79,51 @@ def likelihood(
     *,
     levels: int | None,
     logdet: LogDetEstimator | None = None,
+    standard_error: float | None = None,
+    dequantise_samples: int = 1,
+    n_repeated: int = 64,
     batch_size: int = 128,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Likelihood:
-    """Evaluate the density of a split.
+    r"""Evaluate the density of a split.
 
-    Integer data are dequantised once with noise of their own seed: the mean over the split is then an estimate of an
-    upper bound of the bits/dim of the integers, and the interval covers images, noise and probes together.
+    Integer data x are dequantised, :math:`x + u` with u uniform on the cell: the mean is then that of an upper bound of
+    their bits/dim. With K noise draws for each example the bound is importance-weighted,
+
+    .. math:: \log P(x) = \log E\, p(x + u) \ge E \log \frac{1}{K} \sum_{k=1}^{K} p(x + u_k)
+        \ge E \log p(x + u),
+
+    and its expectation only improves with K. The interval covers images, noise and probes together, each example with
+    its own; ``uncertainty`` tells their parts apart, from a few examples that are evaluated repeatedly.
+
+    All draws of an example meet the same probes (of torch's global generator): what errors of the log-determinant they
+    share cancels in the importance weights. What is left makes the bound too good, by at most ``uncertainty.weights``;
+    ``Exact``, more probes and ``Krylov`` with a small ``tol`` lower it. :class:`~iresnet.RussianRoulette` draws one
+    length for a batch, so its errors are not independent and the interval is too narrow.
 
     Args:
         flow: the density.
-        split: the examples.
+        split: the examples; they are taken in an order that depends on the seed.
         levels: values that an integer component takes, none for continuous data.
         logdet: estimator; exact up to 128 dimensions and ``Krylov(tol=1e-2)`` above when None.
+        standard_error: stop when that of the mean, in bits/dim, is at most this; after two batches and 64 examples at
+            the earliest, and when all examples are done.
+        dequantise_samples: K, noise draws for each example.
+        n_repeated: examples of which repetitions tell images, noise and probes apart.
         batch_size: examples at a time.
-        seed: of noise and probes.
+        seed: of order, noise and probes.
         progress: called with the number of examples done after each batch.
 
     Raises:
-        DataError: when the split has a single example, which gives no error bar.
+        DataError: when the split has a single example, which gives no error bar, or several draws are asked for
+            continuous data, which have no noise.
+        IResNetError: when a likelihood is not finite, or a number is out of range.
+
+    Reference:
+        A note on the evaluation of generative models, Theis, van den Oord and Bethge 2016,
+        https://arxiv.org/abs/1511.01844 (K = 1); Importance Weighted Autoencoders, Burda et al. 2016,
+        https://arxiv.org/abs/1509.00519; Flow++, Ho et al. 2019, https://arxiv.org/abs/1902.00275 (of dequantisation)
 
     Example:
         >>> import iresnet as ir
@@ -93,34 +132,66 @@ def likelihood(
         >>> abs(result.nats.mean - math.log(2 * math.pi) - 1) < 0.2
         True
     """
+    _check(standard_error, n_repeated=n_repeated, batch_size=batch_size)
     dims = split.x[0].numel()
     estimator = logdet or (Exact() if dims <= EXACT_LIMIT else Krylov(tol=1e-2))
-    parameter = next(flow.parameters(), torch.zeros(()))
-    noise = torch.Generator(parameter.device).manual_seed(seed)
-    nats = []
+    draws = Draws(flow, levels, dequantise_samples, seed)
+    x = shuffled(split, seed).to(draws.device)
+    target = None if standard_error is None else standard_error * dims * math.log(2)
     flow.eval()
-    with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []), hold_weights(flow):
-        torch.manual_seed(seed)
-        for x, _ in Batches(split.to(parameter.device), batch_size, shuffle=False, drop_last=False).epoch():
-            x = noisy(x, levels, noise, parameter.dtype)
-            nats.append(-flow.log_prob(x, logdet=estimator).double().cpu())
-            progress(sum(map(len, nats)))
-    return summarise(torch.cat(nats), dims, str(estimator))
+    with (
+        torch.random.fork_rng(devices=[draws.device] if draws.device.type == "cuda" else []),
+        hold_weights(flow),
+        recording(flow, estimator) as record,
+    ):
+        nats = _evaluate(draws, x.split(batch_size), target, progress)
+        spent = record.mean(len(nats), dequantise_samples)
+        n_noise, n_probes = 1 if levels is None else 2, 1 if isinstance(estimator, Exact) else 2
+        repeated = x[: min(n_repeated, len(nats))].split(batch_size)
+        repeats = torch.cat([draws.repeat(batch, n_noise, n_probes) for batch in repeated], dim=-1)
+    result = summarise(nats, dims, str(estimator), dequantise_samples)
+    return replace(result, uncertainty=_uncertainty(nats, repeats, spent, dims))
 
 
-def noisy(x: Tensor, levels: int | None, generator: torch.Generator, dtype: torch.dtype) -> Tensor:  # (N, *E)
-    """Data as a model sees them, with noise that does not depend on the precision of the model."""
-    return x.to(dtype) if levels is None else dequantise(x, levels=levels, generator=generator).to(dtype)
+def _evaluate(
+    draws: Draws, batches: Sequence[Tensor], target: float | None, progress: Callable[[int], None]
+) -> Tensor:  # (N,)
+    """Negative log-likelihoods, of all batches or until their mean has the standard error that is asked for."""
+    nats = torch.empty(0, dtype=torch.float64)
+    for i, batch in enumerate(batches):
+        nats = torch.cat([nats, importance_weighted(draws.log_probs(batch)[:, 0])])
+        progress(len(nats))
+        enough = i > 0 and len(nats) >= FEWEST
+        if enough and target is not None and float(nats.std()) <= target * math.sqrt(len(nats)):
+            break
+    return nats
 
 
-def summarise(nats: Tensor, dims: int, estimator: str) -> Likelihood:  # (N,)
+def _uncertainty(nats: Tensor, repeats: Tensor, spent: Record, dims: int) -> Uncertainty:  # (N,), (R, K, L, M)
+    bit = dims * math.log(2)
+    variances = components(importance_weighted(repeats, dim=1), float(nats.var()))
+    images, noise, probes = (1.96 * math.sqrt(variance / len(nats)) / bit for variance in variances)
+    bias = spent.bias if math.isfinite(spent.bias) else None
+    weights = weight_noise(repeats) / bit
+    return Uncertainty(images, noise, probes, None if bias is None else bias / bit, bias, weights, spent.n_products)
+
+
+def _check(standard_error: float | None, **counts: int) -> None:
+    if standard_error is not None and not standard_error > 0:
+        raise IResNetError(f"standard_error is in bits/dim and must be positive, got {standard_error}")
+    for name, count in counts.items():
+        if count < 1:
+            raise IResNetError(f"{name} must be at least 1, got {count}")
+
+
+def summarise(nats: Tensor, dims: int, estimator: str, dequantise_samples: int = 1) -> Likelihood:  # (N,)
     """Mean and interval of negative log-likelihoods."""
     bits = estimate(nats / (dims * math.log(2)))
-    return Likelihood(bits, estimate(nats), len(nats), dims, estimator)
+    return Likelihood(bits, estimate(nats), len(nats), dims, estimator, dequantise_samples)
 
 
 def estimate(values: Tensor) -> Estimate:  # (N,)
     """Mean and 95 % interval of a number that every example has."""
     if len(values) < 2:
         raise DataError("an error bar needs at least 2 examples, the split has 1; evaluate another split")
-    return Estimate(float(values.mean()), 1.96 * float(values.std()) / math.sqrt(len(values)))
+    return Estimate(float(finite(values).mean()), 1.96 * float(values.std()) / math.sqrt(len(values)))

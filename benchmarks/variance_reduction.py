@@ -1,0 +1,292 @@
+"""What reduces the variance of log-determinants at the same number of Jacobian products: tables of docs/numerics.md.
+
+python benchmarks/variance_reduction.py runs/fashion-mnist-density-small runs/mnist-density-small --data-dir ~/data
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from exact import ExactBlock, exact_blocks
+from gradients import Gradient, gradients_at
+from measure import Images, Make
+from report import arguments, insert_all, number, save, table
+from subjects import Subject, contracting, from_run
+from torch import Generator, Tensor
+
+import iresnet as ir
+from iresnet.krylov import KrylovSpace
+from iresnet.lipschitz import hold_weights
+from iresnet.logdet import PROBES, Hutchinson, Quadratic
+
+# -- probes ----------------------------------------------------------------------------------------------------------
+
+
+def lattice_colours(shape: Sequence[int]) -> Tensor:  # (C, H, W) -> (C, H, W)
+    """Number the elements of an image so that those that agree in the last bits are far apart.
+
+    The first bits tell channels apart, the next ones split the pixels like a chess board, its squares into rows, the
+    rest like a chess board again.
+    """
+    c, h, w = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
+    bits = [c >> b for b in range((shape[0] - 1).bit_length())]
+    bits += chain.from_iterable(((h >> b) + (w >> b), h >> b) for b in range(3))
+    return sum(((bit & 1) << i for i, bit in enumerate(bits)), start=torch.zeros_like(c))
+
+
+def random_colours(shape: Sequence[int]) -> Tensor:
+    """Number the elements at random, the same way each time."""
+    return torch.randperm(math.prod(shape), generator=Generator().manual_seed(0)).view(*shape)
+
+
+def hadamard(
+    like: Tensor, generator: Generator | None, *, k: int, colours: Callable[[Sequence[int]], Tensor]
+) -> Tensor:
+    """Rademacher probes, in groups of k that differ by the signs of the rows of a Hadamard matrix.
+
+    The products of elements i and j cancel in the mean of a group unless their colours agree in the last log2(k) bits.
+    """
+    colour, row = colours(like.shape[1:]), torch.arange(len(like)).view(-1, 1, 1, 1) % k
+    parity = sum(((row & colour) >> bit) & 1 for bit in range(k.bit_length() - 1)) % 2
+    return shared(like, generator, k=k) * (1 - 2 * parity)
+
+
+def shared(like: Tensor, generator: Generator | None, *, k: int) -> Tensor:
+    """One Rademacher probe for every group of k."""
+    groups = like[: math.ceil(len(like) / k)]
+    return PROBES["rademacher"](groups, generator).repeat_interleave(k, dim=0)[: len(like)]
+
+
+def orthogonal(like: Tensor, generator: Generator | None, *, k: int) -> Tensor:
+    """Gaussian directions, orthogonal in groups of k, of length sqrt(D)."""
+    gaussian = PROBES["gaussian"](like, generator).view(-1, k, like[0].numel())
+    return torch.linalg.qr(gaussian.mT).Q.mT.reshape(like.shape) * math.sqrt(like[0].numel())
+
+
+def antithetic(like: Tensor, generator: Generator | None, *, k: int) -> Tensor:
+    """Every probe and its negative."""
+    assert k == 2
+    return shared(like, generator, k=2) * (1 - 2 * (torch.arange(len(like)) % 2)).view(-1, 1, 1, 1)
+
+
+IDEAS: dict[str, Callable[..., Tensor]] = {
+    "antithetic": antithetic,
+    "orthogonal": orthogonal,
+    "Hadamard, random colours": partial(hadamard, colours=random_colours),
+    "Hadamard, lattice colours": partial(hadamard, colours=lattice_colours),
+}
+PROBES.update({f"lattice {k}": partial(hadamard, k=k, colours=lattice_colours) for k in (4, 16, 64)})
+PROBES.update({"shared 64": partial(shared, k=64)})
+
+# -- one image: variance with the exact quadratic form of each probe ---------------------------------------------------
+
+
+def spread(block: ExactBlock, probes: Tensor, k: int) -> float:  # (n, C, H, W)
+    """Variance of a mean over k probes, times k: 1 product each."""
+    v = probes.flatten(1)
+    return k * float(((v @ block.log) * v).sum(1).view(-1, k).mean(1).var())
+
+
+def deflated(block: ExactBlock, generator: Generator, k: int, trials: int, m: int = 3) -> float:
+    """Hutch++ on Krylov spaces: k/2 probes span a space on which the trace is exact, k/2 are used on its complement.
+
+    The trace on the space is given for free, which favours it.
+    """
+    estimates = []
+    for _ in range(trials):
+        v = PROBES["rademacher"](block.jacobian.new_empty(k, len(block.jacobian)), generator)
+        space = KrylovSpace(lambda q: q @ block.jacobian, v[: k // 2], m)
+        while not space.complete:
+            space.extend()
+        Q = torch.linalg.qr(space.Q.flatten(0, 1).t()).Q
+        rest = v[k // 2 :] - v[k // 2 :] @ Q @ Q.t()
+        estimates.append((Q * (block.log @ Q)).sum() + ((rest @ block.log) * rest).sum() / len(rest))
+    return k * float(torch.stack(estimates).var())
+
+
+def diagonal_known(block: ExactBlock, probes: Tensor) -> float:
+    """Variance of Gaussian probes with the exact diagonal as a control variate."""
+    v = probes.flatten(1)
+    return float((((v @ block.log) - v * block.log.diagonal()) * v).sum(1).var())
+
+
+def value_scores(images: Images, trials: int) -> dict[str, float]:
+    """Variance times products of every idea, relative to independent Rademacher probes."""
+    total: dict[str, float] = {}
+    for i, block in enumerate(chain.from_iterable(images)):
+        for name, variance in _variances(block, Generator().manual_seed(i), trials).items():
+            total[name] = total.get(name, 0.0) + variance
+    baseline = total["independent Rademacher"]
+    return {name: variance / baseline for name, variance in total.items()}
+
+
+def _variances(block: ExactBlock, generator: Generator, trials: int) -> dict[str, float]:
+    def like(k: int) -> Tensor:
+        return block.jacobian.new_empty(trials * k, *block.shape)
+
+    gaussian = PROBES["gaussian"](like(16), generator)
+    variances = {
+        "independent Rademacher": spread(block, PROBES["rademacher"](like(16), generator), 1),
+        "independent Gaussian": spread(block, gaussian, 1),
+        "Gaussian, diagonal known": diagonal_known(block, gaussian),
+    }
+    for name, idea in IDEAS.items():
+        for k in (2,) if idea is antithetic else (4, 16, 64):
+            variances[f"{name}, {k} probes"] = spread(block, idea(like(k), generator, k=k), k)
+    for k in (2, 16):
+        variances[f"deflation, {k} probes"] = deflated(block, generator, k, trials // 2)
+    return variances
+
+
+# -- one image: gradients ----------------------------------------------------------------------------------------------
+
+
+class ResidualStep(Hutchinson):
+    """Krylov, whose w takes one step w + r along its residual r = v - (I + A) w, which costs no product."""
+
+    def __init__(
+        self, n_steps: int, *, n_probes: int = 1, probe: str = "rademacher", generator: Generator | None = None
+    ):
+        super().__init__(n_probes, probe, generator)
+        self.n_steps = n_steps
+
+    def _solve(self, vjp: Callable[[Tensor], Tensor], v: Tensor) -> Quadratic:
+        space = KrylovSpace(vjp, v, self.n_steps + 1)  # room for the direction that the last product leaves
+        for _ in range(self.n_steps):
+            space.extend()
+        value, w = space.solve()
+        last = space.Q[:, self.n_steps - 1]
+        residual = -(w * last).sum(1) * space.H[:, self.n_steps, self.n_steps - 1]
+        w = w + residual[:, None] * space.Q[:, self.n_steps]
+        return Quadratic(value, w, lambda lipschitz: torch.zeros_like(value), self.n_steps)
+
+
+def gradient_scores(at: Sequence[Gradient], *, batches: int = 12) -> dict[str, float]:
+    """Variance times products of the gradient with groups of probes, relative to independent ones."""
+
+    def variance(probe: str, k: int) -> float:
+        make = partial(ir.Krylov, 3, probe=probe)
+        return statistics.fmean(gradient.variance(make, copies=k, batches=batches) for gradient in at)
+
+    alone = variance("rademacher", 16)
+    return {f"Hadamard, lattice colours, {k} probes": variance(f"lattice {k}", k) / alone for k in (4, 16, 64)}
+
+
+def residual_step(at: Sequence[Gradient]) -> dict[str, dict[str, float]]:
+    """Relative bias of the gradient without and with the step along the residual."""
+
+    def bias(make: Make) -> float:
+        return statistics.fmean(gradient.moments(make, copies=16)[0] for gradient in at)
+
+    return {
+        f"Krylov {m}": {
+            "projected": bias(partial(ir.Krylov, m)),
+            "with a residual step": bias(partial(ResidualStep, m)),
+        }
+        for m in (2, 3, 5)
+    }
+
+
+# -- a batch of images -------------------------------------------------------------------------------------------------
+
+SHARING = {"independent": "rademacher", "shared": "shared 64", "Hadamard, lattice colours": "lattice 64"}
+
+
+def batch_scores(subject: Subject, batches: int, *, size: int = 64) -> dict[str, dict[str, float]]:
+    """Variance over probes, of the mean log-determinant of one batch of images and of the gradient of its log-density.
+
+    Also the variance of that gradient over batches, which is what probes add to. Gradients are relative to their mean.
+    """
+    flow, parts = subject.flow.float(), subject.x.float().split(size)[:batches]
+    samples = {
+        name: [_batch(flow, parts[0], probe, seed) for seed in range(batches)] for name, probe in SHARING.items()
+    }
+    samples["other images, independent"] = [_batch(flow, x, "rademacher", seed) for seed, x in enumerate(parts)]
+    flow.double()
+    rows = {name: [torch.stack(column) for column in zip(*of, strict=True)] for name, of in samples.items()}
+    square = rows["independent"][1].mean(0).square().sum()
+    return {
+        name: {"value": float(value.var()), "gradient": float(gradient.var(0).sum() / square)}
+        for name, (value, gradient) in rows.items()
+    }
+
+
+def _batch(flow: ir.Flow, x: Tensor, probe: str, seed: int) -> tuple[Tensor, Tensor]:  # (), (parameters,)
+    """Mean log-determinant and gradient of the mean log-density of a batch."""
+    logdet = ir.Krylov(3, probe=probe, generator=Generator().manual_seed(seed))
+    parameters = list(flow.parameters())
+    with hold_weights(flow):
+        z, total = flow.bijection.forward_and_logdet(x, logdet=logdet)
+    log_density = (flow.base.log_prob(z) + total).mean()
+    parts = torch.autograd.grad(log_density, parameters, allow_unused=True, materialize_grads=True)
+    return total.mean().detach(), torch.cat([part.flatten() for part in parts])
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def measure(subject: Subject, *, images: int, batches: int) -> dict[str, Any]:
+    """Everything about one model; batches need 64 images each."""
+    exact = [list(exact_blocks(subject.flow, x)) for x in subject.x[:images].split(1)]
+    at = gradients_at(subject, exact[:2])
+    results: dict[str, Any] = {"dims": subject.x[0].numel(), "images": images}
+    results["value"] = value_scores(exact, 256)
+    results["gradient"] = gradient_scores(at)
+    results["residual step"] = residual_step(at)
+    results["batch"] = batch_scores(subject, batches) if batches else {}
+    print(f"{subject.name}: done", flush=True)
+    return results
+
+
+def probe_table(results: dict[str, dict[str, Any]]) -> str:
+    """Scores of the ideas, of the value and where measured of the gradient."""
+    header = ["probes", *(f"{model}: {of}" for model in results for of in ("value", "gradient"))]
+    names = next(iter(results.values()))["value"]
+    cells = {
+        name: [number(r[of][name]) if name in r[of] else "" for r in results.values() for of in ("value", "gradient")]
+        for name in names
+    }
+    return table(header, ([name, *row] for name, row in cells.items()))
+
+
+def residual_table(results: dict[str, dict[str, Any]]) -> str:
+    """Bias of the gradient with and without the step."""
+    first = next(iter(results.values()))["residual step"]
+    header = ["estimator", *(f"{model}: {kind}" for model in results for kind in next(iter(first.values())))]
+    return table(
+        header,
+        ([name, *(number(b) for r in results.values() for b in r["residual step"][name].values())] for name in first),
+    )
+
+
+def batch_table(results: dict[str, dict[str, Any]]) -> str:
+    """Variances over a batch."""
+    measured = {model: r["batch"] for model, r in results.items() if r["batch"]}
+    header = ["probes of the batch", *(f"{model}: {of}" for model in measured for of in ("value", "gradient"))]
+    names = next(iter(measured.values()))
+    return table(
+        header,
+        ([name, *(number(b[name][of]) for b in measured.values() for of in ("value", "gradient"))] for name in names),
+    )
+
+
+TABLES = {"probes": probe_table, "batch": batch_table, "residual": residual_table}
+
+
+def main() -> None:
+    options = arguments(__doc__, images=2)
+    results = {}
+    for run in options.runs:
+        subject = from_run(run, options.data_dir, 64 * 24)
+        results[subject.name] = measure(subject, images=options.images, batches=24)
+    results["contracting"] = measure(contracting(16), images=16, batches=0)
+    save("variance-reduction", results)
+    insert_all(TABLES, results)
+
+
+if __name__ == "__main__":
+    main()

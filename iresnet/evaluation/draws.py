@@ -1,0 +1,90 @@
+"""Log-densities of dequantised data: noise and probes drawn from one seed, and what several draws are worth."""
+
+__all__ = ["Draws", "check_draws", "finite", "importance_weighted", "noisy", "shuffled"]
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from iresnet.data import Split, dequantise
+from iresnet.data.order import permutation
+from iresnet.errors import DataError, IResNetError
+from iresnet.flows import Flow
+
+
+class Draws:
+    """Log-densities under noise and probes that follow from one seed.
+
+    All noise draws of an example meet the same probes, of torch's global generator, which is left changed. What errors
+    of the log-determinants they share cancels in importance weights.
+
+    Args:
+        flow: the density.
+        levels: values that an integer component takes, none for continuous data.
+        n_draws: K, noise draws for each example.
+        seed: of noise and probes.
+
+    Raises:
+        DataError: several draws of continuous data, which have no noise.
+        IResNetError: fewer than one draw; at use, a log-density that is not finite.
+    """
+
+    def __init__(self, flow: Flow, levels: int | None, n_draws: int, seed: int):
+        check_draws(n_draws, levels)
+        parameter = next(flow.parameters(), torch.zeros(()))
+        self.flow, self.levels, self.n_draws = flow, levels, n_draws
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.noise = Generator(self.device).manual_seed(seed)
+        self.probes = Generator().manual_seed(seed)
+
+    def repeat(self, x: Tensor, n_noise: int, n_probes: int) -> Tensor:  # (N, *E) -> (R, K, L, N)
+        """Evaluate R sets of K noise draws, each set with its own L probes."""
+        return torch.stack([self.log_probs(x, n_probes) for _ in range(n_noise)])
+
+    def log_probs(self, x: Tensor, n_probes: int = 1) -> Tensor:  # (N, *E) -> (K, L, N)
+        """Evaluate K noise draws, all with the same L probes."""
+        seeds = torch.randint(2**31, (n_probes,), generator=self.probes).tolist()
+        draws = (noisy(x, self.levels, self.noise, self.dtype) for _ in range(self.n_draws))
+        return torch.stack([torch.stack([self._log_prob(y, seed) for seed in seeds]) for y in draws])
+
+    def _log_prob(self, y: Tensor, seed: int) -> Tensor:  # (N, *E) -> (N,)
+        torch.manual_seed(seed)
+        return finite(self.flow.log_prob(y).double().cpu())
+
+
+def importance_weighted(log_probs: Tensor, dim: int = 0) -> Tensor:  # (K, *) -> (*)
+    r"""Negative log-likelihood from K noise draws: :math:`-\log \frac{1}{K} \sum_k p(x + u_k)`."""
+    return math.log(log_probs.shape[dim]) - log_probs.logsumexp(dim)
+
+
+def noisy(x: Tensor, levels: int | None, generator: Generator, dtype: torch.dtype) -> Tensor:  # (N, *E)
+    """Data as a model sees them, with noise that does not depend on the precision of the model."""
+    return x.to(dtype) if levels is None else dequantise(x, levels=levels, generator=generator).to(dtype)
+
+
+def shuffled(split: Split, seed: int) -> Tensor:  # (N, *E)
+    """The examples of a split in a random order, so that the first ones are a fair sample of them."""
+    return split.x[torch.from_numpy(permutation(len(split), seed)).to(split.x.device)]
+
+
+def finite(values: Tensor) -> Tensor:  # (N,)
+    """Refuse likelihoods that are no numbers: their mean is none, and nothing is left out of it."""
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise IResNetError(
+            f"the likelihood of {bad} of {len(values)} examples is not finite: the model diverged or its weights are "
+            "damaged; train with a smaller learning rate, or check that the data are what it was trained on"
+        )
+    return values
+
+
+def check_draws(n_draws: int, levels: int | None) -> None:
+    """Refuse numbers of noise draws that make no sense."""
+    if n_draws < 1:
+        raise IResNetError(f"dequantise_samples must be at least 1, got {n_draws}")
+    if n_draws > 1 and levels is None:
+        raise DataError(
+            f"continuous data are evaluated as they are, without noise to draw: dequantise_samples must be 1, got "
+            f"{n_draws}"
+        )
