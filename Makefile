@@ -7,11 +7,12 @@ DEMO := runs/demo
 # Models of this size are fastest with one thread a process.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint types wheel-check install clean
+.PHONY: help demo test mutation-test lint types wheel-check install clean
 
 help:
 	@echo "make demo   install, train a density of digits, evaluate, sample, invert and certify it (3 minutes)"
 	@echo "make test   install and run the tests"
+	@echo "make mutation-test   break each estimator, bound and solver in turn: the tests must notice (half an hour)"
 	@echo "make lint types wheel-check   the other checks"
 
 install: $(INSTALLED)
@@ -31,6 +32,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
+
+mutation-test: $(INSTALLED)
+	$(BIN)/python benchmarks/mutations.py --jobs 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

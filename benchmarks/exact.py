@@ -14,6 +14,7 @@ import iresnet as ir
 from iresnet.jacobian import Linearization
 from iresnet.lipschitz import hold_weights
 from iresnet.logdet import Hutchinson, Quadratic
+from iresnet.operators import to_events, to_vectors
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class ExactBlock:
 
     Attributes:
         shape: event shape of its input, D numbers.
-        jacobian: J, (D, D).
+        jacobian: J, (D, D), of vectors in the order of :func:`iresnet.operators.to_vectors`.
         eigenvalues: of J, (D,), complex.
         log: log(I + J), (D, D).
         inverse: (I + J)^-1, (D, D).
@@ -40,8 +41,9 @@ class ExactBlock:
         """Take the matrices from the linearisation of the block, and check them."""
         with hold_weights(block.g):
             linearization = ir.linearize(block.g, x)
-            columns = torch.vmap(linearization.jvp, chunk_size=512)(torch.eye(x[0].numel()).to(x).view(-1, *x.shape))
-        J = columns.flatten(1).t().contiguous()
+            basis = to_events(torch.eye(x[0].numel()).to(x), x.shape)[:, None]
+            columns = torch.vmap(linearization.jvp, chunk_size=512)(basis)
+        J = to_vectors(columns[:, 0]).t().contiguous()
         identity = torch.eye(len(J)).to(J)
         eigenvalues, vectors = torch.linalg.eig(J)
 
@@ -62,7 +64,7 @@ class ExactBlock:
         """The block at n copies of the image, which n probes then measure at once."""
 
         def product(matrix: Tensor, v: Tensor) -> Tensor:
-            return (v.flatten(1) @ matrix).view_as(v)
+            return to_events(to_vectors(v) @ matrix, v.shape)
 
         value = self.jacobian.new_zeros(n, *self.shape)
         return Linearization(value, jvp=partial(product, self.jacobian.t()), vjp=partial(product, self.jacobian))

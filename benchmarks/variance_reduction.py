@@ -22,6 +22,7 @@ import iresnet as ir
 from iresnet.krylov import KrylovSpace
 from iresnet.lipschitz import hold_weights
 from iresnet.logdet import PROBES, Hutchinson, Quadratic
+from iresnet.operators import to_vectors
 
 # -- probes ----------------------------------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ PROBES.update({"shared 64": partial(shared, k=64)})
 
 def spread(block: ExactBlock, probes: Tensor, k: int) -> float:  # (n, C, H, W)
     """Variance of a mean over k probes, times k: 1 product each."""
-    v = probes.flatten(1)
+    v = to_vectors(probes)
     return k * float(((v @ block.log) * v).sum(1).view(-1, k).mean(1).var())
 
 
@@ -110,7 +111,7 @@ def deflated(block: ExactBlock, generator: Generator, k: int, trials: int, m: in
 
 def diagonal_known(block: ExactBlock, probes: Tensor) -> float:
     """Variance of Gaussian probes with the exact diagonal as a control variate."""
-    v = probes.flatten(1)
+    v = to_vectors(probes)
     return float((((v @ block.log) - v * block.log.diagonal()) * v).sum(1).var())
 
 

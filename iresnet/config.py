@@ -67,10 +67,11 @@ class TaskConfig:
 class OptimConfig:
     """How the loss is minimised."""
 
-    name: str = _option("adamax", "adam, adamw, adamax or sgd")
+    name: str = _option("adamax", "muon, adam, adamw, adamax or sgd")
     lr: float = _option(1e-3, "learning rate after warm-up")
+    adam_lr: float = _option(0.1, "muon: learning rate of what is no Lipschitz weight, by Adam")
     weight_decay: float = _option(0.0, "weight decay")
-    momentum: float = _option(0.9, "momentum of sgd")
+    momentum: float = _option(0.9, "momentum of sgd and muon")
     warmup_epochs: float = _option(0.0, "epochs of linear warm-up from 0")
     schedule: str = _option("constant", "constant, cosine, linear or step, after warm-up")
     decay_from: float = _option(0.5, "linear: fraction of the run after which the rate falls to 0")

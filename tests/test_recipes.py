@@ -27,11 +27,13 @@ def small(recipe):
     return config
 
 
-def dataset_of(name, n=4):
-    """The data set, or random images of its shape where it has to be got first."""
+def dataset_of(config, n=4):
+    """The data set of a recipe, or random images of its shape where it has to be got first."""
+    name, side = config.data.name, config.data.pad_to
     if name not in SHAPES:
         return load(name)
-    split = Split(torch.randint(0, 256, (n, *SHAPES[name]), dtype=torch.uint8), torch.arange(n) % 10)
+    shape = (SHAPES[name][0], side, side) if side else SHAPES[name]
+    split = Split(torch.randint(0, 256, (n, *shape), dtype=torch.uint8), torch.arange(n) % 10)
     return Dataset(name, split, split, split, 256, tuple("0123456789"), "random")
 
 
@@ -39,7 +41,7 @@ def dataset_of(name, n=4):
 def test_every_recipe_takes_a_training_step(recipe):
     config = small(recipe)
     check_settings(config)
-    dataset = dataset_of(config.data.name)
+    dataset = dataset_of(config)
     task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).train()
     optimiser = make_optimiser(task.model, config.optim)
     x, y = next(Batches(dataset.train, 4).epoch())

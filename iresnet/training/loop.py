@@ -28,7 +28,7 @@ from iresnet.training.checkpoints import (
     set_random_state,
     write_checkpoint,
 )
-from iresnet.training.optim import learning_rate, make_optimiser
+from iresnet.training.optim import learning_rate, make_optimiser, set_learning_rate
 from iresnet.training.settings import PRECISIONS, check_same, check_settings
 from iresnet.training.task import Task, make_task
 from iresnet.zoo import Model
@@ -145,12 +145,10 @@ class _Trainer:
                 return
 
     def _one_step(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-        epoch = (self.step + 0.5) / len(
-            self.batches
-        )  # the middle of the step: neither its first nor its last rate is 0
+        # The middle of the step: neither its first nor its last rate is 0.
+        epoch = (self.step + 0.5) / len(self.batches)
         rate = learning_rate(self.config.optim, epoch, self.config.train.epochs)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimiser, rate)
         loss, metrics = self.task(x, y)
         self.optimiser.zero_grad()
         self.accelerator.backward(loss)

@@ -1,6 +1,6 @@
 """Optimisers and learning-rate schedules, by name."""
 
-__all__ = ["OPTIMISERS", "SCHEDULES", "learning_rate", "make_optimiser"]
+__all__ = ["OPTIMISERS", "SCHEDULES", "learning_rate", "make_optimiser", "set_learning_rate"]
 
 import math
 from collections.abc import Callable
@@ -10,13 +10,18 @@ from torch import nn
 
 from iresnet.config import OptimConfig
 from iresnet.errors import RecipeError, UnknownNameError
+from iresnet.training.muon import Muon
 
-OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamax": torch.optim.Adamax,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
+OPTIMISERS: dict[str, Callable[[nn.Module, OptimConfig], torch.optim.Optimizer]] = {
+    "adam": lambda model, c: torch.optim.Adam(model.parameters(), lr=c.lr, weight_decay=c.weight_decay),
+    "adamax": lambda model, c: torch.optim.Adamax(model.parameters(), lr=c.lr, weight_decay=c.weight_decay),
+    "adamw": lambda model, c: torch.optim.AdamW(model.parameters(), lr=c.lr, weight_decay=c.weight_decay),
+    "muon": lambda model, c: Muon(model, lr=c.lr, adam_lr=c.adam_lr, momentum=c.momentum, weight_decay=c.weight_decay),
+    "sgd": lambda model, c: torch.optim.SGD(
+        model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay
+    ),
 }
+"""Optimisers of a model, by name."""
 
 
 def make_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -34,10 +39,21 @@ def make_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         raise UnknownNameError("optimiser", config.name, OPTIMISERS)
     if config.schedule not in SCHEDULES:
         raise UnknownNameError("schedule", config.schedule, SCHEDULES)
-    if not config.lr > 0 or config.weight_decay < 0:
-        raise RecipeError(f"lr must be positive and weight_decay not negative, got {config.lr}, {config.weight_decay}")
-    extra = {"momentum": config.momentum} if config.name == "sgd" else {}
-    return OPTIMISERS[config.name](model.parameters(), lr=config.lr, weight_decay=config.weight_decay, **extra)
+    if not min(config.lr, config.adam_lr) > 0 or config.weight_decay < 0:
+        raise RecipeError(
+            f"lr and adam_lr must be positive and weight_decay not negative, got {config.lr}, {config.adam_lr} and "
+            f"{config.weight_decay}"
+        )
+    optimiser = OPTIMISERS[config.name](model, config)
+    for group in optimiser.param_groups:
+        group["lr_ratio"] = group["lr"] / config.lr
+    return optimiser
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of an optimiser from :func:`make_optimiser`; groups with a rate of their own keep its ratio."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["lr_ratio"]
 
 
 def _constant(config: OptimConfig, epoch: float, epochs: int) -> float:  # noqa: ARG001

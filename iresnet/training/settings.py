@@ -40,6 +40,7 @@ def check_settings(config: Config) -> None:
         ("task.nll-weight", task.nll_weight, 0),
         ("task.ce-weight", task.ce_weight, 0),
         ("optim.lr", optim.lr, 0),
+        ("optim.adam-lr", optim.adam_lr, 0),
         ("optim.weight-decay", optim.weight_decay, 0),
         ("optim.momentum", optim.momentum, 0),
         ("optim.warmup-epochs", optim.warmup_epochs, 0),

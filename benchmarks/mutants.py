@@ -1,0 +1,146 @@
+"""The mutants: for a file and the laws that hold it, by name the text that is there and the one that breaks it."""
+
+__all__ = ["MUTANTS"]
+
+MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
+    ("logdet.py", "test_logdet.py"): {
+        "surrogate of the wrong sign": ("probe.value + surrogate - surrogate", "probe.value - surrogate + surrogate"),
+        "surrogate left in the value": (
+            "return probe.value + surrogate - surrogate.detach()",
+            "return probe.value + surrogate",
+        ),
+        "no gradient at all": (
+            "return probe.value + surrogate - surrogate.detach()",
+            "return probe.value + 0 * surrogate",
+        ),
+        "sum over probes": ("for v, probe in probes]).mean(0)", "for v, probe in probes]).sum(0)"),
+        "error of one probe": ("spread / math.sqrt(self.n_probes)", "spread"),
+        "log det of J": (
+            "torch.linalg.slogdet(torch.eye(dense.shape[-1], dtype=dense.dtype, device=dense.device) + dense)",
+            "torch.linalg.slogdet(dense)",
+        ),
+        "probes of variance 4": (".mul_(2).sub_(1)", ".mul_(4).sub_(2)"),
+        "probes of one sign": ("bernoulli_(0.5,", "bernoulli_(1.0,"),
+        "w forgotten": ("(probe.w * to_vectors", "(to_vectors(v) * to_vectors"),
+    },
+    ("krylov.py", "test_logdet.py"): {
+        "quadrature without the end of its substitution": ("1 - u.square(), u * torch", "1 - u.square(), torch"),
+        "not orthogonalised": (
+            "h, r = _project_out(basis, r)\n        correction",
+            "h, _ = _project_out(basis, r)\n        correction",
+        ),
+        "the inverse at t = 1/2": ("torch.cat([_NODES, torch.ones(1)])", "torch.cat([_NODES, 0.5 * torch.ones(1)])"),
+        "length not squared": ("self.length.square() * (self.H", "self.length * (self.H"),
+        "closed spaces not noticed": (
+            "closed = left <= 10 * torch.finfo(r.dtype).eps * size",
+            "closed = left < -size",
+        ),
+        "no bias reported": (
+            "return (self._small(self.steps)[0] - before).abs()",
+            "return torch.zeros_like(self.length)",
+        ),
+        "tolerance of the mean": ("float(space.last_change().max())", "float(space.last_change().min())"),
+    },
+    ("series.py", "test_logdet.py"): {
+        "wrong sign": ("term = -vjp(term)", "term = vjp(term)"),
+        "a term too few": ("[1.0] * self.n_terms)", "[1.0] * (self.n_terms - 1))"),
+        "not divided by k": ("weight * (term * v).sum(1) / k", "weight * (term * v).sum(1)"),
+        "gradient without its first term": ("w = w + weight * term  #", "w = w + (k > 1) * weight * term  #"),
+        "tail without its logarithm": ("(-math.log1p(-lipschitz) - kept)", "kept"),
+        "roulette without weights": ("[1 / chance for chance in survival]", "[1.0 for chance in survival]"),
+        "geometric survival off by one": ("return (1 - p) ** k\n", "return (1 - p) ** (k + 1)\n"),
+        "Poisson survival off by one": ("for j in range(k))", "for j in range(k + 1))"),
+    },
+    ("jacobian.py", "test_jacobian.py"): {
+        "slope of ELU": ("y.clamp(max=0) + 1 if", "y.clamp(max=0) + 0.9 if"),
+        "slope of ReLU everywhere": ("(x > 0).to(x.dtype)", "torch.ones_like(x)"),
+        "not transposed": ("lambda w: F.linear(w, weight.t())", "lambda w: F.linear(w, weight)"),
+        "layers in the wrong order backwards": ("for part in reversed(parts):", "for part in parts:"),
+        "bias in the product": ("jvp=lambda v: F.conv2d(v, weight,", "jvp=lambda v: F.conv2d(v, weight, g.bias,"),
+        "slope of tanh": ("1 - y.square()", "1 - y"),
+        "rules for subclasses": ('getattr(type(g), "forward", None)', 'getattr(type(g).__mro__[1], "forward", None)'),
+    },
+    ("lipschitz.py", "test_jacobian.py test_lipschitz.py"): {
+        "weights of a concatenation swapped": ("b * inner.jvp(v)], 1)", "a * inner.jvp(v)], 1)"),
+        "one part of the transpose": ("a * w[:, : x.shape[1]] + b *", "b *"),
+        "held weights not let go": ("normalisation.held = None\n", "pass\n"),
+        "another image size accepted": ("if x.shape[-2:] != self.image_size:", "if False:"),
+    },
+    ("operators.py", "test_lipschitz.py test_normalisation.py"): {
+        "padding off by one": ("return (kernel[0] - 1) // 2,", "return kernel[0] // 2,"),
+        "torus too small": ("image_size[0] + kh - 1, image_size[1]", "image_size[0], image_size[1]"),
+        "rows for columns": ("taps.sum(0 if norm == 1 else 1)", "taps.sum(1 if norm == 1 else 0)"),
+    },
+    ("normalisation.py", "test_normalisation.py test_lipschitz.py"): {
+        "weights scaled up": (
+            "torch.clamp(self.sigma(weight) / self.coeff, min=1.0)",
+            "self.sigma(weight) / self.coeff",
+        ),
+        "coefficient forgotten": ("torch.clamp(self.sigma(weight) / self.coeff,", "torch.clamp(self.sigma(weight),"),
+        "not transposed": ("u = apply_transpose(weight, apply(weight, self.u))", "u = self.u"),
+        "Gram bound of the mean": ("rounding * self._bound(matrices).max()", "rounding * self._bound(matrices).mean()"),
+        "Gram root off by one": ("/ 2**self.n_steps)", "/ 2 ** (self.n_steps + 1))"),
+        "scale of the Gram iteration lost": ("log_scale = 2 * (log_scale + size.log())", "log_scale = 2 * log_scale"),
+    },
+    ("bounds.py", "test_lipschitz.py test_certificates.py"): {
+        "smallest singular value": ("[..., -1].max()", "[..., 0].max()"),
+        "no square root": ("return math.sqrt(max(float(largest), 0.0))", "return max(float(largest), 0.0)"),
+        "sum for the product": (
+            "math.prod(upper_bound(layer, norm) for layer in g)",
+            "max(upper_bound(layer, norm) for layer in g)",
+        ),
+        "patches not repeated": ("math.sqrt(math.prod(g.kernel_size)) *", ""),
+        "unknown layers pass": ("if rule is None:\n        return math.inf", "if rule is None:\n        return 1.0"),
+        "alpha of ELU ignored": ("max(1.0, abs(g.alpha))", "1.0"),
+        "b of a concatenation ignored": ("[a, b * upper_bound(g.f, norm)]", "[a, 0.0]"),
+        "a found ratio that was not": ("largest = max(largest, float(_size(image, norm).max()))", "largest = 1.0"),
+    },
+    ("certificates.py", "test_certificates.py"): {
+        "one is certified": ("all(block.upper < 1 for", "all(block.upper <= 1 for"),
+        "any block is enough": ("bool(self.blocks) and all(", "bool(self.blocks) and any("),
+        "lower instead of upper": ("all(block.upper < 1 for", "all(block.lower < 1 for"),
+        "scaled by the whole factor in each layer": ("(target / bound) ** (1 / len(layers))", "target / bound"),
+        "contracted blocks stretch": ("return max(0.0, 1 - upper[bijection]), 1", "return 1.0, 1"),
+        "a step too few": ("return math.ceil(math.log(tolerance)", "return -1 + math.ceil(math.log(tolerance)"),
+        "norms not converged": ("layer.normalisation.converge(layer.unnormalised_weight)", "pass"),
+    },
+    ("bijections/memory.py", "test_memory.py"): {
+        "sample 0's weight for all": ("if bool((upstream == upstream[:1]).all()):", "if True:"),
+        "sample 0's weight for x": ("of_x = upstream.view(-1,", "of_x = upstream[:1].view(-1,"),
+        "weights of now in backward": ("with replace_weights(g, weights):\n            return run(x)", "return run(x)"),
+        "weights not scaled": ("upstream[:1].sum() * grad", "grad"),
+    },
+    ("bijections/residual.py", "test_bijections.py"): {
+        "wrong sign of the implicit gradient": (
+            "return (unit - vjp(whole))[active]",
+            "return (unit + vjp(whole))[active]",
+        ),
+        "no implicit gradient": ("x.register_hook(", "(lambda hook: None)("),
+        "size of the upstream lost": ("return solution.value * size", "return solution.value"),
+    },
+    ("bijections/actnorm.py", "test_bijections.py"): {
+        "pixels not counted": ("self.log_scale.sum() * x[0, 0].numel()", "self.log_scale.sum()"),
+    },
+    ("bijections/elementwise.py", "test_bijections.py"): {
+        "wrong sign of the scale": ("-self.std.log().expand", "self.std.log().expand"),
+        "slope of the logit": ("F.softplus(z) + F.softplus(-z) +", "F.softplus(z) - F.softplus(-z) +"),
+    },
+    ("solvers.py", "test_solvers.py"): {
+        "error bound without its denominator": ("lipschitz / (1 - lipschitz) if", "lipschitz if"),
+        "everything has converged": ("converged[active] = done", "converged[active] = True"),
+        "converged samples stay": ("keep = finite & ~done", "keep = finite"),
+        "NaN stays": ("finite = torch.isfinite(largest)", "finite = torch.ones_like(largest, dtype=torch.bool)"),
+        "bad steps kept": ("grew = size > self.last_size\n", "grew = size > 2 * self.last_size + 1e9\n"),
+        "Anderson of the wrong sign": ("(self.last_f - torch.einsum", "(self.last_f + torch.einsum"),
+        "Newton of the wrong sign": ("newton = x + space", "newton = x - space"),
+        "steps not counted": ("steps[active] += 1", "steps[active] += 0"),
+        "products not counted": ("evaluations[active] += stepper.products", "evaluations[active] += 0"),
+    },
+    ("flows.py", "test_flows.py"): {
+        "log-determinant subtracted": ("self.base.log_prob(z) + total", "self.base.log_prob(z) - total"),
+        "nats for bits": ("(x[0].numel() * math.log(2))", "x[0].numel()"),
+    },
+    ("evaluation/likelihood.py", "test_evaluation.py test_uncertainty.py"): {
+        "a narrower interval": ("1.96 * float(values.std())", "1.6 * float(values.std())"),
+    },
+}
