@@ -13,6 +13,10 @@ from torch import Tensor
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, linearize
 from iresnet.krylov import KrylovSpace
+from iresnet.operators import to_events, to_vectors
+
+Jacobian = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
+"""From x, (n, D), and the indices of its samples to the products v -> J v."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,14 @@ class Solution:
 
 
 class Solver(ABC):
-    """Finds x = f(x) for maps f that contract.
+    r"""Finds x = f(x) for maps f that contract.
 
     A sample has converged when one application of f changes none of its elements by more than ``atol``, or than the
-    rounding of f itself: ``rtol`` times its largest element. Samples that have converged, or are not finite any more,
-    leave the batch, so hard samples do not make easy ones pay, nor spoil them.
+    rounding of f itself: ``rtol`` times its largest element. It diverges when it is not finite, or when plain steps
+    :math:`x \to f(x)` have made its Euclidean residual grow by more than :math:`10 \sqrt D` in all since it was last
+    halved: no contraction lets it grow at all, and plain iteration of one in another p-norm lets it grow by at most
+    :math:`\sqrt D`. Samples that have converged or diverge leave the batch, so hard samples do not make easy ones pay,
+    nor spoil them.
 
     Args:
         atol: tolerance on the largest change of an element in one step.
@@ -71,7 +78,7 @@ class Solver(ABC):
         self.max_steps = max_steps
 
     @abstractmethod
-    def _start(self, x: Tensor, linearized: Callable[[Tensor, Tensor], Linearization]) -> "_Stepper":
+    def _start(self, x: Tensor, jacobian: Jacobian) -> "_Stepper":
         """Return the memory of a solve that starts at x, (N, D)."""
 
     @torch.no_grad()
@@ -95,56 +102,112 @@ class Solver(ABC):
         Returns:
             The solution of every sample and its report.
         """
-        n = len(x)
-        value = x.clone()
+        n, shape = len(x), x.shape
+        value = to_vectors(x).clone()
         residual = x.new_full((n,), math.inf)
         distance = x.new_full((n,), math.inf)
         converged = torch.zeros(n, dtype=torch.bool, device=x.device)
         steps = torch.zeros(n, dtype=torch.long, device=x.device)
         active = torch.arange(n, device=x.device)
         evaluations = torch.zeros_like(steps)
-        stepper = self._start(x.flatten(1), linearized or (lambda x, active: linearize(lambda x: f(x, active), x)))
+
+        def jacobian(v: Tensor, active: Tensor) -> Linearization:
+            x = to_events(v, shape)
+            return linearized(x, active) if linearized else linearize(lambda x: f(x, active), x)
+
+        stepper = self._start(value, lambda v, active: _on_vectors(jacobian(v, active), shape))
         rtol = 4 * torch.finfo(x.dtype).eps if self.rtol is None else self.rtol
+        v = value.clone()
         for _ in range(self.max_steps if n else 0):
-            fx = f(x, active)
-            change = (fx - x).flatten(1)
+            fv = to_vectors(f(to_events(v, shape), active))
+            change = fv - v
             largest = change.abs().amax(1)
-            value[active], residual[active], distance[active] = fx, largest, change.norm(dim=1)
+            value[active], residual[active], distance[active] = fv, largest, change.norm(dim=1)
             steps[active] += 1
             evaluations[active] += 1
             finite = torch.isfinite(largest)  # else inf <= atol + rtol * inf would pass for convergence
-            done = finite & (largest <= self.atol + rtol * fx.flatten(1).abs().amax(1))
+            done = finite & (largest <= self.atol + rtol * fv.abs().amax(1))
             converged[active] = done
-            keep = finite & ~done
+            keep = finite & ~done & ~stepper.observe(v, change, distance[active])
             active = active[keep]
             if len(active) == 0:
                 break
-            x = stepper.step(x[keep], fx[keep], keep, active)
+            stepper.drop(keep)
+            v = stepper.propose(active)
             evaluations[active] += stepper.products
         factor = lipschitz / (1 - lipschitz) if lipschitz < 1 else math.inf
         bound = torch.where(distance == 0, 0.0, factor * distance)
-        return Solution(value, converged, residual, steps, evaluations, bound)
+        return Solution(to_events(value, shape), converged, residual, steps, evaluations, bound)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(atol={self.atol}, max_steps={self.max_steps})"
 
 
-class _Stepper(ABC):
-    """Proposes the next x of the samples that stay."""
+def _on_vectors(jacobian: Linearization, shape: torch.Size) -> Callable[[Tensor], Tensor]:
+    """The map v -> J v of vectors, (n, D) -> (n, D)."""
+    return lambda v: to_vectors(jacobian.jvp(to_events(v, shape)))
+
+
+class _Stepper:
+    """Proposes the next x of each sample: an accelerated step, or a plain one where those do not pay.
+
+    An accelerated step stays when it halves the residual, or reduces it by as much as a plain step was seen to do on
+    this sample; else it is taken back, and a plain step from the last x that stayed follows. So with a Lipschitz
+    constant L, two evaluations reduce the residual at least by max(L, 1/2).
+    """
 
     products = 0
     """Jacobian products spent on each sample in a step."""
 
-    @abstractmethod
-    def step(self, x: Tensor, fx: Tensor, keep: Tensor, active: Tensor) -> Tensor:
-        r"""Return the next x of the samples that stay.
+    def __init__(self, x: Tensor):  # (N, D)
+        n, d = x.shape
+        self.x = x  # the last that stayed
+        self.r = x.new_zeros(n, d)  # f(x) - x
+        self.size = x.new_full((n,), math.inf)  # |r|
+        self.lowest = self.size  # when it was last halved
+        self.growth = x.new_ones(n)  # by plain steps since then
+        self.growth_allowed = 10 * math.sqrt(d)
+        self.rate = x.new_full((n,), 0.5)
+        self.plain = torch.ones(n, dtype=torch.bool, device=x.device)  # whether x came, or comes, by a plain step
 
-        Args:
-            x: of the samples that stay, (n, \*E).
-            fx: f(x).
-            keep: which of the samples of the last step stay.
-            active: their indices, (n,).
-        """
+    def observe(self, x: Tensor, r: Tensor, size: Tensor) -> Tensor:  # (n, D), (n, D), (n,) -> (n,)
+        """Take note of r = f(x) - x, whose norm is size; return which samples diverge."""
+        ratio = size / self.size  # zero at the first step
+        self.rate = torch.where(self.plain, torch.maximum(self.rate, ratio.clamp(max=1.0)), self.rate)
+        self.growth = torch.where(self.plain, self.growth * ratio.clamp(min=1.0), self.growth)
+        halved = size <= 0.5 * self.lowest
+        self.growth = torch.where(halved, 1.0, self.growth)
+        self.lowest = torch.where(halved, size, self.lowest)
+        self.learn(x, r)
+        back = ~self.plain & ~(ratio <= self.rate)
+        self.x = torch.where(back[:, None], self.x, x)
+        self.r = torch.where(back[:, None], self.r, r)
+        self.size = torch.where(back, self.size, size)
+        self.plain = back
+        return self.growth > self.growth_allowed
+
+    def learn(self, x: Tensor, r: Tensor) -> None:
+        """Remember what the last step showed, which holds also where it is taken back."""
+
+    def drop(self, keep: Tensor) -> None:
+        """Forget all samples but those to keep."""
+        if not bool(keep.all()):
+            for name, value in vars(self).items():
+                if isinstance(value, Tensor):
+                    setattr(self, name, value[keep])
+
+    def propose(self, active: Tensor) -> Tensor:
+        """The next x, (n, D), of the samples with these indices, (n,)."""
+        plain = self.x + self.r
+        accelerated = None if bool(self.plain.all()) else self.accelerate(active)
+        if accelerated is None:
+            self.plain = torch.ones_like(self.plain)
+            return plain
+        return torch.where(self.plain[:, None], plain, accelerated)
+
+    def accelerate(self, active: Tensor) -> Tensor | None:  # noqa: ARG002
+        """The next x by acceleration, (n, D), or None where there is none (yet)."""
+        return None
 
 
 class FixedPointIteration(Solver):
@@ -161,13 +224,8 @@ class FixedPointIteration(Solver):
         True
     """
 
-    def _start(self, x: Tensor, linearized: Callable) -> _Stepper:  # noqa: ARG002
-        return _PlainStepper()
-
-
-class _PlainStepper(_Stepper):
-    def step(self, x: Tensor, fx: Tensor, keep: Tensor, active: Tensor) -> Tensor:  # noqa: ARG002
-        return fx
+    def _start(self, x: Tensor, jacobian: Jacobian) -> _Stepper:  # noqa: ARG002
+        return _Stepper(x)
 
 
 class Anderson(Solver):
@@ -175,9 +233,10 @@ class Anderson(Solver):
 
     .. math:: x_{k+1} = f(x_k) - \sum_i \gamma_i \Delta f_i, \quad \gamma = \arg\min |r_k - \sum_i \gamma_i \Delta r_i|,
 
-    with :math:`r = f(x) - x` and differences between successive steps. A step that does not reduce a sample's residual
-    is taken back and replaced by a plain one, which does: so the residual never grows. Where the
-    Jacobian is close to a rotation it gains little; :class:`NewtonKrylov` does better there.
+    with :math:`r = f(x) - x` and differences between successive steps. A step that neither halves a sample's residual
+    nor reduces it as much as a plain step was seen to do is taken back and replaced by a plain one. So it converges for
+    every contraction, in at most twice the evaluations that L or 1/2 a step would take. Where the Jacobian is close to
+    a rotation of many dimensions it gains little; :class:`NewtonKrylov` with as many steps as dimensions does better.
 
     Args:
         atol: see :class:`Solver`.
@@ -200,54 +259,38 @@ class Anderson(Solver):
             raise IResNetError(f"window must be at least 1, got {window}")
         self.window = window
 
-    def _start(self, x: Tensor, linearized: Callable) -> _Stepper:  # noqa: ARG002
+    def _start(self, x: Tensor, jacobian: Jacobian) -> _Stepper:  # noqa: ARG002
         return _AndersonStepper(x, self.window)
 
 
 class _AndersonStepper(_Stepper):
     def __init__(self, x: Tensor, window: int):
-        n, d = x.shape
+        super().__init__(x)
         self.window = window
-        self.dr = x.new_zeros(n, window, d)  # differences of residuals; unused slots are zero
-        self.df = x.new_zeros(n, window, d)
-        self.last_r = x.new_zeros(n, d)
-        self.last_f = x.new_zeros(n, d)
-        self.last_size = x.new_full((n,), math.inf)
+        self.dr = x.new_zeros(len(x), window, x.shape[1])  # differences of residuals, of norm 1; unused slots are zero
+        self.df = torch.zeros_like(self.dr)  # of f, divided by the same numbers
         self.count = 0
 
-    def step(self, x: Tensor, fx: Tensor, keep: Tensor, active: Tensor) -> Tensor:  # noqa: ARG002
-        self._drop(keep)
-        shape, fx = x.shape, fx.flatten(1)
-        r = fx - x.flatten(1)
-        size = r.norm(dim=1)
-        grew = size > self.last_size
+    def learn(self, x: Tensor, r: Tensor) -> None:
         if self.count:
             slot = (self.count - 1) % self.window
-            self.dr[:, slot] = r - self.last_r
-            self.df[:, slot] = fx - self.last_f
-            self.dr[grew] = 0.0
-            self.df[grew] = 0.0
-        # A step that made it worse is taken back: from the last f, whose residual is at most L times the last one.
-        self.last_r = torch.where(grew[:, None], self.last_r, r)
-        self.last_f = torch.where(grew[:, None], self.last_f, fx)
-        self.last_size = torch.where(grew, self.last_size, size)
+            dr, df = r - self.r, x + r - self.x - self.r
+            scale = dr.norm(dim=1, keepdim=True)
+            inverse = torch.where(scale > torch.finfo(r.dtype).tiny, 1 / scale, 0.0)
+            self.dr[:, slot], self.df[:, slot] = inverse * dr, inverse * df
         self.count += 1
-        return (self.last_f - torch.einsum("nw,nwd->nd", self._coefficients(r), self.df)).view(shape)
 
-    def _drop(self, keep: Tensor) -> None:
-        if not bool(keep.all()):
-            for name in ("dr", "df", "last_r", "last_f", "last_size"):
-                setattr(self, name, getattr(self, name)[keep])
+    def accelerate(self, active: Tensor) -> Tensor | None:  # noqa: ARG002
+        if self.count == 1:
+            return None
+        return self.x + self.r - torch.einsum("nw,nwd->nd", self._coefficients(), self.df)
 
-    def _coefficients(self, r: Tensor) -> Tensor:  # (n, window)
-        """Least squares by the normal equations, scaled and damped so that unused and dependent slots get nothing."""
-        scale = self.dr.norm(dim=2)
-        unit = self.dr / scale.clamp(min=torch.finfo(r.dtype).tiny)[..., None]
-        gram = torch.einsum("nwd,nvd->nwv", unit, unit)
-        damping = 10 * torch.finfo(r.dtype).eps * torch.eye(self.window, dtype=r.dtype, device=r.device)
-        empty = torch.diag_embed((scale == 0).to(r.dtype))
-        gamma = torch.linalg.solve_ex(gram + damping + empty, torch.einsum("nwd,nd->nw", unit, r)[..., None])[0][..., 0]
-        return torch.where(scale > 0, gamma / scale.clamp(min=torch.finfo(r.dtype).tiny), 0.0)
+    def _coefficients(self) -> Tensor:  # (n, window)
+        """Least squares by the normal equations, damped so that unused and dependent slots get nothing."""
+        gram = torch.einsum("nwd,nvd->nwv", self.dr, self.dr)
+        empty = (gram.diagonal(dim1=1, dim2=2) == 0).to(gram.dtype)
+        gram = gram + torch.diag_embed(empty + 10 * torch.finfo(gram.dtype).eps)
+        return torch.linalg.solve_ex(gram, torch.einsum("nwd,nd->nw", self.dr, self.r)[..., None])[0][..., 0]
 
 
 class NewtonKrylov(Solver):
@@ -255,9 +298,9 @@ class NewtonKrylov(Solver):
 
     .. math:: x_{k+1} = x_k + (I - J)^{-1} (f(x_k) - x_k), \quad J = df/dx(x_k)
 
-    A step that does not reduce a sample's residual is followed by a plain one. Costs ``n_steps`` Jacobian products for
-    each evaluation of f: on mild contractions :class:`Anderson` needs fewer in all; this one wins for tight tolerances,
-    and where the Jacobian is close to a rotation.
+    A step that neither halves a sample's residual nor reduces it as much as a plain step was seen to do is taken back
+    and replaced by a plain one, so this too converges for every contraction. Costs ``n_steps`` Jacobian products for
+    each evaluation of f: on mild contractions :class:`Anderson` needs fewer in all; this one wins for tight tolerances.
 
     Args:
         atol: see :class:`Solver`.
@@ -281,25 +324,19 @@ class NewtonKrylov(Solver):
             raise IResNetError(f"n_steps must be at least 1, got {n_steps}")
         self.n_steps = n_steps
 
-    def _start(self, x: Tensor, linearized: Callable[[Tensor, Tensor], Linearization]) -> _Stepper:
-        return _NewtonStepper(x, self.n_steps, linearized)
+    def _start(self, x: Tensor, jacobian: Jacobian) -> _Stepper:
+        return _NewtonStepper(x, self.n_steps, jacobian)
 
 
 class _NewtonStepper(_Stepper):
-    def __init__(self, x: Tensor, n_steps: int, linearized: Callable[[Tensor, Tensor], Linearization]):
+    def __init__(self, x: Tensor, n_steps: int, jacobian: Jacobian):
+        super().__init__(x)
         self.products = min(n_steps, x.shape[1])
-        self.linearized = linearized
-        self.last_size = x.new_full((len(x),), math.inf)
+        self.jacobian = jacobian
 
-    def step(self, x: Tensor, fx: Tensor, keep: Tensor, active: Tensor) -> Tensor:
-        r = (fx - x).flatten(1)
-        size = r.norm(dim=1)
-        grew = size > self.last_size[keep]
-        # After a plain step, whose residual is at most L times this one, Newton's step is tried again.
-        self.last_size = torch.where(grew, math.inf, size)
-        jacobian = self.linearized(x, active)
-        space = KrylovSpace(lambda v: -jacobian.jvp(v.view_as(x)).flatten(1), r, self.products)
+    def accelerate(self, active: Tensor) -> Tensor:
+        product = self.jacobian(self.x, active)
+        space = KrylovSpace(lambda v: -product(v), self.r, self.products)
         while not space.complete:
             space.extend()
-        newton = x + space.inverse().view_as(x)
-        return torch.where(grew.view(-1, *[1] * (x.dim() - 1)), fx, newton)
+        return self.x + space.inverse()

@@ -1,6 +1,5 @@
 """Solvers of x = f(x): what they find against known solutions, and whether their reports are true."""
 
-import itertools
 import math
 
 import pytest
@@ -171,6 +170,61 @@ def test_maps_without_a_fixed_point_are_reported_and_not_believed(solver):
         assert "0 of 3 samples converged" in str(solution)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_diverging_sample_is_reported_early_and_spoils_no_other(solver):
+    # Doubles its distance from the fixed point in each plain step, in directions that turn, with a fold.
+    q, b = orthogonal(D), randn(N, D)
+    rates = torch.tensor([0.5, 0.5, 2.0, 0.5, 0.5], dtype=torch.float64)
+
+    def f(x: Tensor, active: Tensor) -> Tensor:
+        return rates[active, None] * (x @ q.T).abs() + b[active].abs() + 1
+
+    solution = make_solver(solver).solve(f, torch.zeros_like(b))
+    assert solution.converged.tolist() == [True, True, False, True, True]
+    assert int(solution.steps[2]) <= 25  # 10 sqrt(D) = 25 is 5 doublings, with accelerated steps between
+    alone = make_solver(solver).solve(lambda x, active: rates[0] * (x @ q.T).abs() + b[:1].abs() + 1, b[:1] * 0)
+    close(solution.value[0], alone.value[0])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_growth_that_a_contraction_in_another_norm_may_show_is_no_divergence(solver):
+    # The largest row sum is 0.9, but the residual grows by 0.9 sqrt(400) = 18 in the first step.
+    matrix = torch.zeros(400, 400, dtype=torch.float64)
+    matrix[:, 0] = 0.9
+    b = torch.zeros(3, 400, dtype=torch.float64)
+    b[:, 0] = 1.0
+    solution = make_solver(solver).solve(lambda x, active: x @ matrix.T + b[active], b)
+    assert bool(solution.converged.all())
+    close(solution.value, torch.linalg.solve(torch.eye(400).double() - matrix, b.T).T, 1e-3)
+
+
+def kinked(d: int, rate: float):
+    """Rotations with a fold between them: neither differences nor derivatives say much of the next step."""
+    first, second, shift, b = orthogonal(d), orthogonal(d), randn(d), randn(20, d)
+    return (lambda x, active: rate * (x @ first.T + shift).abs() @ second.T + b[active]), torch.zeros_like(b)
+
+
+def turning(d: int, rate: float):
+    q, b = orthogonal(d), randn(20, d)
+    return (lambda x, active: rate * x @ q.T + b[active]), torch.zeros_like(b)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.9, 0.98])
+@pytest.mark.parametrize("problem", [turning, kinked])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_two_evaluations_reduce_the_residual_by_the_lipschitz_constant_or_half(solver, problem, rate):
+    f, start = problem(30, rate)
+    recorder = Recorder(f, len(start))
+    solution = make_solver({"name": solver, "atol": 1e-6, "max_steps": 3000}).solve(
+        recorder, start, linearized=unrecorded(f)
+    )
+    assert bool(solution.converged.all())
+    for evaluations in recorder.evaluations:
+        sizes = [float((fx - x).norm()) for x, fx in evaluations]
+        for k in range(len(sizes) // 2):
+            assert min(sizes[: 2 * k + 1]) <= max(rate, 0.5) ** k * sizes[0] * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_float32_converges_to_atol_or_to_rounding_far_from_the_data(solver, scale):
@@ -230,19 +284,19 @@ def test_anderson_converges_on_nonsmooth_maps():
         assert bool(solution.converged.all()), solution
 
 
-def test_anderson_takes_back_a_step_that_made_it_worse():
-    recorder = Recorder(folded(200, 0.95), 200)
-    ir.Anderson(1e-9).solve(recorder, 10 * randn(200, 2))
+@pytest.mark.parametrize("solver", ["anderson", "newton-krylov"])
+def test_a_step_that_made_it_worse_is_taken_back(solver):
+    f = folded(200, 0.95)
+    recorder = Recorder(f, 200)
+    make_solver({"name": solver, "atol": 1e-9}).solve(recorder, 10 * randn(200, 2), linearized=unrecorded(f))
     taken_back = 0
     for evaluations in recorder.evaluations:
-        smallest, best_f = math.inf, evaluations[0][0]
-        for (x, fx), (following, _) in itertools.pairwise(evaluations):
-            size = float((fx - x).norm())
-            if size > smallest:
-                close(following, best_f)  # the plain step from the best point so far
+        sizes = [float((fx - x).norm()) for x, fx in evaluations]
+        for i in range(2, len(sizes) - 1):
+            if sizes[i] > max(sizes[i - 2 : i]):  # one of the two stayed
+                earlier = torch.stack([fx for _, fx in evaluations[:i]])
+                close((earlier - evaluations[i + 1][0]).norm(dim=1).min(), 0.0)  # a plain step from an earlier x
                 taken_back += 1
-            else:
-                smallest, best_f = size, fx
     assert taken_back > 20
 
 
