@@ -5,7 +5,7 @@ python benchmarks/variance_reduction.py runs/fashion-mnist-density-small runs/mn
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -21,75 +21,65 @@ from torch import Generator, Tensor
 import iresnet as ir
 from iresnet.krylov import KrylovSpace
 from iresnet.lipschitz import hold_weights
-from iresnet.logdet import PROBES, Hutchinson, Quadratic
+from iresnet.logdet import Quadratic
 from iresnet.operators import to_vectors
+from iresnet.probes import PROBES
 
 # -- probes ----------------------------------------------------------------------------------------------------------
 
-
-def lattice_colours(shape: Sequence[int]) -> Tensor:  # (C, H, W) -> (C, H, W)
-    """Number the elements of an image so that those that agree in the last bits are far apart.
-
-    The first bits tell channels apart, the next ones split the pixels like a chess board, its squares into rows, the
-    rest like a chess board again.
-    """
-    c, h, w = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
-    bits = [c >> b for b in range((shape[0] - 1).bit_length())]
-    bits += chain.from_iterable(((h >> b) + (w >> b), h >> b) for b in range(3))
-    return sum(((bit & 1) << i for i, bit in enumerate(bits)), start=torch.zeros_like(c))
+Draw = Callable[[Tensor, int, Generator], Tensor]  # like one probe of each sample, k -> (N, k, *E)
 
 
-def random_colours(shape: Sequence[int]) -> Tensor:
-    """Number the elements at random, the same way each time."""
-    return torch.randperm(math.prod(shape), generator=Generator().manual_seed(0)).view(*shape)
+def named(name: str) -> Draw:
+    """Those of the library."""
+    return lambda like, k, generator: torch.stack(list(PROBES[name](like, k, generator)), 1)
 
 
-def hadamard(
-    like: Tensor, generator: Generator | None, *, k: int, colours: Callable[[Sequence[int]], Tensor]
-) -> Tensor:
-    """Rademacher probes, in groups of k that differ by the signs of the rows of a Hadamard matrix.
-
-    The products of elements i and j cancel in the mean of a group unless their colours agree in the last log2(k) bits.
-    """
-    colour, row = colours(like.shape[1:]), torch.arange(len(like)).view(-1, 1, 1, 1) % k
-    parity = sum(((row & colour) >> bit) & 1 for bit in range(k.bit_length() - 1)) % 2
-    return shared(like, generator, k=k) * (1 - 2 * parity)
+def hadamard_at_random(like: Tensor, k: int, generator: Generator) -> Tensor:
+    """Hadamard probes with the elements numbered at random, the same way each time."""
+    numbers = torch.randperm(like[0].numel(), generator=Generator().manual_seed(0))
+    flat = named("hadamard")(like.flatten(1), k, generator)
+    return flat[..., numbers].view(len(like), k, *like.shape[1:])
 
 
-def shared(like: Tensor, generator: Generator | None, *, k: int) -> Tensor:
-    """One Rademacher probe for every group of k."""
-    groups = like[: math.ceil(len(like) / k)]
-    return PROBES["rademacher"](groups, generator).repeat_interleave(k, dim=0)[: len(like)]
-
-
-def orthogonal(like: Tensor, generator: Generator | None, *, k: int) -> Tensor:
+def orthogonal(like: Tensor, k: int, generator: Generator) -> Tensor:
     """Gaussian directions, orthogonal in groups of k, of length sqrt(D)."""
-    gaussian = PROBES["gaussian"](like, generator).view(-1, k, like[0].numel())
-    return torch.linalg.qr(gaussian.mT).Q.mT.reshape(like.shape) * math.sqrt(like[0].numel())
+    gaussian = named("gaussian")(like, k, generator).flatten(2)
+    return (torch.linalg.qr(gaussian.mT).Q.mT * math.sqrt(gaussian.shape[2])).view(len(like), k, *like.shape[1:])
 
 
-def antithetic(like: Tensor, generator: Generator | None, *, k: int) -> Tensor:
+def antithetic(like: Tensor, k: int, generator: Generator) -> Tensor:
     """Every probe and its negative."""
-    assert k == 2
-    return shared(like, generator, k=2) * (1 - 2 * (torch.arange(len(like)) % 2)).view(-1, 1, 1, 1)
+    half = named("rademacher")(like, k // 2, generator)
+    return torch.cat([half, -half], 1)
 
 
-IDEAS: dict[str, Callable[..., Tensor]] = {
+IDEAS: dict[str, Draw] = {
     "antithetic": antithetic,
     "orthogonal": orthogonal,
-    "Hadamard, random colours": partial(hadamard, colours=random_colours),
-    "Hadamard, lattice colours": partial(hadamard, colours=lattice_colours),
+    "Hadamard, elements numbered at random": hadamard_at_random,
+    "hadamard": named("hadamard"),
 }
-PROBES.update({f"lattice {k}": partial(hadamard, k=k, colours=lattice_colours) for k in (4, 16, 64)})
-PROBES.update({"shared 64": partial(shared, k=64)})
+
+
+def over_the_batch(like: Tensor, n: int, generator: Generator | None, *, each: str) -> Iterator[Tensor]:
+    """One probe for each sample, of which 64 neighbours are a group of the kind ``each``."""
+    for _ in range(n):
+        groups = like[: math.ceil(len(like) / 64)]
+        k = 1 if each == "shared" else 64
+        group = torch.stack(list(PROBES["rademacher" if k == 1 else each](groups, k, generator)), 1)
+        yield group.expand(-1, 64, *like.shape[1:]).flatten(0, 1)[: len(like)]
+
+
+PROBES.update({f"{each} in the batch": partial(over_the_batch, each=each) for each in ("shared", "hadamard")})
 
 # -- one image: variance with the exact quadratic form of each probe ---------------------------------------------------
 
 
-def spread(block: ExactBlock, probes: Tensor, k: int) -> float:  # (n, C, H, W)
+def spread(block: ExactBlock, probes: Tensor) -> float:  # (n, k, C, H, W)
     """Variance of a mean over k probes, times k: 1 product each."""
-    v = to_vectors(probes)
-    return k * float(((v @ block.log) * v).sum(1).view(-1, k).mean(1).var())
+    v = to_vectors(probes.flatten(0, 1))
+    return probes.shape[1] * float(((v @ block.log) * v).sum(1).view(probes.shape[:2]).mean(1).var())
 
 
 def deflated(block: ExactBlock, generator: Generator, k: int, trials: int, m: int = 3) -> float:
@@ -99,7 +89,7 @@ def deflated(block: ExactBlock, generator: Generator, k: int, trials: int, m: in
     """
     estimates = []
     for _ in range(trials):
-        v = PROBES["rademacher"](block.jacobian.new_empty(k, len(block.jacobian)), generator)
+        v = next(PROBES["rademacher"](block.jacobian.new_empty(k, len(block.jacobian)), 1, generator))
         space = KrylovSpace(lambda q: q @ block.jacobian, v[: k // 2], m)
         while not space.complete:
             space.extend()
@@ -126,18 +116,16 @@ def value_scores(images: Images, trials: int) -> dict[str, float]:
 
 
 def _variances(block: ExactBlock, generator: Generator, trials: int) -> dict[str, float]:
-    def like(k: int) -> Tensor:
-        return block.jacobian.new_empty(trials * k, *block.shape)
-
-    gaussian = PROBES["gaussian"](like(16), generator)
+    like = block.jacobian.new_empty(trials, *block.shape)
+    gaussian = named("gaussian")(like, 16, generator).flatten(0, 1)
     variances = {
-        "independent Rademacher": spread(block, PROBES["rademacher"](like(16), generator), 1),
-        "independent Gaussian": spread(block, gaussian, 1),
+        "independent Rademacher": spread(block, named("rademacher")(like, 16, generator).flatten(0, 1)[:, None]),
+        "independent Gaussian": spread(block, gaussian[:, None]),
         "Gaussian, diagonal known": diagonal_known(block, gaussian),
     }
-    for name, idea in IDEAS.items():
-        for k in (2,) if idea is antithetic else (4, 16, 64):
-            variances[f"{name}, {k} probes"] = spread(block, idea(like(k), generator, k=k), k)
+    for name, draw in IDEAS.items():
+        for k in (2,) if draw is antithetic else (4, 16, 64):
+            variances[f"{name}, {k} probes"] = spread(block, draw(like, k, generator))
     for k in (2, 16):
         variances[f"deflation, {k} probes"] = deflated(block, generator, k, trials // 2)
     return variances
@@ -146,35 +134,26 @@ def _variances(block: ExactBlock, generator: Generator, trials: int) -> dict[str
 # -- one image: gradients ----------------------------------------------------------------------------------------------
 
 
-class ResidualStep(Hutchinson):
-    """Krylov, whose w takes one step w + r along its residual r = v - (I + A) w, which costs no product."""
-
-    def __init__(
-        self, n_steps: int, *, n_probes: int = 1, probe: str = "rademacher", generator: Generator | None = None
-    ):
-        super().__init__(n_probes, probe, generator)
-        self.n_steps = n_steps
+class Projected(ir.Krylov):
+    """Krylov without the step along the residual."""
 
     def _solve(self, vjp: Callable[[Tensor], Tensor], v: Tensor) -> Quadratic:
-        space = KrylovSpace(vjp, v, self.n_steps + 1)  # room for the direction that the last product leaves
-        for _ in range(self.n_steps):
+        space = KrylovSpace(vjp, v, self.n_steps)
+        while not space.complete:
             space.extend()
-        value, w = space.solve()
-        last = space.Q[:, self.n_steps - 1]
-        residual = -(w * last).sum(1) * space.H[:, self.n_steps, self.n_steps - 1]
-        w = w + residual[:, None] * space.Q[:, self.n_steps]
-        return Quadratic(value, w, lambda lipschitz: torch.zeros_like(value), self.n_steps)
+        space.left = torch.zeros_like(v)
+        return Quadratic(*space.solve(), lambda lipschitz: space.last_change(), self.n_steps)
 
 
-def gradient_scores(at: Sequence[Gradient], *, batches: int = 12) -> dict[str, float]:
+def gradient_scores(at: Sequence[Gradient], *, groups: int = 12) -> dict[str, float]:
     """Variance times products of the gradient with groups of probes, relative to independent ones."""
 
     def variance(probe: str, k: int) -> float:
         make = partial(ir.Krylov, 3, probe=probe)
-        return statistics.fmean(gradient.variance(make, copies=k, batches=batches) for gradient in at)
+        return statistics.fmean(gradient.variance(make, copies=k, batches=groups) for gradient in at)
 
-    alone = variance("rademacher", 16)
-    return {f"Hadamard, lattice colours, {k} probes": variance(f"lattice {k}", k) / alone for k in (4, 16, 64)}
+    alone = variance("rademacher", 64)
+    return {"hadamard, 64 probes": variance("hadamard in the batch", 64) / alone}
 
 
 def residual_step(at: Sequence[Gradient]) -> dict[str, dict[str, float]]:
@@ -185,8 +164,8 @@ def residual_step(at: Sequence[Gradient]) -> dict[str, dict[str, float]]:
 
     return {
         f"Krylov {m}": {
-            "projected": bias(partial(ir.Krylov, m)),
-            "with a residual step": bias(partial(ResidualStep, m)),
+            "projected": bias(partial(Projected, m)),
+            "with a residual step": bias(partial(ir.Krylov, m)),
         }
         for m in (2, 3, 5)
     }
@@ -194,7 +173,7 @@ def residual_step(at: Sequence[Gradient]) -> dict[str, dict[str, float]]:
 
 # -- a batch of images -------------------------------------------------------------------------------------------------
 
-SHARING = {"independent": "rademacher", "shared": "shared 64", "Hadamard, lattice colours": "lattice 64"}
+SHARING = {"independent": "rademacher", "shared": "shared in the batch", "hadamard": "hadamard in the batch"}
 
 
 def batch_scores(subject: Subject, batches: int, *, size: int = 64) -> dict[str, dict[str, float]]:

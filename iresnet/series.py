@@ -106,7 +106,7 @@ class RussianRoulette(Hutchinson):
         p: chance to stop before each further term (geometric), or mean number of further terms (poisson).
         n_probes: probes averaged for each sample.
         lengths: ``"geometric"`` or ``"poisson"``.
-        probe: ``"rademacher"`` or ``"gaussian"``.
+        probe: ``"rademacher"``, ``"hadamard"`` (see :class:`~iresnet.logdet.Hutchinson`) or ``"gaussian"``.
         generator: source of randomness; torch's global one when None.
 
     Reference:

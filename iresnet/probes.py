@@ -1,0 +1,70 @@
+"""Random vectors v with E[v v^T] = I, which estimate traces: tr M = E[v^T M v]."""
+
+__all__ = ["PROBES"]
+
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import torch
+from torch import Generator, Tensor
+
+
+def _rademacher(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
+    """Independent signs."""
+    for _ in range(n):
+        yield torch.empty_like(like).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+
+
+def _gaussian(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
+    """Independent normal numbers: for comparison with what was published."""
+    for _ in range(n):
+        yield torch.empty_like(like).normal_(generator=generator)
+
+
+def _hadamard(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
+    """Signs, whose errors cancel in the mean of n probes but between elements of an image that are far apart.
+
+    Each is a Rademacher probe. They differ by the rows of a Hadamard matrix: elements i and j contribute
+    :math:`M_{ij} v_i v_j`, which sums to zero over :math:`2^b` probes unless the numbers of i and j agree in the last b
+    bits.
+
+    Reference:
+        Hierarchical Probing for Estimating the Trace of the Matrix Inverse on Toroidal Lattices, Stathopoulos, Laeuchli
+        and Orginos 2013, https://arxiv.org/abs/1302.4018
+    """
+    (signs,) = _rademacher(like, 1, generator)
+    numbers = _numbers(tuple(like.shape[1:])).to(like.device)
+    for row in range(n):
+        yield signs * (1 - 2 * _parity(row & numbers)).to(like.dtype)
+
+
+@lru_cache(maxsize=64)
+def _numbers(shape: tuple[int, ...]) -> Tensor:  # (*E,)
+    """Number elements so that those that agree in the last bits are far apart.
+
+    Of an image (C, H, W) the last bits tell channels apart, the next one colours the pixels like a chess board, the one
+    after splits its squares by rows; then the same again on the coarser boards that are left.
+    """
+    if len(shape) != 3:
+        return torch.arange(math.prod(shape)).view(shape)
+    c, h, w = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
+    bits = [c >> b for b in range((shape[0] - 1).bit_length())]
+    for b in range((max(shape[1:]) - 1).bit_length()):
+        bits += [(h >> b) + (w >> b), h >> b]
+    return sum(((bit & 1) << i for i, bit in enumerate(bits)), start=torch.zeros_like(c))
+
+
+def _parity(x: Tensor) -> Tensor:
+    """Whether the number of ones among the bits is odd."""
+    for shift in (32, 16, 8, 4, 2, 1):
+        x = x ^ (x >> shift)
+    return x & 1
+
+
+PROBES: dict[str, Callable[[Tensor, int, Generator | None], Iterator[Tensor]]] = {
+    "rademacher": _rademacher,
+    "gaussian": _gaussian,
+    "hadamard": _hadamard,
+}
+"""By name; from a tensor of their shape and kind, (N, *E), their number, and the source of randomness."""
