@@ -3,15 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := runs/demo
+# A trained density of images, for make bench to invert.
+RUN ?= $(DEMO)
 
 # Models of this size are fastest with one thread a process.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test mutation-test lint types wheel-check install clean
+.PHONY: help demo test bench mutation-test lint types wheel-check install clean
 
 help:
 	@echo "make demo   install, train a density of digits, evaluate, sample, invert and certify it (3 minutes)"
 	@echo "make test   install and run the tests"
+	@echo "make bench [RUN=...]   time iresnet and other methods side by side, and invert a trained run (an hour)"
 	@echo "make mutation-test   break each estimator, bound and solver in turn: the tests must notice (half an hour)"
 	@echo "make lint types wheel-check   the other checks"
 
@@ -32,6 +35,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
+
+bench: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	test -d $(RUN) || $(BIN)/iresnet train digits-density --out $(RUN)
+	$(BIN)/python benchmarks/speed.py --run $(RUN) --full
 
 mutation-test: $(INSTALLED)
 	$(BIN)/python benchmarks/mutations.py --jobs 2

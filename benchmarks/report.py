@@ -42,21 +42,22 @@ def number(x: float, digits: int = 2) -> str:
     return f"{x:.{max(0, digits - 1 - exponent)}f}"
 
 
-def insert_all(tables: Mapping[str, Callable[[Results], str]], results: Results) -> None:
+def insert_all(tables: Mapping[str, Callable[[Results], str]], results: Results, *, page: Path = PAGE) -> None:
     """Print the tables, and put each between the markers of its name in the page; nothing else there is touched."""
-    page = PAGE.read_text(encoding="utf-8")
+    content = page.read_text(encoding="utf-8")
     for name, make in tables.items():
-        page = _replaced(page, name, make(results))
-        print(f"\n{make(results)}")
-    PAGE.write_text(page, encoding="utf-8")
+        text = make(results)
+        print(f"\n{text}")
+        content = _replaced(page, content, name, text)
+    page.write_text(content, encoding="utf-8")
 
 
-def _replaced(page: str, name: str, text: str) -> str:
+def _replaced(page: Path, content: str, name: str, text: str) -> str:
     begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    before, found, rest = page.partition(begin)
+    before, found, rest = content.partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise SystemExit(f"{PAGE} has no place for '{name}': put the lines {begin.strip()} and {end} into it")
+        raise SystemExit(f"{page} has no place for '{name}': put the lines {begin.strip()} and {end} into it")
     return f"{before}{begin}{text}\n{end}{after}"
 
 

@@ -1,0 +1,163 @@
+"""What speed.py measures without a trained model: of each case the settings, and of each setting the jobs."""
+
+__all__ = ["CASES", "MAIN", "PUBLISHED", "Settings"]
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from behrmann2019 import SpectralConv2d
+from contenders import Contender, Setting, contenders, ours
+from normflows.nets.lipschitz import InducedNormConv2d
+from normflows_block import update
+from timing import Job, Make
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from iresnet.config import TaskConfig
+from iresnet.data import Batches, Split, dequantise
+from iresnet.lipschitz import hold_weights
+from iresnet.training.task import Task
+
+DENSITY, CLASSIFIER = "fashion-mnist-density-32", "cifar10-classify-small"
+KRYLOV = ("--model.logdet.name", "krylov", "--model.logdet.n-steps", "3")
+
+Settings = dict[str, dict[str, Make]]
+
+
+def _scaled(recipe: str, channels: int, width: int, batch: int) -> Setting:
+    overrides = ("--model.blocks", "[4, 4, 4]", "--model.hidden", str(width))
+    return Setting(f"{channels}x32x32, width {width}, batch {batch}", recipe, (channels, 32, 32), batch, overrides)
+
+
+def _all(recipe: str) -> tuple[Setting, ...]:
+    return tuple(_scaled(recipe, *size) for size in itertools.product((1, 3), (64, 128), (32, 64)))
+
+
+MAIN = _scaled(DENSITY, 1, 64, 64)
+"""The task of the 2019 reference, on which everything is measured."""
+
+FULL = (
+    Setting("cifar10-density", "cifar10-density", (3, 32, 32), 8, KRYLOV),
+    Setting("mnist-density", "mnist-density", (1, 28, 28), 8, KRYLOV),
+    Setting("cifar10-classify", "cifar10-classify", (3, 32, 32), 8),
+)
+"""The full published architectures, eight images a step."""
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+def _step(make: Contender) -> Job:
+    training = make()
+    return Job(lambda: (training.step(), training.update()))
+
+
+def training(setting: Setting) -> dict[str, Make]:
+    """Forward, backward and optimiser."""
+    return {name: partial(_step, make) for name, make in contenders(setting).items()}
+
+
+def density(setting: Setting) -> dict[str, Make]:
+    """The same, and iresnet with less memory."""
+    early = partial(ours, setting, "--model.memory", "early")
+    return {**training(setting), "iresnet, memory early": partial(_step, early)}
+
+
+# -- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def likelihood(setting: Setting) -> dict[str, Make]:
+    """Log-densities of a batch, each with the estimator that its method evaluates with."""
+    return {name: partial(_evaluation, make) for name, make in contenders(setting).items() if name != "plain"}
+
+
+def _evaluation(make: Contender) -> Job:
+    training = make()
+    x, _ = next(training.batches)
+    _loss(training.task, x[:8])  # sets the scales of the ActNorms
+    training.update()
+    return Job(partial(_loss, training.task.eval(), x))
+
+
+@torch.no_grad()
+def _loss(task: Task, x: torch.Tensor) -> None:
+    task(x, None)
+
+
+# -- parts of a step -------------------------------------------------------------------------------------------------
+
+
+def spectral_normalisation(setting: Setting) -> dict[str, Make]:
+    """Normalised weights of all layers, after a training step has moved them."""
+    makes = contenders(setting)
+    return {name: partial(_normalisation, makes[name], name) for name in NORMALISE}
+
+
+def _normalisation(make: Contender, name: str) -> Job:
+    training = make()
+    return Job(partial(NORMALISE[name], training.task), prepare=training.step)
+
+
+def _normalise(task: nn.Module) -> None:
+    with hold_weights(task):
+        pass
+
+
+def _normalise_2019(task: nn.Module) -> list[torch.Tensor]:
+    return [layer.normalised() for layer in task.modules() if isinstance(layer, SpectralConv2d)]
+
+
+def _normalise_normflows(task: nn.Module) -> list[torch.Tensor]:
+    update(task)
+    return [layer.compute_weight(update=False) for layer in task.modules() if isinstance(layer, InducedNormConv2d)]
+
+
+NORMALISE: dict[str, Callable[[nn.Module], object]] = {
+    "iresnet": _normalise,
+    "2019": _normalise_2019,
+    "normflows": _normalise_normflows,
+}
+
+
+def data_pipeline(setting: Setting) -> dict[str, Make]:
+    """A hundred batches: chosen, augmented, dequantised; beside torch's loader of examples in this process."""
+    return {name: partial(_pipeline, setting, name) for name in ("iresnet", "DataLoader")}
+
+
+def _pipeline(setting: Setting, name: str) -> Job:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (20_000, *setting.shape), dtype=torch.uint8, generator=random)
+    y = torch.randint(0, 10, (20_000,), generator=random)
+    task = Task(nn.Identity(), TaskConfig(), levels=256, augment=("pad-crop", "flip"))
+
+    def run() -> None:
+        if name == "iresnet":
+            batches = Batches(Split(x, y), setting.batch).epoch()
+        else:
+            batches = iter(DataLoader(TensorDataset(x, y), setting.batch, shuffle=True))
+        for images, _ in itertools.islice(batches, 100):
+            dequantise(task.augmented(images), levels=256)
+
+    return Job(run)
+
+
+# -- all -------------------------------------------------------------------------------------------------------------
+
+
+def _at(jobs: Callable[[Setting], dict[str, Make]], *settings: Setting) -> Settings:
+    return {setting.name: jobs(setting) for setting in settings}
+
+
+CASES: dict[str, Settings] = {
+    "density": _at(density, *_all(DENSITY)),
+    "classification": _at(training, *_all(CLASSIFIER)),
+    "likelihood": _at(likelihood, MAIN),
+    "normalisation": _at(spectral_normalisation, MAIN),
+    "data": _at(data_pipeline, _scaled(CLASSIFIER, 3, 64, 64)),
+}
+"""Jobs by case, setting and contender."""
+
+PUBLISHED: dict[str, Settings] = {"published": _at(training, *FULL)}
+"""The same, for those who have the time."""

@@ -1,0 +1,70 @@
+"""The baselines of the benchmarks compute what they should: a comparison with a wrong one would flatter."""
+
+import pytest
+import torch
+from laws import close, dense_jacobian, gradients, norm, within_4_errors
+
+import iresnet as ir
+from iresnet.networks import conv_bottleneck
+
+pytest.importorskip("normflows")
+blocks = pytest.importorskip("blocks")
+behrmann2019, plain = pytest.importorskip("behrmann2019"), pytest.importorskip("plain")
+normflows_block = pytest.importorskip("normflows_block")
+
+SHAPE = (2, 4, 4)
+SWAPS = {
+    "2019": behrmann2019.Block2019,
+    "plain": plain.PlainBlock,
+    "normflows": lambda g: normflows_block.NormflowsBlock(g, carry=True, tol=1e-6),
+}
+
+
+@pytest.fixture
+def ours():
+    """A sealed block with weights at their constraint, of single precision as all of normflows is."""
+    block = ir.ResidualBlock(conv_bottleneck(SHAPE, 8))
+    for parameter in block.parameters():
+        parameter.data *= 5
+    ir.seal(block.eval())
+    return block
+
+
+def swapped(block, name):
+    return blocks.swapped(torch.nn.Sequential(block), SWAPS[name])[0]
+
+
+@pytest.mark.parametrize("name", SWAPS)
+def test_a_block_of_a_baseline_computes_the_same_map(ours, name):
+    x = torch.randn(3, *SHAPE)
+    block = swapped(ours, name)
+    assert not isinstance(block, ir.ResidualBlock)
+    close(block(x), ours(x), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["2019", "normflows"])
+def test_the_inverse_of_a_baseline_inverts(ours, name):
+    x = torch.randn(3, *SHAPE)
+    block = swapped(ours, name)
+    close(block.inverse(block(x)), x, 1e-5)
+
+
+def test_the_estimator_of_2019_and_its_gradient_have_the_mean_of_the_dense_series(ours):
+    x = torch.randn(1, *SHAPE, dtype=torch.float64, requires_grad=True)
+    block = swapped(ours, "2019").double()
+    J = dense_jacobian(block.g, x)[0]
+    series = sum((-1) ** (k + 1) / k * torch.linalg.matrix_power(J, k).trace() for k in range(1, 6))
+    copies = x.detach().expand(4000, -1, -1, -1).clone().requires_grad_()
+    estimates = block.forward_and_logdet(copies)[1]
+    within_4_errors(estimates.detach(), series.detach())
+    within_4_errors(*gradients(estimates.sum(), [copies]), *gradients(series, [x]))
+
+
+def test_the_constraint_of_2019_holds_the_norm_of_the_operator():
+    shape = (2, 5, 6)
+    conv = blocks.Conv(torch.randn(3, 2, 3, 3), torch.zeros(3), shape[1:])
+    layer = behrmann2019.SpectralConv2d(conv, coeff=0.7)
+    x = torch.randn(1, *shape)
+    for _ in range(100):
+        layer(x)
+    assert norm(layer.eval(), x) == pytest.approx(0.7, rel=1e-4)
