@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from iresnet.bijections import Bijection
 from iresnet.errors import IResNetError
-from iresnet.flows import Flow
+from iresnet.flows import Flow, check_finite
 from iresnet.logdet import LogDetEstimator
 
 
@@ -55,7 +55,8 @@ class Classifier(nn.Module):
         return self.head(self.features(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """Features before the head, from which :meth:`invert` recovers x."""
+        """Features before the head, from which :meth:`invert` recovers x; x must be finite."""
+        check_finite(x, self.training)
         return self.bijection(x)
 
     def invert(self, z: Tensor) -> Tensor:

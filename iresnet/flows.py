@@ -1,6 +1,6 @@
 """A bijection with a base density."""
 
-__all__ = ["Flow"]
+__all__ = ["Flow", "check_finite"]
 
 import math
 
@@ -51,11 +51,15 @@ class Flow(nn.Module):
         Args:
             x: data, on the scale that the bijection expects: [0, levels) for dequantised images.
             logdet: for this call, replaces the estimator of every residual block.
+
+        Raises:
+            IResNetError: for data that are not finite; not in train mode on an accelerator, which would have to wait.
         """
         return self.encode_and_log_prob(x, logdet=logdet)[1]
 
     def encode_and_log_prob(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
         """Latent vectors, (N, D), and log-densities, (N,), in one pass."""
+        check_finite(x, self.training)
         z, total = self.bijection.forward_and_logdet(x, logdet=logdet)
         if z.shape[1:] != (self.base.features,):
             raise IResNetError(
@@ -73,6 +77,7 @@ class Flow(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:  # (N, *E) -> (N, D)
         """Map data to latent vectors."""
+        check_finite(x, self.training)
         return self.bijection(x)
 
     def decode(self, z: Tensor) -> Tensor:  # (N, D) -> (N, *E)
@@ -102,3 +107,16 @@ class Flow(nn.Module):
             raise IResNetError(f"temperature must not be negative, got {temperature}")
         with torch.no_grad():
             return self.decode(self.base.sample(n, temperature=temperature, generator=generator))
+
+
+def check_finite(x: Tensor, training: bool) -> None:  # (N, *E)
+    """Refuse data that are not finite, where asking does not make a training step wait for its device."""
+    if (training and x.device.type != "cpu") or torch.compiler.is_compiling():
+        return
+    finite = torch.isfinite(x).flatten(1).all(1)
+    if not bool(finite.all()):
+        bad = torch.nonzero(~finite).flatten().tolist()
+        raise IResNetError(
+            f"{len(bad)} of {len(x)} samples have values that are not finite (first: number {bad[0]}); remove or "
+            "impute them"
+        )

@@ -117,6 +117,7 @@ class Exact(LogDetEstimator):
 
     def _dense(self, jacobian: Linearization) -> Tensor:  # (N, D, D)
         x = jacobian.value
+        _check_square(jacobian.vjp(torch.zeros_like(x)), x)
         n, d = x.shape[0], x[0].numel()
         gib = n * d * d * x.element_size() / 2**30
         if gib > self.max_gib:
@@ -206,11 +207,21 @@ class Hutchinson(LogDetEstimator):
         like = at_least_float32(jacobian.value.detach())
 
         def vjp(q: Tensor) -> Tensor:
-            return to_vectors(at_least_float32(jacobian.vjp(to_events(q, like.shape))))
+            product = jacobian.vjp(to_events(q, like.shape))
+            _check_square(product, like)
+            return to_vectors(at_least_float32(product))
 
         with torch.no_grad():
             for v in PROBES[self.probe](like, self.n_probes, self.generator):
                 yield v, self._solve(vjp, to_vectors(v))
+
+
+def _check_square(product: Tensor, value: Tensor) -> None:  # (N, *E), (N, *F)
+    if product.shape != value.shape:
+        raise IResNetError(
+            f"log det(I + J) needs a map that keeps the shape, got {tuple(product.shape[1:])} -> "
+            f"{tuple(value.shape[1:])}"
+        )
 
 
 def _with_gradient(jacobian: Linearization, v: Tensor, probe: Quadratic) -> Tensor:

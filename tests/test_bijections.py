@@ -344,6 +344,17 @@ def test_unsound_layers_are_refused(layer, words):
         ir.ResidualBlock(torch.nn.Sequential(layer, ir.LipschitzLinear(3, 3)))
 
 
+class Mixing(torch.nn.Module):
+    def forward(self, x):
+        return 0.3 * (x - x.mean(0))
+
+
+@pytest.mark.parametrize("g", [Mixing(), torch.nn.Dropout(0.5)])
+def test_maps_that_mix_samples_or_are_random_are_refused_at_the_first_log_determinant(g):
+    with pytest.raises(ValueError, match="mixes samples or is random"):
+        ir.ResidualBlock(g).forward_and_logdet(torch.randn(5, 3))
+
+
 def test_a_second_gradient_through_an_inverse_is_refused():
     block = ir.ResidualBlock(ir.networks.mlp(2, 4))
     z = torch.randn(3, 2, requires_grad=True)

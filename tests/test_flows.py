@@ -204,3 +204,15 @@ def test_bad_use_is_refused(name):
     make, message = BAD[name]
     with pytest.raises(IResNetError, match=message):
         make()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("training", [False, True])
+def test_data_that_are_not_finite_are_refused_and_counted(bad, training):
+    block = ir.ResidualBlock(ir.networks.mlp(2, 4))
+    flow, x = ir.Flow(block, ir.StandardNormal(2)).train(training), torch.zeros(5, 2)
+    x[3, 1] = bad
+    classifier = ir.Classifier(block, 3).train(training)
+    for use in (flow.log_prob, flow.encode, flow.bits_per_dim, classifier.features):
+        with pytest.raises(ValueError, match=r"1 of 5 samples .* \(first: number 3\)"):
+            use(x)

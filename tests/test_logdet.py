@@ -475,6 +475,15 @@ def test_the_bias_bound_of_the_series_holds_where_it_is_tight():
     assert ir.PowerSeries(3).estimate(operator(matrix[None])).bias.isinf().all()
 
 
+@pytest.mark.parametrize("name", [*STOCHASTIC, "exact"])
+def test_a_map_that_changes_the_shape_has_no_log_determinant(name):
+    estimator = ir.Exact() if name == "exact" else STOCHASTIC[name]()
+    for n_in, n_out in ((3, 4), (4, 3)):
+        jacobian = ir.linearize(torch.nn.Linear(n_in, n_out), torch.randn(5, n_in))
+        with pytest.raises(ValueError, match=rf"keeps the shape, got \({n_in},\) -> \({n_out},\)"):
+            estimator(jacobian)
+
+
 def test_one_probe_knows_no_standard_error():
     assert ir.Krylov(2).estimate(operator(0.5 * torch.eye(3)[None])).standard_error.isinf().all()
 

@@ -38,7 +38,8 @@ class ResidualBlock(Bijection):
     Raises:
         UnknownNameError: for an unknown ``memory``.
         IResNetError: when g holds a batch norm, which mixes samples, or a layer that overwrites its input; at use, when
-            g changes the shape of its input.
+            g changes the shape of its input, and at the first log-determinant when the value of a sample depends on the
+            others or on chance.
 
     Reference:
         Invertible Residual Networks, Behrmann et al. 2019, https://arxiv.org/abs/1811.00995
@@ -69,6 +70,7 @@ class ResidualBlock(Bijection):
         self.logdet = logdet or Krylov()
         self.solver = solver or Anderson()
         self.memory = memory
+        self._independent = False  # known not to mix samples
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
@@ -82,8 +84,22 @@ class ResidualBlock(Bijection):
         """See :meth:`Bijection.forward_and_logdet`."""
         x = channels_last(x)
         with hold_weights(self.g):
+            self._check_independence(x)
             value, total = MEMORY[self.memory](self.g, x, logdet or self.logdet)
             return x + value, total
+
+    @torch.no_grad()
+    def _check_independence(self, x: Tensor) -> None:
+        """Once, and without the graph of a compiled step: a sample alone must get the value that it gets in company."""
+        if self._independent or len(x) < 2 or torch.compiler.is_compiling():
+            return
+        together, alone = self.g(x[:2])[:1], self.g(x[:1])
+        if not torch.allclose(together, alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max()), equal_nan=True):
+            raise IResNetError(
+                "g gives a sample another value when it comes alone: it mixes samples or is random (dropout), so that "
+                "no sample has a Jacobian of its own; g must be a function of each sample"
+            )
+        self._independent = True
 
     def solve(self, z: Tensor, *, solver: Solver | None = None, lipschitz: float | None = None) -> Solution:
         """Solve x + g(x) = z and report on every sample; without gradients, which :meth:`inverse` has.
