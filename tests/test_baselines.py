@@ -30,6 +30,13 @@ def ours():
     return block
 
 
+@pytest.fixture
+def slow():
+    """The map g(x) = -0.9 x, whose series and inverse converge slowly."""
+    conv = blocks.Conv(torch.full((1, 1, 1, 1), -0.9), torch.zeros(1), (3, 3))
+    return blocks.Bottleneck((conv,), preactivation=False)
+
+
 def swapped(block, name):
     return blocks.swapped(torch.nn.Sequential(block), SWAPS[name])[0]
 
@@ -58,6 +65,22 @@ def test_the_estimator_of_2019_and_its_gradient_have_the_mean_of_the_dense_serie
     estimates = block.forward_and_logdet(copies)[1]
     within_4_errors(estimates.detach(), series.detach())
     within_4_errors(*gradients(estimates.sum(), [copies]), *gradients(series, [x]))
+
+
+def test_2019_takes_five_terms_and_a_hundred_steps(slow):
+    x, block = torch.ones(2, 1, 3, 3), behrmann2019.Block2019(slow)
+    torch.manual_seed(1)
+    estimate = block.forward_and_logdet(x)[1]
+    torch.manual_seed(1)
+    square = torch.randn_like(x).flatten(1).square().sum(1)
+    close(estimate, -sum(0.9**k / k for k in range(1, 6)) * square, 1e-5)
+    close(block.inverse(x), (1 - 0.9**101) / 0.1 * x, 1e-5)
+
+
+def test_normflows_solves_to_the_tolerance_that_is_asked_for(slow):
+    z, block = torch.ones(2, 1, 3, 3), normflows_block.NormflowsBlock(slow, carry=True, tol=1e-4)
+    residual = float((block(block.inverse(z)) - z).detach().abs().max())
+    assert 1e-5 < residual <= 1e-4
 
 
 def test_the_constraint_of_2019_holds_the_norm_of_the_operator():
