@@ -33,7 +33,7 @@ def _table(results: Results, *, case: str) -> str:
         "setting": lambda row: row["setting"],
         "": lambda row: row["contender"],
         "CPU s, 1 thread": _seconds,
-        "times iresnet": lambda row: number(_ratio(row)),
+        "times iresnet": lambda row: number(_ratio(row), 3),
         **{f"wall s, {n} threads": partial(_wall, threads=n) for n in rows[0]["times"] if n != "1"},
         "GFLOP": lambda row: number(row["flops"] / 1e9, 3),
         "GFLOP/s": lambda row: number(row["flops"] / 1e9 / row["times"]["1"]["cpu"]["median"]),
@@ -133,4 +133,4 @@ def _goal_row(goal: Goal, quotients: dict[str, float]) -> list[str]:
     if not quotients:
         return [*cells, "not measured", ""]
     main = quotients.get(MAIN, next(iter(quotients.values())))
-    return [*cells, number(main), f"{number(min(quotients.values()))} to {number(max(quotients.values()))}"]
+    return [*cells, number(main, 3), f"{number(min(quotients.values()), 3)} to {number(max(quotients.values()), 3)}"]
