@@ -55,8 +55,10 @@ def _step(make: Contender) -> Job:
 
 
 def training(setting: Setting) -> dict[str, Make]:
-    """Forward, backward and optimiser."""
-    return {name: partial(_step, make) for name, make in contenders(setting).items()}
+    """Forward, backward and optimiser; compiled steps are compiled while they warm up."""
+    compiled = partial(ours, setting, "--train.compile", "true")
+    makes = {**contenders(setting), "iresnet, compiled": compiled}
+    return {name: partial(_step, make) for name, make in makes.items()}
 
 
 def density(setting: Setting) -> dict[str, Make]:

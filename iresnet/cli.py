@@ -105,6 +105,7 @@ def train(
     out: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    compile: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002 (the name of the option)
 ) -> None:
     """Train a model into a run folder.
 
@@ -115,8 +116,9 @@ def train(
         out: Run folder to write; runs/RECIPE by default.
         resume: Continue the run in that folder.
         dry_run: Build the full model, run one real step on a few examples, print the cost of the run, write nothing.
+        compile: Short for --train.compile true: compile the residual blocks first, for faster steps.
     """
-    config = load_config(recipe, overrides)
+    config = load_config(recipe, [*overrides, *(("--train.compile", "true") if compile else ())])
     from iresnet import training
 
     if dry_run:

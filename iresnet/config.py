@@ -88,6 +88,9 @@ class TrainConfig:
     batch_size: int = _option(64, "examples a step, over all processes")
     seed: int = _option(0, "of weights, order, noise and probes")
     precision: str = _option("float32", "float32, bf16 or fp16: mixed precision of the products")
+    compile: bool = _option(
+        False, "compile the residual blocks (minutes, once for each architecture), for faster steps"
+    )
     log_every: int = _option(20, "steps between lines of metrics.jsonl")
     snapshot_every: int = _option(1, "epochs between validation, pictures and checkpoints")
     n_pictures: int = _option(64, "samples drawn at a snapshot")

@@ -9,17 +9,19 @@ from functools import lru_cache
 import torch
 from torch import Generator, Tensor
 
+from iresnet.operators import to_events
+
 
 def _rademacher(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
     """Independent signs."""
     for _ in range(n):
-        yield torch.empty_like(like).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+        yield to_events(_vectors(like).bernoulli_(0.5, generator=generator).mul_(2).sub_(1), like.shape)
 
 
 def _gaussian(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
     """Independent normal numbers: for comparison with what was published."""
     for _ in range(n):
-        yield torch.empty_like(like).normal_(generator=generator)
+        yield to_events(_vectors(like).normal_(generator=generator), like.shape)
 
 
 def _hadamard(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
@@ -37,6 +39,11 @@ def _hadamard(like: Tensor, n: int, generator: Generator | None) -> Iterator[Ten
     numbers = _numbers(tuple(like.shape[1:])).to(like.device)
     for row in range(n):
         yield signs * (1 - 2 * _parity(row & numbers)).to(like.dtype)
+
+
+def _vectors(like: Tensor) -> Tensor:  # (N, *E) -> (N, D)
+    """What is drawn depends on the shape, and not on the layout in memory, which a compiler may change."""
+    return like.new_empty(len(like), math.prod(like.shape[1:]))
 
 
 @lru_cache(maxsize=64)

@@ -1,8 +1,11 @@
-"""What a residual block keeps of its forward pass until its backward pass."""
+"""What a residual block keeps of its forward pass until its backward pass, and compiled code for the two."""
 
-__all__ = ["MEMORY", "recomputed", "same_shape"]
+__all__ = ["MEMORY", "Ways", "compiled"]
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,12 +18,31 @@ from iresnet.jacobian import Linearization, linearize
 from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear, replace_weights
 from iresnet.logdet import LogDetEstimator
 
-Run = Callable[[nn.Module, Tensor, LogDetEstimator], tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True)
+class Ways:
+    """The two directions of a block that are differentiated, while its weights are held.
+
+    Attributes:
+        forward: from g and x to z = x + g(x).
+        forward_and_logdet: from g, x and an estimator to z and log-determinants.
+    """
+
+    forward: Callable[[nn.Module, Tensor], Tensor]
+    forward_and_logdet: Callable[[nn.Module, Tensor, LogDetEstimator], tuple[Tensor, Tensor]]
+
+
+def _forward(g: nn.Module, x: Tensor) -> Tensor:
+    return x + _same_shape(g(x), x)
 
 
 def _keep(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
     jacobian = _linearize(g, x)
-    return jacobian.value, estimator(jacobian)
+    return x + jacobian.value, estimator(jacobian)
+
+
+def _forward_again(g: nn.Module, x: Tensor) -> Tensor:
+    return _recomputed(lambda x: _forward(g, x), g, x)
 
 
 def _recompute(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
@@ -30,20 +52,14 @@ def _recompute(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Ten
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
         jacobian = _linearize(g, x)
-        return jacobian.value, finish(jacobian)
+        return x + jacobian.value, finish(jacobian)
 
-    return recomputed(run, g, x)
+    return _recomputed(run, g, x)
 
 
-def recomputed(run: Callable[[Tensor], Any], g: nn.Module, x: Tensor) -> Any:
-    """Run a function of x and of the held weights of g, which keeps nothing and is run again in backward.
-
-    Args:
-        run: the function; may return several tensors.
-        g: the map whose weights are held now; the same ones are used in backward.
-        x: where.
-    """
-    weights = _held(g)
+def _recomputed(run: Callable[[Tensor], Any], g: nn.Module, x: Tensor) -> Any:
+    """Run a function of x and of the held weights of g, which keeps nothing and is run again in backward."""
+    weights = _held(g)  # the same ones are used in backward
 
     def run_with_weights(x: Tensor) -> Any:
         with replace_weights(g, weights):
@@ -57,8 +73,9 @@ def _early(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor,
     jacobian = _linearize(g, x)
     finish = estimator.prepare(jacobian)
     logdet = finish(jacobian)
+    z = x + jacobian.value
     if not logdet.requires_grad:
-        return jacobian.value, logdet
+        return z, logdet
     weights = _held(g)
     tensors = [*weights, *_other_parameters(g)]
     early = _gradients(logdet.sum(), [x, *tensors], retain_graph=True)
@@ -69,7 +86,7 @@ def _early(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor,
             total = (upstream * finish(linearize(g, x.detach()))).sum()
         return _gradients(total, [*leaves, *_other_parameters(g)])
 
-    return jacobian.value, _Scaled.apply(logdet.detach(), early, weighted, x, *tensors)  # pyright: ignore[reportReturnType]
+    return z, _Scaled.apply(logdet.detach(), early, weighted, x, *tensors)  # pyright: ignore[reportReturnType]
 
 
 class _Scaled(torch.autograd.Function):
@@ -105,11 +122,11 @@ class _Scaled(torch.autograd.Function):
 
 def _linearize(g: nn.Module, x: Tensor) -> Linearization:
     jacobian = linearize(g, x)
-    same_shape(jacobian.value, x)
+    _same_shape(jacobian.value, x)
     return jacobian
 
 
-def same_shape(y: Tensor, x: Tensor) -> Tensor:
+def _same_shape(y: Tensor, x: Tensor) -> Tensor:
     """Return y = g(x), or refuse a g that changes the shape."""
     if y.shape != x.shape:
         raise IResNetError(
@@ -140,5 +157,35 @@ def _other_parameters(g: nn.Module) -> list[Tensor]:
     return [p for p in g.parameters() if id(p) not in normalised]
 
 
-MEMORY: dict[str, Run] = {"keep": _keep, "early": _early, "recompute": _recompute}
-"""Ways to run a block whose weights are held: from g, x and an estimator to g(x) and log-determinants."""
+MEMORY: dict[str, Ways] = {
+    "keep": Ways(_forward, _keep),
+    "early": Ways(_forward, _early),
+    "recompute": Ways(_forward_again, _recompute),
+}
+
+
+@cache
+def compiled(run: Callable) -> Callable:
+    """Compile a function of a map g and tensors, once for all blocks; what it draws is what it draws uncompiled.
+
+    Blocks whose maps have the same layers meet the same code: the first is generated, in tens of seconds, the others
+    find it on disk, also in later processes.
+    """
+    from torch._dynamo import config  # slow to import
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    config.recompile_limit = max(config.recompile_limit, 256)  # each block counts
+    code = torch.compile(run, dynamic=False, options={"fallback_random": True})
+
+    def quiet(*args: Any) -> Any:
+        with warnings.catch_warnings():  # the compiler looks at everything, at the gradients of held weights too
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            try:
+                return code(*args)
+            except BackendCompilerFailed as error:
+                raise IResNetError(
+                    f"a block could not be compiled ({str(error).splitlines()[0]}); a C++ compiler such as g++ is "
+                    "needed, or do without --compile"
+                ) from error
+
+    return quiet

@@ -4,12 +4,13 @@ __all__ = ["ResidualBlock"]
 
 import math
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from iresnet.bijections.base import Bijection, Solve
-from iresnet.bijections.memory import MEMORY, recomputed, same_shape
+from iresnet.bijections.memory import MEMORY, compiled
 from iresnet.bounds import upper_bound
 from iresnet.errors import ConvergenceWarning, IResNetError, UnknownNameError
 from iresnet.jacobian import Linearization, linearize
@@ -71,22 +72,36 @@ class ResidualBlock(Bijection):
         self.solver = solver or Anderson()
         self.memory = memory
         self._independent = False  # known not to mix samples
+        self._compiled = False
+
+    def compile(self) -> None:
+        """Use compiled code (``torch.compile``) in forward passes that are differentiated: those of training.
+
+        The first passes take minutes, one for each kind of block and shape of x; the code is then kept on disk. Needs a
+        C++ compiler. Inverses and passes without gradients run as before.
+
+        Raises:
+            IResNetError: unless ``memory`` is ``"keep"``: the other ways manage the graph themselves.
+        """
+        if self.memory != "keep":
+            raise IResNetError(f"compiled blocks need memory='keep', got '{self.memory}'")
+        self._compiled = True
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
         x = channels_last(x)
-        if self.memory != "recompute":
-            return x + same_shape(self.g(x), x)
         with hold_weights(self.g):
-            return x + same_shape(recomputed(self.g, self.g, x), x)
+            return self._run(MEMORY[self.memory].forward)(self.g, x)
 
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         x = channels_last(x)
         with hold_weights(self.g):
             self._check_independence(x)
-            value, total = MEMORY[self.memory](self.g, x, logdet or self.logdet)
-            return x + value, total
+            return self._run(MEMORY[self.memory].forward_and_logdet)(self.g, x, logdet or self.logdet)
+
+    def _run(self, run: Callable) -> Callable:
+        return compiled(run) if self._compiled and torch.is_grad_enabled() else run
 
     @torch.no_grad()
     def _check_independence(self, x: Tensor) -> None:

@@ -21,12 +21,13 @@ from iresnet.zoo import Model
 
 @dataclass(frozen=True)
 class Started:
-    """Training begins, or continues, after ``step`` of ``n_steps`` steps."""
+    """Training begins, or continues, after ``step`` of ``n_steps`` steps; the first may have to be compiled."""
 
     step: int
     n_steps: int
     steps_per_epoch: int
     batch_size: int
+    compiled: bool = False
 
 
 @dataclass(frozen=True)

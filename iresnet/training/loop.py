@@ -116,7 +116,8 @@ class _Trainer:
 
     def fit(self, run: Run) -> None:
         """Train to the end, with snapshots on the way."""
-        self._tell(Started(self.step, self.n_steps, len(self.batches), self.config.train.batch_size))
+        train = self.config.train
+        self._tell(Started(self.step, self.n_steps, len(self.batches), train.batch_size, train.compile))
         complete = False
         try:
             with _stop_requests() as stop:

@@ -2,6 +2,8 @@
 
 __all__ = ["ProgressBar"]
 
+import time
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,6 +28,7 @@ class ProgressBar(Callback):
     def __init__(self, console: Console):
         self.console = console
         self.batch_size = 0
+        self.compiling: float | None = None  # since when
         self.bar = Progress(
             SpinnerColumn(),
             BarColumn(bar_width=20),
@@ -44,9 +47,15 @@ class ProgressBar(Callback):
         match event:
             case Started():
                 self.batch_size = event.batch_size
+                if event.compiled:
+                    self.console.print("compiling: the first step takes minutes, unless the code is on disk")
+                    self.compiling = time.monotonic()
                 self.bar.start()
                 self.bar.add_task("train", total=event.n_steps, completed=event.step, numbers="", throughput="")
             case Stepped(_, _, metrics):
+                if self.compiling is not None:
+                    self.console.print(f"first step, with compilation: {time.monotonic() - self.compiling:.0f} s")
+                    self.compiling = None
                 speed = self.bar.tasks[0].speed
                 throughput = f"{speed * self.batch_size:.0f}/s" if speed else ""
                 self.bar.update(self.bar.tasks[0].id, advance=1, throughput=throughput)

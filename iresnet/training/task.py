@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iresnet.bijections import ResidualBlock
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.config import Config, TaskConfig
 from iresnet.data import Dataset, dequantise, flip, pad_crop
@@ -105,4 +106,7 @@ def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
     torch.manual_seed(config.train.seed)
     task = Task(build_model(config, inputs), config.task, levels=dataset.levels, augment=config.data.augment)
     task.augmented(dataset.train.x[:1])
+    for module in task.modules() if config.train.compile else ():
+        if isinstance(module, ResidualBlock):
+            module.compile()
     return task
