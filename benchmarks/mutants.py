@@ -56,7 +56,8 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "roulette without weights": ("[1 / chance for chance in survival]", "[1.0 for chance in survival]"),
     },
     ("jacobian.py", "test_jacobian.py"): {
-        "slope of ELU": ("y.clamp(max=0) + 1 if", "y.clamp(max=0) + 0.9 if"),
+        "slope of ELU": ("y.clamp(max=0).add_(1)", "y.clamp(max=0).add_(0.9)"),
+        "slope of the slope of ELU": ("of_slope * (slope < 1)", "of_slope * (slope <= 1)"),
         "slope of ReLU everywhere": ("(x > 0).to(x.dtype)", "torch.ones_like(x)"),
         "not transposed": ("lambda w: F.linear(w, weight.t())", "lambda w: F.linear(w, weight)"),
         "layers in the wrong order backwards": ("for part in reversed(parts):", "for part in parts:"),
