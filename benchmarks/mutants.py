@@ -55,6 +55,9 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "tail without its logarithm": ("(-math.log1p(-lipschitz) - kept)", "kept"),
         "roulette without weights": ("[1 / chance for chance in survival]", "[1.0 for chance in survival]"),
     },
+    ("series.py", "test_processes.py"): {
+        "lengths of each process": ("            dist.broadcast(u, src=0)\n", "            pass\n"),
+    },
     ("jacobian.py", "test_jacobian.py"): {
         "slope of ELU": ("y.clamp(max=0).add_(1)", "y.clamp(max=0).add_(0.9)"),
         "slope of the slope of ELU": ("of_slope * (slope < 1)", "of_slope * (slope <= 1)"),
