@@ -4,22 +4,25 @@ __all__ = ["MUTANTS"]
 
 MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("logdet.py", "test_logdet.py"): {
-        "surrogate of the wrong sign": ("probe.value + surrogate - surrogate", "probe.value - surrogate + surrogate"),
+        "surrogate of the wrong sign": ("value + surrogate - surrogate", "value - surrogate + surrogate"),
         "surrogate left in the value": (
-            "return probe.value + surrogate - surrogate.detach()",
-            "return probe.value + surrogate",
+            "return value + surrogate - surrogate.detach()",
+            "return value + surrogate",
         ),
         "no gradient at all": (
-            "return probe.value + surrogate - surrogate.detach()",
-            "return probe.value + 0 * surrogate",
+            "return value + surrogate - surrogate.detach()",
+            "return value + 0 * surrogate",
         ),
-        "sum over probes": ("for v, probe in probes]).mean(0)", "for v, probe in probes]).sum(0)"),
+        "sum over probes": (
+            "_with_gradient(jacobian, *probe) for probe in probes]).mean(0)",
+            "_with_gradient(jacobian, *probe) for probe in probes]).sum(0)",
+        ),
         "error of one probe": ("spread / math.sqrt(self.n_probes)", "spread"),
         "log det of J": (
             "torch.linalg.slogdet(torch.eye(dense.shape[-1], dtype=dense.dtype, device=dense.device) + dense)",
             "torch.linalg.slogdet(dense)",
         ),
-        "w forgotten": ("(probe.w * to_vectors", "(to_vectors(v) * to_vectors"),
+        "w forgotten": ("(w * to_vectors", "(to_vectors(v) * to_vectors"),
     },
     ("probes.py", "test_logdet.py"): {
         "probes of variance 4": (".mul_(2).sub_(1)", ".mul_(4).sub_(2)"),

@@ -182,10 +182,11 @@ class Hutchinson(LogDetEstimator):
 
     def prepare(self, jacobian: Linearization) -> Callable[[Linearization], Tensor]:
         """Evaluate the probes: their values, and the vectors w of the surrogate."""
-        probes = list(self._evaluate(jacobian))
+        # Not the whole of what a probe gives: its bias keeps the Jacobian at hand, and all activations with it.
+        probes = [(v, probe.value, probe.w) for v, probe in self._evaluate(jacobian)]
 
         def estimate(jacobian: Linearization) -> Tensor:
-            return torch.stack([_with_gradient(jacobian, v, probe) for v, probe in probes]).mean(0)
+            return torch.stack([_with_gradient(jacobian, *probe) for probe in probes]).mean(0)
 
         return estimate
 
@@ -224,11 +225,11 @@ def _check_square(product: Tensor, value: Tensor) -> None:  # (N, *E), (N, *F)
         )
 
 
-def _with_gradient(jacobian: Linearization, v: Tensor, probe: Quadratic) -> Tensor:
+def _with_gradient(jacobian: Linearization, v: Tensor, value: Tensor, w: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and jacobian.value.requires_grad):
-        return probe.value
-    surrogate = (probe.w * to_vectors(at_least_float32(jacobian.jvp(v)))).sum(1)
-    return probe.value + surrogate - surrogate.detach()
+        return value
+    surrogate = (w * to_vectors(at_least_float32(jacobian.jvp(v)))).sum(1)
+    return value + surrogate - surrogate.detach()
 
 
 def at_least_float32(x: Tensor) -> Tensor:

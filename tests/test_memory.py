@@ -1,6 +1,7 @@
 """What blocks keep for backward: less, and the same gradients."""
 
 import copy
+import gc
 import weakref
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 import iresnet as ir
 from iresnet.bijections.memory import MEMORY
 from iresnet.errors import UnknownNameError
+from iresnet.lipschitz import hold_weights
 from iresnet.zoo import LOGDETS, make_logdet
 
 SAVING = sorted(set(MEMORY) - {"keep"})
@@ -149,6 +151,27 @@ def test_each_option_keeps_less_and_none_keeps_more_for_more_steps():
     assert kept["recompute", 2] < 0.5 * kept["early", 2] < 0.4 * kept["keep", 2]
     for memory in MEMORY:
         assert kept[memory, 6] == kept[memory, 2]
+
+
+def live_bytes() -> int:
+    """Of the tensors that Python objects hold, such as closures; what autograd saves is not among them."""
+    gc.collect()
+    tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.parametrize("logdet", [ir.Krylov(3), ir.PowerSeries(3), ir.RussianRoulette()])
+def test_what_is_recomputed_is_not_held_by_a_closure(logdet):
+    block = ir.ResidualBlock(ir.networks.conv_bottleneck((1, 4, 4), 512), logdet=logdet, memory="recompute")
+    x = torch.randn(512, 1, 4, 4, requires_grad=True)
+    with hold_weights(block):
+        before = live_bytes()
+        z, total = block.forward_and_logdet(x)
+        kept = live_bytes() - before
+    hidden = 512 * x.nbytes
+    assert kept < hidden / 2, (kept, hidden)
+    assert z.requires_grad
+    assert total.requires_grad
 
 
 def test_an_unknown_memory_is_named():
