@@ -1,5 +1,6 @@
 """Solvers of x = f(x): what they find against known solutions, and whether their reports are true."""
 
+import itertools
 import math
 
 import pytest
@@ -193,9 +194,22 @@ def test_growth_that_a_contraction_in_another_norm_may_show_is_no_divergence(sol
     matrix[:, 0] = 0.9
     b = torch.zeros(3, 400, dtype=torch.float64)
     b[:, 0] = 1.0
-    solution = make_solver(solver).solve(lambda x, active: x @ matrix.T + b[active], b)
+    solution = make_solver(solver).solve(lambda x, active: x @ matrix.T + b[active], torch.zeros_like(b))
     assert bool(solution.converged.all())
     close(solution.value, torch.linalg.solve(torch.eye(400).double() - matrix, b.T).T, 1e-3)
+
+
+def test_growth_is_forgiven_when_the_residual_was_halved_since():
+    """A spiral along a flat ellipse: the residual grows twice in each turn, and shrinks to 0.43 over it."""
+    c = math.sqrt(0.5)
+    matrix = 0.9 * torch.tensor([[c, -3 * c], [c / 3, c]], dtype=torch.float64)
+    start = torch.zeros(1, 2, dtype=torch.float64)
+    recorder = Recorder(lambda x, active: x @ matrix.T + torch.tensor([[1.0, 0.0]], dtype=torch.float64), 1)
+    solution = ir.FixedPointIteration(1e-8).solve(recorder, start)
+    assert bool(solution.converged.all())
+    sizes = [float((fx - x).norm()) for x, fx in recorder.evaluations[0]]
+    growth = math.prod(max(1.0, after / before) for before, after in itertools.pairwise(sizes))
+    assert growth > 1000 * math.sqrt(2)
 
 
 def kinked(d: int, rate: float):
@@ -270,6 +284,16 @@ def test_anderson_takes_a_fraction_of_the_plain_evaluations_on_stiff_maps(low, h
         for make in (ir.Anderson, ir.FixedPointIteration)
     }
     assert steps[ir.Anderson] < 0.4 * steps[ir.FixedPointIteration]
+
+
+def test_anderson_costs_no_more_than_plain_steps_where_it_gains_nothing():
+    """Steps that reduce the residual by less than half stay, if plain ones do no better."""
+    f, start = turning(64, 0.9)
+    steps = {
+        make: int(make(1e-8, max_steps=1000).solve(f, start).steps.sum())
+        for make in (ir.Anderson, ir.FixedPointIteration)
+    }
+    assert steps[ir.Anderson] < 1.1 * steps[ir.FixedPointIteration]
 
 
 def folded(n: int, rate: float):
