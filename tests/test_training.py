@@ -231,7 +231,7 @@ def test_other_settings_are_listed(tiny, whole):
     config = settings(tiny, "density", *TWO_EPOCHS, "--optim.lr", "0.5", "--model.hidden", "9")
     with pytest.raises(RunError) as caught:
         train(config, run.path, resume=True)
-    assert "optim.lr: 0.01 -> 0.5" in str(caught.value)
+    assert "optim.lr: 0.04 -> 0.5" in str(caught.value)
     assert "model.hidden: 8 -> 9" in str(caught.value)
     assert "epochs" not in str(caught.value)
 
