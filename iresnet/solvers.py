@@ -111,11 +111,12 @@ class Solver(ABC):
         active = torch.arange(n, device=x.device)
         evaluations = torch.zeros_like(steps)
 
-        def jacobian(v: Tensor, active: Tensor) -> Linearization:
+        def jacobian(v: Tensor, active: Tensor) -> Callable[[Tensor], Tensor]:
             x = to_events(v, shape)
-            return linearized(x, active) if linearized else linearize(lambda x: f(x, active), x)
+            at_x = linearized(x, active) if linearized else linearize(lambda x: f(x, active), x)
+            return lambda u: to_vectors(at_x.jvp(to_events(u, shape)))
 
-        stepper = self._start(value, lambda v, active: _on_vectors(jacobian(v, active), shape))
+        stepper = self._start(value, jacobian)
         rtol = 4 * torch.finfo(x.dtype).eps if self.rtol is None else self.rtol
         v = value.clone()
         for _ in range(self.max_steps if n else 0):
@@ -141,11 +142,6 @@ class Solver(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(atol={self.atol}, max_steps={self.max_steps})"
-
-
-def _on_vectors(jacobian: Linearization, shape: torch.Size) -> Callable[[Tensor], Tensor]:
-    """The map v -> J v of vectors, (n, D) -> (n, D)."""
-    return lambda v: to_vectors(jacobian.jvp(to_events(v, shape)))
 
 
 class _Stepper:
