@@ -1,6 +1,6 @@
 """The plain residual network: what nobody needs to invert costs this much, the floor."""
 
-__all__ = ["PlainBlock"]
+__all__ = ["PlainBlock", "free_conv"]
 
 import torch
 from blocks import Bottleneck, Conv
@@ -15,7 +15,7 @@ class PlainBlock(Bijection):
 
     def __init__(self, g: Bottleneck):
         super().__init__()
-        self.g = g.build(_conv, inplace=True).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.g = g.build(free_conv, inplace=True).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -28,7 +28,7 @@ class PlainBlock(Bijection):
         raise NotImplementedError("the floor is not inverted")
 
 
-def _conv(conv: Conv) -> nn.Conv2d:
+def free_conv(conv: Conv) -> nn.Conv2d:
     out, fan_in, *kernel = conv.weight.shape
     layer = nn.Conv2d(fan_in, out, (kernel[0], kernel[1]), padding="same")
     layer.weight.data, layer.bias.data = conv.weight, conv.bias

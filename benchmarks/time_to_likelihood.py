@@ -36,7 +36,8 @@ def train(config: Config, dataset: Dataset, n_steps: int) -> tuple[Task, float, 
     losses, start = [], time.process_time()
     for step, (x, y) in zip(range(n_steps), batches.epoch(0), strict=False):
         set_learning_rate(optimiser, learning_rate(config.optim, (step + 0.5) / n_steps, 1))
-        loss, _ = task(x, y)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
+            loss, _ = task(x, y)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -56,7 +57,9 @@ def run(seed: int, arguments: argparse.Namespace, dataset: Dataset) -> dict[str,
         torch.manual_seed(0)
         with torch.no_grad():
             bits.append(float(each(dataset.test.x[:512], None)[1]["bits_per_dim"]))
-    score = likelihood(sealed.model, replace(dataset.test, x=dataset.test.x[: arguments.n]), levels=dataset.levels)
+    score = likelihood(
+        sealed.model, replace(dataset.test, x=dataset.test.x[: arguments.n], y=None), levels=dataset.levels
+    )
     return {
         "seed": seed,
         "cpu_seconds": seconds,

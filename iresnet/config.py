@@ -91,6 +91,7 @@ class TrainConfig:
     compile: bool = _option(
         False, "compile the residual blocks (minutes, once for each architecture), for faster steps"
     )
+    logdet_parts: int = _option(1, "estimate log-determinants on one of so many parts of a batch, drawn for each block")
     log_every: int = _option(20, "steps between lines of metrics.jsonl")
     snapshot_every: int = _option(1, "epochs between validation, pictures and checkpoints")
     n_pictures: int = _option(64, "samples drawn at a snapshot")

@@ -157,30 +157,8 @@ def elementwise(value: Tensor, slope: Tensor) -> Linearization:
 
 @linearizes(nn.ELU)
 def _elu(g: nn.ELU, x: Tensor) -> Linearization:
-    if g.alpha == 1:
-        return elementwise(*_EluAndSlope.apply(x))  # pyright: ignore[reportArgumentType]
     y = F.elu(x, g.alpha)
     return elementwise(y, torch.where(x > 0, torch.ones_like(y), y + g.alpha))
-
-
-class _EluAndSlope(torch.autograd.Function):
-    """ELU and its derivative, e^x for x <= 0 and else 1, in half the passes over memory that autograd would make."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        y = F.elu(x)
-        return y, y.clamp(max=0).add_(1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG004
-        ctx.save_for_backward(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, of_value: Tensor, of_slope: Tensor) -> Tensor:
-        (slope,) = ctx.saved_tensors
-        return slope * (of_value + of_slope * (slope < 1))  # for x <= 0 the slope is its own derivative
 
 
 @linearizes(nn.ReLU)

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iresnet.narrow import is_narrow, narrow_conv
+
 # -- layout ----------------------------------------------------------------------------------------------------------
 # Convolutions are up to five times faster where the channels of a pixel lie side by side in memory.
 
@@ -65,6 +67,8 @@ def same_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     kh, kw = weight.shape[2:]
     top, left = _same_padding((kh, kw))
     x = channels_last(x)
+    if is_narrow(x, weight):
+        return narrow_conv(x, weight, bias)
     if kh % 2 and kw % 2:
         return F.conv2d(x, weight, bias, padding=(top, left))
     return F.conv2d(F.pad(x, (left, kw // 2, top, kh // 2)), weight, bias)
@@ -80,6 +84,8 @@ def same_conv_transpose(y: Tensor, weight: Tensor) -> Tensor:
     kernel = (weight.shape[2], weight.shape[3])
     top, left = _same_padding(kernel)
     y = channels_last(y)
+    if is_narrow(y, weight):
+        return narrow_conv(y, weight.transpose(0, 1).flip(2, 3))
     if kernel[0] % 2 and kernel[1] % 2:
         return F.conv_transpose2d(y, weight, padding=(top, left))
     full = F.conv_transpose2d(y, weight)

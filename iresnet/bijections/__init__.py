@@ -13,6 +13,7 @@ __all__ = [
     "ResidualBlock",
     "Squeeze",
     "invert",
+    "logdet_of_one_part",
 ]
 
 from iresnet.bijections.actnorm import ActNorm
@@ -20,4 +21,4 @@ from iresnet.bijections.base import Bijection, Chain
 from iresnet.bijections.elementwise import Affine, Logit
 from iresnet.bijections.inversion import Inversion, invert
 from iresnet.bijections.reshape import FactorOut, Flatten, InjectivePad, Squeeze
-from iresnet.bijections.residual import ResidualBlock
+from iresnet.bijections.residual import ResidualBlock, logdet_of_one_part

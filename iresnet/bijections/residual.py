@@ -1,16 +1,18 @@
 """The heart: z = x + g(x) with a contraction g."""
 
-__all__ = ["ResidualBlock"]
+__all__ = ["ResidualBlock", "logdet_of_one_part"]
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from iresnet.bijections.base import Bijection, Solve
 from iresnet.bijections.memory import MEMORY, compiled
+from iresnet.bijections.part import one_part
 from iresnet.bounds import upper_bound
 from iresnet.errors import ConvergenceWarning, IResNetError, UnknownNameError
 from iresnet.jacobian import Linearization, linearize
@@ -73,6 +75,7 @@ class ResidualBlock(Bijection):
         self.memory = memory
         self._independent = False  # known not to mix samples
         self._compiled = False
+        self._n_parts = 1
 
     def compile(self) -> None:
         """Use compiled code (``torch.compile``) in forward passes that are differentiated: those of training.
@@ -96,9 +99,16 @@ class ResidualBlock(Bijection):
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         x = channels_last(x)
+        ways, estimator = MEMORY[self.memory], logdet or self.logdet
+        forward, forward_and_logdet = self._run(ways.forward), self._run(ways.forward_and_logdet)
         with hold_weights(self.g):
             self._check_independence(x)
-            return self._run(MEMORY[self.memory].forward_and_logdet)(self.g, x, logdet or self.logdet)
+            return one_part(
+                lambda x: forward(self.g, x),
+                lambda x: forward_and_logdet(self.g, x, estimator),
+                x,
+                self._n_parts,
+            )
 
     def _run(self, run: Callable) -> Callable:
         return compiled(run) if self._compiled and torch.is_grad_enabled() else run
@@ -182,6 +192,33 @@ class ResidualBlock(Bijection):
             solution = self.solver.solve(step, unit)
         _warn_unless_converged(solution, self.solver)
         return solution.value * size
+
+
+@contextmanager
+def logdet_of_one_part(module: nn.Module, n_parts: int) -> Iterator[None]:
+    """Estimate log-determinants on one of so many parts of each batch, for the duration of the context.
+
+    For training alone: each block draws its own part, whose log-determinants count ``n_parts`` times while all others
+    are zero. Values and gradients keep their expectations, those of a single sample say little.
+
+    Args:
+        module: the residual blocks inside it do so.
+        n_parts: how many parts; 1 for the whole batch.
+
+    Example:
+        >>> block = ResidualBlock(nn.Linear(2, 2))
+        >>> with logdet_of_one_part(block, 2):
+        ...     int((block.forward_and_logdet(torch.ones(6, 2))[1] == 0).sum())
+        3
+    """
+    blocks = [m for m in module.modules() if isinstance(m, ResidualBlock)]
+    try:
+        for block in blocks:
+            block._n_parts = n_parts
+        yield
+    finally:
+        for block in blocks:
+            block._n_parts = 1
 
 
 def _refuse_unsound(name: str, module: nn.Module) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from iresnet.config import Config
@@ -76,6 +77,7 @@ class _Trainer:
         check_settings(config)
         self.config, self.data_dir = config, data_dir
         self.dataset = dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to)
+        AcceleratorState._reset_state()  # accelerate keeps the precision of the process's first run
         self.accelerator = Accelerator(mixed_precision=PRECISIONS[config.train.precision])
         self.inputs: Inputs = inputs_of(dataset, config.task.kind)
         task = make_task(config, dataset, self.inputs)

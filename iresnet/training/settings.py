@@ -33,6 +33,7 @@ def check_settings(config: Config) -> None:
     for name, value, least in (
         ("train.epochs", train.epochs, 1),
         ("train.batch-size", train.batch_size, smallest_batch),
+        ("train.logdet-parts", train.logdet_parts, 1),
         ("train.log-every", train.log_every, 1),
         ("train.snapshot-every", train.snapshot_every, 1),
         ("train.n-pictures", train.n_pictures, 0),

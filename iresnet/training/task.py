@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iresnet.bijections import ResidualBlock
+from iresnet.bijections import ResidualBlock, logdet_of_one_part
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.config import Config, TaskConfig
 from iresnet.data import Dataset, dequantise, flip, pad_crop
@@ -32,6 +32,7 @@ class Task(nn.Module):
         weights: the two weights.
         levels: values that an integer component takes, none for continuous data.
         augment: names in :data:`AUGMENTATIONS`, applied in train mode.
+        logdet_parts: in train mode, see :func:`~iresnet.bijections.logdet_of_one_part`.
 
     Raises:
         UnknownNameError: for an unknown augmentation.
@@ -44,7 +45,15 @@ class Task(nn.Module):
         ['bits_per_dim']
     """
 
-    def __init__(self, model: nn.Module, weights: TaskConfig, *, levels: int | None, augment: Sequence[str] = ()):
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: TaskConfig,
+        *,
+        levels: int | None,
+        augment: Sequence[str] = (),
+        logdet_parts: int = 1,
+    ):
         super().__init__()
         for name in augment:
             if name not in AUGMENTATIONS:
@@ -53,6 +62,7 @@ class Task(nn.Module):
         self.weights = weights
         self.levels = levels
         self.augment = tuple(augment)
+        self.logdet_parts = logdet_parts
 
     def forward(
         self,
@@ -61,7 +71,7 @@ class Task(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the batch means of ``bits_per_dim`` and ``accuracy``, where they apply."""
         x = self.augmented(x) if self.training else x
-        with hold_weights(self.model):
+        with hold_weights(self.model), logdet_of_one_part(self.model, self.logdet_parts if self.training else 1):
             log_prob, logits = self._outputs(x)
         loss, metrics = x.new_zeros((), dtype=next(self.model.parameters()).dtype), {}
         if log_prob is not None:
@@ -104,7 +114,13 @@ def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
         IResNetError: when model, task, augmentations and data do not go together.
     """
     torch.manual_seed(config.train.seed)
-    task = Task(build_model(config, inputs), config.task, levels=dataset.levels, augment=config.data.augment)
+    task = Task(
+        build_model(config, inputs),
+        config.task,
+        levels=dataset.levels,
+        augment=config.data.augment,
+        logdet_parts=config.train.logdet_parts,
+    )
     task.augmented(dataset.train.x[:1])
     for module in task.modules() if config.train.compile else ():
         if isinstance(module, ResidualBlock):
