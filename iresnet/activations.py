@@ -56,7 +56,7 @@ class _EluAndSlope(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        slope = torch.exp2((x * math.log2(math.e)).clamp(max=0))
+        slope = (x * math.log2(math.e)).clamp_(max=0).exp2_()
         return torch.maximum(x, slope - 1), slope
 
     @staticmethod

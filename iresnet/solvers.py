@@ -109,7 +109,6 @@ class Solver(ABC):
         converged = torch.zeros(n, dtype=torch.bool, device=x.device)
         steps = torch.zeros(n, dtype=torch.long, device=x.device)
         active = torch.arange(n, device=x.device)
-        evaluations = torch.zeros_like(steps)
 
         def jacobian(v: Tensor, active: Tensor) -> Callable[[Tensor], Tensor]:
             x = to_events(v, shape)
@@ -119,23 +118,23 @@ class Solver(ABC):
         stepper = self._start(value, jacobian)
         rtol = 4 * torch.finfo(x.dtype).eps if self.rtol is None else self.rtol
         v = value.clone()
-        for _ in range(self.max_steps if n else 0):
+        for step in range(1, self.max_steps + 1 if n else 0):
             fv = to_vectors(f(to_events(v, shape), active))
             change = fv - v
-            largest = change.abs().amax(1)
-            value[active], residual[active], distance[active] = fv, largest, change.norm(dim=1)
-            steps[active] += 1
-            evaluations[active] += 1
+            largest, length = change.abs().amax(1), change.norm(dim=1)
             finite = torch.isfinite(largest)  # else inf <= atol + rtol * inf would pass for convergence
             done = finite & (largest <= self.atol + rtol * fv.abs().amax(1))
-            converged[active] = done
-            keep = finite & ~done & ~stepper.observe(v, change, distance[active])
-            active = active[keep]
-            if len(active) == 0:
-                break
-            stepper.drop(keep)
+            leave = ~finite | done | stepper.observe(v, change, length) | (step == self.max_steps)
+            if bool(leave.any()):
+                left = active[leave]
+                value[left], residual[left], distance[left] = fv[leave], largest[leave], length[leave]
+                converged[left], steps[left] = done[leave], step
+                active = active[~leave]
+                if len(active) == 0:
+                    break
+                stepper.keep(~leave)
             v = stepper.propose(active)
-            evaluations[active] += stepper.products
+        evaluations = steps + stepper.products * (steps - 1).clamp(min=0)
         factor = lipschitz / (1 - lipschitz) if lipschitz < 1 else math.inf
         bound = torch.where(distance == 0, 0.0, factor * distance)
         return Solution(to_events(value, shape), converged, residual, steps, evaluations, bound)
@@ -176,21 +175,21 @@ class _Stepper:
         self.lowest = torch.where(halved, size, self.lowest)
         self.learn(x, r)
         back = ~self.plain & ~(ratio <= self.rate)
-        self.x = torch.where(back[:, None], self.x, x)
-        self.r = torch.where(back[:, None], self.r, r)
-        self.size = torch.where(back, self.size, size)
-        self.plain = back
+        if bool(back.any()):
+            x = torch.where(back[:, None], self.x, x)
+            r = torch.where(back[:, None], self.r, r)
+            size = torch.where(back, self.size, size)
+        self.x, self.r, self.size, self.plain = x, r, size, back
         return self.growth > self.growth_allowed
 
     def learn(self, x: Tensor, r: Tensor) -> None:
         """Remember what the last step showed, which holds also where it is taken back."""
 
-    def drop(self, keep: Tensor) -> None:
-        """Forget all samples but those to keep."""
-        if not bool(keep.all()):
-            for name, value in vars(self).items():
-                if isinstance(value, Tensor):
-                    setattr(self, name, value[keep])
+    def keep(self, samples: Tensor) -> None:
+        """Forget all samples but these, (n,)."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value[samples])
 
     def propose(self, active: Tensor) -> Tensor:
         """The next x, (n, D), of the samples with these indices, (n,)."""
@@ -199,7 +198,7 @@ class _Stepper:
         if accelerated is None:
             self.plain = torch.ones_like(self.plain)
             return plain
-        return torch.where(self.plain[:, None], plain, accelerated)
+        return torch.where(self.plain[:, None], plain, accelerated) if bool(self.plain.any()) else accelerated
 
     def accelerate(self, active: Tensor) -> Tensor | None:  # noqa: ARG002
         """The next x by acceleration, (n, D), or None where there is none (yet)."""
