@@ -113,7 +113,7 @@ class Goal:
             yield setting, _memory(dear) / _memory(cheap) if self.memory else _ratio(dear) / _ratio(cheap)
 
 
-OURS = ("iresnet", "iresnet, compiled", "iresnet, 4 steps, compiled")
+OURS = ("iresnet", "iresnet, 4 steps", "iresnet, compiled", "iresnet, 4 steps, compiled", "iresnet, bf16")
 
 GOALS = (
     *(Goal(f"density step: 2019 / {ours}", "density", "2019", ours, 3, 5) for ours in OURS),
@@ -123,7 +123,10 @@ GOALS = (
         Goal(f"density step, memory: 2019 / {ours}", "density", "2019", ours, 3, 6, memory=True)
         for ours in ("iresnet", "iresnet, recompute")
     ),
-    *(Goal(f"classification step: {ours} / plain", "classification", ours, "plain", 1.4, 1.15) for ours in OURS[:2]),
+    *(
+        Goal(f"classification step: {ours} / plain", "classification", ours, "plain", 1.4, 1.15)
+        for ours in ("iresnet", "iresnet, compiled", "iresnet, bf16")
+    ),
     Goal("inversion: 2019 / iresnet", "inversion", "2019", "iresnet", 8, 15),
     Goal("inversion: normflows to 1e-5 / iresnet", "inversion", "normflows to 1e-5", "iresnet", 2, 4),
 )

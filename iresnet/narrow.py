@@ -44,13 +44,9 @@ def narrow_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         weight: kernel, (out, in, k, k).
         bias: (out,).
     """
-    inputs = (x, weight, bias)
-    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
-        # Here, since backward runs without autocast and needs all tensors of one kind.
-        inputs = tuple(None if t is None else t.to(torch.get_autocast_dtype("cpu")) for t in inputs)
     # The compiler refuses functions with a rule for forward mode.
     conv = _NarrowConv if torch.compiler.is_compiling() else _NarrowConvBothModes
-    return conv.apply(*inputs)  # pyright: ignore[reportReturnType]
+    return conv.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
 
 
 class _NarrowConv(torch.autograd.Function):

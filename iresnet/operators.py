@@ -56,6 +56,15 @@ def _same_padding(kernel: tuple[int, int]) -> tuple[int, int]:
     return (kernel[0] - 1) // 2, (kernel[1] - 1) // 2
 
 
+def _cast(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What autocast does, also where it is blind: within ``torch.vmap``, and for backward passes of our own."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
 def same_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Zero-padded convolution that keeps the image size, for odd and even kernels.
 
@@ -66,7 +75,7 @@ def same_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     kh, kw = weight.shape[2:]
     top, left = _same_padding((kh, kw))
-    x = channels_last(x)
+    x, weight, bias = _cast(channels_last(x), weight, bias)
     if is_narrow(x, weight):
         return narrow_conv(x, weight, bias)
     if kh % 2 and kw % 2:
@@ -83,7 +92,7 @@ def same_conv_transpose(y: Tensor, weight: Tensor) -> Tensor:
     """
     kernel = (weight.shape[2], weight.shape[3])
     top, left = _same_padding(kernel)
-    y = channels_last(y)
+    y, weight, _ = _cast(channels_last(y), weight)
     if is_narrow(y, weight):
         return narrow_conv(y, weight.transpose(0, 1).flip(2, 3))
     if kernel[0] % 2 and kernel[1] % 2:
