@@ -1,0 +1,198 @@
+"""A cost model: what a training run would take on devices that are not here."""
+
+__all__ = ["DEVICES", "EFFICIENCY", "Device", "Prediction", "Workload", "exchanged_bytes", "predict", "table"]
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from iresnet.training.counting import Count, StepCounts
+
+EFFICIENCY = 0.5
+"""The one assumption about kernels and links: they sustain half of the published peak rates."""
+
+LAUNCH = 10e-6
+"""Seconds in which a host launches a kernel from Python, autograd included: see docs/scaling.md."""
+
+BACKWARD = 0.5
+"""Share of a step behind which gradients travel, being ready one by one: the backward pass."""
+
+BUCKET = 25 * 2**20
+"""Bytes of gradients that ``DistributedDataParallel`` exchanges at once."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of device, and how many of them are connected. Rates are peaks, in units a second.
+
+    Attributes:
+        flops: dense operations, by precision of the recipe.
+        bandwidth: bytes of its memory.
+        link: bytes to the devices of the same machine, in one direction.
+        network: bytes to other machines, for each device, in one direction.
+        link_latency: seconds of a message within the machine.
+        network_latency: seconds of a message between machines.
+        per_machine: devices of a machine.
+        efficiency: share of all peak rates that is sustained.
+        launch: seconds of the host for a kernel.
+        asynchronous: whether the host launches kernels while others run.
+    """
+
+    flops: dict[str, float]
+    bandwidth: float
+    link: float = 0.0
+    network: float = 0.0
+    link_latency: float = 3.4e-6
+    network_latency: float = 14e-6
+    per_machine: int = 8
+    efficiency: float = EFFICIENCY
+    launch: float = LAUNCH
+    asynchronous: bool = True
+
+    def seconds(self, count: Count, precision: str = "float32") -> float:
+        r"""Time of counted work.
+
+        .. math:: \max\left(\frac{F}{e \hat{F}} + \frac{B}{e \hat{B}}, \; l K\right)
+
+        for F operations, B bytes and K kernels: arithmetic and memory do not overlap, hosts and devices do (their times
+        add where kernels run on the host itself).
+        """
+        device = (count.flops / self.flops[precision] + count.bytes / self.bandwidth) / self.efficiency
+        host = count.kernels * self.launch
+        return max(device, host) if self.asynchronous else device + host
+
+    def exchange_seconds(self, sent: float, n: int) -> float:
+        """Time in which each of n devices sends so many bytes around a ring, whose slowest link all wait for."""
+        local = n <= self.per_machine
+        rate, latency = (self.link, self.link_latency) if local else (self.network, self.network_latency)
+        messages = 2 * (n - 1) * -(-sent // BUCKET)
+        return sent / (self.efficiency * rate) + messages * latency if n > 1 else 0.0
+
+
+DEVICES: dict[str, Device] = {
+    "a100": Device(
+        flops={"float32": 156e12, "bf16": 312e12, "fp16": 312e12}, bandwidth=2.039e12, link=300e9, network=25e9
+    ),
+    "h100": Device(
+        flops={"float32": 494.7e12, "bf16": 989.4e12, "fp16": 989.4e12}, bandwidth=3.35e12, link=450e9, network=50e9
+    ),
+}
+"""Of 80 GB, eight to a machine, by name. Convolutions of float32 recipes run in TF32, torch's default.
+
+References:
+    NVIDIA A100 Tensor Core GPU, data sheet 2021 (SXM, 80 GB), and DGX A100, data sheet (a 200 Gb/s adapter for a GPU),
+    https://www.nvidia.com/en-us/data-center/a100; NVIDIA H100 Tensor Core GPU, data sheet 2022 (SXM, dense rates: half
+    of those with sparsity), and DGX H100, data sheet (400 Gb/s), https://www.nvidia.com/en-us/data-center/h100; latencies
+    of rings: NCCL, src/graph/tuning.cc, https://github.com/NVIDIA/nccl
+"""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A training run, in numbers that do not depend on where it runs.
+
+    Attributes:
+        counts: of its step, in terms of the examples.
+        batch_size: examples of a step, on all devices together.
+        n_steps: of the run.
+        parameters: numbers that are trained, float32.
+        buffer_bytes: state besides them that the first device sends to all others in each step.
+        resident_bytes: weights, buffers, optimiser state and training data, of which every device has a copy.
+        precision: of the recipe.
+    """
+
+    counts: StepCounts
+    batch_size: int
+    n_steps: int
+    parameters: int
+    buffer_bytes: int
+    resident_bytes: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run would take; a prediction and not a measurement.
+
+    Attributes:
+        device: name of the device.
+        n: how many of them.
+        memory: bytes of the tensors of each device at their most.
+        exchanged: bytes that each device sends in a step.
+        step_seconds: time of a step,
+        exchange_seconds: of which this is spent waiting for others.
+        run_seconds: time of all steps.
+    """
+
+    device: str
+    n: int
+    memory: int
+    exchanged: int
+    step_seconds: float
+    exchange_seconds: float
+    run_seconds: float
+
+
+def exchanged_bytes(workload: Workload, n: int) -> int:
+    r"""Bytes that each of n devices sends in a step: gradients, by a ring, and buffers, passed on.
+
+    .. math:: 2 \frac{n - 1}{n} \, 4 P + \frac{n - 1}{n} b
+
+    for P parameters and b bytes of buffers.
+    """
+    return (n - 1) * (2 * 4 * workload.parameters + workload.buffer_bytes) // n
+
+
+def predict(workload: Workload, device: str, n: int) -> Prediction:
+    """Predict what a run would take on n devices that share its batches.
+
+    The exchange of gradients hides behind the backward pass, all but its last bucket; sealing, validation and pictures
+    at snapshots are not counted.
+
+    Args:
+        workload: the run.
+        device: a name in :data:`DEVICES`.
+        n: how many of them.
+    """
+    kind, sent = DEVICES[device], exchanged_bytes(workload, n)
+    count = workload.counts.at(workload.batch_size // n)
+    compute, exchange = kind.seconds(count, workload.precision), kind.exchange_seconds(sent, n)
+    last = exchange / max(1, -(-sent // BUCKET))
+    waiting = max(last, exchange - BACKWARD * compute)
+    buckets = 4 * workload.parameters if n > 1 else 0
+    return Prediction(
+        device=device,
+        n=n,
+        memory=workload.resident_bytes + count.memory + buckets,
+        exchanged=sent,
+        step_seconds=compute + waiting,
+        exchange_seconds=waiting,
+        run_seconds=(compute + waiting) * workload.n_steps,
+    )
+
+
+def table(predictions: Iterable[Prediction]) -> str:
+    """Lines of text, one for each prediction, under a line of headings."""
+    rows = [("devices", "memory each", "step", "waiting for others", "sent a step by each", "full run")]
+    rows += [
+        (
+            f"{p.n} {p.device}",
+            f"{p.memory / 2**30:.2f} GiB",
+            f"{1000 * p.step_seconds:.1f} ms",
+            f"{1000 * p.exchange_seconds:.1f} ms",
+            f"{p.exchanged / 1e6:.1f} MB",
+            duration(p.run_seconds),
+        )
+        for p in predictions
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit in which it reads well."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
