@@ -1,15 +1,14 @@
 """What scaling.py varies: one size of a training step at a time, the others held at those of a modest recipe."""
 
-__all__ = ["AXES", "BASE", "Axis", "Changes"]
+__all__ = ["AXES", "BASE", "CALIBRATION", "Axis", "Step"]
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
-from contenders import Setting, ours
+from contenders import Setting, Training, ours
 from timing import Job
 
-Changes = tuple[str, ...]
 RECIPE = "fashion-mnist-density-32"
 
 
@@ -25,36 +24,26 @@ class Step:
 
     side: int = 32
     batch: int = 64
-    changes: Changes = ()
+    changes: tuple[str, ...] = ()
+
+    def training(self) -> Training:
+        """The model in training."""
+        return ours(Setting("", RECIPE, (1, self.side, self.side), self.batch), *self.changes)
 
     def build(self) -> Job:
         """The work of one step."""
-        setting = Setting("", RECIPE, (1, self.side, self.side), self.batch)
-        return Job(ours(setting, *self.changes).step)
+        return Job(self.training().step)
+
+    def with_batch(self, batch: int) -> "Step":
+        """The same step on another number of images."""
+        return replace(self, batch=batch)
 
 
 BASE = Step()
 
 
-def _depth(blocks: int) -> Step:
-    per_scale = blocks // 3
-    return Step(changes=("--model.blocks", f"[{per_scale}, {per_scale}, {per_scale}]"))
-
-
-def _width(width: int) -> Step:
-    return Step(changes=("--model.hidden", str(width)))
-
-
-def _batch(batch: int) -> Step:
-    return Step(batch=batch)
-
-
-def _pixels(pixels: int) -> Step:
-    return Step(side=round(pixels**0.5))
-
-
-def _steps(n_steps: int, *changes: str) -> Step:
-    return Step(changes=("--model.logdet.n-steps", str(n_steps), *changes))
+def _changed(option: str, value: object, *more: str) -> Step:
+    return Step(changes=(f"--model.{option}", str(value), *more))
 
 
 @dataclass(frozen=True)
@@ -78,13 +67,24 @@ class Axis:
 
 
 AXES = {
-    "depth": Axis("residual blocks", (3, 6, 12, 24, 48), _depth),
-    "width": Axis("width (channels)", (16, 32, 64, 128, 256), _width),
-    "batch": Axis("batch (images)", (8, 16, 32, 64, 128, 256), _batch),
-    "image size": Axis("image (pixels)", (256, 576, 1024, 2304, 4096), _pixels),
-    "Krylov steps": Axis("Krylov steps", (1, 2, 3, 6, 12, 24), _steps),
+    "depth": Axis("residual blocks", (3, 6, 12, 24, 48), lambda n: _changed("blocks", [n // 3] * 3)),
+    "width": Axis("width (channels)", (16, 32, 64, 128, 256), lambda n: _changed("hidden", n)),
+    "batch": Axis("batch (images)", (8, 16, 32, 64, 128, 256), BASE.with_batch),
+    "image size": Axis("image (pixels)", (256, 576, 1024, 2304, 4096), lambda n: Step(side=math.isqrt(n))),
+    "Krylov steps": Axis("Krylov steps", (1, 2, 3, 6, 12, 24), lambda n: _changed("logdet.n-steps", n)),
     "Krylov steps, recompute": Axis(
-        "Krylov steps, recompute", (1, 2, 3, 6, 12, 24), partial(lambda n: _steps(n, "--model.memory", "recompute"))
+        "Krylov steps, recompute",
+        (1, 3, 6, 12),
+        lambda n: _changed("logdet.n-steps", n, "--model.memory", "recompute"),
     ),
 }
-"""By name."""
+"""By name; the last one keeps no graph of the blocks, so that what their Krylov spaces take would show."""
+
+CALIBRATION = {
+    "3 blocks": Step(batch=16, changes=("--model.blocks", "[1, 1, 1]")),
+    "6 blocks": Step(batch=4, changes=("--model.blocks", "[2, 2, 2]")),
+    "3 blocks, width 128": Step(batch=16, changes=("--model.blocks", "[1, 1, 1]", "--model.hidden", "128")),
+    "3 blocks, width 32": Step(batch=32, changes=("--model.blocks", "[1, 1, 1]", "--model.hidden", "32")),
+    "3 blocks, 6 Krylov steps": Step(batch=16, changes=("--model.blocks", "[1, 1, 1]", "--model.logdet.n-steps", "6")),
+}
+"""Small steps, none of which is on an axis, from which the cost model learns the rates of this machine."""

@@ -10,8 +10,8 @@ from iresnet.training.counting import Count, StepCounts
 EFFICIENCY = 0.5
 """The one assumption about kernels and links: they sustain half of the published peak rates."""
 
-LAUNCH = 10e-6
-"""Seconds in which a host launches a kernel from Python, autograd included: see docs/scaling.md."""
+LAUNCH = 15e-6
+"""Seconds in which a host launches a kernel from Python, autograd included: as measured on one, see docs/scaling.md."""
 
 BACKWARD = 0.5
 """Share of a step behind which gradients travel, being ready one by one: the backward pass."""
@@ -79,10 +79,10 @@ DEVICES: dict[str, Device] = {
 """Of 80 GB, eight to a machine, by name. Convolutions of float32 recipes run in TF32, torch's default.
 
 References:
-    NVIDIA A100 Tensor Core GPU, data sheet 2021 (SXM, 80 GB), and DGX A100, data sheet (a 200 Gb/s adapter for a GPU),
+    NVIDIA A100 Tensor Core GPU, data sheet 2021 (SXM, 80 GB), and DGX A100, data sheet (200 Gb/s for each),
     https://www.nvidia.com/en-us/data-center/a100; NVIDIA H100 Tensor Core GPU, data sheet 2022 (SXM, dense rates: half
-    of those with sparsity), and DGX H100, data sheet (400 Gb/s), https://www.nvidia.com/en-us/data-center/h100; latencies
-    of rings: NCCL, src/graph/tuning.cc, https://github.com/NVIDIA/nccl
+    of those with sparsity), and DGX H100, data sheet (400 Gb/s), https://www.nvidia.com/en-us/data-center/h100;
+    latencies of rings: NCCL, src/graph/tuning.cc, https://github.com/NVIDIA/nccl
 """
 
 
@@ -95,7 +95,6 @@ class Workload:
         batch_size: examples of a step, on all devices together.
         n_steps: of the run.
         parameters: numbers that are trained, float32.
-        buffer_bytes: state besides them that the first device sends to all others in each step.
         resident_bytes: weights, buffers, optimiser state and training data, of which every device has a copy.
         precision: of the recipe.
     """
@@ -104,7 +103,6 @@ class Workload:
     batch_size: int
     n_steps: int
     parameters: int
-    buffer_bytes: int
     resident_bytes: int
     precision: str
 
@@ -132,14 +130,9 @@ class Prediction:
     run_seconds: float
 
 
-def exchanged_bytes(workload: Workload, n: int) -> int:
-    r"""Bytes that each of n devices sends in a step: gradients, by a ring, and buffers, passed on.
-
-    .. math:: 2 \frac{n - 1}{n} \, 4 P + \frac{n - 1}{n} b
-
-    for P parameters and b bytes of buffers.
-    """
-    return (n - 1) * (2 * 4 * workload.parameters + workload.buffer_bytes) // n
+def exchanged_bytes(parameters: int, n: int) -> int:
+    r"""Bytes of gradients that each of n devices sends around a ring: :math:`2 (n - 1) / n * 4 P` for P parameters."""
+    return 2 * (n - 1) * 4 * parameters // n
 
 
 def predict(workload: Workload, device: str, n: int) -> Prediction:
@@ -153,7 +146,7 @@ def predict(workload: Workload, device: str, n: int) -> Prediction:
         device: a name in :data:`DEVICES`.
         n: how many of them.
     """
-    kind, sent = DEVICES[device], exchanged_bytes(workload, n)
+    kind, sent = DEVICES[device], exchanged_bytes(workload.parameters, n)
     count = workload.counts.at(workload.batch_size // n)
     compute, exchange = kind.seconds(count, workload.precision), kind.exchange_seconds(sent, n)
     last = exchange / max(1, -(-sent // BUCKET))

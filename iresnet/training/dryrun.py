@@ -99,9 +99,9 @@ class DryRun:
 def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[int, int] = (2, 6)) -> DryRun:
     """Build the full model of a recipe, run real training steps on a few examples, and estimate the whole run.
 
-    Steps on two small batches tell the time of a step from that of its examples, which overestimates the time on devices
-    that a few examples do not fill. Two more are counted: operations, bytes and memory are linear in the examples, and
-    :mod:`iresnet.training.cost` predicts from them what the run would take elsewhere. Nothing is written.
+    Steps on two small batches tell the time of a step from that of its examples, which overestimates the time on
+    devices that a few examples do not fill. Two more are counted: operations, bytes and memory are linear in the
+    examples, and :mod:`iresnet.training.cost` predicts from them what the run takes elsewhere. Nothing is written.
 
     Args:
         config: the recipe.
@@ -129,7 +129,6 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
         batch_size=batch_size,
         n_steps=config.train.epochs * len(Batches(dataset.train, batch_size)),
         parameters=sum(p.numel() for p in task.parameters()),
-        buffer_bytes=_bytes(task.buffers()),
         resident_bytes=state_bytes + _bytes([*task.buffers(), dataset.train.x, dataset.train.y]),
         precision=config.train.precision,
     )
