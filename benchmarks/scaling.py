@@ -44,7 +44,7 @@ FEW = (2, 4)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="measure these, not all")
+    parser.add_argument("--part", nargs="*", choices=PARTS, default=list(PARTS), help="measure these; none: only write")
     parser.add_argument("--data-dir", help="a folder of data sets, for the published runs")
     options = parser.parse_args()
     torch.set_num_threads(1)
