@@ -118,7 +118,7 @@ class StepCounts:
         """The count of a step on n examples.
 
         Exact, the memory too, when both batches met the same kernels: what is in use after each of them is linear, and
-        the most of it need not be. Steps that are random in length (Russian roulette) are of that length on average.
+        the most of it need not be. Steps of random length (Russian roulette) are told roughly: each is one of many.
         """
         a, b = self.small, self.large
         same = len(a.in_use) == len(b.in_use)
@@ -132,4 +132,4 @@ class StepCounts:
 
     def _line(self, small: int, large: int, n: int) -> int:
         first, second = self.sizes
-        return small + (n - first) * (large - small) // (second - first)
+        return small + (n - first) * max(0, large - small) // (second - first)
