@@ -157,6 +157,13 @@ def test_one_device_waits_for_nobody_and_more_share_the_work(device):
         assert prediction.run_seconds == pytest.approx(1000 * prediction.step_seconds)
 
 
+def test_a_run_that_does_not_fit_is_told():
+    fits = [predict(workload(batch_size=8 * n), "h100", 8) for n in (700, 900)]
+    assert [p.fits for p in fits] == [True, False]
+    _, small, large = table(fits).splitlines()
+    assert ("too much" in small, "too much" in large) == (False, True)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_exchange_hides_behind_the_backward_pass_but_for_its_last_bucket(device):
     work = workload(batch_size=128 * 1000)  # so much that all else fits behind

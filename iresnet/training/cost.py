@@ -1,7 +1,8 @@
 """A cost model: what a training run would take on devices that are not here."""
 
-__all__ = ["DEVICES", "EFFICIENCY", "Device", "Prediction", "Workload", "exchanged_bytes", "predict", "table"]
+__all__ = ["DEVICES", "Device", "Prediction", "Workload", "duration", "exchanged_bytes", "predict", "table"]
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -26,7 +27,8 @@ class Device:
 
     Attributes:
         flops: dense operations, by precision of the recipe.
-        bandwidth: bytes of its memory.
+        bandwidth: bytes to and from its memory.
+        memory: bytes that it has.
         link: bytes to the devices of the same machine, in one direction.
         network: bytes to other machines, for each device, in one direction.
         link_latency: seconds of a message within the machine.
@@ -39,6 +41,7 @@ class Device:
 
     flops: dict[str, float]
     bandwidth: float
+    memory: float = math.inf
     link: float = 0.0
     network: float = 0.0
     link_latency: float = 3.4e-6
@@ -70,13 +73,21 @@ class Device:
 
 DEVICES: dict[str, Device] = {
     "a100": Device(
-        flops={"float32": 156e12, "bf16": 312e12, "fp16": 312e12}, bandwidth=2.039e12, link=300e9, network=25e9
+        flops={"float32": 156e12, "bf16": 312e12, "fp16": 312e12},
+        bandwidth=2.039e12,
+        memory=80e9,
+        link=300e9,
+        network=25e9,
     ),
     "h100": Device(
-        flops={"float32": 494.7e12, "bf16": 989.4e12, "fp16": 989.4e12}, bandwidth=3.35e12, link=450e9, network=50e9
+        flops={"float32": 494.7e12, "bf16": 989.4e12, "fp16": 989.4e12},
+        bandwidth=3.35e12,
+        memory=80e9,
+        link=450e9,
+        network=50e9,
     ),
 }
-"""Of 80 GB, eight to a machine, by name. Convolutions of float32 recipes run in TF32, torch's default.
+"""By name. Convolutions of float32 recipes run in TF32, torch's default.
 
 References:
     NVIDIA A100 Tensor Core GPU, data sheet 2021 (SXM, 80 GB), and DGX A100, data sheet (200 Gb/s for each),
@@ -115,6 +126,7 @@ class Prediction:
         device: name of the device.
         n: how many of them.
         memory: bytes of the tensors of each device at their most.
+        fits: whether the device has as many.
         exchanged: bytes that each device sends in a step.
         step_seconds: time of a step,
         exchange_seconds: of which this is spent waiting for others.
@@ -124,6 +136,7 @@ class Prediction:
     device: str
     n: int
     memory: int
+    fits: bool
     exchanged: int
     step_seconds: float
     exchange_seconds: float
@@ -152,10 +165,12 @@ def predict(workload: Workload, device: str, n: int) -> Prediction:
     last = exchange / max(1, -(-sent // BUCKET))
     waiting = max(last, exchange - BACKWARD * compute)
     buckets = 4 * workload.parameters if n > 1 else 0
+    memory = workload.resident_bytes + count.memory + buckets
     return Prediction(
         device=device,
         n=n,
-        memory=workload.resident_bytes + count.memory + buckets,
+        memory=memory,
+        fits=memory <= kind.memory,
         exchanged=sent,
         step_seconds=compute + waiting,
         exchange_seconds=waiting,
@@ -169,7 +184,7 @@ def table(predictions: Iterable[Prediction]) -> str:
     rows += [
         (
             f"{p.n} {p.device}",
-            f"{p.memory / 2**30:.2f} GiB",
+            f"{p.memory / 2**30:.2f} GiB{'' if p.fits else ', too much'}",
             f"{1000 * p.step_seconds:.1f} ms",
             f"{1000 * p.exchange_seconds:.1f} ms",
             f"{p.exchanged / 1e6:.1f} MB",
