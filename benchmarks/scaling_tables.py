@@ -124,16 +124,17 @@ def _grown(results: Results) -> str:
 
 
 def _predictions(rows: Sequence[Row]) -> str:
-    header = ["recipe", "GPUs", "memory each, GiB", "step, ms", "waiting, ms", "sent a step by each, MB", "full run"]
+    times = ("kernel_seconds", "launch_seconds", "exchange_seconds", "step_seconds")
+    header = ["recipe", "GPUs", "memory each, GiB", "kernels, ms", "launching, ms", "waiting, ms", "step, ms"]
+    header += ["sent by each, MB", "full run"]
     cells = [
         [
             row["recipe"],
             f"{row['n']} {row['device']}",
             f"{row['memory'] / 2**30:.2f}",
-            f"{1000 * row['step_seconds']:.1f}",
-            f"{1000 * row['exchange_seconds']:.1f}",
+            *(f"{1000 * row[time]:.1f}" for time in times),
             f"{row['exchanged'] / 1e6:.1f}",
-            duration(row["run_seconds"]),
+            duration(row["total_seconds"]),
         ]
         for row in rows
     ]

@@ -154,7 +154,9 @@ def test_one_device_waits_for_nobody_and_more_share_the_work(device):
     assert one.step_seconds / 8 < eight.step_seconds < one.step_seconds
     assert 0 < eight.exchange_seconds < many.exchange_seconds
     for prediction in (one, eight, many):
-        assert prediction.run_seconds == pytest.approx(1000 * prediction.step_seconds)
+        busy = max(prediction.kernel_seconds, prediction.launch_seconds)
+        assert prediction.step_seconds == pytest.approx(busy + prediction.exchange_seconds)
+        assert prediction.total_seconds == pytest.approx(1000 * prediction.step_seconds)
 
 
 def test_a_run_that_does_not_fit_is_told():

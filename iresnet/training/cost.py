@@ -36,7 +36,7 @@ class Device:
         per_machine: devices of a machine.
         efficiency: share of all peak rates that is sustained.
         launch: seconds of the host for a kernel.
-        asynchronous: whether the host launches kernels while others run.
+        asynchronous: whether the host launches kernels while others run; it does not where they run on it.
     """
 
     flops: dict[str, float]
@@ -52,16 +52,17 @@ class Device:
     asynchronous: bool = True
 
     def seconds(self, count: Count, precision: str = "float32") -> float:
-        r"""Time of counted work.
+        """Time of counted work: the longer one of :meth:`run_seconds` and :meth:`launch_seconds`, or both in turns."""
+        times = self.run_seconds(count, precision), self.launch_seconds(count)
+        return max(times) if self.asynchronous else sum(times)
 
-        .. math:: \max\left(\frac{F}{e \hat{F}} + \frac{B}{e \hat{B}}, \; l K\right)
+    def run_seconds(self, count: Count, precision: str = "float32") -> float:
+        r"""Time of the kernels, :math:`F / (e \hat{F}) + B / (e \hat{B})` for F operations and B bytes: no overlap."""
+        return (count.flops / self.flops[precision] + count.bytes / self.bandwidth) / self.efficiency
 
-        for F operations, B bytes and K kernels: arithmetic and memory do not overlap, hosts and devices do (their times
-        add where kernels run on the host itself).
-        """
-        device = (count.flops / self.flops[precision] + count.bytes / self.bandwidth) / self.efficiency
-        host = count.kernels * self.launch
-        return max(device, host) if self.asynchronous else device + host
+    def launch_seconds(self, count: Count) -> float:
+        """Time that the host takes to launch all kernels."""
+        return count.kernels * self.launch
 
     def exchange_seconds(self, sent: float, n: int) -> float:
         """Time in which each of n devices sends so many bytes around a ring, whose slowest link all wait for."""
@@ -128,9 +129,11 @@ class Prediction:
         memory: bytes of the tensors of each device at their most.
         fits: whether the device has as many.
         exchanged: bytes that each device sends in a step.
-        step_seconds: time of a step,
-        exchange_seconds: of which this is spent waiting for others.
-        run_seconds: time of all steps.
+        kernel_seconds: time of the kernels of a step.
+        launch_seconds: time of the host to launch them.
+        exchange_seconds: time to wait for others.
+        step_seconds: time of a step: the longer of the first two, and the third.
+        total_seconds: time of all steps.
     """
 
     device: str
@@ -138,9 +141,11 @@ class Prediction:
     memory: int
     fits: bool
     exchanged: int
-    step_seconds: float
+    kernel_seconds: float
+    launch_seconds: float
     exchange_seconds: float
-    run_seconds: float
+    step_seconds: float
+    total_seconds: float
 
 
 def exchanged_bytes(parameters: int, n: int) -> int:
@@ -172,29 +177,32 @@ def predict(workload: Workload, device: str, n: int) -> Prediction:
         memory=memory,
         fits=memory <= kind.memory,
         exchanged=sent,
-        step_seconds=compute + waiting,
+        kernel_seconds=kind.run_seconds(count, workload.precision),
+        launch_seconds=kind.launch_seconds(count),
         exchange_seconds=waiting,
-        run_seconds=(compute + waiting) * workload.n_steps,
+        step_seconds=compute + waiting,
+        total_seconds=(compute + waiting) * workload.n_steps,
     )
 
 
 def table(predictions: Iterable[Prediction]) -> str:
-    """Lines of text, one for each prediction, under a line of headings."""
-    rows = [("devices", "memory each", "step", "waiting for others", "sent a step by each", "full run")]
-    rows += [
-        (
-            f"{p.n} {p.device}",
-            f"{p.memory / 2**30:.2f} GiB{'' if p.fits else ', too much'}",
-            f"{1000 * p.step_seconds:.1f} ms",
-            f"{1000 * p.exchange_seconds:.1f} ms",
-            f"{p.exchanged / 1e6:.1f} MB",
-            duration(p.run_seconds),
-        )
-        for p in predictions
-    ]
+    """Lines of text, one for each prediction, under a line of headings: times are those of a step."""
+    headings = ("devices", "memory each", "kernels", "launching", "waiting", "step", "sent by each", "full run")
+    rows = [headings, *(_cells(prediction) for prediction in predictions)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _cells(p: Prediction) -> tuple[str, ...]:
+    times = (p.kernel_seconds, p.launch_seconds, p.exchange_seconds, p.step_seconds)
+    return (
+        f"{p.n} {p.device}",
+        f"{p.memory / 2**30:.2f} GiB{'' if p.fits else ', too much'}",
+        *(f"{1000 * seconds:.1f} ms" for seconds in times),
+        f"{p.exchanged / 1e6:.1f} MB",
+        duration(p.total_seconds),
     )
 
 
