@@ -9,12 +9,13 @@ RUN ?= $(DEMO)
 # Models of this size are fastest with one thread a process.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test bench mutation-test lint types wheel-check install clean
+.PHONY: help demo test bench scaling mutation-test lint types wheel-check install clean
 
 help:
 	@echo "make demo   install, train a density of digits, evaluate, sample, invert and certify it (3 minutes)"
 	@echo "make test   install and run the tests"
 	@echo "make bench [RUN=...]   time iresnet and other methods side by side, and invert a trained run (an hour)"
+	@echo "make scaling   time and memory against every size of a step, one process and two, predictions (half an hour)"
 	@echo "make mutation-test   break each estimator, bound and solver in turn: the tests must notice (half an hour)"
 	@echo "make lint types wheel-check   the other checks"
 
@@ -40,6 +41,10 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	test -d $(RUN) || $(BIN)/iresnet train digits-density --out $(RUN)
 	$(BIN)/python benchmarks/speed.py --run $(RUN) --full
+
+scaling: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/scaling.py
 
 mutation-test: $(INSTALLED)
 	$(BIN)/python benchmarks/mutations.py --jobs 2

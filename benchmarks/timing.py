@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from iresnet.training.counting import count
 
 
 @dataclass(frozen=True)
@@ -94,24 +94,7 @@ def flops(job: Job) -> int:
     """Operations of the matrix products and convolutions of one run, by the formulas of torch's counter."""
     if job.prepare:
         job.prepare()
-    with _Operations() as operations:
-        job.run()
-    return operations.total
-
-
-class _Operations(TorchDispatchMode):
-    """``FlopCounterMode`` without its table of modules, whose hooks refuse an autograd.grad within a forward."""
-
-    def __init__(self):
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
+    return count(job.run).flops
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def train(
         data_dir: Folder of data sets.
         out: Run folder to write; runs/RECIPE by default.
         resume: Continue the run in that folder.
-        dry_run: Build the full model, run one real step on a few examples, print the cost of the run, write nothing.
+        dry_run: Run real steps of the full model on a few examples, print what the run costs here and on GPUs; no more.
         compile: Short for --train.compile true: compile the residual blocks first, for faster steps.
     """
     config = load_config(recipe, [*overrides, *(("--train.compile", "true") if compile else ())])

@@ -222,12 +222,25 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(tiny, call, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     status, out, err = call("train", *tiny["density"], "--train.epochs", 9, "--dry-run")
     assert (status, err) == (0, "")
-    lines = dict(line.split(maxsplit=1) for line in out.replace("per step", "").replace("run ", "").splitlines())
+    measured, predicted = out.split("\n\n")
+    header, *rows = measured.replace("per step", "").replace("run ", "").splitlines()
+    assert header == "measured here, on a few examples"
+    lines = dict(line.split(maxsplit=1) for line in rows)
     assert lines.keys() == {"parameters", "loss", "memory", "time", "full"}
     assert lines["full"].startswith(f"{9 * (1297 // 64)} steps, ")
     assert int(lines["parameters"].replace(",", "")) > 1000
     assert "batch size 64" in lines["memory"]
+    header, _, *rows = predicted.splitlines()
+    assert header.startswith("predicted, not measured: batches of 64 over all devices in float32, ")
+    assert [row.split()[:2] for row in rows] == [[n, name] for name in ("a100", "h100") for n in ("1", "8", "64")]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_what_a_batch_cannot_be_divided_among(tiny, call):
+    status, out, _ = call("train", *tiny["density"], "--train.batch-size", 40, "--dry-run")
+    assert status == 0
+    assert out.endswith("\na batch of 40 cannot be divided among 64 devices\n")
+    assert "64 h100" not in out
 
 
 def test_the_folder_of_a_run_is_named_after_the_recipe(call, tmp_path, monkeypatch):

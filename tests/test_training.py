@@ -473,6 +473,26 @@ def test_the_memory_of_a_dry_run_grows_with_the_model(tiny):
     assert 2 < large.example_bytes / small.example_bytes < 4
 
 
+def test_the_memory_of_a_dry_run_is_that_of_a_step_of_the_whole_batch(tiny):
+    result = dry_run(settings(tiny, "density", "--train.batch-size", "6"), sizes=(2, 4))
+    same = dry_run(settings(tiny, "density", "--train.batch-size", "6"), sizes=(2, 6))
+    assert result.workload.counts.at(6) == same.workload.counts.large
+
+
+def test_a_dry_run_predicts_for_the_precision_of_the_recipe(tiny):
+    full, half = (dry_run(settings(tiny, "density", "--train.precision", name)) for name in ("float32", "bf16"))
+    assert half.workload.precision == "bf16"
+    assert half.workload.counts.at(64).memory < full.workload.counts.at(64).memory
+    assert [p.exchanged for p in half.predictions()] == [p.exchanged for p in full.predictions()]
+
+
+def test_every_device_holds_the_model_its_optimiser_and_the_data(tiny):
+    config, dataset = settings(tiny, "hybrid"), load("digits")
+    result = dry_run(config)
+    held = [*build_model(config, inputs_of(dataset, "hybrid")).buffers(), dataset.train.x, dataset.train.y]
+    assert result.workload.resident_bytes == result.state_bytes + sum(t.nbytes for t in held)
+
+
 def test_dry_runs_need_data(tiny):
     with pytest.raises(DataError, match="no such folder or file"):
         dry_run(settings(tiny, "density", "--data.name", "nowhere.csv"))

@@ -1,10 +1,13 @@
-"""What a recipe would cost, from real steps on small batches."""
+"""What a recipe would cost, from real steps on small batches: measured here, predicted for other devices."""
 
 __all__ = ["DryRun", "dry_run"]
 
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,26 +15,34 @@ from torch import Tensor
 from iresnet.config import Config
 from iresnet.data import Batches, Dataset
 from iresnet.data import load as load_data
+from iresnet.normalisation import PowerIteration
 from iresnet.runs import inputs_of
+from iresnet.training.cost import DEVICES, Prediction, Workload, duration, predict, table
+from iresnet.training.counting import StepCounts, count
 from iresnet.training.optim import make_optimiser
 from iresnet.training.settings import check_settings
 from iresnet.training.task import Task, make_task
 
+Batch = tuple[Tensor, Tensor | None]
+NUMBERS = (1, 8, 64)
+"""Numbers of devices that predictions are made for."""
+
 
 @dataclass(frozen=True)
 class DryRun:
-    """Cost of a recipe on this machine.
+    """Cost of a recipe, measured on this machine and predicted for others.
 
     Attributes:
         parameters: how many the model has.
         loss: of the step that was run.
         state_bytes: weights, gradients and optimiser state.
-        example_bytes: what one example keeps for the backward pass.
+        example_bytes: what one example adds to the tensors of a step, where they are most.
         step_seconds: time of a step, apart from its examples.
         example_seconds: time that each example adds to a step.
         batch_size: of the recipe.
         n_steps: of the whole run.
         device: where it was measured.
+        workload: what the run does, counted.
     """
 
     parameters: int
@@ -43,29 +54,54 @@ class DryRun:
     batch_size: int
     n_steps: int
     device: str
+    workload: Workload
+
+    def predictions(self) -> Iterator[Prediction]:
+        """For each kind and number of devices that the batch can be divided among."""
+        for device in DEVICES:
+            for n in NUMBERS:
+                if self.batch_size % n == 0:
+                    yield predict(self.workload, device, n)
 
     def __str__(self) -> str:
+        return f"{self._measured()}\n\n{self._predicted()}"
+
+    def _measured(self) -> str:
         memory = (self.state_bytes + self.batch_size * self.example_bytes) / 2**30
         seconds = self.step_seconds + self.batch_size * self.example_seconds
         return "\n".join(
             [
+                "measured here, on a few examples",
                 f"parameters      {self.parameters:,}",
                 f"loss            {self.loss:.4f} after one real step",
                 f"memory          {memory:.2f} GiB estimated at batch size {self.batch_size} "
                 f"({self.state_bytes / 2**20:.0f} MiB of weights and optimiser, "
                 f"{self.example_bytes / 2**20:.1f} MiB an example)",
                 f"time per step   {seconds:.2f} s estimated at batch size {self.batch_size} on {self.device}",
-                f"full run        {self.n_steps:,} steps, {_duration(seconds * self.n_steps)} on {self.device}",
+                f"full run        {self.n_steps:,} steps, {duration(seconds * self.n_steps)} on {self.device}",
             ]
         )
+
+    def _predicted(self) -> str:
+        step = self.workload.counts.at(self.batch_size)
+        left_out = [n for n in NUMBERS if self.batch_size % n]
+        lines = [
+            f"predicted, not measured: batches of {self.batch_size} over all devices in {self.workload.precision}, "
+            f"{step.flops / 1e12:.3g} TFLOP, {step.bytes / 1e9:.3g} GB moved and {step.kernels:,} kernels a step",
+            table(self.predictions()),
+        ]
+        if left_out:
+            numbers = " or ".join(map(str, left_out))
+            lines.append(f"a batch of {self.batch_size} cannot be divided among {numbers} devices")
+        return "\n".join(lines)
 
 
 def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[int, int] = (2, 6)) -> DryRun:
     """Build the full model of a recipe, run real training steps on a few examples, and estimate the whole run.
 
-    Steps on two small batches tell the time of a step from that of its examples; the memory is what autograd keeps for
-    the backward pass. Both are scaled to the recipe's batch size, which overestimates the time on devices that a few
-    examples do not fill. Nothing is written.
+    Steps on two small batches tell the time of a step from that of its examples, which overestimates the time on
+    devices that a few examples do not fill. Two more are counted: operations, bytes and memory are linear in the
+    examples, and :mod:`iresnet.training.cost` predicts from them what the run takes elsewhere. Nothing is written.
 
     Args:
         config: the recipe.
@@ -80,51 +116,62 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).to(device).train()
     optimiser = make_optimiser(task.model, config.optim)
-    loss, _, _ = _step(task, optimiser, *_first_examples(dataset, sizes[0], device))
-    steps = [_step(task, optimiser, *_first_examples(dataset, size, device)) for size in sizes]
-    example_seconds = max(0.0, (steps[1][2] - steps[0][2]) / (sizes[1] - sizes[0]))
-    n = sum(p.numel() for p in task.parameters())
-    slots = sum(t.numel() for state in optimiser.state.values() for t in state.values() if torch.is_tensor(t))
+    batches = [_first_examples(dataset, size, device) for size in sizes]
+    step = partial(_step, task, optimiser, precision=config.train.precision)
+    loss, _ = step(batches[0])
+    seconds = [step(batch)[1] for batch in batches]
+    example_seconds = max(0.0, (seconds[1] - seconds[0]) / (sizes[1] - sizes[0]))
+    slots = [t for state in optimiser.state.values() for t in state.values() if torch.is_tensor(t)]
+    state_bytes = 2 * _bytes(task.parameters()) + _bytes(slots)
+    batch_size = config.train.batch_size
+    workload = Workload(
+        counts=_counts(task, step, batches),
+        batch_size=batch_size,
+        n_steps=config.train.epochs * len(Batches(dataset.train, batch_size)),
+        parameters=sum(p.numel() for p in task.parameters()),
+        resident_bytes=state_bytes + _bytes([*task.buffers(), dataset.train.x, dataset.train.y]),
+        precision=config.train.precision,
+    )
     return DryRun(
-        parameters=n,
+        parameters=workload.parameters,
         loss=loss,
-        state_bytes=4 * (2 * n + slots),
-        example_bytes=steps[1][1] // sizes[1],
-        step_seconds=max(0.0, steps[0][2] - sizes[0] * example_seconds),
+        state_bytes=state_bytes,
+        example_bytes=workload.counts.at(batch_size).memory // batch_size,
+        step_seconds=max(0.0, seconds[0] - sizes[0] * example_seconds),
         example_seconds=example_seconds,
-        batch_size=config.train.batch_size,
-        n_steps=config.train.epochs * len(Batches(dataset.train, config.train.batch_size)),
+        batch_size=batch_size,
+        n_steps=workload.n_steps,
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads",
+        workload=workload,
     )
 
 
-def _first_examples(dataset: Dataset, n: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def _first_examples(dataset: Dataset, n: int, device: torch.device) -> Batch:
     y = dataset.train.y
     return dataset.train.x[:n].to(device), None if y is None else y[:n].to(device)
 
 
-def _step(task: Task, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor | None) -> tuple[float, int, float]:
-    """Run one training step; return the loss, the bytes of all tensors kept for its backward pass, and the seconds."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
+def _step(task: Task, optimiser: torch.optim.Optimizer, batch: Batch, precision: str) -> tuple[float, float]:
+    """Run one training step as the loop does; return the loss and the seconds."""
     start = time.perf_counter()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss, _ = task(x, y)
+    with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=precision != "float32"):
+        loss, _ = task(*batch)
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
     value = float(loss.detach())  # waits for the device
-    seconds = time.perf_counter() - start
-    own = {p.untyped_storage().data_ptr() for p in task.parameters()}
-    return value, sum(size for pointer, size in kept.items() if pointer not in own), seconds
+    return value, time.perf_counter() - start
 
 
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
+def _counts(task: Task, step: Callable[[Batch], Any], batches: Sequence[Batch]) -> StepCounts:
+    """Count a step on two batches, uncompiled and with all power iterations, as a GPU runs them."""
+    for module in task.modules():
+        if isinstance(module, PowerIteration):
+            module.tol = 0.0
+    with torch.compiler.set_stance("force_eager"):
+        small, large = (count(lambda batch=batch: step(batch)) for batch in batches)
+    return StepCounts((len(batches[0][0]), len(batches[1][0])), small, large)
+
+
+def _bytes(tensors: Iterable[Tensor | None]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)

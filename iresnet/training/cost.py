@@ -1,0 +1,214 @@
+"""A cost model: what a training run would take on devices that are not here."""
+
+__all__ = ["DEVICES", "Device", "Prediction", "Workload", "duration", "exchanged_bytes", "predict", "table"]
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from iresnet.training.counting import Count, StepCounts
+
+EFFICIENCY = 0.5
+"""The one assumption about kernels and links: they sustain half of the published peak rates."""
+
+LAUNCH = 15e-6
+"""Seconds in which a host launches a kernel from Python, autograd included: as measured on one, see docs/scaling.md."""
+
+BACKWARD = 0.5
+"""Share of a step behind which gradients travel, being ready one by one: the backward pass."""
+
+BUCKET = 25 * 2**20
+"""Bytes of gradients that ``DistributedDataParallel`` exchanges at once."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of device, and how many of them are connected. Rates are peaks, in units a second.
+
+    Attributes:
+        flops: dense operations, by precision of the recipe.
+        bandwidth: bytes to and from its memory.
+        memory: bytes that it has.
+        link: bytes to the devices of the same machine, in one direction.
+        network: bytes to other machines, for each device, in one direction.
+        link_latency: seconds of a message within the machine.
+        network_latency: seconds of a message between machines.
+        per_machine: devices of a machine.
+        efficiency: share of all peak rates that is sustained.
+        launch: seconds of the host for a kernel.
+        asynchronous: whether the host launches kernels while others run; it does not where they run on it.
+    """
+
+    flops: dict[str, float]
+    bandwidth: float
+    memory: float = math.inf
+    link: float = 0.0
+    network: float = 0.0
+    link_latency: float = 3.4e-6
+    network_latency: float = 14e-6
+    per_machine: int = 8
+    efficiency: float = EFFICIENCY
+    launch: float = LAUNCH
+    asynchronous: bool = True
+
+    def seconds(self, count: Count, precision: str = "float32") -> float:
+        """Time of counted work: the longer one of :meth:`run_seconds` and :meth:`launch_seconds`, or both in turns."""
+        times = self.run_seconds(count, precision), self.launch_seconds(count)
+        return max(times) if self.asynchronous else sum(times)
+
+    def run_seconds(self, count: Count, precision: str = "float32") -> float:
+        r"""Time of the kernels, :math:`F / (e \hat{F}) + B / (e \hat{B})` for F operations and B bytes: no overlap."""
+        return (count.flops / self.flops[precision] + count.bytes / self.bandwidth) / self.efficiency
+
+    def launch_seconds(self, count: Count) -> float:
+        """Time that the host takes to launch all kernels."""
+        return count.kernels * self.launch
+
+    def exchange_seconds(self, sent: float, n: int) -> float:
+        """Time in which each of n devices sends so many bytes around a ring, whose slowest link all wait for."""
+        local = n <= self.per_machine
+        rate, latency = (self.link, self.link_latency) if local else (self.network, self.network_latency)
+        messages = 2 * (n - 1) * -(-sent // BUCKET)
+        return sent / (self.efficiency * rate) + messages * latency if n > 1 else 0.0
+
+
+DEVICES: dict[str, Device] = {
+    "a100": Device(
+        flops={"float32": 156e12, "bf16": 312e12, "fp16": 312e12},
+        bandwidth=2.039e12,
+        memory=80e9,
+        link=300e9,
+        network=25e9,
+    ),
+    "h100": Device(
+        flops={"float32": 494.7e12, "bf16": 989.4e12, "fp16": 989.4e12},
+        bandwidth=3.35e12,
+        memory=80e9,
+        link=450e9,
+        network=50e9,
+    ),
+}
+"""By name. Convolutions of float32 recipes run in TF32, torch's default.
+
+References:
+    NVIDIA A100 Tensor Core GPU, data sheet 2021 (SXM, 80 GB), and DGX A100, data sheet (200 Gb/s for each),
+    https://www.nvidia.com/en-us/data-center/a100; NVIDIA H100 Tensor Core GPU, data sheet 2022 (SXM, dense rates: half
+    of those with sparsity), and DGX H100, data sheet (400 Gb/s), https://www.nvidia.com/en-us/data-center/h100;
+    latencies of rings: NCCL, src/graph/tuning.cc, https://github.com/NVIDIA/nccl
+"""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A training run, in numbers that do not depend on where it runs.
+
+    Attributes:
+        counts: of its step, in terms of the examples.
+        batch_size: examples of a step, on all devices together.
+        n_steps: of the run.
+        parameters: numbers that are trained, float32.
+        resident_bytes: weights, buffers, optimiser state and training data, of which every device has a copy.
+        precision: of the recipe.
+    """
+
+    counts: StepCounts
+    batch_size: int
+    n_steps: int
+    parameters: int
+    resident_bytes: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run would take; a prediction and not a measurement.
+
+    Attributes:
+        device: name of the device.
+        n: how many of them.
+        memory: bytes of the tensors of each device at their most.
+        fits: whether the device has as many.
+        exchanged: bytes that each device sends in a step.
+        kernel_seconds: time of the kernels of a step.
+        launch_seconds: time of the host to launch them.
+        exchange_seconds: time to wait for others.
+        step_seconds: time of a step: the longer of the first two, and the third.
+        total_seconds: time of all steps.
+    """
+
+    device: str
+    n: int
+    memory: int
+    fits: bool
+    exchanged: int
+    kernel_seconds: float
+    launch_seconds: float
+    exchange_seconds: float
+    step_seconds: float
+    total_seconds: float
+
+
+def exchanged_bytes(parameters: int, n: int) -> int:
+    r"""Bytes of gradients that each of n devices sends around a ring: :math:`2 (n - 1) / n * 4 P` for P parameters."""
+    return 2 * (n - 1) * 4 * parameters // n
+
+
+def predict(workload: Workload, device: str, n: int) -> Prediction:
+    """Predict what a run would take on n devices that share its batches.
+
+    The exchange of gradients hides behind the backward pass, all but its last bucket; sealing, validation and pictures
+    at snapshots are not counted.
+
+    Args:
+        workload: the run.
+        device: a name in :data:`DEVICES`.
+        n: how many of them.
+    """
+    kind, sent = DEVICES[device], exchanged_bytes(workload.parameters, n)
+    count = workload.counts.at(workload.batch_size // n)
+    compute, exchange = kind.seconds(count, workload.precision), kind.exchange_seconds(sent, n)
+    last = exchange / max(1, -(-sent // BUCKET))
+    waiting = max(last, exchange - BACKWARD * compute)
+    buckets = 4 * workload.parameters if n > 1 else 0
+    memory = workload.resident_bytes + count.memory + buckets
+    return Prediction(
+        device=device,
+        n=n,
+        memory=memory,
+        fits=memory <= kind.memory,
+        exchanged=sent,
+        kernel_seconds=kind.run_seconds(count, workload.precision),
+        launch_seconds=kind.launch_seconds(count),
+        exchange_seconds=waiting,
+        step_seconds=compute + waiting,
+        total_seconds=(compute + waiting) * workload.n_steps,
+    )
+
+
+def table(predictions: Iterable[Prediction]) -> str:
+    """Lines of text, one for each prediction, under a line of headings: times are those of a step."""
+    headings = ("devices", "memory each", "kernels", "launching", "waiting", "step", "sent by each", "full run")
+    rows = [headings, *(_cells(prediction) for prediction in predictions)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _cells(p: Prediction) -> tuple[str, ...]:
+    times = (p.kernel_seconds, p.launch_seconds, p.exchange_seconds, p.step_seconds)
+    return (
+        f"{p.n} {p.device}",
+        f"{p.memory / 2**30:.2f} GiB{'' if p.fits else ', too much'}",
+        *(f"{1000 * seconds:.1f} ms" for seconds in times),
+        f"{p.exchanged / 1e6:.1f} MB",
+        duration(p.total_seconds),
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit in which it reads well."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
