@@ -6,8 +6,10 @@ r - 1: more products, in half the time. The transpose of a convolution from few 
 passes of both do, are convolutions to few channels too.
 """
 
-__all__ = ["is_narrow", "narrow_conv"]
+__all__ = ["is_narrow", "narrow_conv", "one_pixel_at_a_time"]
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ LANES = 16
 
 
 def is_narrow(x: Tensor, weight: Tensor) -> bool:
-    """Whether the convolution, or its transpose, gains from :func:`narrow_conv`.
+    """Whether the convolution, or its transpose, gains from :func:`narrow_conv`: on a CPU, when there is a batch.
 
     Args:
         x: images, (N, in, H, W).
@@ -28,7 +30,21 @@ def is_narrow(x: Tensor, weight: Tensor) -> bool:
     few, many = sorted(weight.shape[:2])
     k = weight.shape[2:]
     square = k[0] == k[1] and k[0] % 2 == 1 and k[0] > 1
-    return x.is_cpu and len(x) > 1 and square and many >= LANES and _side(few, x) > 1
+    return _enabled and x.is_cpu and len(x) > 1 and square and many >= LANES and _side(few, x) > 1
+
+
+_enabled = True
+
+
+@contextmanager
+def one_pixel_at_a_time() -> Iterator[None]:
+    """Compute all convolutions as other devices do, for the duration of the context: to count their operations."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
 
 
 def _side(channels: int, x: Tensor) -> int:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from laws import close, gradients, randn
 from torch.autograd import gradcheck, gradgradcheck
 
-from iresnet.narrow import is_narrow, narrow_conv
+from iresnet.narrow import is_narrow, narrow_conv, one_pixel_at_a_time
 from iresnet.operators import same_conv
 
 # kernel (out, in, k), image (H, W), and whether several pixels are computed at a time
@@ -34,6 +34,9 @@ def test_only_what_gains_is_narrow(name):
     x, weight, _ = case(name)
     assert is_narrow(x, weight) == CASES[name][2]
     assert not is_narrow(x[:1], weight)  # a single image is not worth the trouble
+    with one_pixel_at_a_time():
+        assert not is_narrow(x, weight)
+    assert is_narrow(x, weight) == CASES[name][2]
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
