@@ -1,10 +1,8 @@
 """Activations with Lipschitz constant 1, and their linearisations."""
 
-__all__ = ["ACTIVATIONS", "ELU", "LipSwish", "MaxMin", "make_activation"]
+__all__ = ["ACTIVATIONS", "LipSwish", "MaxMin", "make_activation"]
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,80 +10,6 @@ from torch import Tensor, nn
 
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.jacobian import Linearization, elementwise, linearizes
-
-
-class ELU(nn.ELU):
-    r"""The exponential linear unit, in half the time that torch takes on a CPU.
-
-    .. math:: \max(x, e^{\min(x, 0)} - 1)
-
-    The exponential is taken as a power of two, which processors have; the absolute error is that of rounding.
-
-    Reference:
-        Fast and Accurate Deep Network Learning by Exponential Linear Units, Clevert, Unterthiner and Hochreiter 2015,
-        https://arxiv.org/abs/1511.07289
-
-    Example:
-        >>> ELU()(torch.tensor([-100.0, 0.0, 2.0]))
-        tensor([-1.,  0.,  2.])
-    """
-
-    def __init__(self):
-        super().__init__()
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.ELU)
-        """Apply elementwise."""
-        return _elu_and_slope(input)[0]
-
-
-@linearizes(ELU)
-def _elu(g: ELU, x: Tensor) -> Linearization:  # noqa: ARG001
-    return elementwise(*_elu_and_slope(x))
-
-
-def _elu_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
-    # The compiler refuses functions with a rule for forward mode.
-    elu = _EluAndSlope if torch.compiler.is_compiling() else _EluAndSlopeBothModes
-    return elu.apply(x)  # pyright: ignore[reportReturnType]
-
-
-class _EluAndSlope(torch.autograd.Function):
-    """ELU and its derivative, e^x for x <= 0 and else 1."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        slope = (x * math.log2(math.e)).clamp_(max=0).exp2_()
-        return torch.maximum(x, slope - 1), slope
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG004
-        ctx.save_for_backward(output[1])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, of_value: Tensor | None, of_slope: Tensor | None) -> Tensor | None:
-        (slope,) = ctx.saved_tensors
-        if of_slope is None:
-            return None if of_value is None else slope * of_value
-        second = of_slope * (slope < 1)  # for x <= 0 the slope is its own derivative
-        return slope * (second if of_value is None else of_value + second)
-
-
-class _EluAndSlopeBothModes(_EluAndSlope):
-    """The same, with derivatives in forward mode too."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        _EluAndSlope.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(output[1])
-
-    @staticmethod
-    def jvp(ctx: Any, of_x: Tensor) -> tuple[Tensor, Tensor]:
-        (slope,) = ctx.saved_tensors
-        of_value = slope * of_x
-        return of_value, of_value * (slope < 1)
 
 
 class MaxMin(nn.Module):
@@ -154,7 +78,7 @@ def _lipswish(g: LipSwish, x: Tensor) -> Linearization:
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "elu": ELU,
+    "elu": nn.ELU,
     "relu": nn.ReLU,
     "softplus": nn.Softplus,
     "maxmin": MaxMin,

@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iresnet.narrow import is_narrow, narrow_conv
-
 # -- layout ----------------------------------------------------------------------------------------------------------
 # Convolutions are up to five times faster where the channels of a pixel lie side by side in memory.
 
@@ -56,15 +54,6 @@ def _same_padding(kernel: tuple[int, int]) -> tuple[int, int]:
     return (kernel[0] - 1) // 2, (kernel[1] - 1) // 2
 
 
-def _cast(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What autocast does, also where it is blind: within ``torch.vmap``, and for backward passes of our own."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(kind)
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
 def same_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Zero-padded convolution that keeps the image size, for odd and even kernels.
 
@@ -75,9 +64,7 @@ def same_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     kh, kw = weight.shape[2:]
     top, left = _same_padding((kh, kw))
-    x, weight, bias = _cast(channels_last(x), weight, bias)
-    if is_narrow(x, weight):
-        return narrow_conv(x, weight, bias)
+    x = channels_last(x)
     if kh % 2 and kw % 2:
         return F.conv2d(x, weight, bias, padding=(top, left))
     return F.conv2d(F.pad(x, (left, kw // 2, top, kh // 2)), weight, bias)
@@ -92,9 +79,7 @@ def same_conv_transpose(y: Tensor, weight: Tensor) -> Tensor:
     """
     kernel = (weight.shape[2], weight.shape[3])
     top, left = _same_padding(kernel)
-    y, weight, _ = _cast(channels_last(y), weight)
-    if is_narrow(y, weight):
-        return narrow_conv(y, weight.transpose(0, 1).flip(2, 3))
+    y = channels_last(y)
     if kernel[0] % 2 and kernel[1] % 2:
         return F.conv_transpose2d(y, weight, padding=(top, left))
     full = F.conv_transpose2d(y, weight)

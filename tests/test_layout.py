@@ -19,7 +19,7 @@ FILES = {
 SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalisation", "activations", "bounds", "solvers"}
-NUMERICS |= {"logdet", "krylov", "series", "probes", "operators", "narrow"}
+NUMERICS |= {"logdet", "krylov", "series", "probes", "operators"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "classifiers", "zoo", "certificates"}
 USE = MODELS | {"data", "config", "runs", "pictures"}
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from iresnet.config import Config
 from iresnet.data import Batches, Dataset
 from iresnet.data import load as load_data
-from iresnet.narrow import one_pixel_at_a_time
 from iresnet.normalisation import PowerIteration
 from iresnet.runs import inputs_of
 from iresnet.training.cost import DEVICES, Prediction, Workload, duration, predict, table
@@ -165,11 +164,11 @@ def _step(task: Task, optimiser: torch.optim.Optimizer, batch: Batch, precision:
 
 
 def _counts(task: Task, step: Callable[[Batch], Any], batches: Sequence[Batch]) -> StepCounts:
-    """Count a step on two batches as a GPU runs it: uncompiled, plain convolutions, all power iterations."""
+    """Count a step on two batches, uncompiled and with all power iterations, as a GPU runs them."""
     for module in task.modules():
         if isinstance(module, PowerIteration):
             module.tol = 0.0
-    with torch.compiler.set_stance("force_eager"), one_pixel_at_a_time():
+    with torch.compiler.set_stance("force_eager"):
         small, large = (count(lambda batch=batch: step(batch)) for batch in batches)
     return StepCounts((len(batches[0][0]), len(batches[1][0])), small, large)
 
