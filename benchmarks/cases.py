@@ -40,6 +40,8 @@ MAIN = _scaled(DENSITY, 1, 64, 64)
 
 CLASSIFICATION = _scaled(CLASSIFIER, 3, 64, 64)
 
+STEPS = {"density": MAIN, "classification": CLASSIFICATION}
+
 FULL = (
     Setting("cifar10-density", "cifar10-density", (3, 32, 32), 8, KRYLOV),
     Setting("mnist-density", "mnist-density", (1, 28, 28), 8, KRYLOV),
@@ -80,6 +82,11 @@ def density(setting: Setting) -> dict[str, Make]:
         options |= {"iresnet, 4 steps": four, "iresnet, 4 steps, compiled": (*four, *COMPILED)}
     makes = {name: partial(_step, partial(ours, setting, *changes)) for name, changes in options.items()}
     return {**training(setting), **makes}
+
+
+def on_all_threads(setting: Setting) -> dict[str, Make]:
+    """The same for the contenders alone: what the wall clock says with all threads."""
+    return {name: partial(_step, make) for name, make in contenders(setting).items()}
 
 
 # -- evaluation ------------------------------------------------------------------------------------------------------
@@ -170,6 +177,7 @@ def _at(jobs: Callable[[Setting], dict[str, Make]], *settings: Setting) -> Setti
 CASES: dict[str, Settings] = {
     "density": _at(density, *_all(DENSITY)),
     "classification": _at(training, *_all(CLASSIFIER)),
+    "threads": {f"{name}: {of.name}": on_all_threads(of) for name, of in STEPS.items()},
     "likelihood": _at(likelihood, MAIN),
     "normalisation": _at(spectral_normalisation, MAIN),
     "data": _at(data_pipeline, CLASSIFICATION),
