@@ -92,8 +92,14 @@ class TrainConfig:
         False, "compile the residual blocks (minutes, once for each architecture), for faster steps"
     )
     log_every: int = _option(20, "steps between lines of metrics.jsonl")
-    snapshot_every: int = _option(1, "epochs between validation, pictures and checkpoints")
+    snapshot_every: int = _option(1, "epochs between snapshots: validation, pictures, model and checkpoint")
     n_pictures: int = _option(64, "samples drawn at a snapshot")
+    checkpoint_every: int = _option(200, "steps between checkpoints, besides those of snapshots")
+    keep_checkpoints: int = _option(3, "how many of the last checkpoints are kept, besides that of the best snapshot")
+    accumulate: int = _option(1, "parts in which a batch is differentiated, one after the other, to save memory")
+    ema: float | None = _option(None, "decay of averaged weights, validated and saved instead of the last, as 0.999")
+    patience: int | None = _option(None, "stop after so many snapshots without a better validation loss, save the best")
+    max_bad_steps: int = _option(10, "stop after more steps in a row whose loss or gradient is not finite")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from iresnet.training.callbacks import Callback, Event, Snapshot, Started, Stepped, Stopped
+from iresnet.training.callbacks import BadStep, Callback, Event, Snapshot, Started, Stepped, Stopped
 
 
 class ProgressBar(Callback):
@@ -61,6 +61,8 @@ class ProgressBar(Callback):
                 self.bar.update(self.bar.tasks[0].id, advance=1, throughput=throughput)
                 if metrics:
                     self.bar.update(self.bar.tasks[0].id, numbers=_shown(metrics))
+            case BadStep(step, _, reason, total):
+                self.console.print(f"step {step} skipped: {reason} ({total} skipped so far)")
             case Snapshot(step, epoch, _, certificate, metrics):
                 verdict = "certified" if certificate.certified else "NOT certified"
                 self.console.print(f"epoch {epoch:g}, step {step}: validation {_shown(metrics)}, {verdict}")
