@@ -124,10 +124,10 @@ class _Trainer:
         """Write what a new run folder holds at first, or restore the state from it."""
         seed_all(self.config.train.seed + 1 + self.accelerator.process_index)
         metrics_size = 0
+        if self.accelerator.is_main_process:
+            run.remove_leftovers()
         if resume:
             run.check_version()
-            run.remove_leftovers()
-            run.write_environment(self.data_dir)
             check_same(self.config, self.inputs, *run.read_config())
             checkpoint = read_checkpoint(run, world_size=self.accelerator.num_processes)
             if checkpoint:
@@ -136,6 +136,7 @@ class _Trainer:
         elif self.accelerator.is_main_process:
             Run.create(run.path, self.config, self.inputs, data_dir=self.data_dir)
         if self.accelerator.is_main_process:
+            run.write_environment(self.data_dir)
             pictures = Pictures(run, self.inputs, self.validation.x, self.config.train.n_pictures)
             self.callbacks = [JsonlMetrics(run, metrics_size), pictures]
 
