@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from iresnet.certificates import Certificate
+from iresnet.certificates import Certificate, excesses
 from iresnet.config import Config
 from iresnet.data import Batches
 from iresnet.data import load as load_data
@@ -103,7 +103,7 @@ class _Trainer:
         self.batches = Batches(on_device, config.train.batch_size, seed=config.train.seed, **rank)
         self.validation = dataset.validation.to(self.accelerator.device)
         self.n_steps = config.train.epochs * len(self.batches)
-        self.step, self.saved_step = 0, 0
+        self.step, self.saved_step, self.stopping = 0, 0, False
         self.window: list[dict[str, Tensor]] = []  # metrics of the steps since they were last given
         self.best, self.skipped = Best(), Skipped()
         self.callbacks: list[Callback] = []
@@ -146,7 +146,7 @@ class _Trainer:
         self._tell(Started(self.step, self.n_steps, len(self.batches), train.batch_size, train.compile))
         try:
             with stop_requests() as stop:
-                while not (self.over or stop.is_set()):
+                while not (self.over or self.stopping):
                     self._run_epoch(run, stop)
             self._finish(run)
         finally:
@@ -161,15 +161,16 @@ class _Trainer:
         epoch, start = divmod(self.step, len(self.batches))
         for x, y in self.batches.epoch(epoch, start):
             self._one_step(x, y)
-            stopping = self._asked_to_stop(stop)
+            self.stopping = self._asked_to_stop(stop)
             if self.step % (train.snapshot_every * len(self.batches)) == 0 or self.step == self.n_steps:
                 self._snapshot(run)
-            elif stopping:
-                self._save_model(run)
+            elif self.stopping:
+                if self.accelerator.is_main_process:
+                    self._save_model(run)
                 self._save_state(run)
             elif self.step % train.checkpoint_every == 0 and not self.skipped.in_a_row:
                 self._save_state(run)
-            if stopping:
+            if self.stopping:
                 return
 
     def _one_step(self, x: Tensor, y: Tensor | None) -> None:
@@ -207,7 +208,7 @@ class _Trainer:
         """Whether to stop between two steps: several processes agree on it, when they wait for each other anyway."""
         if self.accelerator.num_processes == 1:
             return stop.is_set()
-        if self.step % self.config.train.log_every:
+        if self.step % self.config.train.log_every and self.step % len(self.batches):
             return False
         asked = torch.tensor(float(stop.is_set()), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, "sum"))
@@ -220,7 +221,7 @@ class _Trainer:
             with kept_random_state():
                 sealed, certificate = self._save_model(run)
                 metrics = self._validate(sealed)
-                self._tell(Snapshot(self.step, self.epoch, sealed, certificate, metrics))
+                self._tell(Snapshot(self.step, self.epoch, sealed, certificate, metrics, excesses(self.model)))
             self.best = self.best.updated(self.step, metrics["loss"])
         (self.best,) = broadcast_object_list([self.best])
         self._save_state(run)
