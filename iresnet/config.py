@@ -93,8 +93,14 @@ class TrainConfig:
     )
     logdet_parts: int = _option(1, "estimate log-determinants on one of so many parts of a batch, drawn for each block")
     log_every: int = _option(20, "steps between lines of metrics.jsonl")
-    snapshot_every: int = _option(1, "epochs between validation, pictures and checkpoints")
+    snapshot_every: int = _option(1, "epochs between snapshots: validation, pictures, model and checkpoint")
     n_pictures: int = _option(64, "samples drawn at a snapshot")
+    checkpoint_every: int = _option(200, "steps between checkpoints, besides those of snapshots")
+    keep_checkpoints: int = _option(3, "how many of the last checkpoints are kept, besides that of the best snapshot")
+    accumulate: int = _option(1, "parts in which a batch is differentiated, one after the other, to save memory")
+    ema: float | None = _option(None, "decay of averaged weights, validated and saved instead of the last, as 0.999")
+    patience: int | None = _option(None, "stop after so many snapshots without a better validation loss, save the best")
+    max_bad_steps: int = _option(10, "stop after more steps in a row whose loss or gradient is not finite")
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and change it.
 
     Args:
-        recipe: name of a bundled recipe, or path of a YAML file.
+        recipe: name of a bundled recipe, or path of a YAML file, such as the ``config.yaml`` of a run to repeat.
         overrides: command-line tokens, ``--section.key value`` or ``--section.key=value``; values are YAML.
 
     Raises:
@@ -176,6 +182,7 @@ def _read(recipe: str | Path) -> dict[str, Any]:
         raise RecipeError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{recipe} must hold sections such as 'data:' and 'model:', got {type(tree).__name__}")
+    tree.pop("inputs", None)  # what a run noted of its data
     return {"name": name, **tree}
 
 
@@ -239,7 +246,7 @@ def from_dict(cls: type, tree: Any, where: str = "") -> Any:
 
 
 def _raise_unknown(cls: type, where: str, key: str, value: Any) -> typing.NoReturn:
-    flags = ["data-dir", "out", "resume", "dry-run"] if not where else []
+    flags = ["config", "data-dir", "out", "resume", "dry-run"] if not where else []
     valid = [name.replace("_", "-") for name, _, _ in options(cls, where)] + flags
     while isinstance(value, dict) and value:  # an unknown section: name the option that was meant
         inner, value = next(iter(value.items()))

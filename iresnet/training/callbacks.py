@@ -1,9 +1,11 @@
 """What happens beside the training: events, and the callbacks that follow them."""
 
-__all__ = ["Callback", "Event", "JsonlMetrics", "Pictures", "Snapshot", "Started", "Stepped", "Stopped"]
+__all__ = ["BadStep", "Callback", "Event", "JsonlMetrics", "Pictures", "Snapshot", "Started", "Stepped", "Stopped"]
 
 import json
+import math
 import os
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iresnet.certificates import Certificate
+from iresnet.certificates import Certificate, Excess
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.data import dequantise
+from iresnet.errors import RunWarning
 from iresnet.pictures import draw
 from iresnet.runs import Inputs, Run, writing
 from iresnet.zoo import Model
@@ -40,14 +43,25 @@ class Stepped:
 
 
 @dataclass(frozen=True)
+class BadStep:
+    """A step was skipped, since its loss or gradient is not finite: ``total`` of them so far."""
+
+    step: int
+    epoch: float
+    reason: str
+    total: int
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """A sealed copy of the model was saved and validated."""
+    """A sealed copy of the model was saved and validated; ``excesses`` are what the sealing had to mend."""
 
     step: int
     epoch: float
     model: Model
     certificate: Certificate
     metrics: dict[str, float]
+    excesses: tuple[Excess, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class Stopped:
     complete: bool
 
 
-Event = Started | Stepped | Snapshot | Stopped
+Event = Started | Stepped | BadStep | Snapshot | Stopped
 
 
 class Callback(ABC):
@@ -80,23 +94,38 @@ class JsonlMetrics(Callback):
         self.path = run.metrics_file
         with writing(self.path):
             self.path.touch()
-            os.truncate(self.path, size)
+            there = self.path.stat().st_size
+            os.truncate(self.path, min(size, there))
+        if there < size:
+            warnings.warn(f"{self.path} has lost its end: metrics are missing", RunWarning, stacklevel=2)
 
     def __call__(self, event: Event) -> None:
         """Write the metrics of steps and snapshots."""
         match event:
             case Stepped(step, epoch, dict(metrics)):
                 self._write({"split": "train", "step": step, "epoch": round(epoch, 4), **metrics})
-            case Snapshot(step, epoch, _, certificate, metrics):
+            case Snapshot(step, epoch, _, certificate, metrics, excesses):
                 worst = max((b.upper for b in certificate.blocks), default=None)
                 line = {"split": "validation", "step": step, "epoch": round(epoch, 4), **metrics}
                 self._write({**line, "certified": certificate.certified, "largest_block_bound": worst})
+                if excesses:
+                    layers = {e.name: {"bound": e.bound, "coeff": e.coeff} for e in excesses}
+                    self._write({"split": "excess", "step": step, "epoch": round(epoch, 4), "layers": layers})
+            case BadStep(step, epoch, reason, total):
+                line = {"split": "skipped", "step": step, "epoch": round(epoch, 4)}
+                self._write({**line, "reason": reason, "total": total})
             case _:
                 pass
 
     def _write(self, line: dict[str, Any]) -> None:
+        line = {name: _finite(value) for name, value in line.items()}
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Pictures(Callback):

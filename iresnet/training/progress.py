@@ -15,7 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from iresnet.training.callbacks import Callback, Event, Snapshot, Started, Stepped, Stopped
+from iresnet.certificates import Excess
+from iresnet.training.callbacks import BadStep, Callback, Event, Snapshot, Started, Stepped, Stopped
 
 
 class ProgressBar(Callback):
@@ -61,11 +62,21 @@ class ProgressBar(Callback):
                 self.bar.update(self.bar.tasks[0].id, advance=1, throughput=throughput)
                 if metrics:
                     self.bar.update(self.bar.tasks[0].id, numbers=_shown(metrics))
-            case Snapshot(step, epoch, _, certificate, metrics):
+            case BadStep(step, _, reason, total):
+                self.console.print(f"step {step} skipped: {reason} ({total} skipped so far)")
+            case Snapshot(step, epoch, _, certificate, metrics, excesses):
                 verdict = "certified" if certificate.certified else "NOT certified"
                 self.console.print(f"epoch {epoch:g}, step {step}: validation {_shown(metrics)}, {verdict}")
+                if excesses:
+                    self.console.print(_told(excesses))
             case Stopped():
                 self.bar.stop()
+
+
+def _told(excesses: tuple[Excess, ...]) -> str:
+    worst = max(excesses, key=lambda e: e.bound / e.coeff)
+    more = f", and {len(excesses) - 1} more layers theirs" if len(excesses) > 1 else ""
+    return f"before sealing, '{worst.name}' had left its coefficient {worst.coeff:g}: bound {worst.bound:.4f}{more}"
 
 
 def _shown(metrics: dict[str, float]) -> str:

@@ -2,7 +2,6 @@
 
 __all__ = ["PRECISIONS", "check_same", "check_settings"]
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +12,8 @@ from iresnet.runs import Inputs
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Names of the precisions, and what accelerate calls them."""
+
+_LARGEST = 3e38  # of float32
 
 
 def check_settings(config: Config) -> None:
@@ -37,6 +38,12 @@ def check_settings(config: Config) -> None:
         ("train.log-every", train.log_every, 1),
         ("train.snapshot-every", train.snapshot_every, 1),
         ("train.n-pictures", train.n_pictures, 0),
+        ("train.checkpoint-every", train.checkpoint_every, 1),
+        ("train.keep-checkpoints", train.keep_checkpoints, 1),
+        ("train.accumulate", train.accumulate, 1),
+        ("train.ema", train.ema or 0, 0),
+        ("train.patience", 1 if train.patience is None else train.patience, 1),
+        ("train.max-bad-steps", train.max_bad_steps, 0),
         ("train.seed", train.seed, 0),
         ("task.nll-weight", task.nll_weight, 0),
         ("task.ce-weight", task.ce_weight, 0),
@@ -49,10 +56,17 @@ def check_settings(config: Config) -> None:
         ("optim.factor", optim.factor, 0),
         ("optim.clip-norm", 0 if optim.clip_norm is None else optim.clip_norm, 0),
     ):
-        if not math.isfinite(value):
+        if not abs(value) < _LARGEST:
             raise RecipeError(f"--{name} must be a finite number, got {value}")
         if value < least:
             raise RecipeError(f"--{name} must be at least {least}, got {value}")
+    if train.ema is not None and train.ema >= 1:
+        raise RecipeError(f"--train.ema must be below 1, got {train.ema}")
+    if train.batch_size < smallest_batch * train.accumulate:
+        raise RecipeError(
+            f"--train.accumulate must be at most {train.batch_size // smallest_batch}, so that each part of a batch of "
+            f"{train.batch_size} has {smallest_batch} or more, got {train.accumulate}"
+        )
     if train.seed >= 2**63:
         raise RecipeError(f"--train.seed must be below 2**63, got {train.seed}")
     if train.precision not in PRECISIONS:
@@ -60,18 +74,23 @@ def check_settings(config: Config) -> None:
 
 
 def check_same(config: Config, inputs: Inputs, old_config: Config, old_inputs: Inputs) -> None:
-    """Refuse to resume with other settings; names and descriptions may have changed.
+    """Refuse to resume with other settings; names, descriptions and what checkpoints are kept may have changed.
 
     Raises:
         RunError: lists what differs.
     """
-    sections = ("data", "model", "task", "optim", "train")
-    new, old = ({k: v for k, v in _leaves(asdict(c)) if k.startswith(sections)} for c in (config, old_config))
+    new, old = (dict(_leaves(_decisive(asdict(c)))) for c in (config, old_config))
     changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
     if inputs != old_inputs:
         changes.append("the data set")
     if changes:
         raise RunError(f"the run to resume was started with other settings ({'; '.join(changes)}); use another --out")
+
+
+def _decisive(tree: dict[str, Any]) -> dict[str, Any]:
+    """The sections that change the result, without the options that do not."""
+    train = {key: value for key, value in tree["train"].items() if key not in ("checkpoint_every", "keep_checkpoints")}
+    return {**{name: tree[name] for name in ("data", "model", "task", "optim")}, "train": train}
 
 
 def _leaves(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:

@@ -68,10 +68,19 @@ class Task(nn.Module):
         self,
         x: Tensor,  # (N, *E), as stored: uint8 or float
         y: Tensor | None,  # (N,)
+        *,
+        iterate: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and the batch means of ``bits_per_dim`` and ``accuracy``, where they apply."""
+        """Compute the loss, and the batch means of ``bits_per_dim`` and ``accuracy``, where they apply.
+
+        Args:
+            x: examples.
+            y: their labels.
+            iterate: whether power iterations advance in train mode; once for each step of the optimiser.
+        """
         x = self.augmented(x) if self.training else x
-        with hold_weights(self.model), logdet_of_one_part(self.model, self.logdet_parts if self.training else 1):
+        part = logdet_of_one_part(self.model, self.logdet_parts if self.training else 1)
+        with hold_weights(self.model, iterate=iterate), part:
             log_prob, logits = self._outputs(x)
         loss, metrics = x.new_zeros((), dtype=next(self.model.parameters()).dtype), {}
         if log_prob is not None:
