@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
@@ -20,7 +19,9 @@ from iresnet.config import Config
 from iresnet.data import Batches
 from iresnet.data import load as load_data
 from iresnet.errors import Interrupted, RunError, RunWarning
+from iresnet.processes import agreed, average, joined, restarted, world_size
 from iresnet.runs import Inputs, Run, inputs_of
+from iresnet.series import own_lengths
 from iresnet.training.best import Best
 from iresnet.training.callbacks import (
     BadStep,
@@ -34,6 +35,7 @@ from iresnet.training.callbacks import (
     Stopped,
 )
 from iresnet.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from iresnet.training.distributed import make_accelerator, quietly
 from iresnet.training.ema import Ema
 from iresnet.training.faults import NotFinite, Skipped, check_weights
 from iresnet.training.locks import locked
@@ -57,7 +59,8 @@ def train(
     """Train a model into a run folder.
 
     Everything random is a function of the seed: the same configuration gives the same weights, also when the run was
-    interrupted and resumed in between.
+    interrupted and resumed in between. Under torchrun the processes train one model together, each on its part of
+    every batch, and the first one writes; one that torchrun restarts resumes the run by itself.
 
     Args:
         config: the recipe.
@@ -73,14 +76,17 @@ def train(
         IResNetError: for anything in the configuration, the data or the folder that cannot be used; nothing is
             written then.
         Interrupted: on SIGINT or SIGTERM, after saving.
+        ProcessLost: when another process of the run has ended.
     """
-    trainer = _Trainer(config, data_dir)
-    main = trainer.accelerator.is_main_process
-    run = Run.open(out) if resume else Run.free(out) if main else Run(out)
-    with locked(run.path) if main else nullcontext():
-        trainer.open(run, resume=resume)
-        trainer.callbacks += callbacks if main else ()
-        trainer.fit(run)
+    with joined(), quietly():
+        trainer = _Trainer(config, data_dir)
+        main = trainer.accelerator.is_main_process
+        resume = resume or (restarted() and Run(out).config_file.exists())
+        run = Run.open(out) if resume else Run.free(out) if main else Run(out)
+        with locked(run.path) if main else nullcontext():
+            trainer.open(run, resume=resume)
+            trainer.callbacks += callbacks if main else ()
+            trainer.fit(run)
     return run
 
 
@@ -91,7 +97,7 @@ class _Trainer:
         check_settings(config)
         self.config, self.data_dir = config, data_dir
         self.dataset = dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to)
-        self.accelerator = Accelerator(mixed_precision=PRECISIONS[config.train.precision])
+        self.accelerator = make_accelerator(PRECISIONS[config.train.precision])
         self.inputs: Inputs = inputs_of(dataset, config.task.kind)
         task = make_task(config, dataset, self.inputs)
         optimiser = make_optimiser(task.model, config.optim)
@@ -104,6 +110,7 @@ class _Trainer:
         self.validation = dataset.validation.to(self.accelerator.device)
         self.n_steps = config.train.epochs * len(self.batches)
         self.step, self.saved_step = 0, 0
+        self.stopping = False  # a stop was requested, in whatever process
         self.window: list[dict[str, Tensor]] = []  # metrics of the steps since they were last given
         self.best, self.skipped = Best(), Skipped()
         self.callbacks: list[Callback] = []
@@ -146,7 +153,7 @@ class _Trainer:
         self._tell(Started(self.step, self.n_steps, len(self.batches), train.batch_size, train.compile))
         try:
             with stop_requests() as stop:
-                while not (self.over or stop.is_set()):
+                while not (self.over or self.stopping):
                     self._run_epoch(run, stop)
             self._finish(run)
         finally:
@@ -161,15 +168,15 @@ class _Trainer:
         epoch, start = divmod(self.step, len(self.batches))
         for x, y in self.batches.epoch(epoch, start):
             self._one_step(x, y)
-            stopping = self._asked_to_stop(stop)
+            self.stopping = agreed(stop.is_set())
             if self.step % (train.snapshot_every * len(self.batches)) == 0 or self.step == self.n_steps:
                 self._snapshot(run)
-            elif stopping:
+            elif self.stopping:
                 self._save_model(run)
                 self._save_state(run)
             elif self.step % train.checkpoint_every == 0 and not self.skipped.in_a_row:
                 self._save_state(run)
-            if stopping:
+            if self.stopping:
                 return
 
     def _one_step(self, x: Tensor, y: Tensor | None) -> None:
@@ -199,25 +206,24 @@ class _Trainer:
             )
 
     def _means(self) -> dict[str, float]:
-        """Average over the steps of the window; here the loop waits for the device."""
-        window, self.window = self.window, []
+        """Average over processes and the steps of the window; here the loop waits for the device."""
+        window, self.window = self._reduced_window(), []
         return {name: float(torch.stack([m[name] for m in window]).float().mean()) for name in window[0]}
 
-    def _asked_to_stop(self, stop: threading.Event) -> bool:
-        """Whether to stop between two steps: several processes agree on it, when they wait for each other anyway."""
-        if self.accelerator.num_processes == 1:
-            return stop.is_set()
-        if self.step % self.config.train.log_every:
-            return False
-        asked = torch.tensor(float(stop.is_set()), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum"))
+    def _reduced_window(self) -> list[dict[str, Tensor]]:
+        """The metrics of the window, averaged over the processes."""
+        if world_size() == 1 or not self.window:
+            return self.window
+        names, device = list(self.window[0]), self.accelerator.device
+        rows = [torch.stack([metrics[name].double().to(device) for name in names]) for metrics in self.window]
+        return [dict(zip(names, row, strict=True)) for row in average(torch.stack(rows))]
 
     # -- what is written -------------------------------------------------------------------------------------------
 
     def _snapshot(self, run: Run) -> None:
         """Save and validate a sealed copy of the model, then save the state to resume from."""
         if self.accelerator.is_main_process:
-            with kept_random_state():
+            with kept_random_state(), own_lengths():
                 sealed, certificate = self._save_model(run)
                 metrics = self._validate(sealed)
                 self._tell(Snapshot(self.step, self.epoch, sealed, certificate, metrics))
@@ -273,7 +279,7 @@ class _Trainer:
             average=self.ema.state_dict() if self.ema else None,
             scaler=scaler.state_dict() if scaler is not None else None,
             random=gather_object([random_state()]),
-            window=self.window,
+            window=self._reduced_window(),
             metrics_size=run.flush_metrics(),
             best=asdict(self.best),
             skipped=asdict(self.skipped),
