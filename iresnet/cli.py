@@ -114,8 +114,13 @@ def _first_to_say(message: str) -> bool:
 
 def _say(what: Any) -> None:
     """Print a result, which all processes have."""
-    if os.environ.get("RANK", "0") == "0":
+    if _is_main():
         out.print(what)
+
+
+def _is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _complain(message: str, status: int, *, about: str | None = None) -> int:
@@ -226,7 +231,8 @@ def evaluate(
         with _progress("likelihood", n) as advance:
             score = evaluation.likelihood(_flow(model), part, **common, **options, progress=advance)
         result["likelihood"] = asdict(score)
-        baselines = _baselines(dataset, part, dequantise_samples=dequantise_samples, seed=seed)
+        noise = {"dequantise_samples": dequantise_samples, "seed": seed}
+        baselines = _baselines(dataset, part, **noise) if _is_main() else {}
         result["baselines"] = {name: asdict(baseline) for name, baseline in baselines.items()}
         _print_likelihoods({"this model": score, **baselines}, split)
         _print_uncertainty(score, n, standard_error)
@@ -235,8 +241,8 @@ def evaluate(
             accuracy = evaluation.classification(model, part, **common, progress=advance)
         result["classification"] = asdict(accuracy)
         _say(f"{split} {accuracy}")
-    path = folder.write_json("evaluation.json", result)
-    _say(f"wrote {path}")
+    if _is_main():
+        _say(f"wrote {folder.write_json('evaluation.json', result)}")
 
 
 @app.command
@@ -260,11 +266,14 @@ def sample(
     _spread(processes, gpus)
     import torch
 
+    from iresnet import evaluation
     from iresnet.pictures import draw
 
     folder, model, inputs = _load(run)
-    samples = _flow(model).sample(n, temperature=temperature, generator=torch.Generator().manual_seed(seed))
-    _say(f"wrote {draw(samples, inputs, folder.samples / 'samples')}")
+    generator = torch.Generator().manual_seed(seed)
+    samples = evaluation.sample(_flow(model), n, temperature=temperature, generator=generator)
+    if _is_main():
+        _say(f"wrote {draw(samples, inputs, folder.samples / 'samples')}")
 
 
 @app.command
@@ -299,6 +308,8 @@ def reconstruct(
     bijection = model.bijection
     with _progress("inversion", len(part)) as advance:
         result = evaluation.reconstruction(bijection, part, levels=dataset.levels, seed=seed, progress=advance)
+    if not _is_main():
+        return
     x = dequantise(part.x[:n], levels=dataset.levels, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         back = bijection.inverse(bijection(x))
@@ -416,7 +427,7 @@ def _print_uncertainty(score: "Likelihood", n: int, target: float | None) -> Non
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on terminals; yields a function that takes the number done."""
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+    with Progress(console=err, transient=True, disable=not (err.is_terminal and _is_main())) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
 

@@ -2,10 +2,14 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,20 +26,44 @@ from iresnet.training.checkpoints import read_checkpoint
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
 QUIET = ("--train.snapshot-every", "100", "--train.n-pictures", "0", "--train.log-every", "3")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def together(*tokens, n=2, torchrun=(), timeout=60):
-    """Run a command line in n processes, and return what came of it."""
-    command = [*TORCHRUN, f"--nproc_per_node={n}", *torchrun, "-m", "iresnet", *map(str, tokens)]
-    return subprocess.run(command, env=ENVIRONMENT, timeout=timeout, capture_output=True, text=True, check=False)
+@contextmanager
+def running(*command):
+    """A command in a process group of its own, which is gone at the end; yields its process."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([*map(str, command)], env=ENVIRONMENT, **options) as process:
+        try:
+            yield process
+        finally:
+            for pid in [*workers(process.pid), process.pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
-def iresnet(*tokens, timeout=60):
-    """Run a command line in a process of its own."""
-    command = [sys.executable, "-m", "iresnet", *map(str, tokens)]
-    return subprocess.run(command, env=ENVIRONMENT, timeout=timeout, capture_output=True, text=True, check=False)
+def iresnet(*tokens):
+    return (sys.executable, "-m", "iresnet", *tokens)
+
+
+def torchrun(*options):
+    return (sys.executable, "-m", "torch.distributed.run", *options, "-m", "iresnet")
+
+
+def workers(pid):
+    """The processes that an agent started, in the order of their ranks."""
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def wait_for(event, process, timeout=60):
+    """Wait until something is the case, as long as a process is there."""
+    end = time.monotonic() + timeout
+    while not event():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def metrics(run):
@@ -116,3 +144,114 @@ def test_two_processes_are_one_with_the_same_batches(case, data, shared, tmp_pat
 def moments(checkpoint):
     state = checkpoint.optimiser["state"]
     return [tensor for key in sorted(state) for _, tensor in sorted(state[key].items()) if torch.is_tensor(tensor)]
+
+
+# -- one ends, all end -----------------------------------------------------------------------------------------------
+
+LONG = ("toy-density", "--model.blocks", "2", "--model.hidden", "8", "--train.batch-size", "1000", *QUIET)
+LONG += ("--train.epochs", "6", "--train.checkpoint-every", "5")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run of two processes that nothing disturbed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    with running(*iresnet("train", *LONG, "--out", out, "--processes", "2")) as process:
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert output.count("trained toy-density") == 1
+    return Run(out)
+
+
+def steps(run):
+    return [line["step"] for line in metrics(run)] if run.metrics_file.exists() else []
+
+
+def test_a_killed_process_ends_all_with_one_line(undisturbed, tmp_path):
+    """SIGKILL of the second of two; then the run is resumed, and becomes what it would have been."""
+    run = Run(tmp_path / "run")
+    command = iresnet("train", *LONG, "--out", run.path, "--processes", "2")
+    with running(*command) as process:
+        wait_for(lambda: any(step >= 9 for step in steps(run)), process)
+        pids = workers(process.pid)
+        start = time.monotonic()
+        os.kill(pids[1], signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - start < 60
+    assert process.returncode == 1
+    assert "was ended by SIGKILL, and the others with it" in errors or "lost the others" in errors
+    assert "Traceback" not in errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    with running(*command, "--resume") as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert_same_run(run, undisturbed)
+
+
+def test_torchrun_restarts_and_the_run_resumes_by_itself(undisturbed, tmp_path):
+    run = Run(tmp_path / "run")
+    command = torchrun("--standalone", "--nproc_per_node=2", "--max-restarts=2")
+    with running(*command, "train", *LONG, "--out", run.path) as process:
+        wait_for(lambda: any(step >= 9 for step in steps(run)), process)
+        os.kill(workers(process.pid)[1], signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert_same_run(run, undisturbed)
+
+
+def test_a_request_to_stop_reaches_all(undisturbed, tmp_path):
+    """Ctrl-C stops both between the same two steps; the run is saved, and resumed."""
+    run = Run(tmp_path / "run")
+    command = iresnet("train", *LONG, "--out", run.path, "--processes", "2")
+    with running(*command) as process:
+        wait_for(lambda: any(step >= 9 for step in steps(run)), process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.count("continue with the same command and --resume") == 1
+    with running(*command, "--resume") as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert_same_run(run, undisturbed)
+
+
+def assert_same_run(run, other):
+    assert run.metrics_file.read_text() == other.metrics_file.read_text()
+    assert run.model_file.read_bytes() == other.model_file.read_bytes()
+
+
+# -- two machines ----------------------------------------------------------------------------------------------------
+
+
+def test_two_agents_are_one_with_two_processes(undisturbed, tmp_path):
+    """Two agents of one process each meet at an address, as on two machines."""
+    run, port = Run(tmp_path / "run"), free_port()
+    meeting = ("--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}")
+    meeting += ("--rdzv_id=test", "--local_addr=127.0.0.1")
+    command = ("train", *LONG, "--out", run.path)
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(running(*torchrun(*meeting, f"--node_rank={i}"), *command)) for i in range(2)]
+        outputs = [node.communicate(timeout=60) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert sum(output.count("trained toy-density") for output, _ in outputs) == 1
+    assert_same_run(run, undisturbed)
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "a taken folder": ((), "holds a run already; continue it with --resume"),
+    "more GPUs than there are": (("--gpus", "99"), "--gpus 99 needs as many GPUs"),
+    "a batch that cannot be shared": (("--train.batch-size", "999"), "cannot be divided evenly among 2 processes"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_goes_wrong_everywhere_is_told_once(case, undisturbed):
+    changes, expected = REFUSED[case]
+    changes = changes if "--gpus" in changes else (*changes, "--processes", "2")
+    with running(*iresnet("train", *LONG, "--out", undisturbed.path, *changes)) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert expected in errors
+    assert errors.count("\n") == 1
