@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from iresnet.processes import world_size
@@ -23,6 +24,7 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     # On the CPU accelerate takes each of several processes for one that is alone, unless it is told.
     cpu = world_size() > 1 and not torch.cuda.is_available()
+    AcceleratorState._reset_state()  # it would hold all runs of this process to the precision of the first
     return Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=[ddp])
 
 
