@@ -371,7 +371,8 @@ def _open(path: Path, data_dir: Path | None, split: str) -> "tuple[Run, Model, D
         raise UnknownNameError("split", split, splits)
     folder, model, _ = _load(path)
     config, inputs = folder.read_config()
-    dataset = load(config.data.name, data_dir or folder.data_dir, pad_to=config.data.pad_to)
+    options = {"pad_to": config.data.pad_to, "stream": config.data.stream}
+    dataset = load(config.data.name, data_dir or folder.data_dir, **options)
     if (dataset.shape, dataset.levels, dataset.class_names) != (inputs.shape, inputs.levels, inputs.class_names):
         raise RunError(f"{path} was trained on other data than {dataset}; give its --data-dir")
     return folder, model, dataset, getattr(dataset, split)

@@ -41,6 +41,8 @@ class DataConfig:
     name: str = _option("digits", "data set, or path of a folder of images, .npz, .npy or .csv")
     pad_to: int | None = _option(None, "surround images with zeros up to this height and width")
     augment: tuple[str, ...] = _option((), "augmentations of training images: pad-crop, flip")
+    stream: bool = _option(False, "read training images from Parquet files as they are needed, for data beyond memory")
+    shuffle_buffer: int = _option(10_000, "stream: examples that are read and shuffled together, by each process")
 
 
 @dataclass(frozen=True)

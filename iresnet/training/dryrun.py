@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from iresnet.config import Config
-from iresnet.data import Batches, Dataset
+from iresnet.data import Dataset, training_batches
 from iresnet.data import load as load_data
 from iresnet.runs import inputs_of
 from iresnet.training.optim import make_optimiser
@@ -76,7 +76,7 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
         IResNetError: as in training.
     """
     check_settings(config)
-    dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to)
+    dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to, stream=config.data.stream)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).to(device).train()
     optimiser = make_optimiser(task.model, config.optim)
@@ -93,7 +93,7 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
         step_seconds=max(0.0, steps[0][2] - sizes[0] * example_seconds),
         example_seconds=example_seconds,
         batch_size=config.train.batch_size,
-        n_steps=config.train.epochs * len(Batches(dataset.train, config.train.batch_size)),
+        n_steps=config.train.epochs * len(training_batches(dataset, config.train.batch_size)),
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads",
     )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from iresnet.certificates import Certificate
 from iresnet.config import Config
-from iresnet.data import Batches
+from iresnet.data import Batches, training_batches
 from iresnet.data import load as load_data
 from iresnet.errors import Interrupted, RunError, RunWarning
 from iresnet.processes import agreed, average, joined, restarted, world_size
@@ -96,7 +96,9 @@ class _Trainer:
     def __init__(self, config: Config, data_dir: str | Path | None):
         check_settings(config)
         self.config, self.data_dir = config, data_dir
-        self.dataset = dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to)
+        self.dataset = dataset = load_data(
+            config.data.name, data_dir, pad_to=config.data.pad_to, stream=config.data.stream
+        )
         self.accelerator = make_accelerator(PRECISIONS[config.train.precision])
         self.inputs: Inputs = inputs_of(dataset, config.task.kind)
         task = make_task(config, dataset, self.inputs)
@@ -104,9 +106,15 @@ class _Trainer:
         self.task, self.optimiser = self.accelerator.prepare(task, optimiser)
         self.ema = None if config.train.ema is None else Ema(self.model, config.train.ema)
         self.train_on = Step(self.accelerator, self.task, self.optimiser, config, self.ema)
-        rank = {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
-        on_device = dataset.train.to(self.accelerator.device)
-        self.batches = Batches(on_device, config.train.batch_size, seed=config.train.seed, **rank)
+        self.batches = training_batches(
+            dataset,
+            config.train.batch_size,
+            buffer=config.data.shuffle_buffer,
+            device=self.accelerator.device,
+            seed=config.train.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
         self.validation = dataset.validation.to(self.accelerator.device)
         self.n_steps = config.train.epochs * len(self.batches)
         self.step, self.saved_step = 0, 0

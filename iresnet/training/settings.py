@@ -31,6 +31,7 @@ def check_settings(config: Config) -> None:
     task, optim, train = config.task, config.optim, config.train
     smallest_batch = 1 if task.kind == "density" else 2  # the head has a batch norm
     for name, value, least in (
+        ("data.shuffle-buffer", config.data.shuffle_buffer, 1),
         ("train.epochs", train.epochs, 1),
         ("train.batch-size", train.batch_size, smallest_batch),
         ("train.log-every", train.log_every, 1),
