@@ -72,9 +72,8 @@ def main() -> None:
     if args.way:
         print(json.dumps(measure(args.way, args.data_dir, args.epochs, args.steps)))
         return
-    print(
-        "| | load, s | batches alone, examples/s | training steps, examples/s | memory, MiB |\n| --- | ---: | ---: | ---: | ---: |"
-    )
+    print("| | load, s | batches alone, examples/s | training steps, examples/s | memory, MiB |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for way in WAYS:  # each in a fresh process, since memory is not given back
         command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
         row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
