@@ -2,7 +2,6 @@
 
 __all__ = ["train"]
 
-import copy
 import threading
 import warnings
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from iresnet.data import Batches, training_batches
 from iresnet.data import load as load_data
 from iresnet.errors import Interrupted, RunError, RunWarning
 from iresnet.processes import agreed, average, joined, restarted, world_size
-from iresnet.runs import Inputs, Run, inputs_of
+from iresnet.runs import Inputs, Run, build_model, inputs_of
 from iresnet.series import own_lengths
 from iresnet.training.best import Best
 from iresnet.training.callbacks import (
@@ -39,12 +38,13 @@ from iresnet.training.distributed import make_accelerator, quietly
 from iresnet.training.ema import Ema
 from iresnet.training.faults import NotFinite, Skipped, check_weights
 from iresnet.training.locks import locked
-from iresnet.training.optim import learning_rate, make_optimiser
+from iresnet.training.optim import learning_rate
 from iresnet.training.randomness import kept_random_state, random_state, seed_all, set_random_state
 from iresnet.training.settings import PRECISIONS, check_same, check_settings
 from iresnet.training.signals import stop_requests
 from iresnet.training.step import Step
 from iresnet.training.task import Task, make_task
+from iresnet.training.weights import SHARDINGS
 from iresnet.zoo import Model
 
 
@@ -101,11 +101,6 @@ class _Trainer:
         )
         self.accelerator = make_accelerator(PRECISIONS[config.train.precision])
         self.inputs: Inputs = inputs_of(dataset, config.task.kind)
-        task = make_task(config, dataset, self.inputs)
-        optimiser = make_optimiser(task.model, config.optim)
-        self.task, self.optimiser = self.accelerator.prepare(task, optimiser)
-        self.ema = None if config.train.ema is None else Ema(self.model, config.train.ema)
-        self.train_on = Step(self.accelerator, self.task, self.optimiser, config, self.ema)
         self.batches = training_batches(
             dataset,
             config.train.batch_size,
@@ -115,6 +110,13 @@ class _Trainer:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
+        task = make_task(config, dataset, self.inputs)
+        self.weights = SHARDINGS[config.train.sharding](
+            self.accelerator, task, config, self.inputs, lambda: next(self.batches.epoch())
+        )
+        self.task, self.optimiser = self.weights.task, self.weights.optimiser
+        self.ema = None if config.train.ema is None else Ema(self.model, config.train.ema)
+        self.train_on = Step(self.accelerator, self.task, self.optimiser, config, self.ema)
         self.validation = dataset.validation.to(self.accelerator.device)
         self.n_steps = config.train.epochs * len(self.batches)
         self.step, self.saved_step = 0, 0
@@ -180,7 +182,9 @@ class _Trainer:
             if self.step % (train.snapshot_every * len(self.batches)) == 0 or self.step == self.n_steps:
                 self._snapshot(run)
             elif self.stopping:
-                self._save_model(run)
+                model = self._model_to_save()
+                if self.accelerator.is_main_process:
+                    self._save_model(run, model)
                 self._save_state(run)
             elif self.step % train.checkpoint_every == 0 and not self.skipped.in_a_row:
                 self._save_state(run)
@@ -230,26 +234,30 @@ class _Trainer:
 
     def _snapshot(self, run: Run) -> None:
         """Save and validate a sealed copy of the model, then save the state to resume from."""
+        model = self._model_to_save()
         if self.accelerator.is_main_process:
             with kept_random_state(), own_lengths():
-                sealed, certificate = self._save_model(run)
+                sealed, certificate = self._save_model(run, model)
                 metrics = self._validate(sealed)
                 self._tell(Snapshot(self.step, self.epoch, sealed, certificate, metrics))
             self.best = self.best.updated(self.step, metrics["loss"])
         (self.best,) = broadcast_object_list([self.best])
         self._save_state(run)
 
-    def _save_model(self, run: Run) -> tuple[Model, Certificate]:
-        """Save a sealed copy of the model: of its averaged weights, if there are such."""
-        model = self.ema.model if self.ema else self.model
-        check_weights(model)
+    def _model_to_save(self) -> Model:
+        """The whole model, of its averaged weights if there are such, in the first process."""
+        return self.ema.model if self.ema else self.weights.model()
+
+    def _save_model(self, run: Run, model: Model) -> tuple[Model, Certificate]:
+        """Save a sealed copy of a model."""
+        check_weights(model.state_dict())
         return run.save_model(model)
 
     def _save_state(self, run: Run) -> None:
         if self.step == self.saved_step:
             return
-        check_weights(self.model)
         checkpoint = self._checkpoint(run)
+        check_weights(checkpoint.model)
         if self.accelerator.is_main_process:
             write_checkpoint(run, checkpoint, keep=self.config.train.keep_checkpoints, also=self.best.step)
         self.saved_step = self.step
@@ -261,7 +269,7 @@ class _Trainer:
             return
         checkpoint = read_checkpoint(run, best)
         if self.accelerator.is_main_process and checkpoint:
-            model = copy.deepcopy(self.model)
+            model = build_model(self.config, self.inputs)
             model.load_state_dict(checkpoint.average["model"] if checkpoint.average else checkpoint.model)
             with kept_random_state():
                 run.save_model(model)
@@ -282,8 +290,8 @@ class _Trainer:
         scaler = self.accelerator.scaler
         return Checkpoint(
             step=self.step,
-            model=self.model.state_dict(),
-            optimiser=self.optimiser.state_dict(),
+            model=self.weights.model_state(),
+            optimiser=self.weights.optimiser_state(),
             average=self.ema.state_dict() if self.ema else None,
             scaler=scaler.state_dict() if scaler is not None else None,
             random=gather_object([random_state()]),
@@ -294,8 +302,7 @@ class _Trainer:
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        self.model.load_state_dict(checkpoint.model)
-        self.optimiser.load_state_dict(checkpoint.optimiser)
+        self.weights.load(checkpoint.model, checkpoint.optimiser)
         if self.ema and checkpoint.average:
             self.ema.load_state_dict(checkpoint.average)
         if self.accelerator.scaler is not None and checkpoint.scaler:

@@ -53,6 +53,7 @@ class Task(nn.Module):
         self.weights = weights
         self.levels = levels
         self.augment = tuple(augment)
+        self.hold = hold_weights  # of the whole model, unless each block is to hold its own
 
     def forward(
         self,
@@ -69,7 +70,7 @@ class Task(nn.Module):
             iterate: whether power iterations advance in train mode; once for each step of the optimiser.
         """
         x = self.augmented(x) if self.training else x
-        with hold_weights(self.model, iterate=iterate):
+        with self.hold(self.model, iterate=iterate):
             log_prob, logits = self._outputs(x)
         loss, metrics = x.new_zeros((), dtype=next(self.model.parameters()).dtype), {}
         if log_prob is not None:
