@@ -22,10 +22,12 @@ from accelerate import PartialState
 
 from iresnet import cli
 from iresnet.config import load_config
+from iresnet.errors import Interrupted
 from iresnet.processes import joined
 from iresnet.runs import Run
-from iresnet.training import train
-from iresnet.training.checkpoints import read_checkpoint
+from iresnet.training import Callback, train
+from iresnet.training.callbacks import Stepped
+from iresnet.training.checkpoints import checkpoint_folders, read_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
@@ -118,9 +120,23 @@ def _work(rank, port, folder, data):
         for case in SAME:
             train(config_of(case), folder / case, data_dir=data)
             assert PartialState().num_processes == 2
+        with suppress(Interrupted):
+            train(config_of("images, sharded"), folder / "resumed", data_dir=data, callbacks=[_StopAt(6)])
+        train(config_of("images, sharded"), folder / "resumed", data_dir=data, resume=True)
         for case, (tokens, _) in COMMANDS.items():
             with (folder / f"{case} {rank}.txt").open("w") as file, redirect_stdout(file):
                 assert cli.run([str(folder / f"run {case}") if token == "RUN" else token for token in tokens]) == 0
+
+
+class _StopAt(Callback):
+    """Asks for a stop after a step, in the process that has callbacks: the first one."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, event):
+        if isinstance(event, Stepped) and event.step == self.step:
+            signal.raise_signal(signal.SIGINT)
 
 
 def free_port():
@@ -161,6 +177,12 @@ def moments(checkpoint):
     """Sizes of all tensors of the optimiser's state, however it names their parameters."""
     state = checkpoint.optimiser["state"].values()
     return sorted(t.double().norm() for tensors in state for t in tensors.values() if torch.is_tensor(t))
+
+
+def test_a_sharded_run_resumes_as_if_it_had_not_been_stopped(shared):
+    resumed, whole = Run(shared / "resumed"), Run(shared / "images, sharded")
+    assert [folder.name for folder in checkpoint_folders(resumed)] == ["step-00000006", "step-00000010"]
+    assert_same_run(resumed, whole)
 
 
 # -- evaluation ------------------------------------------------------------------------------------------------------
