@@ -1,4 +1,4 @@
-"""What streaming costs beside data in memory: examples a second of the pipeline and of training steps, and memory.
+"""What streaming costs beside data in memory: examples a second, CPU time of all threads, and memory.
 
 python benchmarks/streaming.py --data-dir DATA [--epochs 2] [--steps 20]
 """
@@ -36,30 +36,41 @@ def measure(way: str, data_dir: str, n_epochs: int, n_steps: int) -> dict[str, f
     dataset = load("cifar10", data_dir, stream=buffer is not None)
     opened = time.perf_counter() - start
     batches = training_batches(dataset, 64, buffer=buffer or 1)
-    memory, epochs = resident() - before, []
+    memory, watch = resident() - before, Stopwatch()
     for epoch in range(n_epochs):
-        start, n = time.perf_counter(), 0
         for x, _ in batches.epoch(epoch):
-            n += len(x)
-            memory = max(memory, resident() - before) if n % 6400 == 0 else memory
-        epochs.append(n / (time.perf_counter() - start))
-    return {"load s": opened, "examples/s": max(epochs), "MiB": memory, "steps/s": _steps(dataset, batches, n_steps)}
+            watch.n += len(x)
+            memory = max(memory, resident() - before) if watch.n % 6400 == 0 else memory
+    alone = watch.read()
+    return {"load": opened, "MiB": memory, "alone": alone, "steps": _steps(dataset, batches, n_steps)}
 
 
-def _steps(dataset, batches, n_steps: int) -> float:
-    """Examples a second of training a small density of CIFAR-10."""
+class Stopwatch:
+    """Examples a second, and CPU milliseconds of all threads an example."""
+
+    def __init__(self):
+        self.n, self.wall, self.cpu = 0, time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+        return self.n / wall, 1000 * cpu / self.n
+
+
+def _steps(dataset, batches, n_steps: int) -> tuple[float, float]:
+    """Training steps of a small density of CIFAR-10, after two to warm up."""
     config = load_config("cifar10-density", ["--model.blocks", "[1,1,1]", "--model.hidden", "64"])
     task = make_task(config, dataset, inputs_of(dataset, "density")).train()
     optimiser = make_optimiser(task.model, config.optim)
-    steps = islice(batches.epoch(), n_steps + 2)
-    for i, (x, y) in enumerate(steps):
+    watch = Stopwatch()
+    for i, (x, y) in enumerate(islice(batches.epoch(), n_steps + 2)):
         if i == 2:
-            start = time.perf_counter()
+            watch = Stopwatch()
         loss, _ = task(x, y)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    return n_steps * 64 / (time.perf_counter() - start)
+        watch.n += len(x)
+    return watch.read()
 
 
 def main() -> None:
@@ -72,12 +83,14 @@ def main() -> None:
     if args.way:
         print(json.dumps(measure(args.way, args.data_dir, args.epochs, args.steps)))
         return
-    print("| | load, s | batches alone, examples/s | training steps, examples/s | memory, MiB |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    print("| | load, s | alone, examples/s | CPU ms | steps, examples/s | CPU ms | memory, MiB |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for way in WAYS:  # each in a fresh process, since memory is not given back
         command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
         row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(f"| {way} | {row['load s']:.1f} | {row['examples/s']:.0f} | {row['steps/s']:.1f} | {row['MiB']:.0f} |")
+        alone, steps = row["alone"], row["steps"]
+        figures = f"{alone[0]:.0f} | {alone[1]:.2f} | {steps[0]:.0f} | {steps[1]:.1f} | {row['MiB']:.0f}"
+        print(f"| {way} | {row['load']:.1f} | {figures} |")
 
 
 if __name__ == "__main__":

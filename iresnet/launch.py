@@ -58,6 +58,8 @@ def launch(tokens: Sequence[str], n: int, complain: Callable[[str, int], int]) -
 
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is told in one line, here or by the process
+    # What torchrun leaves to its user: one thread each is too few, all cores each are too many.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
     try:
         run(parse_args(["--standalone", f"--nproc_per_node={n}", "--module", "iresnet", *tokens]))
     except ChildFailedError as error:

@@ -102,16 +102,19 @@ def _bijections(model: nn.Module) -> list[tuple[str, nn.Module]]:
 @contextmanager
 def _watched(model: nn.Module, report: Callable[[str], None]) -> Iterator[None]:
     """Report each bijection whose output is not finite."""
-    parts = _bijections(model)
+    watched = [
+        (part, name, method) for name, part in _bijections(model) for method in ("forward", "forward_and_logdet")
+    ]
+    own = [vars(part).get(method) for part, _, method in watched]  # sharded blocks have methods of their own
     try:
-        for name, part in parts:
-            for method in ("forward", "forward_and_logdet"):
-                setattr(part, method, _reporting(getattr(part, method), name, report))
+        for part, name, method in watched:
+            setattr(part, method, _reporting(getattr(part, method), name, report))
         yield
     finally:
-        for _, part in parts:
-            for method in ("forward", "forward_and_logdet"):
-                delattr(part, method)
+        for (part, _, method), before in zip(watched, own, strict=True):
+            delattr(part, method)
+            if before is not None:
+                setattr(part, method, before)
 
 
 def _reporting(run: Callable, name: str, report: Callable[[str], None]) -> Callable:
