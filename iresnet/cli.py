@@ -152,8 +152,9 @@ def recipes() -> None:
 
 
 def train(
-    recipe: str,
+    recipe: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
     *overrides: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
+    config: Annotated[Path | None, Parameter(name="--config")] = None,
     data_dir: DataDir = None,
     out: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
@@ -167,21 +168,43 @@ def train(
     Args:
         recipe: Name of a bundled recipe (see: iresnet recipes), or a YAML file.
         overrides: Changes of the recipe.
+        config: YAML file in place of a recipe; the config.yaml of a run repeats that run.
         data_dir: Folder of data sets.
         out: Run folder to write; runs/RECIPE by default.
         resume: Continue the run in that folder.
         dry_run: Build the full model, run one real step on a few examples, print the cost of the run, write nothing.
         compile: Short for --train.compile true: compile the residual blocks first, for faster steps.
     """
-    config = load_config(recipe, [*overrides, *(("--train.compile", "true") if compile else ())])
+    recipe, overrides = _source(recipe, overrides, config)
+    settings = load_config(recipe, [*overrides, *(("--train.compile", "true") if compile else ())])
     from iresnet import training
 
+    data_dir = data_dir or _data_dir_of(recipe)
     if dry_run:
-        _say(str(training.dry_run(config, data_dir=data_dir)))
+        _say(str(training.dry_run(settings, data_dir=data_dir)))
         return
     _spread(processes, gpus)
-    folder = out or Path("runs") / config.name
-    _train(config, recipe, folder, data_dir, resume=resume)
+    folder = out or Path("runs") / settings.name
+    _train(settings, recipe, folder, data_dir, resume=resume)
+
+
+def _source(recipe: str, overrides: tuple[str, ...], config: Path | None) -> tuple[str, tuple[str, ...]]:
+    """Where the settings come from, a recipe or a file, and how they are changed."""
+    if config is None and (not recipe or recipe.startswith("--")):
+        raise RecipeError(f"iresnet train needs a recipe ({', '.join(recipe_names())}) or --config FILE")
+    if config is None:
+        return recipe, overrides
+    if recipe and not recipe.startswith("--"):
+        raise RecipeError(f"give a recipe or --config, not both: got '{recipe}' and --config {config}")
+    return str(config), (recipe, *overrides) if recipe else overrides
+
+
+def _data_dir_of(recipe: str) -> Path | None:
+    """Where the run that a config.yaml belongs to found its data."""
+    from iresnet.runs import Run
+
+    folder = Run(Path(recipe).parent).data_dir if Path(recipe).name == "config.yaml" else None
+    return Path(folder) if folder else None
 
 
 def _train(config: Config, recipe: str, folder: Path, data_dir: Path | None, *, resume: bool) -> None:

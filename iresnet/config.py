@@ -148,7 +148,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and change it.
 
     Args:
-        recipe: name of a bundled recipe, or path of a YAML file.
+        recipe: name of a bundled recipe, or path of a YAML file, such as the ``config.yaml`` of a run to repeat.
         overrides: command-line tokens, ``--section.key value`` or ``--section.key=value``; values are YAML.
 
     Raises:
@@ -184,6 +184,7 @@ def _read(recipe: str | Path) -> dict[str, Any]:
         raise RecipeError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{recipe} must hold sections such as 'data:' and 'model:', got {type(tree).__name__}")
+    tree.pop("inputs", None)  # what a run noted of its data
     return {"name": name, **tree}
 
 
@@ -247,7 +248,7 @@ def from_dict(cls: type, tree: Any, where: str = "") -> Any:
 
 
 def _raise_unknown(cls: type, where: str, key: str, value: Any) -> typing.NoReturn:
-    flags = ["data-dir", "out", "resume", "dry-run"] if not where else []
+    flags = ["config", "data-dir", "out", "resume", "dry-run"] if not where else []
     valid = [name.replace("_", "-") for name, _, _ in options(cls, where)] + flags
     while isinstance(value, dict) and value:  # an unknown section: name the option that was meant
         inner, value = next(iter(value.items()))

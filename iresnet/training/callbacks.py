@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iresnet.certificates import Certificate
+from iresnet.certificates import Certificate, Excess
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.data import dequantise
 from iresnet.errors import RunWarning
@@ -54,13 +54,14 @@ class BadStep:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A sealed copy of the model was saved and validated."""
+    """A sealed copy of the model was saved and validated; ``excesses`` are what the sealing had to mend."""
 
     step: int
     epoch: float
     model: Model
     certificate: Certificate
     metrics: dict[str, float]
+    excesses: tuple[Excess, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,13 @@ class JsonlMetrics(Callback):
         match event:
             case Stepped(step, epoch, dict(metrics)):
                 self._write({"split": "train", "step": step, "epoch": round(epoch, 4), **metrics})
-            case Snapshot(step, epoch, _, certificate, metrics):
+            case Snapshot(step, epoch, _, certificate, metrics, excesses):
                 worst = max((b.upper for b in certificate.blocks), default=None)
                 line = {"split": "validation", "step": step, "epoch": round(epoch, 4), **metrics}
                 self._write({**line, "certified": certificate.certified, "largest_block_bound": worst})
+                if excesses:
+                    layers = {e.name: {"bound": e.bound, "coeff": e.coeff} for e in excesses}
+                    self._write({"split": "excess", "step": step, "epoch": round(epoch, 4), "layers": layers})
             case BadStep(step, epoch, reason, total):
                 line = {"split": "skipped", "step": step, "epoch": round(epoch, 4)}
                 self._write({**line, "reason": reason, "total": total})

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from iresnet.certificates import Certificate
+from iresnet.certificates import Certificate, excesses
 from iresnet.config import Config
 from iresnet.data import Batches, training_batches
 from iresnet.data import load as load_data
@@ -182,9 +182,9 @@ class _Trainer:
             if self.step % (train.snapshot_every * len(self.batches)) == 0 or self.step == self.n_steps:
                 self._snapshot(run)
             elif self.stopping:
-                model = self._model_to_save()
+                trained = self.weights.model()
                 if self.accelerator.is_main_process:
-                    self._save_model(run, model)
+                    self._save_model(run, self.ema.model if self.ema else trained)
                 self._save_state(run)
             elif self.step % train.checkpoint_every == 0 and not self.skipped.in_a_row:
                 self._save_state(run)
@@ -234,19 +234,15 @@ class _Trainer:
 
     def _snapshot(self, run: Run) -> None:
         """Save and validate a sealed copy of the model, then save the state to resume from."""
-        model = self._model_to_save()
+        trained = self.weights.model()
         if self.accelerator.is_main_process:
             with kept_random_state(), own_lengths():
-                sealed, certificate = self._save_model(run, model)
+                sealed, certificate = self._save_model(run, self.ema.model if self.ema else trained)
                 metrics = self._validate(sealed)
-                self._tell(Snapshot(self.step, self.epoch, sealed, certificate, metrics))
+                self._tell(Snapshot(self.step, self.epoch, sealed, certificate, metrics, excesses(trained)))
             self.best = self.best.updated(self.step, metrics["loss"])
         (self.best,) = broadcast_object_list([self.best])
         self._save_state(run)
-
-    def _model_to_save(self) -> Model:
-        """The whole model, of its averaged weights if there are such, in the first process."""
-        return self.ema.model if self.ema else self.weights.model()
 
     def _save_model(self, run: Run, model: Model) -> tuple[Model, Certificate]:
         """Save a sealed copy of a model."""

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from iresnet.certificates import Excess
 from iresnet.training.callbacks import BadStep, Callback, Event, Snapshot, Started, Stepped, Stopped
 
 
@@ -63,11 +64,19 @@ class ProgressBar(Callback):
                     self.bar.update(self.bar.tasks[0].id, numbers=_shown(metrics))
             case BadStep(step, _, reason, total):
                 self.console.print(f"step {step} skipped: {reason} ({total} skipped so far)")
-            case Snapshot(step, epoch, _, certificate, metrics):
+            case Snapshot(step, epoch, _, certificate, metrics, excesses):
                 verdict = "certified" if certificate.certified else "NOT certified"
                 self.console.print(f"epoch {epoch:g}, step {step}: validation {_shown(metrics)}, {verdict}")
+                if excesses:
+                    self.console.print(_told(excesses))
             case Stopped():
                 self.bar.stop()
+
+
+def _told(excesses: tuple[Excess, ...]) -> str:
+    worst = max(excesses, key=lambda e: e.bound / e.coeff)
+    more = f", and {len(excesses) - 1} more layers theirs" if len(excesses) > 1 else ""
+    return f"before sealing, '{worst.name}' had left its coefficient {worst.coeff:g}: bound {worst.bound:.4f}{more}"
 
 
 def _shown(metrics: dict[str, float]) -> str:

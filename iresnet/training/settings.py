@@ -2,7 +2,6 @@
 
 __all__ = ["PRECISIONS", "check_same", "check_settings"]
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +12,8 @@ from iresnet.runs import Inputs
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Names of the precisions, and what accelerate calls them."""
+
+_LARGEST = 3e38  # of float32
 
 
 def check_settings(config: Config) -> None:
@@ -55,7 +56,7 @@ def check_settings(config: Config) -> None:
         ("optim.factor", optim.factor, 0),
         ("optim.clip-norm", 0 if optim.clip_norm is None else optim.clip_norm, 0),
     ):
-        if not math.isfinite(value):
+        if not abs(value) < _LARGEST:
             raise RecipeError(f"--{name} must be a finite number, got {value}")
         if value < least:
             raise RecipeError(f"--{name} must be at least {least}, got {value}")

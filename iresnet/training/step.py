@@ -5,6 +5,7 @@ __all__ = ["Step"]
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -62,18 +63,24 @@ class Step:
         Raises:
             NotFinite: when nothing was done.
         """
-        random, buffers = random_state(), {name: b.clone() for name, b in self.own_task.named_buffers()}
-        set_learning_rate(self.optimiser, rate)
+        before = self._what_forward_changes()
         self.optimiser.zero_grad()
         metrics = self._differentiate(x, y)
         norm = whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.task.parameters(), self.clip_norm)))
         if not self._is_finite(metrics["loss"], norm):
             with kept_random_state():
-                raise NotFinite(self._undo(x, y, metrics["loss"], random, buffers))
+                raise NotFinite(self._undo(x, y, metrics["loss"], *before))
+        set_learning_rate(self.optimiser, rate)
         self.optimiser.step()
+        self.maybe_uninitialised = False
         if self.ema:
             self.ema.update(self.own_task.model)
         return {**metrics, "grad_norm": norm, "lr": torch.tensor(rate)}
+
+    def _what_forward_changes(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Random state and copies of buffers; and of all weights as long as ActNorm may initialise some."""
+        tensors = self.own_task.state_dict() if self.maybe_uninitialised else dict(self.own_task.named_buffers())
+        return random_state(), {name: tensor.clone() for name, tensor in tensors.items()}
 
     def _differentiate(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
         """Leave the gradient of the batch in the parameters; return the means of its parts."""
@@ -99,12 +106,11 @@ class Step:
         """Initialise from the whole of the first batch when it will come in parts; whether that was done."""
         if self.n_parts == 1 or not self.maybe_uninitialised:
             return False
-        layers = [m for m in self.own_task.modules() if isinstance(m, ActNorm)]
-        self.maybe_uninitialised = not all(layer.initialised for layer in layers)
-        if self.maybe_uninitialised:
-            with kept_random_state():
-                self.own_task(x, y)
-        return self.maybe_uninitialised
+        if all(m.initialised for m in self.own_task.modules() if isinstance(m, ActNorm)):
+            return False
+        with kept_random_state():
+            self.own_task(x, y)
+        return True
 
     def _is_finite(self, loss: Tensor, norm: Tensor) -> bool:
         """Whether the loss and the gradient are finite, on all processes."""
@@ -113,9 +119,9 @@ class Step:
             finite = self.accelerator.reduce(finite.float(), "sum") == self.accelerator.num_processes
         return bool(finite)
 
-    def _undo(self, x: Tensor, y: Tensor | None, loss: Tensor, random: dict, buffers: dict[str, Tensor]) -> str:
-        """Put buffers back to what they were before the step, and tell what went wrong in it."""
-        self.own_task.load_state_dict(buffers, strict=False)
+    def _undo(self, x: Tensor, y: Tensor | None, loss: Tensor, random: dict, state: dict[str, Tensor]) -> str:
+        """Put everything back to what it was before the step, and tell what went wrong in it."""
+        self.own_task.load_state_dict(state, strict=False)
         scaler = self.accelerator.scaler
         if scaler is not None:
             scale = scaler.get_scale()
@@ -124,5 +130,5 @@ class Step:
                 return f"the gradient overflows fp16 when the loss is scaled by {scale:g}, which is lowered"
         set_random_state(random)
         reason = blame(self.own_task, self._parts(x, y))
-        self.own_task.load_state_dict(buffers, strict=False)
+        self.own_task.load_state_dict(state, strict=False)
         return reason

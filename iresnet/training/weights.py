@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from iresnet.bijections import ResidualBlock
 from iresnet.config import Config
 from iresnet.errors import RecipeError
-from iresnet.processes import world_size
+from iresnet.processes import is_main, world_size
 from iresnet.runs import Inputs, build_model
 from iresnet.training.optim import make_optimiser
 from iresnet.training.randomness import kept_random_state
@@ -145,10 +145,11 @@ class Sharded(Weights):
     def model(self) -> Model:
         """See :meth:`Weights.model`."""
         state = self.model_state()
+        if not is_main():
+            return self.own.model  # pyright: ignore[reportReturnType]
         with kept_random_state():
             model = build_model(self.config, self.inputs)
-        if state:
-            model.load_state_dict(state)
+        model.load_state_dict(state)
         return model
 
 
