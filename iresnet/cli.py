@@ -2,10 +2,11 @@
 
 __all__ = ["main", "run"]
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from iresnet.config import Config, load_config, options, recipe_names
-from iresnet.errors import Interrupted, IResNetError, RecipeError, RunError, UnknownNameError
+from iresnet.errors import Interrupted, IResNetError, ProcessLost, RecipeError, RunError, UnknownNameError
+from iresnet.launch import check_processes, launch, started_together
 
 if TYPE_CHECKING:
     from iresnet.data import Dataset, Split
@@ -44,6 +46,24 @@ DataDir = Annotated[
 ]
 Count = Annotated[int, Parameter(name=["--n", "-n"], validator=validators.Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**63))]
+Processes = Annotated[
+    int | None,
+    Parameter(
+        help="Work in so many processes of this machine, one for each GPU where there are any; torchrun starts them on "
+        "several machines.",
+        validator=validators.Number(gte=1),
+    ),
+]
+Gpus = Annotated[
+    int | None, Parameter(help="The same, and so many GPUs must be there.", validator=validators.Number(gte=1))
+]
+
+
+class _Several(Exception):  # noqa: N818
+    """Asks for the command line to be run in several processes."""
+
+    def __init__(self, n: int):
+        self.n = n
 
 
 def main() -> None:
@@ -59,7 +79,12 @@ def run(tokens: Sequence[str]) -> int:
     """
     warnings.showwarning = _show_warning
     try:
-        return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
+        with _joined():
+            return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
+    except _Several as several:
+        return launch(tokens, several.n, _complain)
+    except ProcessLost as error:
+        return _complain(f"{error}; a run continues from its newest checkpoint with --resume", 1, about="loss")
     except (IResNetError, CycloptsError) as error:
         return _complain(str(error), 2)
     except OSError as error:
@@ -70,17 +95,45 @@ def run(tokens: Sequence[str]) -> int:
         return _complain("interrupted", 130)
 
 
+def _joined() -> AbstractContextManager[None]:
+    if not started_together():
+        return nullcontext()
+    from iresnet.processes import joined
+
+    return joined()
+
+
+def _first_to_say(message: str) -> bool:
+    """Whether this process is to print what others may have to say too."""
+    if not started_together():
+        return True
+    from iresnet.processes import once
+
+    return once(message)
+
+
 def _say(what: Any) -> None:
-    out.print(what)
+    """Print a result, which all processes have."""
+    if _is_main():
+        out.print(what)
 
 
-def _complain(message: str, status: int) -> int:
-    err.print(f"iresnet: {' '.join(message.split())}")
+def _is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _complain(message: str, status: int, *, about: str | None = None) -> int:
+    first = _first_to_say(about or message)
+    _first_to_say("loss")  # that others lose this process is explained
+    if first:
+        err.print(f"iresnet: {' '.join(message.split())}")
     return status
 
 
 def _show_warning(message: Any, category: Any, *_: Any) -> None:  # noqa: ARG001
-    err.print(f"iresnet: warning: {message}")
+    if _first_to_say(str(message)):
+        err.print(f"iresnet: warning: {message}")
 
 
 # -- commands --------------------------------------------------------------------------------------------------------
@@ -107,6 +160,8 @@ def train(
     resume: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     compile: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002 (the name of the option)
+    processes: Processes = None,
+    gpus: Gpus = None,
 ) -> None:
     """Train a model into a run folder.
 
@@ -128,6 +183,7 @@ def train(
     if dry_run:
         _say(str(training.dry_run(settings, data_dir=data_dir)))
         return
+    _spread(processes, gpus)
     folder = out or Path("runs") / settings.name
     _train(settings, recipe, folder, data_dir, resume=resume)
 
@@ -171,6 +227,8 @@ def evaluate(
     seed: Seed = 0,
     standard_error: float | None = None,
     dequantise_samples: int = 1,
+    processes: Processes = None,
+    gpus: Gpus = None,
 ) -> None:
     """Measure bits/dim or accuracy on a split, with error bars, beside baselines; writes evaluation.json.
 
@@ -182,6 +240,7 @@ def evaluate(
         standard_error: Of the mean bits/dim, at which to stop before the end of the split.
         dequantise_samples: Noise draws for each example, whose mean density is a tighter bound.
     """
+    _spread(processes, gpus)
     from iresnet import evaluation
     from iresnet.classifiers import Classifier, Hybrid
 
@@ -195,7 +254,8 @@ def evaluate(
         with _progress("likelihood", n) as advance:
             score = evaluation.likelihood(_flow(model), part, **common, **options, progress=advance)
         result["likelihood"] = asdict(score)
-        baselines = _baselines(dataset, part, dequantise_samples=dequantise_samples, seed=seed)
+        noise = {"dequantise_samples": dequantise_samples, "seed": seed}
+        baselines = _baselines(dataset, part, **noise) if _is_main() else {}
         result["baselines"] = {name: asdict(baseline) for name, baseline in baselines.items()}
         _print_likelihoods({"this model": score, **baselines}, split)
         _print_uncertainty(score, n, standard_error)
@@ -204,8 +264,8 @@ def evaluate(
             accuracy = evaluation.classification(model, part, **common, progress=advance)
         result["classification"] = asdict(accuracy)
         _say(f"{split} {accuracy}")
-    path = folder.write_json("evaluation.json", result)
-    _say(f"wrote {path}")
+    if _is_main():
+        _say(f"wrote {folder.write_json('evaluation.json', result)}")
 
 
 @app.command
@@ -215,6 +275,8 @@ def sample(
     n: Count = 64,
     temperature: float = 1.0,
     seed: Seed = 0,
+    processes: Processes = None,
+    gpus: Gpus = None,
 ) -> None:
     """Draw samples: a grid of images, a scatter plot of points, or a table; writes samples/samples.*.
 
@@ -224,13 +286,17 @@ def sample(
         temperature: Multiplies the latent's standard deviation; below 1 gives more typical samples.
         seed: Of the latents.
     """
+    _spread(processes, gpus)
     import torch
 
+    from iresnet import evaluation
     from iresnet.pictures import draw
 
     folder, model, inputs = _load(run)
-    samples = _flow(model).sample(n, temperature=temperature, generator=torch.Generator().manual_seed(seed))
-    _say(f"wrote {draw(samples, inputs, folder.samples / 'samples')}")
+    generator = torch.Generator().manual_seed(seed)
+    samples = evaluation.sample(_flow(model), n, temperature=temperature, generator=generator)
+    if _is_main():
+        _say(f"wrote {draw(samples, inputs, folder.samples / 'samples')}")
 
 
 @app.command
@@ -241,6 +307,8 @@ def reconstruct(
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
+    processes: Processes = None,
+    gpus: Gpus = None,
 ) -> None:
     """Invert a whole split and report the largest error; draws data above their reconstructions.
 
@@ -251,6 +319,7 @@ def reconstruct(
         data_dir: Folder of data sets.
         seed: Of the dequantisation noise.
     """
+    _spread(processes, gpus)
     import torch
 
     from iresnet import evaluation
@@ -262,6 +331,8 @@ def reconstruct(
     bijection = model.bijection
     with _progress("inversion", len(part)) as advance:
         result = evaluation.reconstruction(bijection, part, levels=dataset.levels, seed=seed, progress=advance)
+    if not _is_main():
+        return
     x = dequantise(part.x[:n], levels=dataset.levels, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         back = bijection.inverse(bijection(x))
@@ -302,6 +373,12 @@ def certify(
 # -- shared by the commands ------------------------------------------------------------------------------------------
 
 
+def _spread(processes: int | None, gpus: int | None) -> None:
+    """Have the command run in several processes, unless this one is already one of them."""
+    if not started_together() and check_processes(processes, gpus) > 1:
+        raise _Several(check_processes(processes, gpus))
+
+
 def _load(path: Path) -> "tuple[Run, Model, Inputs]":
     from iresnet.runs import Run
 
@@ -317,7 +394,8 @@ def _open(path: Path, data_dir: Path | None, split: str) -> "tuple[Run, Model, D
         raise UnknownNameError("split", split, splits)
     folder, model, _ = _load(path)
     config, inputs = folder.read_config()
-    dataset = load(config.data.name, data_dir or folder.data_dir, pad_to=config.data.pad_to)
+    options = {"pad_to": config.data.pad_to, "stream": config.data.stream}
+    dataset = load(config.data.name, data_dir or folder.data_dir, **options)
     if (dataset.shape, dataset.levels, dataset.class_names) != (inputs.shape, inputs.levels, inputs.class_names):
         raise RunError(f"{path} was trained on other data than {dataset}; give its --data-dir")
     return folder, model, dataset, getattr(dataset, split)
@@ -373,7 +451,7 @@ def _print_uncertainty(score: "Likelihood", n: int, target: float | None) -> Non
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on terminals; yields a function that takes the number done."""
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+    with Progress(console=err, transient=True, disable=not (err.is_terminal and _is_main())) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
 

@@ -41,6 +41,8 @@ class DataConfig:
     name: str = _option("digits", "data set, or path of a folder of images, .npz, .npy or .csv")
     pad_to: int | None = _option(None, "surround images with zeros up to this height and width")
     augment: tuple[str, ...] = _option((), "augmentations of training images: pad-crop, flip")
+    stream: bool = _option(False, "read training images from Parquet files as they are needed, for data beyond memory")
+    shuffle_buffer: int = _option(10_000, "stream: examples that are read and shuffled together, by each process")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class TrainConfig:
     epochs: int = _option(10, "passes over the training split")
     batch_size: int = _option(64, "examples a step, over all processes")
     seed: int = _option(0, "of weights, order, noise and probes")
+    sharding: str = _option("ddp", "ddp: all weights in each process; fsdp: a part in each, for models beyond a device")
     precision: str = _option("float32", "float32, bf16 or fp16: mixed precision of the products")
     compile: bool = _option(
         False, "compile the residual blocks (minutes, once for each architecture), for faster steps"

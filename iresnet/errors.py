@@ -5,6 +5,7 @@ __all__ = [
     "DataError",
     "IResNetError",
     "Interrupted",
+    "ProcessLost",
     "RecipeError",
     "RunError",
     "RunWarning",
@@ -54,6 +55,10 @@ class RunError(IResNetError):
 
 class Interrupted(Exception):  # noqa: N818 (no error: the user asked for it)
     """Training was stopped by a signal; everything is saved."""
+
+
+class ProcessLost(Exception):  # noqa: N818 (no error of the user: a process was killed, or a machine failed)
+    """Another process of a run ended, or does not answer."""
 
 
 class ConvergenceWarning(UserWarning):

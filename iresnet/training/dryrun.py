@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iresnet.config import Config
-from iresnet.data import Batches, Dataset
+from iresnet.data import Dataset, training_batches
 from iresnet.data import load as load_data
 from iresnet.narrow import one_pixel_at_a_time
 from iresnet.normalisation import PowerIteration
@@ -113,7 +113,7 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
         IResNetError: as in training.
     """
     check_settings(config)
-    dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to)
+    dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to, stream=config.data.stream)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).to(device).train()
     optimiser = make_optimiser(task.model, config.optim)
@@ -128,7 +128,7 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
     workload = Workload(
         counts=_counts(task, step, batches),
         batch_size=batch_size,
-        n_steps=config.train.epochs * len(Batches(dataset.train, batch_size)),
+        n_steps=config.train.epochs * len(training_batches(dataset, batch_size)),
         parameters=sum(p.numel() for p in task.parameters()),
         resident_bytes=state_bytes + _bytes([*task.buffers(), dataset.train.x, dataset.train.y]),
         precision=config.train.precision,

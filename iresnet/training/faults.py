@@ -2,7 +2,7 @@
 
 __all__ = ["NotFinite", "Skipped", "blame", "check_weights"]
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from iresnet.bijections import Bijection, Chain, FactorOut
 from iresnet.errors import RunError
+from iresnet.training.parts import whole
 from iresnet.training.task import Task
 
 
@@ -51,7 +52,7 @@ def blame(task: Task, batches: Iterable[tuple[Tensor, Tensor | None]]) -> str:
         batches: of the step, examples and labels.
     """
     task.zero_grad()
-    found = [f"the weights '{name}' are not finite" for name in _sick_weights(task.model)]
+    found = [f"the weights '{name}' are not finite" for name in _sick_weights(task.model.state_dict())]
     with _watched(task.model, found.append):
         for i, (x, y) in enumerate(batches):  # to the end: other processes may wait for what this one sends
             loss, _ = task(x, y, iterate=i == 0)
@@ -64,22 +65,24 @@ def blame(task: Task, batches: Iterable[tuple[Tensor, Tensor | None]]) -> str:
     return next(iter(found), "the gradient is not finite, although those of all bijections are")
 
 
-def check_weights(model: nn.Module) -> None:
+def check_weights(state: Mapping[str, Tensor]) -> None:
     """Refuse to save weights that are not finite.
+
+    Args:
+        state: of a model.
 
     Raises:
         RunError: names them.
     """
-    for name in _sick_weights(model):
+    for name in _sick_weights(state):
         raise RunError(
             f"the weights '{name}' are not finite: lower --optim.lr, or set --optim.clip-norm; the last checkpoint is "
             "intact"
         )
 
 
-def _sick_weights(model: nn.Module) -> list[str]:
-    state = model.state_dict()
-    finite = torch.stack([torch.isfinite(tensor).all() for tensor in state.values()]).tolist()
+def _sick_weights(state: Mapping[str, Tensor]) -> list[str]:
+    finite = torch.stack([whole(torch.isfinite(tensor).all()) for tensor in state.values()]).tolist() if state else []
     return [name for name, sound in zip(state, finite, strict=True) if not sound]
 
 
@@ -99,16 +102,19 @@ def _bijections(model: nn.Module) -> list[tuple[str, nn.Module]]:
 @contextmanager
 def _watched(model: nn.Module, report: Callable[[str], None]) -> Iterator[None]:
     """Report each bijection whose output is not finite."""
-    parts = _bijections(model)
+    watched = [
+        (part, name, method) for name, part in _bijections(model) for method in ("forward", "forward_and_logdet")
+    ]
+    own = [vars(part).get(method) for part, _, method in watched]  # sharded blocks have methods of their own
     try:
-        for name, part in parts:
-            for method in ("forward", "forward_and_logdet"):
-                setattr(part, method, _reporting(getattr(part, method), name, report))
+        for part, name, method in watched:
+            setattr(part, method, _reporting(getattr(part, method), name, report))
         yield
     finally:
-        for _, part in parts:
-            for method in ("forward", "forward_and_logdet"):
-                delattr(part, method)
+        for (part, _, method), before in zip(watched, own, strict=True):
+            delattr(part, method)
+            if before is not None:
+                setattr(part, method, before)
 
 
 def _reporting(run: Callable, name: str, report: Callable[[str], None]) -> Callable:

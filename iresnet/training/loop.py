@@ -2,7 +2,6 @@
 
 __all__ = ["train"]
 
-import copy
 import threading
 import warnings
 from collections.abc import Sequence
@@ -11,17 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from iresnet.certificates import Certificate, excesses
 from iresnet.config import Config
-from iresnet.data import Batches
+from iresnet.data import Batches, training_batches
 from iresnet.data import load as load_data
 from iresnet.errors import Interrupted, RunError, RunWarning
-from iresnet.runs import Inputs, Run, inputs_of
+from iresnet.processes import agreed, average, joined, restarted, world_size
+from iresnet.runs import Inputs, Run, build_model, inputs_of
+from iresnet.series import own_lengths
 from iresnet.training.best import Best
 from iresnet.training.callbacks import (
     BadStep,
@@ -35,15 +34,17 @@ from iresnet.training.callbacks import (
     Stopped,
 )
 from iresnet.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from iresnet.training.distributed import make_accelerator, quietly
 from iresnet.training.ema import Ema
 from iresnet.training.faults import NotFinite, Skipped, check_weights
 from iresnet.training.locks import locked
-from iresnet.training.optim import learning_rate, make_optimiser
+from iresnet.training.optim import learning_rate
 from iresnet.training.randomness import kept_random_state, random_state, seed_all, set_random_state
 from iresnet.training.settings import PRECISIONS, check_same, check_settings
 from iresnet.training.signals import stop_requests
 from iresnet.training.step import Step
 from iresnet.training.task import Task, make_task
+from iresnet.training.weights import SHARDINGS
 from iresnet.zoo import Model
 
 
@@ -58,7 +59,8 @@ def train(
     """Train a model into a run folder.
 
     Everything random is a function of the seed: the same configuration gives the same weights, also when the run was
-    interrupted and resumed in between.
+    interrupted and resumed in between. Under torchrun the processes train one model together, each on its part of
+    every batch, and the first one writes; one that torchrun restarts resumes the run by itself.
 
     Args:
         config: the recipe.
@@ -74,14 +76,17 @@ def train(
         IResNetError: for anything in the configuration, the data or the folder that cannot be used; nothing is
             written then.
         Interrupted: on SIGINT or SIGTERM, after saving.
+        ProcessLost: when another process of the run has ended.
     """
-    trainer = _Trainer(config, data_dir)
-    main = trainer.accelerator.is_main_process
-    run = Run.open(out) if resume else Run.free(out) if main else Run(out)
-    with locked(run.path) if main else nullcontext():
-        trainer.open(run, resume=resume)
-        trainer.callbacks += callbacks if main else ()
-        trainer.fit(run)
+    with joined(), quietly():
+        trainer = _Trainer(config, data_dir)
+        main = trainer.accelerator.is_main_process
+        resume = resume or (restarted() and Run(out).config_file.exists())
+        run = Run.open(out) if resume else Run.free(out) if main else Run(out)
+        with locked(run.path) if main else nullcontext():
+            trainer.open(run, resume=resume)
+            trainer.callbacks += callbacks if main else ()
+            trainer.fit(run)
     return run
 
 
@@ -91,21 +96,31 @@ class _Trainer:
     def __init__(self, config: Config, data_dir: str | Path | None):
         check_settings(config)
         self.config, self.data_dir = config, data_dir
-        self.dataset = dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to)
-        AcceleratorState._reset_state()  # accelerate keeps the precision of the process's first run
-        self.accelerator = Accelerator(mixed_precision=PRECISIONS[config.train.precision])
+        self.dataset = dataset = load_data(
+            config.data.name, data_dir, pad_to=config.data.pad_to, stream=config.data.stream
+        )
+        self.accelerator = make_accelerator(PRECISIONS[config.train.precision])
         self.inputs: Inputs = inputs_of(dataset, config.task.kind)
+        self.batches = training_batches(
+            dataset,
+            config.train.batch_size,
+            buffer=config.data.shuffle_buffer,
+            device=self.accelerator.device,
+            seed=config.train.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
         task = make_task(config, dataset, self.inputs)
-        optimiser = make_optimiser(task.model, config.optim)
-        self.task, self.optimiser = self.accelerator.prepare(task, optimiser)
+        self.weights = SHARDINGS[config.train.sharding](
+            self.accelerator, task, config, self.inputs, lambda: next(self.batches.epoch())
+        )
+        self.task, self.optimiser = self.weights.task, self.weights.optimiser
         self.ema = None if config.train.ema is None else Ema(self.model, config.train.ema)
         self.train_on = Step(self.accelerator, self.task, self.optimiser, config, self.ema)
-        rank = {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
-        on_device = dataset.train.to(self.accelerator.device)
-        self.batches = Batches(on_device, config.train.batch_size, seed=config.train.seed, **rank)
         self.validation = dataset.validation.to(self.accelerator.device)
         self.n_steps = config.train.epochs * len(self.batches)
-        self.step, self.saved_step, self.stopping = 0, 0, False
+        self.step, self.saved_step = 0, 0
+        self.stopping = False  # a stop was requested, in whatever process
         self.window: list[dict[str, Tensor]] = []  # metrics of the steps since they were last given
         self.best, self.skipped = Best(), Skipped()
         self.callbacks: list[Callback] = []
@@ -163,12 +178,13 @@ class _Trainer:
         epoch, start = divmod(self.step, len(self.batches))
         for x, y in self.batches.epoch(epoch, start):
             self._one_step(x, y)
-            self.stopping = self._asked_to_stop(stop)
+            self.stopping = agreed(stop.is_set())
             if self.step % (train.snapshot_every * len(self.batches)) == 0 or self.step == self.n_steps:
                 self._snapshot(run)
             elif self.stopping:
+                trained = self.weights.model()
                 if self.accelerator.is_main_process:
-                    self._save_model(run)
+                    self._save_model(run, self.ema.model if self.ema else trained)
                 self._save_state(run)
             elif self.step % train.checkpoint_every == 0 and not self.skipped.in_a_row:
                 self._save_state(run)
@@ -202,43 +218,42 @@ class _Trainer:
             )
 
     def _means(self) -> dict[str, float]:
-        """Average over the steps of the window; here the loop waits for the device."""
-        window, self.window = self.window, []
+        """Average over processes and the steps of the window; here the loop waits for the device."""
+        window, self.window = self._reduced_window(), []
         return {name: float(torch.stack([m[name] for m in window]).float().mean()) for name in window[0]}
 
-    def _asked_to_stop(self, stop: threading.Event) -> bool:
-        """Whether to stop between two steps: several processes agree on it, when they wait for each other anyway."""
-        if self.accelerator.num_processes == 1:
-            return stop.is_set()
-        if self.step % self.config.train.log_every and self.step % len(self.batches):
-            return False
-        asked = torch.tensor(float(stop.is_set()), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum"))
+    def _reduced_window(self) -> list[dict[str, Tensor]]:
+        """The metrics of the window, averaged over the processes."""
+        if world_size() == 1 or not self.window:
+            return self.window
+        names, device = list(self.window[0]), self.accelerator.device
+        rows = [torch.stack([metrics[name].double().to(device) for name in names]) for metrics in self.window]
+        return [dict(zip(names, row, strict=True)) for row in average(torch.stack(rows))]
 
     # -- what is written -------------------------------------------------------------------------------------------
 
     def _snapshot(self, run: Run) -> None:
         """Save and validate a sealed copy of the model, then save the state to resume from."""
+        trained = self.weights.model()
         if self.accelerator.is_main_process:
-            with kept_random_state():
-                sealed, certificate = self._save_model(run)
+            with kept_random_state(), own_lengths():
+                sealed, certificate = self._save_model(run, self.ema.model if self.ema else trained)
                 metrics = self._validate(sealed)
-                self._tell(Snapshot(self.step, self.epoch, sealed, certificate, metrics, excesses(self.model)))
+                self._tell(Snapshot(self.step, self.epoch, sealed, certificate, metrics, excesses(trained)))
             self.best = self.best.updated(self.step, metrics["loss"])
         (self.best,) = broadcast_object_list([self.best])
         self._save_state(run)
 
-    def _save_model(self, run: Run) -> tuple[Model, Certificate]:
-        """Save a sealed copy of the model: of its averaged weights, if there are such."""
-        model = self.ema.model if self.ema else self.model
-        check_weights(model)
+    def _save_model(self, run: Run, model: Model) -> tuple[Model, Certificate]:
+        """Save a sealed copy of a model."""
+        check_weights(model.state_dict())
         return run.save_model(model)
 
     def _save_state(self, run: Run) -> None:
         if self.step == self.saved_step:
             return
-        check_weights(self.model)
         checkpoint = self._checkpoint(run)
+        check_weights(checkpoint.model)
         if self.accelerator.is_main_process:
             write_checkpoint(run, checkpoint, keep=self.config.train.keep_checkpoints, also=self.best.step)
         self.saved_step = self.step
@@ -250,7 +265,7 @@ class _Trainer:
             return
         checkpoint = read_checkpoint(run, best)
         if self.accelerator.is_main_process and checkpoint:
-            model = copy.deepcopy(self.model)
+            model = build_model(self.config, self.inputs)
             model.load_state_dict(checkpoint.average["model"] if checkpoint.average else checkpoint.model)
             with kept_random_state():
                 run.save_model(model)
@@ -271,20 +286,19 @@ class _Trainer:
         scaler = self.accelerator.scaler
         return Checkpoint(
             step=self.step,
-            model=self.model.state_dict(),
-            optimiser=self.optimiser.state_dict(),
+            model=self.weights.model_state(),
+            optimiser=self.weights.optimiser_state(),
             average=self.ema.state_dict() if self.ema else None,
             scaler=scaler.state_dict() if scaler is not None else None,
             random=gather_object([random_state()]),
-            window=self.window,
+            window=self._reduced_window(),
             metrics_size=run.flush_metrics(),
             best=asdict(self.best),
             skipped=asdict(self.skipped),
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        self.model.load_state_dict(checkpoint.model)
-        self.optimiser.load_state_dict(checkpoint.optimiser)
+        self.weights.load(checkpoint.model, checkpoint.optimiser)
         if self.ema and checkpoint.average:
             self.ema.load_state_dict(checkpoint.average)
         if self.accelerator.scaler is not None and checkpoint.scaler:

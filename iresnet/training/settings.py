@@ -32,6 +32,7 @@ def check_settings(config: Config) -> None:
     task, optim, train = config.task, config.optim, config.train
     smallest_batch = 1 if task.kind == "density" else 2  # the head has a batch norm
     for name, value, least in (
+        ("data.shuffle-buffer", config.data.shuffle_buffer, 1),
         ("train.epochs", train.epochs, 1),
         ("train.batch-size", train.batch_size, smallest_batch),
         ("train.logdet-parts", train.logdet_parts, 1),
@@ -69,8 +70,19 @@ def check_settings(config: Config) -> None:
         )
     if train.seed >= 2**63:
         raise RecipeError(f"--train.seed must be below 2**63, got {train.seed}")
+    if train.sharding not in ("ddp", "fsdp"):
+        raise UnknownNameError("sharding", train.sharding, ("ddp", "fsdp"))
+    if train.sharding == "fsdp":
+        _check_sharded(config)
     if train.precision not in PRECISIONS:
         raise UnknownNameError("precision", train.precision, PRECISIONS)
+
+
+def _check_sharded(config: Config) -> None:
+    if config.train.ema is not None:
+        raise RecipeError("--train.sharding fsdp keeps no averaged weights: leave out --train.ema")
+    if config.train.precision == "fp16":
+        raise RecipeError("--train.sharding fsdp does not scale losses, as fp16 needs: use --train.precision bf16")
 
 
 def check_same(config: Config, inputs: Inputs, old_config: Config, old_inputs: Inputs) -> None:

@@ -16,6 +16,7 @@ from iresnet.config import Config
 from iresnet.training.ema import Ema
 from iresnet.training.faults import NotFinite, blame
 from iresnet.training.optim import set_learning_rate
+from iresnet.training.parts import whole
 from iresnet.training.randomness import kept_random_state, random_state, set_random_state
 from iresnet.training.task import Task
 
@@ -65,7 +66,7 @@ class Step:
         before = self._what_forward_changes()
         self.optimiser.zero_grad()
         metrics = self._differentiate(x, y)
-        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.task.parameters(), self.clip_norm))
+        norm = whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.task.parameters(), self.clip_norm)))
         if not self._is_finite(metrics["loss"], norm):
             with kept_random_state():
                 raise NotFinite(self._undo(x, y, metrics["loss"], *before))

@@ -63,6 +63,7 @@ class Task(nn.Module):
         self.levels = levels
         self.augment = tuple(augment)
         self.logdet_parts = logdet_parts
+        self.hold = hold_weights  # of the whole model, unless each block is to hold its own
 
     def forward(
         self,
@@ -80,7 +81,7 @@ class Task(nn.Module):
         """
         x = self.augmented(x) if self.training else x
         part = logdet_of_one_part(self.model, self.logdet_parts if self.training else 1)
-        with hold_weights(self.model, iterate=iterate), part:
+        with self.hold(self.model, iterate=iterate), part:
             log_prob, logits = self._outputs(x)
         loss, metrics = x.new_zeros((), dtype=next(self.model.parameters()).dtype), {}
         if log_prob is not None:
