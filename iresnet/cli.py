@@ -106,6 +106,8 @@ def train(
     resume: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     compile: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002 (the name of the option)
+    tracker: Annotated[list[str] | None, Parameter(negative="--no-tracker")] = None,
+    verbose: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train a model into a run folder.
 
@@ -117,23 +119,30 @@ def train(
         resume: Continue the run in that folder.
         dry_run: Build the full model, run one real step on a few examples, print the cost of the run, write nothing.
         compile: Short for --train.compile true: compile the residual blocks first, for faster steps.
+        tracker: Show the run there too, may be repeated: tensorboard (the default, if installed), visdom, wandb,
+            mlflow, aim, clearml, comet_ml, dvclive, swanlab, trackio.
+        verbose: At every line of metrics, say what each block does.
     """
-    config = load_config(recipe, [*overrides, *(("--train.compile", "true") if compile else ())])
+    short = [*(("--train.compile", "true") if compile else ())]
+    if tracker is not None:
+        short += ["--tracker", f"[{','.join(tracker)}]"]
+    config = load_config(recipe, [*overrides, *short])
     from iresnet import training
 
     if dry_run:
         _say(str(training.dry_run(config, data_dir=data_dir)))
         return
     folder = out or Path("runs") / config.name
-    _train(config, recipe, folder, data_dir, resume=resume)
+    _train(config, recipe, folder, data_dir, resume=resume, verbose=verbose)
 
 
-def _train(config: Config, recipe: str, folder: Path, data_dir: Path | None, *, resume: bool) -> None:
+def _train(config: Config, recipe: str, folder: Path, data_dir: Path | None, *, resume: bool, verbose: bool) -> None:
     from iresnet import training
-    from iresnet.training.progress import ProgressBar
+    from iresnet.training.progress import BlockLog, ProgressBar
 
+    callbacks = [ProgressBar(err), *([BlockLog(err)] if verbose else ())]
     try:
-        result = training.train(config, folder, data_dir=data_dir, resume=resume, callbacks=[ProgressBar(err)])
+        result = training.train(config, folder, data_dir=data_dir, resume=resume, callbacks=callbacks)
     except Interrupted as error:
         raise Interrupted(f"{error}; continue with the same command and --resume") from error
     _say(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")

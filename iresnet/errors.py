@@ -7,6 +7,7 @@ __all__ = [
     "Interrupted",
     "RecipeError",
     "RunError",
+    "TrackerWarning",
     "UnknownNameError",
     "nearest",
 ]
@@ -57,6 +58,10 @@ class Interrupted(Exception):  # noqa: N818 (no error: the user asked for it)
 
 class ConvergenceWarning(UserWarning):
     """A solver stopped before it reached its tolerance."""
+
+
+class TrackerWarning(UserWarning):
+    """A tracker failed, which leaves the training alone."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

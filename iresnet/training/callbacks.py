@@ -8,21 +8,18 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from iresnet.certificates import Certificate
-from iresnet.classifiers import Classifier, Hybrid
-from iresnet.data import dequantise
 from iresnet.pictures import draw
-from iresnet.runs import Inputs, Run, writing
+from iresnet.runs import Run, writing
+from iresnet.training.drawings import Drawing
 from iresnet.zoo import Model
 
 
 @dataclass(frozen=True)
 class Started:
-    """Training begins, or continues, after ``step`` of ``n_steps`` steps; the first may have to be compiled."""
+    """Training of a model begins, or continues, after ``step`` of ``n_steps`` steps; the first may need compiling."""
 
+    model: Model
     step: int
     n_steps: int
     steps_per_epoch: int
@@ -48,6 +45,7 @@ class Snapshot:
     model: Model
     certificate: Certificate
     metrics: dict[str, float]
+    drawing: Drawing
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,10 @@ class JsonlMetrics(Callback):
         match event:
             case Stepped(step, epoch, dict(metrics)):
                 self._write({"split": "train", "step": step, "epoch": round(epoch, 4), **metrics})
-            case Snapshot(step, epoch, _, certificate, metrics):
+            case Snapshot(step, epoch, _, certificate, metrics, drawing):
                 worst = max((b.upper for b in certificate.blocks), default=None)
                 line = {"split": "validation", "step": step, "epoch": round(epoch, 4), **metrics}
+                line |= {"reconstruction_error": drawing.error}
                 self._write({**line, "certified": certificate.certified, "largest_block_bound": worst})
             case _:
                 pass
@@ -100,38 +99,18 @@ class JsonlMetrics(Callback):
 
 
 class Pictures(Callback):
-    """Draws samples and reconstructions at every snapshot, from the same latents and images each time.
+    """Writes what the model draws at every snapshot into ``samples/``.
 
     Args:
         run: the run folder.
-        inputs: what the data are.
-        x: examples to reconstruct, as stored.
-        n: samples to draw; nothing is drawn when 0.
     """
 
-    def __init__(self, run: Run, inputs: Inputs, x: Tensor, n: int):
+    def __init__(self, run: Run):
         self.run = run
-        self.inputs = inputs
-        self.x = x[: min(n, 16)]
-        self.n = n
 
-    @torch.no_grad()
     def __call__(self, event: Event) -> None:
-        """Draw at snapshots."""
-        if not isinstance(event, Snapshot) or not self.n:
-            return
-        name = f"epoch-{round(event.epoch):04d}"
-        model = event.model.flow if isinstance(event.model, Hybrid) else event.model
-        if isinstance(model, Classifier):
-            x = self.x.float()
-            pair = torch.cat([x, model.invert(model.features(x))])
-        else:
-            parameter = next(model.parameters())
-            generator = torch.Generator(parameter.device).manual_seed(0)
-            samples = model.sample(self.n, generator=generator)
-            draw(samples, self.inputs, self.run.samples / f"samples-{name}")
-            noise = torch.Generator(self.x.device).manual_seed(0)
-            x = dequantise(self.x, levels=self.inputs.levels, generator=noise)
-            pair = torch.cat([x, model.decode(model.encode(x))])
-        if len(self.inputs.shape) == 3:
-            draw(pair, self.inputs, self.run.samples / f"reconstructions-{name}", columns=len(x))
+        """Write at snapshots."""
+        if isinstance(event, Snapshot):
+            for name, (x, columns) in event.drawing.sheets().items():
+                path = self.run.samples / f"{name}-epoch-{round(event.epoch):04d}"
+                draw(x, event.drawing.inputs, path, columns=columns)

@@ -28,9 +28,11 @@ from iresnet.training.checkpoints import (
     set_random_state,
     write_checkpoint,
 )
+from iresnet.training.drawings import make_drawing
 from iresnet.training.optim import learning_rate, make_optimiser, set_learning_rate
 from iresnet.training.settings import PRECISIONS, check_same, check_settings
 from iresnet.training.task import Task, make_task
+from iresnet.training.tracking import make_trackings
 from iresnet.zoo import Model
 
 
@@ -110,14 +112,15 @@ class _Trainer:
             run = Run.create(out, self.config, self.inputs, data_dir=self.data_dir)
         self.callbacks = [
             JsonlMetrics(run, metrics_size),
-            Pictures(run, self.inputs, self.validation.x, self.config.train.n_pictures),
+            Pictures(run),
+            *make_trackings(self.config, run),
         ]
         return run
 
     def fit(self, run: Run) -> None:
         """Train to the end, with snapshots on the way."""
         train = self.config.train
-        self._tell(Started(self.step, self.n_steps, len(self.batches), train.batch_size, train.compile))
+        self._tell(Started(self.model, self.step, self.n_steps, len(self.batches), train.batch_size, train.compile))
         complete = False
         try:
             with _stop_requests() as stop:
@@ -177,7 +180,9 @@ class _Trainer:
         with kept_random_state():
             sealed, certificate = run.save_model(self.model)
             if validate:
-                self._tell(Snapshot(self.step, self.epoch, sealed, certificate, self._validate(sealed)))
+                metrics = self._validate(sealed)
+                drawing = make_drawing(sealed, self.inputs, self.validation.x, self.config.train.n_pictures)
+                self._tell(Snapshot(self.step, self.epoch, sealed, certificate, metrics, drawing))
         write_checkpoint(run, self._checkpoint(run))
 
     @torch.no_grad()

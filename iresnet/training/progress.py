@@ -1,7 +1,8 @@
-"""The progress bar of a training run."""
+"""What a training run shows on the terminal."""
 
-__all__ = ["ProgressBar"]
+__all__ = ["BlockLog", "ProgressBar"]
 
+import math
 import time
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from iresnet.training.blocks import BlockState, block_states
 from iresnet.training.callbacks import Callback, Event, Snapshot, Started, Stepped, Stopped
 
 
@@ -66,6 +68,40 @@ class ProgressBar(Callback):
                 self.console.print(f"epoch {epoch:g}, step {step}: validation {_shown(metrics)}, {verdict}")
             case Stopped():
                 self.bar.stop()
+
+
+class BlockLog(Callback):
+    """Says what every block does, each time that metrics are given.
+
+    A line for each block: the estimated norms of its layers before normalisation, the bound that the last snapshot
+    proved, the norm of its gradient, and the mean of its log-determinants.
+
+    Args:
+        console: where to say it.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.bounds: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Follow the run."""
+        match event:
+            case Started():
+                self.model = event.model
+            case Snapshot():
+                self.bounds = {block.name: block.upper for block in event.certificate.blocks}
+            case Stepped(step, _, dict(metrics)):
+                self.console.print(f"step {step}: {_shown(metrics)}, gradient {metrics['grad_norm']:.3g}")
+                for state in block_states(self.model):
+                    self.console.print(self._line(state))
+
+    def _line(self, state: BlockState) -> str:
+        sigmas = " ".join(f"{sigma:.3f}" for sigma in state.sigmas.values())
+        numbers = {"bound": self.bounds.get(state.name, math.nan), "gradient": state.grad_norm}
+        numbers |= {"log-det": state.logdet}
+        shown = ", ".join(f"{name} {number:.3g}" for name, number in numbers.items() if not math.isnan(number))
+        return f"  {state.name}: sigma {sigmas}, {shown}"
 
 
 def _shown(metrics: dict[str, float]) -> str:

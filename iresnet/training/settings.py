@@ -3,13 +3,12 @@
 __all__ = ["PRECISIONS", "check_same", "check_settings"]
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
-from iresnet.config import Config
+from iresnet.config import Config, leaves
 from iresnet.errors import RecipeError, RunError, UnknownNameError
 from iresnet.runs import Inputs
+from iresnet.training.trackers import check_trackers
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Names of the precisions, and what accelerate calls them."""
@@ -56,6 +55,7 @@ def check_settings(config: Config) -> None:
         raise RecipeError(f"--train.seed must be below 2**63, got {train.seed}")
     if train.precision not in PRECISIONS:
         raise UnknownNameError("precision", train.precision, PRECISIONS)
+    check_trackers(config)
 
 
 def check_same(config: Config, inputs: Inputs, old_config: Config, old_inputs: Inputs) -> None:
@@ -65,17 +65,9 @@ def check_same(config: Config, inputs: Inputs, old_config: Config, old_inputs: I
         RunError: lists what differs.
     """
     sections = ("data", "model", "task", "optim", "train")
-    new, old = ({k: v for k, v in _leaves(asdict(c)) if k.startswith(sections)} for c in (config, old_config))
+    new, old = ({k: v for k, v in leaves(asdict(c)) if k.startswith(sections)} for c in (config, old_config))
     changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
     if inputs != old_inputs:
         changes.append("the data set")
     if changes:
         raise RunError(f"the run to resume was started with other settings ({'; '.join(changes)}); use another --out")
-
-
-def _leaves(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{where}{key}.")
-        else:
-            yield f"{where}{key}", list(value) if isinstance(value, tuple) else value
