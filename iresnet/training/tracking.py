@@ -26,8 +26,11 @@ Job = Callable[[Any], None]
 MOST_JOBS = 1000
 """Messages that wait for a tracker, at most."""
 
-LONGEST_PAUSE = 3600.0
-"""Seconds between two attempts to connect a tracker, at most."""
+PAUSES = (60.0, 3600.0)
+"""Seconds for which a tracker is left alone after its first failure, and at most."""
+
+PATIENCE = 30.0
+"""Seconds to wait for a tracker at the end."""
 
 
 def make_trackings(config: Config, run: Run) -> "list[Tracking]":
@@ -46,29 +49,17 @@ class Tracking(Callback):
         kind: how to make it, and to talk to it.
         config: of the run.
         run: the run folder.
-        pause: seconds until it is tried again after the first failure.
-        patience: seconds to wait for it at the end.
 
     Warns:
         TrackerWarning: when the tracker fails or does not answer.
     """
 
-    def __init__(
-        self,
-        name: str,
-        kind: Kind,
-        config: Config,
-        run: Run,
-        *,
-        pause: float = 60.0,
-        patience: float = 30.0,
-    ):
+    def __init__(self, name: str, kind: Kind, config: Config, run: Run):
         self.name = name
         self.kind = kind
         self.config, self.run = config, run
-        self.patience = patience
         self.clock = _Clock()
-        self.worker = _Worker(pause)
+        self.worker = _Worker()
         self.warned = False
 
     def __call__(self, event: Event) -> None:
@@ -92,7 +83,7 @@ class Tracking(Callback):
                     self.worker.put(lambda tracker: show(tracker, pictures, step))
                 self.clock.restart()  # validation is no training
             case Stopped():
-                self.worker.finish(self.patience)
+                self.worker.finish()
         if self.worker.trouble and not self.warned:
             self.warned = True
             warnings.warn(f"the tracker {self.name} {self.worker.trouble}", TrackerWarning, stacklevel=2)
@@ -136,14 +127,11 @@ class _Clock:
 
 
 class _Worker:
-    """A thread that does jobs with a tracker, one after the other, and connects it before the first.
+    """A thread that does jobs with a tracker, one after the other, and connects it before the first."""
 
-    Args:
-        pause: seconds to leave the tracker alone after its first failure.
-    """
-
-    def __init__(self, pause: float):
-        self.pause, self.not_before = pause, 0.0
+    def __init__(self):
+        self.pause, self.longest_pause = PAUSES
+        self.not_before = 0.0
         self.jobs: queue.Queue[Job | None] = queue.Queue(maxsize=MOST_JOBS)
         self.tracker: GeneralTracker | None = None
         self.connected = False
@@ -161,15 +149,15 @@ class _Worker:
         except queue.Full:
             self._report(f"does not keep up: {MOST_JOBS} messages wait, others are dropped")
 
-    def finish(self, patience: float) -> None:
-        """Let the tracker finish, within so many seconds."""
+    def finish(self) -> None:
+        """Let the tracker finish, within :data:`PATIENCE`."""
         try:
-            self.jobs.put(None, timeout=patience)
+            self.jobs.put(None, timeout=PATIENCE)
         except queue.Full:
             return  # reported when the first job was dropped
-        self.thread.join(patience)
+        self.thread.join(PATIENCE)
         if self.thread.is_alive():
-            self._report(f"did not finish within {patience:g} s; the training ends without it")
+            self._report(f"did not finish within {PATIENCE:g} s; the training ends without it")
 
     def _work(self, make: Callable[[], GeneralTracker]) -> None:
         while (job := self.jobs.get()) is not None:
@@ -190,7 +178,7 @@ class _Worker:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             self._report(f"fails ({reason}); the training goes on, it is tried again after {self.pause:g} s")
             self.not_before = time.monotonic() + self.pause
-            self.pause = min(2 * self.pause, LONGEST_PAUSE)
+            self.pause = min(2 * self.pause, self.longest_pause)
 
     def _report(self, trouble: str) -> None:
         self.trouble = self.trouble or trouble

@@ -6,7 +6,7 @@ import functools
 import importlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,13 @@ class VisdomTracker(GeneralTracker):
             self.client.close(window)
         self.last_step = dict.fromkeys(self.last_step, 0)
         for split, lines in self._history().items():
-            for name in WINDOWS:
-                points = [(line["step"], line[name]) for line in lines if name in line]
-                if points:
-                    self._draw(split, name, *zip(*points, strict=True))
-            self.last_step[split] = max((line["step"] for line in lines), default=0)
+            curves: dict[str, list[tuple[int, float]]] = {}
+            for line in lines:
+                for name, number in _shown(line).items():
+                    curves.setdefault(name, []).append((line["step"], number))
+                self.last_step[split] = line["step"]
+            for name, points in curves.items():
+                self._draw(split, name, points)
 
     def _connect(self) -> Any:
         visdom: Any = importlib.import_module("visdom")
@@ -95,11 +97,11 @@ class VisdomTracker(GeneralTracker):
             step: of the training.
         """
         for split, last in self.last_step.items():
-            named = {name: values[f"{split}/{name}"] for name in WINDOWS if f"{split}/{name}" in values}
-            if step is None or step <= last or not named:
+            shown = _shown({name: values.get(f"{split}/{name}") for name in WINDOWS})
+            if step is None or step <= last or not shown:
                 continue
-            for name, value in named.items():
-                self._draw(split, name, [step], [value])
+            for name, number in shown.items():
+                self._draw(split, name, [(step, number)])
             self.last_step[split] = step
 
     def log_images(self, values: Mapping[str, Image.Image], step: int | None = None, **_: Any) -> None:
@@ -109,12 +111,12 @@ class VisdomTracker(GeneralTracker):
             options = {"title": title, "width": picture.width + 20, "height": picture.height + 40}
             self._check(self.client.image(np.asarray(picture).transpose(2, 0, 1), win=name, opts=options), name)
 
-    def _draw(self, split: str, name: str, steps: Any, numbers: Any) -> None:
+    def _draw(self, split: str, name: str, points: Sequence[tuple[int, float]]) -> None:
         title, unit = WINDOWS[name]
         options = {"title": title, "xlabel": "step", "ylabel": unit, "showlegend": True, "width": 380, "height": 300}
         if name == "reconstruction_error":
             options["ytype"] = "log"
-        x, y = np.asarray(steps, float), np.asarray(numbers, float)
+        x, y = np.asarray(points, float).T
         self._check(self.client.line(y, x, win=name, name=split, update="append", opts=options), name)
 
     def _check(self, answer: Any, window: str) -> None:
@@ -127,6 +129,14 @@ class VisdomTracker(GeneralTracker):
         for line in _whole_lines(self.metrics_file):
             lines.setdefault(line["split"], []).append(line)
         return lines
+
+
+def _shown(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that have windows; not a loss that is the bits/dim."""
+    shown = {name: metrics[name] for name in WINDOWS if metrics.get(name) is not None}
+    if shown.get("loss") == shown.get("bits_per_dim"):
+        shown.pop("loss", None)
+    return shown
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
