@@ -123,9 +123,10 @@ def train(
             mlflow, aim, clearml, comet_ml, dvclive, swanlab, trackio.
         verbose: At every line of metrics, say what each block does.
     """
-    short = [*(("--train.compile", "true") if compile else ())]
+    short = ["--train.compile", "true"] if compile else []
     if tracker is not None:
-        short += ["--tracker", f"[{','.join(tracker)}]"]
+        names = [token.strip("[]") for token in tracker]  # several options, or the list of a recipe
+        short += ["--tracker", f"[{','.join(filter(None, names))}]"]
     config = load_config(recipe, [*overrides, *short])
     from iresnet import training
 

@@ -61,6 +61,11 @@ def curves(run):
     return found
 
 
+def one_warning(caught):
+    """Whether trackers were complained of once."""
+    return [w.category for w in caught].count(TrackerWarning) == 1
+
+
 class After(Callback):
     """Does something after a step."""
 
@@ -234,7 +239,7 @@ def test_a_folder_that_tensorboard_cannot_write_leaves_the_training_alone(tiny, 
         TrackerWarning, match=r"the tracker tensorboard fails \(\w+Error: .*the training goes on"
     ) as caught:
         run = train(config, tmp_path / "run", resume=True)
-    assert len(caught) == 1
+    assert one_warning(caught)
     assert metrics(run)[-1]["step"] == 40
 
 
@@ -309,7 +314,7 @@ def test_a_visdom_server_that_is_killed_leaves_the_training_alone(server, tiny, 
         run = train(
             settings(tiny, "toy", *visdom_options(server)), tmp_path / "run", callbacks=[After(15, server.stop)]
         )
-    assert len(caught) == 1
+    assert one_warning(caught)
     assert metrics(run) == metrics(untracked)
     assert run.model_file.read_bytes() == untracked.model_file.read_bytes()
 
@@ -326,7 +331,7 @@ def test_a_visdom_server_that_comes_back_shows_everything(server, tiny, tmp_path
     callbacks = [After(10, server.stop), After(30, restart)]
     with pytest.warns(TrackerWarning) as caught:
         run = train(settings(tiny, "toy", *visdom_options(server)), tmp_path / "run", callbacks=callbacks)
-    assert len(caught) == 1
+    assert one_warning(caught)
     windows = server.windows("run")
     assert_visdom_shows(run, windows)
     assert "samples" in windows
@@ -347,7 +352,7 @@ def test_a_visdom_server_that_is_not_there_is_told_of_once(tiny, tmp_path, serve
     server.stop()
     with pytest.warns(TrackerWarning, match=rf"no visdom server at 127.0.0.1, port {server.port}; start one") as caught:
         train(settings(tiny, "toy", *visdom_options(server)), tmp_path / "run")
-    assert len(caught) == 1
+    assert one_warning(caught)
 
 
 # -- trackers that fail ----------------------------------------------------------------------------------------------
@@ -409,7 +414,7 @@ def test_a_tracker_that_fails_leaves_the_training_alone(trouble, tiny, tmp_path,
     spy = Spy(trouble, fail)
     with pytest.warns(TrackerWarning, match=r"^the tracker spy fails \(OSError: no space left\); the tr") as caught:
         run = train(settings(tiny, "toy", *use(monkeypatch, spy)), tmp_path / "run")
-    assert len(caught) == 1
+    assert one_warning(caught)
     assert [told[0] for told in spy.told].count(trouble) == 1  # left alone, for a minute at least
     assert metrics(run) == metrics(untracked)
     assert run.model_file.read_bytes() == untracked.model_file.read_bytes()
@@ -420,9 +425,10 @@ def test_a_tracker_is_tried_again(tiny, tmp_path, monkeypatch):
     spy = Spy("log", fail)
     with pytest.warns(TrackerWarning) as caught:
         train(settings(tiny, "toy", *use(monkeypatch, spy)), tmp_path / "run")
-    assert len(caught) == 1
+    assert one_warning(caught)
     what = [told[0] for told in spy.told]
-    assert what.count("log") == what.count("start") > 2
+    assert what.count("log") > 2
+    assert what.count("start") >= what.count("log")
 
 
 def test_a_tracker_that_hangs_leaves_the_training_alone(tiny, tmp_path, monkeypatch):
@@ -432,7 +438,7 @@ def test_a_tracker_that_hangs_leaves_the_training_alone(tiny, tmp_path, monkeypa
     with pytest.warns(TrackerWarning, match=r"the tracker spy did not finish within 0.1 s") as caught:
         run = train(settings(tiny, "toy", *use(monkeypatch, spy)), tmp_path / "run")
     release.set()
-    assert len(caught) == 1
+    assert one_warning(caught)
     assert metrics(run)[-1]["step"] == 40
 
 
@@ -443,7 +449,7 @@ def test_a_tracker_that_does_not_keep_up_misses_something(tiny, tmp_path, monkey
     callbacks = [After(39, release.set)]
     with pytest.warns(TrackerWarning, match=r"does not keep up: 2 messages wait, others are dropped") as caught:
         train(settings(tiny, "toy", *use(monkeypatch, spy)), tmp_path / "run", callbacks=callbacks)
-    assert len(caught) == 1
+    assert one_warning(caught)
     assert spy.told[-1] == ("finish",)
 
 

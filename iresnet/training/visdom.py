@@ -24,6 +24,9 @@ WINDOWS: dict[str, tuple[str, str]] = {
 }
 """Windows by metric: the title, and what is on the vertical axis. Each has a line for training and for validation."""
 
+LOGARITHMIC = ("reconstruction_error",)
+"""Windows with a logarithmic axis."""
+
 IMAGES = ("samples", "reconstructions")
 """Windows of images."""
 
@@ -50,6 +53,7 @@ class VisdomTracker(GeneralTracker):
         self.metrics_file = metrics_file
         self.timeout = timeout
         self.last_step = {"train": 0, "validation": 0}  # of what is drawn
+        self.drawn: set[str] = set()  # windows of curves
         self.client: Any = None
 
     @property
@@ -64,6 +68,7 @@ class VisdomTracker(GeneralTracker):
             ConnectionError: when there is no server.
         """
         self.client = self._connect()
+        self.drawn.clear()
         for window in WINDOWS:
             self.client.close(window)
         self.last_step = dict.fromkeys(self.last_step, 0)
@@ -87,6 +92,8 @@ class VisdomTracker(GeneralTracker):
                 f"no visdom server at {self.address['server']}, port {port}; start one there with: visdom -port {port}"
             ) from error
         client.session.request = functools.partial(client.session.request, timeout=self.timeout)
+        # Asked before each point; the client's own way costs a request, and prints where there is no answer.
+        client.win_exists = lambda win, env=None: win in self.drawn
         return client
 
     def log(self, values: dict, step: int | None = None, **_: Any) -> None:
@@ -112,12 +119,9 @@ class VisdomTracker(GeneralTracker):
             self._check(self.client.image(np.asarray(picture).transpose(2, 0, 1), win=name, opts=options), name)
 
     def _draw(self, split: str, name: str, points: Sequence[tuple[int, float]]) -> None:
-        title, unit = WINDOWS[name]
-        options = {"title": title, "xlabel": "step", "ylabel": unit, "showlegend": True, "width": 380, "height": 300}
-        if name == "reconstruction_error":
-            options["ytype"] = "log"
         x, y = np.asarray(points, float).T
-        self._check(self.client.line(y, x, win=name, name=split, update="append", opts=options), name)
+        self._check(self.client.line(y, x, win=name, name=split, update="append", opts=_options(split, name)), name)
+        self.drawn.add(name)
 
     def _check(self, answer: Any, window: str) -> None:
         """The client hands on whatever the server says; a window's name means that it was drawn."""
@@ -137,6 +141,17 @@ def _shown(metrics: Mapping[str, Any]) -> dict[str, float]:
     if shown.get("loss") == shown.get("bits_per_dim"):
         shown.pop("loss", None)
     return shown
+
+
+def _options(split: str, name: str) -> dict[str, Any]:
+    """How a curve looks: points are marked where there are few, and no title lies under the window's buttons."""
+    title, unit = WINDOWS[name]
+    size = {"width": 400, "height": 300, "margintop": 80, "marginbottom": 40, "marginright": 20}
+    legend = {"x": 1, "xanchor": "right", "y": 1, "bgcolor": "rgba(255, 255, 255, 0.6)"}
+    vertical = {"title": unit, "exponentformat": "power", "type": "log" if name in LOGARITHMIC else "linear"}
+    layout = {"legend": legend, "yaxis": vertical, "xaxis": {"title": "step"}}
+    marks = {"markers": split == "validation", "markersize": 6, "showlegend": True}
+    return {"title": title, **size, **marks, "layoutopts": {"plotly": layout}}
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
