@@ -24,6 +24,9 @@ WINDOWS: dict[str, tuple[str, str]] = {
 }
 """Windows by metric: the title, and what is on the vertical axis. Each has a line for training and for validation."""
 
+COLOURS = {"train": np.array([[31, 119, 180]]), "validation": np.array([[255, 127, 14]])}
+"""Of the lines of a window."""
+
 LOGARITHMIC = ("reconstruction_error",)
 """Windows with a logarithmic axis."""
 
@@ -62,17 +65,18 @@ class VisdomTracker(GeneralTracker):
         return self.client
 
     def start(self) -> None:
-        """Connect, and draw what the metrics file holds; replaces windows of these names.
+        """Connect, and draw what the metrics file holds, in place of what windows of these names show.
 
         Raises:
             ConnectionError: when there is no server.
         """
         self.client = self._connect()
         self.drawn.clear()
-        for window in WINDOWS:
-            self.client.close(window)
         self.last_step = dict.fromkeys(self.last_step, 0)
-        for split, lines in self._history().items():
+        history = self._history()
+        for window in () if any(history.values()) else (*WINDOWS, *IMAGES):
+            self.client.close(window)  # of another run of this name
+        for split, lines in history.items():
             curves: dict[str, list[tuple[int, float]]] = {}
             for line in lines:
                 for name, number in _shown(line).items():
@@ -144,13 +148,13 @@ def _shown(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _options(split: str, name: str) -> dict[str, Any]:
-    """How a curve looks: points are marked where there are few, and no title lies under the window's buttons."""
+    """How a curve looks: points are marked where there are few, and nothing lies under the window's buttons."""
     title, unit = WINDOWS[name]
-    size = {"width": 400, "height": 300, "margintop": 80, "marginbottom": 40, "marginright": 20}
-    legend = {"x": 1, "xanchor": "right", "y": 1, "bgcolor": "rgba(255, 255, 255, 0.6)"}
+    size = {"width": 400, "height": 320, "margintop": 90, "marginbottom": 50, "marginright": 20}
+    legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
     vertical = {"title": unit, "exponentformat": "power", "type": "log" if name in LOGARITHMIC else "linear"}
     layout = {"legend": legend, "yaxis": vertical, "xaxis": {"title": "step"}}
-    marks = {"markers": split == "validation", "markersize": 6, "showlegend": True}
+    marks = {"markers": split == "validation", "markersize": 6, "linecolor": COLOURS[split], "showlegend": True}
     return {"title": title, **size, **marks, "layoutopts": {"plotly": layout}}
 
 
