@@ -25,7 +25,7 @@ class VisdomServer:
             self.port = probe.getsockname()[1]
         self.start()
 
-    def start(self, patience: float = 60.0):
+    def start(self, patience: float = 180.0):
         options = ["-port", str(self.port), "-bind_local", "-env_path", f"{self.folder}/", "-logging_level", "ERROR"]
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", START, *options],

@@ -319,8 +319,9 @@ def test_a_visdom_server_that_is_killed_leaves_the_training_alone(server, tiny, 
     assert run.model_file.read_bytes() == untracked.model_file.read_bytes()
 
 
-def test_a_visdom_server_that_comes_back_shows_everything(server, tiny, tmp_path, monkeypatch):
-    """Even what was told while it was away, and it has lost what it knew."""
+@pytest.mark.parametrize("back", [11, 30])
+def test_a_visdom_server_that_comes_back_shows_everything(back, server, tiny, tmp_path, monkeypatch):
+    """It has lost what it knew: missed between two lines of metrics, or away for several of them."""
     monkeypatch.setattr("iresnet.training.tracking.PAUSES", (0.05, 0.05))
 
     def restart():
@@ -328,7 +329,7 @@ def test_a_visdom_server_that_comes_back_shows_everything(server, tiny, tmp_path
         server.start()
         time.sleep(0.2)
 
-    callbacks = [After(10, server.stop), After(30, restart)]
+    callbacks = [After(10, server.stop), After(back, restart)]
     with pytest.warns(TrackerWarning) as caught:
         run = train(settings(tiny, "toy", *visdom_options(server)), tmp_path / "run", callbacks=callbacks)
     assert one_warning(caught)
