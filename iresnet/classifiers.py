@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from iresnet.bijections import Bijection
 from iresnet.errors import IResNetError
-from iresnet.flows import Flow, check_finite
+from iresnet.flows import Density, Flow, check_finite
 from iresnet.logdet import LogDetEstimator, at_least_float32
 
 
@@ -148,5 +148,10 @@ class Hybrid(nn.Module):
 
     def log_prob_and_logits(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
         """Log-densities, (N,), and logits, (N, n_classes), from one pass through the bijection."""
-        z, log_prob = self.flow.encode_and_log_prob(x, logdet=logdet)
-        return log_prob, self.head(z)
+        density, logits = self.density_and_logits(x, logdet=logdet)
+        return density.log_prob, logits
+
+    def density_and_logits(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Density, Tensor]:
+        """Latent vectors with the terms of their log-density, and logits, from one pass through the bijection."""
+        density = self.flow.density(x, logdet=logdet)
+        return density, self.head(density.z)

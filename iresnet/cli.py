@@ -160,6 +160,8 @@ def train(
     resume: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     compile: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002 (the name of the option)
+    tracker: Annotated[list[str] | None, Parameter(negative="--no-tracker")] = None,
+    verbose: Annotated[bool, Parameter(negative="")] = False,
     processes: Processes = None,
     gpus: Gpus = None,
 ) -> None:
@@ -174,9 +176,16 @@ def train(
         resume: Continue the run in that folder.
         dry_run: Run real steps of the full model on a few examples, print what the run costs here and on GPUs; no more.
         compile: Short for --train.compile true: compile the residual blocks first, for faster steps.
+        tracker: Show the run there too, may be repeated: tensorboard (the default, if installed), visdom, wandb,
+            mlflow, aim, clearml, comet_ml, dvclive, swanlab, trackio.
+        verbose: At every line of metrics, say what each block does.
     """
     recipe, overrides = _source(recipe, overrides, config)
-    settings = load_config(recipe, [*overrides, *(("--train.compile", "true") if compile else ())])
+    short = ["--train.compile", "true"] if compile else []
+    if tracker is not None:
+        names = [token.strip("[]") for token in tracker]  # several options, or the list of a recipe
+        short += ["--tracker", f"[{','.join(filter(None, names))}]"]
+    settings = load_config(recipe, [*overrides, *short])
     from iresnet import training
 
     data_dir = data_dir or _data_dir_of(recipe)
@@ -185,7 +194,7 @@ def train(
         return
     _spread(processes, gpus)
     folder = out or Path("runs") / settings.name
-    _train(settings, recipe, folder, data_dir, resume=resume)
+    _train(settings, recipe, folder, data_dir, resume=resume, verbose=verbose)
 
 
 def _source(recipe: str, overrides: tuple[str, ...], config: Path | None) -> tuple[str, tuple[str, ...]]:
@@ -207,12 +216,13 @@ def _data_dir_of(recipe: str) -> Path | None:
     return Path(folder) if folder else None
 
 
-def _train(config: Config, recipe: str, folder: Path, data_dir: Path | None, *, resume: bool) -> None:
+def _train(config: Config, recipe: str, folder: Path, data_dir: Path | None, *, resume: bool, verbose: bool) -> None:
     from iresnet import training
-    from iresnet.training.progress import ProgressBar
+    from iresnet.training.progress import BlockLog, ProgressBar
 
+    callbacks = [ProgressBar(err), *([BlockLog(err)] if verbose else ())]
     try:
-        result = training.train(config, folder, data_dir=data_dir, resume=resume, callbacks=[ProgressBar(err)])
+        result = training.train(config, folder, data_dir=data_dir, resume=resume, callbacks=callbacks)
     except Interrupted as error:
         raise Interrupted(f"{error}; continue with the same command and --resume") from error
     _say(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")

@@ -6,8 +6,10 @@ __all__ = [
     "OptimConfig",
     "TaskConfig",
     "TrainConfig",
+    "VisdomConfig",
     "check_types",
     "from_dict",
+    "leaves",
     "load_config",
     "options",
     "recipe_names",
@@ -107,6 +109,15 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class VisdomConfig:
+    """Where the tracker ``visdom`` shows the run."""
+
+    server: str = _option("localhost", "host of the visdom server, with http:// or https:// before it if need be")
+    port: int = _option(8097, "port of the visdom server")
+    env: str | None = _option(None, "visdom environment to show the run in; the name of the run folder when null")
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything needed to rerun a result."""
 
@@ -119,6 +130,8 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    tracker: tuple[str, ...] | None = _option(None, "trackers that show the run; tensorboard, if installed, when null")
+    visdom: VisdomConfig = field(default_factory=VisdomConfig)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -344,6 +357,20 @@ def options(cls: type = Config, where: str = "") -> Iterator[tuple[str, Any, str
             yield from options(typing.cast(type, kind), f"{where}{f.name}.")
         else:
             yield f"{where}{f.name}", getattr(cls(), f.name), f.metadata["doc"]
+
+
+def leaves(tree: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a nested dictionary, tuples as lists.
+
+    Example:
+        >>> dict(leaves({"train": {"epochs": 3}, "name": "x"}))
+        {'train.epochs': 3, 'name': 'x'}
+    """
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", list(value) if isinstance(value, tuple) else value
 
 
 def to_yaml(config: Config) -> str:

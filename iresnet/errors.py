@@ -9,6 +9,7 @@ __all__ = [
     "RecipeError",
     "RunError",
     "RunWarning",
+    "TrackerWarning",
     "UnknownNameError",
     "nearest",
 ]
@@ -67,6 +68,10 @@ class ConvergenceWarning(UserWarning):
 
 class RunWarning(UserWarning):
     """Something in a run folder that is not as it should be, and was passed over."""
+
+
+class TrackerWarning(UserWarning):
+    """A tracker failed, which leaves the training alone."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -122,11 +122,11 @@ def test_metrics_say_what_was_done(kind, whole):
     assert [line["step"] for line in metrics(run)] == logged
     assert [line["step"] for line in metrics(run, "validation")] == [n, 2 * n]
     assert [line["epoch"] for line in metrics(run, "validation")] == [1, 2]
-    scores = {"density": {"bits_per_dim"}, "toy": {"bits_per_dim"}, "classify": {"accuracy"}}
-    scores = scores.get(kind, {"accuracy", "bits_per_dim"})
+    density = {"bits_per_dim", "log_prior", "logdet"}
+    scores = {"density": density, "toy": density, "classify": {"accuracy"}, "hybrid": {"accuracy", *density}}[kind]
     names = {"split", "step", "epoch", "loss"} | scores
     assert metrics(run)[0].keys() == names | {"lr", "grad_norm"}
-    assert metrics(run, "validation")[0].keys() == names | {"certified", "largest_block_bound"}
+    assert metrics(run, "validation")[0].keys() == names | {"certified", "largest_block_bound", "reconstruction_error"}
 
 
 def test_validation_is_of_the_saved_model(trained):

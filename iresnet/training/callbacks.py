@@ -7,24 +7,22 @@ import math
 import os
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from iresnet.certificates import Certificate, Excess
-from iresnet.classifiers import Classifier, Hybrid
-from iresnet.data import dequantise
 from iresnet.errors import RunWarning
 from iresnet.pictures import draw
-from iresnet.runs import Inputs, Run, writing
+from iresnet.runs import Run, writing
+from iresnet.training.blocks import BlockState
+from iresnet.training.drawings import Drawing
 from iresnet.zoo import Model
 
 
 @dataclass(frozen=True)
 class Started:
-    """Training begins, or continues, after ``step`` of ``n_steps`` steps; the first may have to be compiled."""
+    """Training begins, or continues, after ``step`` of ``n_steps`` steps; the first may need compiling."""
 
     step: int
     n_steps: int
@@ -35,11 +33,17 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A step was done; ``metrics`` are the means since they were last given, every ``log_every`` steps."""
+    """A step was done.
+
+    Attributes:
+        metrics: means since they were last given, every ``log_every`` steps; None in between.
+        blocks: what each residual block did in this step, when metrics are given.
+    """
 
     step: int
     epoch: float
-    metrics: dict[str, float] | None
+    metrics: dict[str, float] | None = None
+    blocks: Sequence[BlockState] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Snapshot:
     model: Model
     certificate: Certificate
     metrics: dict[str, float]
+    drawing: Drawing
     excesses: tuple[Excess, ...] = ()
 
 
@@ -104,9 +109,10 @@ class JsonlMetrics(Callback):
         match event:
             case Stepped(step, epoch, dict(metrics)):
                 self._write({"split": "train", "step": step, "epoch": round(epoch, 4), **metrics})
-            case Snapshot(step, epoch, _, certificate, metrics, excesses):
+            case Snapshot(step, epoch, _, certificate, metrics, drawing, excesses):
                 worst = max((b.upper for b in certificate.blocks), default=None)
                 line = {"split": "validation", "step": step, "epoch": round(epoch, 4), **metrics}
+                line |= {"reconstruction_error": drawing.error}
                 self._write({**line, "certified": certificate.certified, "largest_block_bound": worst})
                 if excesses:
                     layers = {e.name: {"bound": e.bound, "coeff": e.coeff} for e in excesses}
@@ -129,38 +135,18 @@ def _finite(value: Any) -> Any:
 
 
 class Pictures(Callback):
-    """Draws samples and reconstructions at every snapshot, from the same latents and images each time.
+    """Writes what the model draws at every snapshot into ``samples/``.
 
     Args:
         run: the run folder.
-        inputs: what the data are.
-        x: examples to reconstruct, as stored.
-        n: samples to draw; nothing is drawn when 0.
     """
 
-    def __init__(self, run: Run, inputs: Inputs, x: Tensor, n: int):
+    def __init__(self, run: Run):
         self.run = run
-        self.inputs = inputs
-        self.x = x[: min(n, 16)]
-        self.n = n
 
-    @torch.no_grad()
     def __call__(self, event: Event) -> None:
-        """Draw at snapshots."""
-        if not isinstance(event, Snapshot) or not self.n:
-            return
-        name = f"epoch-{round(event.epoch):04d}"
-        model = event.model.flow if isinstance(event.model, Hybrid) else event.model
-        if isinstance(model, Classifier):
-            x = self.x.float()
-            pair = torch.cat([x, model.invert(model.features(x))])
-        else:
-            parameter = next(model.parameters())
-            generator = torch.Generator(parameter.device).manual_seed(0)
-            samples = model.sample(self.n, generator=generator)
-            draw(samples, self.inputs, self.run.samples / f"samples-{name}")
-            noise = torch.Generator(self.x.device).manual_seed(0)
-            x = dequantise(self.x, levels=self.inputs.levels, generator=noise)
-            pair = torch.cat([x, model.decode(model.encode(x))])
-        if len(self.inputs.shape) == 3:
-            draw(pair, self.inputs, self.run.samples / f"reconstructions-{name}", columns=len(x))
+        """Write at snapshots."""
+        if isinstance(event, Snapshot):
+            for name, (x, columns) in event.drawing.sheets().items():
+                path = self.run.samples / f"{name}-epoch-{round(event.epoch):04d}"
+                draw(x, event.drawing.inputs, path, columns=columns)

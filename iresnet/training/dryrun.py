@@ -130,7 +130,7 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
         batch_size=batch_size,
         n_steps=config.train.epochs * len(training_batches(dataset, batch_size)),
         parameters=sum(p.numel() for p in task.parameters()),
-        resident_bytes=state_bytes + _bytes([*task.buffers(), dataset.train.x, dataset.train.y]),
+        resident_bytes=state_bytes + _bytes([*task.buffers(), *_resident(dataset)]),
         precision=config.train.precision,
     )
     return DryRun(
@@ -150,6 +150,11 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
 def _first_examples(dataset: Dataset, n: int, device: torch.device) -> Batch:
     y = dataset.train.y
     return dataset.train.x[:n].to(device), None if y is None else y[:n].to(device)
+
+
+def _resident(dataset: Dataset) -> tuple[Tensor | None, ...]:
+    """The examples that are on the device all the time: streamed ones come when they are needed."""
+    return () if dataset.stream else (dataset.train.x, dataset.train.y)
 
 
 def _step(task: Task, optimiser: torch.optim.Optimizer, batch: Batch, precision: str) -> tuple[float, float]:

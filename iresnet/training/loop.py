@@ -22,6 +22,7 @@ from iresnet.processes import agreed, average, joined, restarted, world_size
 from iresnet.runs import Inputs, Run, build_model, inputs_of
 from iresnet.series import own_lengths
 from iresnet.training.best import Best
+from iresnet.training.blocks import block_states
 from iresnet.training.callbacks import (
     BadStep,
     Callback,
@@ -35,6 +36,7 @@ from iresnet.training.callbacks import (
 )
 from iresnet.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from iresnet.training.distributed import make_accelerator, quietly
+from iresnet.training.drawings import make_drawing
 from iresnet.training.ema import Ema
 from iresnet.training.faults import NotFinite, Skipped, check_weights
 from iresnet.training.locks import locked
@@ -44,6 +46,7 @@ from iresnet.training.settings import PRECISIONS, check_same, check_settings
 from iresnet.training.signals import stop_requests
 from iresnet.training.step import Step
 from iresnet.training.task import Task, make_task
+from iresnet.training.tracking import make_trackings
 from iresnet.training.weights import SHARDINGS
 from iresnet.zoo import Model
 
@@ -154,8 +157,7 @@ class _Trainer:
             Run.create(run.path, self.config, self.inputs, data_dir=self.data_dir)
         if self.accelerator.is_main_process:
             run.write_environment(self.data_dir)
-            pictures = Pictures(run, self.inputs, self.validation.x, self.config.train.n_pictures)
-            self.callbacks = [JsonlMetrics(run, metrics_size), pictures]
+            self.callbacks = [JsonlMetrics(run, metrics_size), Pictures(run), *make_trackings(self.config, run)]
 
     def fit(self, run: Run) -> None:
         """Train to the end, with checkpoints and snapshots on the way."""
@@ -205,7 +207,10 @@ class _Trainer:
             self._tell(BadStep(self.step, self.epoch, reason, self.skipped.total))
             self._check_faults(reason)
         due = self.step % train.log_every == 0 or self.step % len(self.batches) == 0
-        self._tell(Stepped(self.step, self.epoch, self._means() if due and self.window else None))
+        if due and self.window:
+            self._tell(Stepped(self.step, self.epoch, self._means(), block_states(self.model)))
+        else:
+            self._tell(Stepped(self.step, self.epoch))
 
     def _check_faults(self, reason: str) -> None:
         if self.skipped.in_a_row > self.config.train.max_bad_steps:
@@ -239,7 +244,11 @@ class _Trainer:
             with kept_random_state(), own_lengths():
                 sealed, certificate = self._save_model(run, self.ema.model if self.ema else trained)
                 metrics = self._validate(sealed)
-                self._tell(Snapshot(self.step, self.epoch, sealed, certificate, metrics, excesses(trained)))
+                drawing = make_drawing(sealed, self.inputs, self.validation.x, self.config.train.n_pictures)
+                event = Snapshot(
+                    self.step, self.epoch, sealed, certificate, metrics, drawing, excesses=excesses(trained)
+                )
+                self._tell(event)
             self.best = self.best.updated(self.step, metrics["loss"])
         (self.best,) = broadcast_object_list([self.best])
         self._save_state(run)

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from iresnet.config import Config
+from iresnet.config import Config, leaves
 from iresnet.errors import RecipeError, RunError, UnknownNameError
 from iresnet.runs import Inputs
+from iresnet.training.trackers import check_trackers
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Names of the precisions, and what accelerate calls them."""
 
 _LARGEST = 3e38  # of float32
+_WITHOUT_EFFECT = ("train.checkpoint_every", "train.keep_checkpoints")  # on what is trained
 
 
 def check_settings(config: Config) -> None:
@@ -76,6 +78,7 @@ def check_settings(config: Config) -> None:
         _check_sharded(config)
     if train.precision not in PRECISIONS:
         raise UnknownNameError("precision", train.precision, PRECISIONS)
+    check_trackers(config)
 
 
 def _check_sharded(config: Config) -> None:
@@ -91,7 +94,7 @@ def check_same(config: Config, inputs: Inputs, old_config: Config, old_inputs: I
     Raises:
         RunError: lists what differs.
     """
-    new, old = (dict(_leaves(_decisive(asdict(c)))) for c in (config, old_config))
+    new, old = (dict(_decisive(c)) for c in (config, old_config))
     changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
     if inputs != old_inputs:
         changes.append("the data set")
@@ -99,15 +102,8 @@ def check_same(config: Config, inputs: Inputs, old_config: Config, old_inputs: I
         raise RunError(f"the run to resume was started with other settings ({'; '.join(changes)}); use another --out")
 
 
-def _decisive(tree: dict[str, Any]) -> dict[str, Any]:
-    """The sections that change the result, without the options that do not."""
-    train = {key: value for key, value in tree["train"].items() if key not in ("checkpoint_every", "keep_checkpoints")}
-    return {**{name: tree[name] for name in ("data", "model", "task", "optim")}, "train": train}
-
-
-def _leaves(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{where}{key}.")
-        else:
-            yield f"{where}{key}", list(value) if isinstance(value, tuple) else value
+def _decisive(config: Config) -> Iterator[tuple[str, Any]]:
+    """The options that change the result, by dotted name."""
+    for name, value in leaves(asdict(config)):
+        if name.startswith(("data.", "model.", "task.", "optim.", "train.")) and name not in _WITHOUT_EFFECT:
+            yield name, value
