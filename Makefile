@@ -9,13 +9,14 @@ RUN ?= $(DEMO)
 # Models of this size are fastest with one thread a process.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test bench mutation-test lint types wheel-check install clean
+.PHONY: help demo test bench mutation-test fault-test lint types wheel-check install clean
 
 help:
 	@echo "make demo   install, train a density of digits, evaluate, sample, invert and certify it (3 minutes)"
 	@echo "make test   install and run the tests"
 	@echo "make bench [RUN=...]   time iresnet and other methods side by side, and invert a trained run (an hour)"
 	@echo "make mutation-test   break each estimator, bound and solver in turn: the tests must notice (half an hour)"
+	@echo "make fault-test   kill training processes, fill their disks, damage their checkpoints: nothing is lost (20 minutes)"
 	@echo "make lint types wheel-check   the other checks"
 
 install: $(INSTALLED)
@@ -43,6 +44,9 @@ bench: $(INSTALLED)
 
 mutation-test: $(INSTALLED)
 	$(BIN)/python benchmarks/mutations.py --jobs 2
+
+fault-test: $(INSTALLED)
+	$(BIN)/python benchmarks/faults.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
