@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 # Where make visdom starts its server.
 PORT ?= 8097
 
-.PHONY: help demo test visdom bench scaling mutation-test lint types wheel-check install clean
+.PHONY: help demo test visdom bench scaling mutation-test fault-test lint types wheel-check install clean
 
 help:
 	@echo "make demo   install, train a density of digits, evaluate, sample, invert and certify it (3 minutes)"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench [RUN=...]   time iresnet and other methods side by side, and invert a trained run (an hour)"
 	@echo "make scaling   time and memory against every size of a step, one process and two, predictions (half an hour)"
 	@echo "make mutation-test   break each estimator, bound and solver in turn: the tests must notice (half an hour)"
+	@echo "make fault-test   kill training processes, fill their disks, damage their checkpoints: nothing is lost (20 minutes)"
 	@echo "make lint types wheel-check   the other checks"
 
 install: $(INSTALLED)
@@ -60,6 +61,9 @@ scaling: $(INSTALLED)
 
 mutation-test: $(INSTALLED)
 	$(BIN)/python benchmarks/mutations.py --jobs 2
+
+fault-test: $(INSTALLED)
+	$(BIN)/python benchmarks/faults.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Training in processes of its own, that are ended in all the ways in which processes end; and what is left then."""
 
-__all__ = ["RECIPE", "Outcome", "Trial", "differences", "done", "train"]
+__all__ = ["RECIPE", "Outcome", "Trial", "at_step", "differences", "done", "end", "saved", "train"]
 
 import json
 import os
@@ -105,12 +105,18 @@ class Trial:
         options: changes of the recipe.
         redone: for each end, the steps that had to be done again.
         outcomes: how the processes ended.
+        ended: how many of them ended as they were meant to.
+        completed: whether the run came to its end.
+        differences: what is not the same as without the interruptions.
     """
 
     out: Path
     options: Sequence[str] = ()
     redone: list[int] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    ended: int = 0
+    completed: bool = False
+    differences: list[str] = field(default_factory=list)
 
     def start(self, die_at: int | None = None) -> subprocess.Popen:
         """Start the run, or continue it if it has begun."""

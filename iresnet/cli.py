@@ -31,7 +31,7 @@ app = App(
     name="iresnet",
     help="Train, evaluate, sample, invert and certify invertible residual networks.\n\n"
     "Start with: iresnet train digits-density --out runs/digits",
-    help_epilogue="Exit status: 0 done, 1 a check failed, 2 bad input, 130 interrupted.",
+    help_epilogue="Exit status: 0 done, 1 a check failed or a process was lost, 2 bad input, 130 interrupted.",
 )
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)

@@ -1,6 +1,6 @@
 """A bijection with a base density."""
 
-__all__ = ["Density", "Flow", "check_finite"]
+__all__ = ["Density", "Flow", "check_finite", "check_sampling"]
 
 import math
 from dataclasses import dataclass
@@ -127,12 +127,17 @@ class Flow(nn.Module):
             temperature: multiplies the standard deviation of the latent; below 1 gives more typical samples.
             generator: source of randomness; torch's global one when None.
         """
-        if n < 1:
-            raise IResNetError(f"n must be at least 1, got {n}")
-        if not temperature >= 0:
-            raise IResNetError(f"temperature must not be negative, got {temperature}")
+        check_sampling(n, temperature)
         with torch.no_grad():
             return self.decode(self.base.sample(n, temperature=temperature, generator=generator))
+
+
+def check_sampling(n: int, temperature: float) -> None:
+    """Refuse what cannot be drawn."""
+    if n < 1:
+        raise IResNetError(f"n must be at least 1, got {n}")
+    if not temperature >= 0:
+        raise IResNetError(f"temperature must not be negative, got {temperature}")
 
 
 def check_finite(x: Tensor, training: bool) -> None:  # (N, *E)

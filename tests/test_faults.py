@@ -185,10 +185,13 @@ class Payload:
 
 def plant(path, trap):
     """Replace a file by a pickle, and the manifest's checksum by that of the pickle."""
-    content = pickle.dumps(Payload(trap))
+    replace_file(path, pickle.dumps(Payload(trap)))
+
+
+def replace_file(path, content):
     manifest = json.loads((path.parent / "manifest.json").read_text())
-    manifest["sha256"][path.name] = hashlib.sha256(content).hexdigest()
     path.write_bytes(content)
+    manifest[path.name] = hashlib.sha256(content).hexdigest()
     (path.parent / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -203,6 +206,7 @@ DAMAGE = {
         lambda f: (f / "manifest.json").write_text("[1]"),
         "its manifest.json cannot be read",
     ),
+    "an empty manifest": (lambda f: (f / "manifest.json").write_text("{}"), "does not belong into it"),
     "a file too many": (lambda f: (f / "extra.pt").write_bytes(b""), "extra.pt does not belong into it"),
     "a pickle": (lambda f: plant(f / "model.safetensors", f.parent / "trap"), "does not hold a checkpoint"),
     "a pickled state": (lambda f: plant(f / "state.json", f.parent / "trap"), "does not hold a checkpoint"),
@@ -295,8 +299,9 @@ def of_a_newer_version(run):
 
 
 def of_a_newer_format(run):
-    for manifest in run.state.glob("*/manifest.json"):
-        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 2, "iresnet": "99.0"}))
+    for file in run.state.glob("*/state.json"):
+        tree = {**json.loads(file.read_text()), "format": 2, "iresnet": "99.0", "state": "of another kind"}
+        replace_file(file, json.dumps(tree).encode())
 
 
 def sharded(run):

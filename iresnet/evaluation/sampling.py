@@ -5,9 +5,8 @@ __all__ = ["sample"]
 import torch
 from torch import Generator, Tensor
 
-from iresnet.errors import IResNetError
 from iresnet.evaluation.shares import shared
-from iresnet.flows import Flow
+from iresnet.flows import Flow, check_sampling
 
 
 @torch.no_grad()
@@ -30,7 +29,6 @@ def sample(
         >>> torch.equal(x, flow.sample(5, generator=Generator().manual_seed(0)))
         True
     """
-    if n < 1 or not temperature >= 0:
-        raise IResNetError(f"n must be at least 1 and temperature not negative, got {n} and {temperature}")
+    check_sampling(n, temperature)
     z = flow.base.sample(n, temperature=temperature, generator=generator)
     return torch.cat(list(shared(z.split(batch_size), flow.decode)))

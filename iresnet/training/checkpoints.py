@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from iresnet.config import from_dict
 from iresnet.errors import RunError, RunWarning
 from iresnet.runs import Run, remove_folder, write_folder_atomically
 from iresnet.training.trees import pack, unpack
@@ -73,10 +72,9 @@ def write_checkpoint(run: Run, checkpoint: Checkpoint, *, keep: int, also: int |
         RunError: when it cannot be written; the older ones are then all there.
     """
     files = _files(checkpoint)
-    sums = {name: _sha256(content) for name, content in files.items()}
-    manifest = _Manifest(FORMAT, metadata.version("iresnet"), checkpoint.world_size, sums)
+    manifest = {name: _sha256(content) for name, content in files.items()}
     folder = run.state / f"step-{checkpoint.step:08d}"
-    write_folder_atomically(folder, {**files, _MANIFEST: json.dumps(asdict(manifest), indent=1).encode()})
+    write_folder_atomically(folder, {**files, _MANIFEST: json.dumps(manifest, indent=1).encode()})
     _prune(run, checkpoint.step, keep, also)
     return folder
 
@@ -127,14 +125,6 @@ class _Damage(Exception):  # noqa: N818 (what was found)
     """What is wrong with a checkpoint."""
 
 
-@dataclass(frozen=True)
-class _Manifest:
-    format: int
-    iresnet: str
-    world_size: int | None
-    sha256: dict[str, str]
-
-
 def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Contents by name: one safetensors file for each part with tensors, and one JSON file."""
     files, state = {}, {}
@@ -143,51 +133,45 @@ def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
         state[field.name] = pack(getattr(checkpoint, field.name), tensors)
         if tensors:
             files[f"{field.name}.safetensors"] = save(tensors)
-    return {**files, _STATE: json.dumps(state).encode()}
+    tree = {"format": FORMAT, "iresnet": metadata.version("iresnet"), "state": state}
+    return {**files, _STATE: json.dumps(tree).encode()}
 
 
 def _read(folder: Path, world_size: int | None) -> Checkpoint:
-    files = _verified(folder, world_size)
+    files = _verified(folder)
     try:
-        state = json.loads(files.pop(_STATE))
-        tensors = {name.removesuffix(".safetensors"): load(content) for name, content in files.items()}
-        return Checkpoint(**{part: unpack(tree, tensors.get(part, {})) for part, tree in state.items()})
+        tree = json.loads(files.pop(_STATE))
+        newer = tree["iresnet"] if tree["format"] > FORMAT else None
+        if newer is None:
+            tensors = {name.removesuffix(".safetensors"): load(content) for name, content in files.items()}
+            state = {part: unpack(packed, tensors.get(part, {})) for part, packed in tree["state"].items()}
+            checkpoint = Checkpoint(**state)
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise _Damage(f"{folder} is damaged: it does not hold a checkpoint") from error
+    if newer is not None:
+        this = metadata.version("iresnet")
+        raise RunError(f"{folder} was written by iresnet {newer}, this is {this}: install the newer version")
+    _check_world_size(folder, checkpoint.world_size, world_size)
+    return checkpoint
 
 
-def _verified(folder: Path, world_size: int | None) -> dict[str, bytes]:
+def _verified(folder: Path) -> dict[str, bytes]:
     """Contents of the files of a checkpoint, if they are what its manifest says."""
-    manifest = _read_manifest(folder)
-    _check_version(folder, manifest)
-    _check_world_size(folder, manifest.world_size, world_size)
+    try:
+        manifest = dict(json.loads((folder / _MANIFEST).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _Damage(f"{folder} is damaged: its {_MANIFEST} cannot be read") from error
     files = {}
-    for name in {*manifest.sha256, *(path.name for path in folder.iterdir())} - {_MANIFEST}:
-        if name not in manifest.sha256:
+    for name in {*manifest, _STATE, *(path.name for path in folder.iterdir())} - {_MANIFEST}:
+        if name not in manifest:
             raise _Damage(f"{folder} is damaged: {name} does not belong into it")
         try:
             files[name] = (folder / name).read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _Damage(f"{folder} is damaged: {name} cannot be read") from error
-        if _sha256(files[name]) != manifest.sha256[name]:
+        if _sha256(files[name]) != manifest[name]:
             raise _Damage(f"{folder} is damaged: {name} is not what was written (SHA-256)")
     return files
-
-
-def _read_manifest(folder: Path) -> _Manifest:
-    try:
-        tree = json.loads((folder / _MANIFEST).read_bytes())
-        return from_dict(_Manifest, {field.name: tree[field.name] for field in fields(_Manifest)})
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise _Damage(f"{folder} is damaged: its {_MANIFEST} cannot be read") from error
-
-
-def _check_version(folder: Path, manifest: _Manifest) -> None:
-    if manifest.format > FORMAT:
-        raise RunError(
-            f"{folder} was written by iresnet {manifest.iresnet}, this is {metadata.version('iresnet')}: install "
-            "the newer version to continue the run"
-        )
 
 
 def _check_world_size(folder: Path, saved: int | None, world_size: int | None) -> None:
