@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -236,8 +237,9 @@ class _Trainer:
         if self.step == self.saved_step:
             return
         check_weights(self.model)
-        checkpoint = self._checkpoint(run)
+        random = gather_object([random_state()])
         if self.accelerator.is_main_process:
+            checkpoint = self._checkpoint(run, random)
             write_checkpoint(run, checkpoint, keep=self.config.train.keep_checkpoints, also=self.best.step)
         self.saved_step = self.step
 
@@ -246,8 +248,8 @@ class _Trainer:
         best = self.best.step
         if not self.over or self.config.train.patience is None or best in (None, self.step):
             return
-        checkpoint = read_checkpoint(run, best)
-        if self.accelerator.is_main_process and checkpoint:
+        checkpoint = read_checkpoint(run, best) if self.accelerator.is_main_process else None
+        if checkpoint:
             model = copy.deepcopy(self.model)
             model.load_state_dict(checkpoint.average["model"] if checkpoint.average else checkpoint.model)
             with kept_random_state():
@@ -265,7 +267,7 @@ class _Trainer:
                 totals[name] = totals.get(name, 0.0) + float(value) * len(x) / len(self.validation)
         return totals
 
-    def _checkpoint(self, run: Run) -> Checkpoint:
+    def _checkpoint(self, run: Run, random: list[dict[str, Any]]) -> Checkpoint:
         scaler = self.accelerator.scaler
         return Checkpoint(
             step=self.step,
@@ -273,7 +275,7 @@ class _Trainer:
             optimiser=self.optimiser.state_dict(),
             average=self.ema.state_dict() if self.ema else None,
             scaler=scaler.state_dict() if scaler is not None else None,
-            random=gather_object([random_state()]),
+            random=random,
             window=self.window,
             metrics_size=run.flush_metrics(),
             best=asdict(self.best),
