@@ -148,17 +148,10 @@ def measure(runs: int, ends: int, minutes: float) -> dict[str, dict[str, Any]]:
 
 def fault_table(results: dict[str, dict[str, Any]]) -> str:
     """One row for each way to end."""
-    rows = [
-        [
-            kind,
-            str(r["ends"]),
-            f"{statistics.mean(r['redone']):.1f}",
-            str(max(r["redone"])),
-            f"{r['equal']} of {r['runs']}",
-        ]
-        for kind, r in results.items()
-        if r["redone"]
-    ]
+    rows = []
+    for kind, r in results.items():
+        redone = (f"{statistics.mean(r['redone']):.1f}", str(max(r["redone"]))) if r["redone"] else ("not tried", "")
+        rows.append([kind, str(r["ends"]), *redone, f"{r['equal']} of {r['runs']}"])
     header = ["how the process ended", "times", "steps done again, mean", "most", "runs equal to the bit"]
     return table(header, rows)
 

@@ -272,8 +272,8 @@ class _Trainer:
         best = self.best.step
         if not self.over or self.config.train.patience is None or best in (None, self.step):
             return
-        checkpoint = read_checkpoint(run, best)
-        if self.accelerator.is_main_process and checkpoint:
+        checkpoint = read_checkpoint(run, best) if self.accelerator.is_main_process else None
+        if checkpoint:
             model = build_model(self.config, self.inputs)
             model.load_state_dict(checkpoint.average["model"] if checkpoint.average else checkpoint.model)
             with kept_random_state():
@@ -301,7 +301,7 @@ class _Trainer:
             scaler=scaler.state_dict() if scaler is not None else None,
             random=gather_object([random_state()]),
             window=self._reduced_window(),
-            metrics_size=run.flush_metrics(),
+            metrics_size=run.flush_metrics() if self.accelerator.is_main_process else 0,
             best=asdict(self.best),
             skipped=asdict(self.skipped),
         )
