@@ -9,20 +9,28 @@ RUN ?= $(DEMO)
 # Models of this size are fastest with one thread a process.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test bench scaling mutation-test lint types wheel-check install clean
+# Where make visdom starts its server.
+PORT ?= 8097
+
+.PHONY: help demo test visdom bench scaling mutation-test fault-test lint types wheel-check install clean
 
 help:
 	@echo "make demo   install, train a density of digits, evaluate, sample, invert and certify it (3 minutes)"
 	@echo "make test   install and run the tests"
+	@echo "make visdom [PORT=...]   start a visdom server on this machine; needs npm, but no other network"
 	@echo "make bench [RUN=...]   time iresnet and other methods side by side, and invert a trained run (an hour)"
 	@echo "make scaling   time and memory against every size of a step, one process and two, predictions (half an hour)"
 	@echo "make mutation-test   break each estimator, bound and solver in turn: the tests must notice (half an hour)"
+	@echo "make fault-test   kill training processes, fill their disks, damage their checkpoints: nothing is lost (20 minutes)"
 	@echo "make lint types wheel-check   the other checks"
 
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
+# visdom comes as source, and is built by the setuptools that is there: a new one lacks pkg_resources.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation visdom
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -37,6 +45,11 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
 
+# The files of its page come from npm; visdom itself would fetch them from several web sites.
+visdom: $(INSTALLED)
+	$(BIN)/python tools/visdom_page.py
+	$(BIN)/visdom -bind_local -port $(PORT)
+
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	test -d $(RUN) || $(BIN)/iresnet train digits-density --out $(RUN)
@@ -48,6 +61,9 @@ scaling: $(INSTALLED)
 
 mutation-test: $(INSTALLED)
 	$(BIN)/python benchmarks/mutations.py --jobs 2
+
+fault-test: $(INSTALLED)
+	$(BIN)/python benchmarks/faults.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

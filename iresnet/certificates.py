@@ -1,11 +1,11 @@
 """Certificates: upper bounds that prove invertibility, and the sealing that makes a model have one."""
 
-__all__ = ["Bound", "Certificate", "Stretch", "certify", "seal"]
+__all__ = ["Bound", "Certificate", "Excess", "Stretch", "certify", "excesses", "seal"]
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -164,12 +164,47 @@ def certify(module: nn.Module, *, search_steps: int = 0) -> Certificate:
     return Certificate(layers, blocks, _stretch_of(module, blocks))
 
 
+@dataclass(frozen=True)
+class Excess:
+    """A layer whose bound is above the coefficient that it should keep.
+
+    Attributes:
+        name: of the layer in the model.
+        bound: proved, of its present weights.
+        coeff: its coefficient.
+    """
+
+    name: str
+    bound: float
+    coeff: float
+
+
+def excesses(model: nn.Module, *, tolerance: float = 0.01) -> tuple[Excess, ...]:
+    """Find the layers whose bound has left their coefficient: power iteration lags behind weights that move fast.
+
+    Args:
+        model: as it is in training, not sealed.
+        tolerance: relative, on top of the coefficient; that at which power iteration stands still by default.
+
+    Example:
+        >>> import iresnet as ir
+        >>> layer = ir.LipschitzLinear(2, 2, coeff=0.9).eval()
+        >>> layer.weight = torch.tensor([[5.0, 0.0], [0.0, 0.1]])
+        >>> layer.normalisation.u = torch.tensor([[0.0, 1.0]])  # has not seen the large singular value
+        >>> [(round(e.bound, 6), e.coeff) for e in excesses(layer)]
+        [(5.0, 0.9)]
+    """
+    layers = [(name or type(m).__name__, m.normalisation, m) for name, m in model.named_modules() if _is_layer(m)]
+    found = [Excess(name, upper_bound(m, part.norm), part.coeff) for name, part, m in layers]
+    return tuple(excess for excess in found if excess.bound > (1 + tolerance) * excess.coeff)
+
+
 def _maps(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """The maps that have to contract, by the name of their block: the module itself when it has no blocks."""
     return [(name, m.g) for name, m in module.named_modules() if isinstance(m, ResidualBlock)] or [("", module)]
 
 
-def _is_layer(module: nn.Module) -> bool:
+def _is_layer(module: nn.Module) -> TypeGuard[LipschitzLinear | LipschitzConv2d]:
     return isinstance(module, (LipschitzLinear, LipschitzConv2d))
 
 

@@ -2,13 +2,63 @@
 
 __all__ = ["Classifier", "Hybrid"]
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from iresnet.bijections import Bijection
 from iresnet.errors import IResNetError
-from iresnet.flows import Flow, check_finite
-from iresnet.logdet import LogDetEstimator
+from iresnet.flows import Density, Flow, check_finite
+from iresnet.logdet import LogDetEstimator, at_least_float32
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch norm over the batches of all processes of a distributed run, which torch has for accelerators alone."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.BatchNorm1d); (N, C, L)
+        """Normalise each channel."""
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return super().forward(input)
+        x = at_least_float32(input)
+        mean = _Mean.apply(x.mean((0, 2), keepdim=True))
+        variance = _Mean.apply((x - mean).square().mean((0, 2), keepdim=True))
+        self._follow(mean, variance, dist.get_world_size() * x[:, 0].numel())
+        return (x - mean) * (variance + self.eps).rsqrt() * self.weight[:, None] + self.bias[:, None]
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, n: int) -> None:
+        """Move the running averages as torch does: that of the variance is of the unbiased one."""
+        for average, value in ((self.running_mean, mean), (self.running_var, variance * n / (n - 1))):
+            assert average is not None
+            average.lerp_(value.flatten(), self.momentum or 0.0)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+
+
+class _Mean(torch.autograd.Function):
+    """Mean over the processes, of values in forward and of gradients in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004
+        return _mean(values)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # noqa: ARG004  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _mean(upstream)
+
+
+def _mean(values: Tensor) -> Tensor:
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+class _LazyBatchNorm(nn.LazyBatchNorm1d):
+    """Takes the number of channels from its first input."""
+
+    cls_to_become = _BatchNorm
 
 
 class _Head(nn.Module):
@@ -18,7 +68,7 @@ class _Head(nn.Module):
         super().__init__()
         if n_classes < 2:
             raise IResNetError(f"a classifier needs at least 2 classes, got {n_classes}")
-        self.norm = nn.LazyBatchNorm1d()
+        self.norm = _LazyBatchNorm()
         self.linear = nn.LazyLinear(n_classes)
 
     def forward(self, features: Tensor) -> Tensor:  # (N, C, ...) -> (N, n_classes)
@@ -98,5 +148,10 @@ class Hybrid(nn.Module):
 
     def log_prob_and_logits(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
         """Log-densities, (N,), and logits, (N, n_classes), from one pass through the bijection."""
-        z, log_prob = self.flow.encode_and_log_prob(x, logdet=logdet)
-        return log_prob, self.head(z)
+        density, logits = self.density_and_logits(x, logdet=logdet)
+        return density.log_prob, logits
+
+    def density_and_logits(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Density, Tensor]:
+        """Latent vectors with the terms of their log-density, and logits, from one pass through the bijection."""
+        density = self.flow.density(x, logdet=logdet)
+        return density, self.head(density.z)

@@ -2,10 +2,11 @@
 
 __all__ = ["main", "run"]
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from iresnet.config import Config, load_config, options, recipe_names
-from iresnet.errors import Interrupted, IResNetError, RecipeError, RunError, UnknownNameError
+from iresnet.errors import Interrupted, IResNetError, ProcessLost, RecipeError, RunError, UnknownNameError
+from iresnet.launch import check_processes, launch, started_together
 
 if TYPE_CHECKING:
     from iresnet.data import Dataset, Split
@@ -29,7 +31,7 @@ app = App(
     name="iresnet",
     help="Train, evaluate, sample, invert and certify invertible residual networks.\n\n"
     "Start with: iresnet train digits-density --out runs/digits",
-    help_epilogue="Exit status: 0 done, 1 a check failed, 2 bad input, 130 interrupted.",
+    help_epilogue="Exit status: 0 done, 1 a check failed or a process was lost, 2 bad input, 130 interrupted.",
 )
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -44,6 +46,24 @@ DataDir = Annotated[
 ]
 Count = Annotated[int, Parameter(name=["--n", "-n"], validator=validators.Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**63))]
+Processes = Annotated[
+    int | None,
+    Parameter(
+        help="Work in so many processes of this machine, one for each GPU where there are any; torchrun starts them on "
+        "several machines.",
+        validator=validators.Number(gte=1),
+    ),
+]
+Gpus = Annotated[
+    int | None, Parameter(help="The same, and so many GPUs must be there.", validator=validators.Number(gte=1))
+]
+
+
+class _Several(Exception):  # noqa: N818
+    """Asks for the command line to be run in several processes."""
+
+    def __init__(self, n: int):
+        self.n = n
 
 
 def main() -> None:
@@ -59,7 +79,12 @@ def run(tokens: Sequence[str]) -> int:
     """
     warnings.showwarning = _show_warning
     try:
-        return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
+        with _joined():
+            return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
+    except _Several as several:
+        return launch(tokens, several.n, _complain)
+    except ProcessLost as error:
+        return _complain(f"{error}; a run continues from its newest checkpoint with --resume", 1, about="loss")
     except (IResNetError, CycloptsError) as error:
         return _complain(str(error), 2)
     except OSError as error:
@@ -70,17 +95,45 @@ def run(tokens: Sequence[str]) -> int:
         return _complain("interrupted", 130)
 
 
+def _joined() -> AbstractContextManager[None]:
+    if not started_together():
+        return nullcontext()
+    from iresnet.processes import joined
+
+    return joined()
+
+
+def _first_to_say(message: str) -> bool:
+    """Whether this process is to print what others may have to say too."""
+    if not started_together():
+        return True
+    from iresnet.processes import once
+
+    return once(message)
+
+
 def _say(what: Any) -> None:
-    out.print(what)
+    """Print a result, which all processes have."""
+    if _is_main():
+        out.print(what)
 
 
-def _complain(message: str, status: int) -> int:
-    err.print(f"iresnet: {' '.join(message.split())}")
+def _is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _complain(message: str, status: int, *, about: str | None = None) -> int:
+    first = _first_to_say(about or message)
+    _first_to_say("loss")  # that others lose this process is explained
+    if first:
+        err.print(f"iresnet: {' '.join(message.split())}")
     return status
 
 
 def _show_warning(message: Any, category: Any, *_: Any) -> None:  # noqa: ARG001
-    err.print(f"iresnet: warning: {message}")
+    if _first_to_say(str(message)):
+        err.print(f"iresnet: warning: {message}")
 
 
 # -- commands --------------------------------------------------------------------------------------------------------
@@ -99,41 +152,77 @@ def recipes() -> None:
 
 
 def train(
-    recipe: str,
+    recipe: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
     *overrides: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
+    config: Annotated[Path | None, Parameter(name="--config")] = None,
     data_dir: DataDir = None,
     out: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     compile: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002 (the name of the option)
+    tracker: Annotated[list[str] | None, Parameter(negative="--no-tracker")] = None,
+    verbose: Annotated[bool, Parameter(negative="")] = False,
+    processes: Processes = None,
+    gpus: Gpus = None,
 ) -> None:
     """Train a model into a run folder.
 
     Args:
         recipe: Name of a bundled recipe (see: iresnet recipes), or a YAML file.
         overrides: Changes of the recipe.
+        config: YAML file in place of a recipe; the config.yaml of a run repeats that run.
         data_dir: Folder of data sets.
         out: Run folder to write; runs/RECIPE by default.
         resume: Continue the run in that folder.
         dry_run: Run real steps of the full model on a few examples, print what the run costs here and on GPUs; no more.
         compile: Short for --train.compile true: compile the residual blocks first, for faster steps.
+        tracker: Show the run there too, may be repeated: tensorboard (the default, if installed), visdom, wandb,
+            mlflow, aim, clearml, comet_ml, dvclive, swanlab, trackio.
+        verbose: At every line of metrics, say what each block does.
     """
-    config = load_config(recipe, [*overrides, *(("--train.compile", "true") if compile else ())])
+    recipe, overrides = _source(recipe, overrides, config)
+    short = ["--train.compile", "true"] if compile else []
+    if tracker is not None:
+        names = [token.strip("[]") for token in tracker]  # several options, or the list of a recipe
+        short += ["--tracker", f"[{','.join(filter(None, names))}]"]
+    settings = load_config(recipe, [*overrides, *short])
     from iresnet import training
 
+    data_dir = data_dir or _data_dir_of(recipe)
     if dry_run:
-        _say(str(training.dry_run(config, data_dir=data_dir)))
+        _say(str(training.dry_run(settings, data_dir=data_dir)))
         return
-    folder = out or Path("runs") / config.name
-    _train(config, recipe, folder, data_dir, resume=resume)
+    _spread(processes, gpus)
+    folder = out or Path("runs") / settings.name
+    _train(settings, recipe, folder, data_dir, resume=resume, verbose=verbose)
 
 
-def _train(config: Config, recipe: str, folder: Path, data_dir: Path | None, *, resume: bool) -> None:
+def _source(recipe: str, overrides: tuple[str, ...], config: Path | None) -> tuple[str, tuple[str, ...]]:
+    """Where the settings come from, a recipe or a file, and how they are changed."""
+    if config is None and (not recipe or recipe.startswith("--")):
+        raise RecipeError(f"iresnet train needs a recipe ({', '.join(recipe_names())}) or --config FILE")
+    if config is None:
+        return recipe, overrides
+    if recipe and not recipe.startswith("--"):
+        raise RecipeError(f"give a recipe or --config, not both: got '{recipe}' and --config {config}")
+    return str(config), (recipe, *overrides) if recipe else overrides
+
+
+def _data_dir_of(recipe: str) -> Path | None:
+    """Where the run that a config.yaml belongs to found its data."""
+    from iresnet.runs import Run
+
+    folder = Run(Path(recipe).parent).data_dir if Path(recipe).name == "config.yaml" else None
+    return Path(folder) if folder else None
+
+
+def _train(config: Config, recipe: str, folder: Path, data_dir: Path | None, *, resume: bool, verbose: bool) -> None:
     from iresnet import training
-    from iresnet.training.progress import ProgressBar
+    from iresnet.training.progress import BlockLog, ProgressBar
 
+    callbacks = [ProgressBar(err), *([BlockLog(err)] if verbose else ())]
     try:
-        result = training.train(config, folder, data_dir=data_dir, resume=resume, callbacks=[ProgressBar(err)])
+        result = training.train(config, folder, data_dir=data_dir, resume=resume, callbacks=callbacks)
     except Interrupted as error:
         raise Interrupted(f"{error}; continue with the same command and --resume") from error
     _say(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")
@@ -148,6 +237,8 @@ def evaluate(
     seed: Seed = 0,
     standard_error: float | None = None,
     dequantise_samples: int = 1,
+    processes: Processes = None,
+    gpus: Gpus = None,
 ) -> None:
     """Measure bits/dim or accuracy on a split, with error bars, beside baselines; writes evaluation.json.
 
@@ -159,6 +250,7 @@ def evaluate(
         standard_error: Of the mean bits/dim, at which to stop before the end of the split.
         dequantise_samples: Noise draws for each example, whose mean density is a tighter bound.
     """
+    _spread(processes, gpus)
     from iresnet import evaluation
     from iresnet.classifiers import Classifier, Hybrid
 
@@ -172,7 +264,8 @@ def evaluate(
         with _progress("likelihood", n) as advance:
             score = evaluation.likelihood(_flow(model), part, **common, **options, progress=advance)
         result["likelihood"] = asdict(score)
-        baselines = _baselines(dataset, part, dequantise_samples=dequantise_samples, seed=seed)
+        noise = {"dequantise_samples": dequantise_samples, "seed": seed}
+        baselines = _baselines(dataset, part, **noise) if _is_main() else {}
         result["baselines"] = {name: asdict(baseline) for name, baseline in baselines.items()}
         _print_likelihoods({"this model": score, **baselines}, split)
         _print_uncertainty(score, n, standard_error)
@@ -181,8 +274,8 @@ def evaluate(
             accuracy = evaluation.classification(model, part, **common, progress=advance)
         result["classification"] = asdict(accuracy)
         _say(f"{split} {accuracy}")
-    path = folder.write_json("evaluation.json", result)
-    _say(f"wrote {path}")
+    if _is_main():
+        _say(f"wrote {folder.write_json('evaluation.json', result)}")
 
 
 @app.command
@@ -192,6 +285,8 @@ def sample(
     n: Count = 64,
     temperature: float = 1.0,
     seed: Seed = 0,
+    processes: Processes = None,
+    gpus: Gpus = None,
 ) -> None:
     """Draw samples: a grid of images, a scatter plot of points, or a table; writes samples/samples.*.
 
@@ -201,13 +296,17 @@ def sample(
         temperature: Multiplies the latent's standard deviation; below 1 gives more typical samples.
         seed: Of the latents.
     """
+    _spread(processes, gpus)
     import torch
 
+    from iresnet import evaluation
     from iresnet.pictures import draw
 
     folder, model, inputs = _load(run)
-    samples = _flow(model).sample(n, temperature=temperature, generator=torch.Generator().manual_seed(seed))
-    _say(f"wrote {draw(samples, inputs, folder.samples / 'samples')}")
+    generator = torch.Generator().manual_seed(seed)
+    samples = evaluation.sample(_flow(model), n, temperature=temperature, generator=generator)
+    if _is_main():
+        _say(f"wrote {draw(samples, inputs, folder.samples / 'samples')}")
 
 
 @app.command
@@ -218,6 +317,8 @@ def reconstruct(
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
+    processes: Processes = None,
+    gpus: Gpus = None,
 ) -> None:
     """Invert a whole split and report the largest error; draws data above their reconstructions.
 
@@ -228,6 +329,7 @@ def reconstruct(
         data_dir: Folder of data sets.
         seed: Of the dequantisation noise.
     """
+    _spread(processes, gpus)
     import torch
 
     from iresnet import evaluation
@@ -239,6 +341,8 @@ def reconstruct(
     bijection = model.bijection
     with _progress("inversion", len(part)) as advance:
         result = evaluation.reconstruction(bijection, part, levels=dataset.levels, seed=seed, progress=advance)
+    if not _is_main():
+        return
     x = dequantise(part.x[:n], levels=dataset.levels, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         back = bijection.inverse(bijection(x))
@@ -279,6 +383,12 @@ def certify(
 # -- shared by the commands ------------------------------------------------------------------------------------------
 
 
+def _spread(processes: int | None, gpus: int | None) -> None:
+    """Have the command run in several processes, unless this one is already one of them."""
+    if not started_together() and check_processes(processes, gpus) > 1:
+        raise _Several(check_processes(processes, gpus))
+
+
 def _load(path: Path) -> "tuple[Run, Model, Inputs]":
     from iresnet.runs import Run
 
@@ -294,7 +404,8 @@ def _open(path: Path, data_dir: Path | None, split: str) -> "tuple[Run, Model, D
         raise UnknownNameError("split", split, splits)
     folder, model, _ = _load(path)
     config, inputs = folder.read_config()
-    dataset = load(config.data.name, data_dir or folder.data_dir, pad_to=config.data.pad_to)
+    options = {"pad_to": config.data.pad_to, "stream": config.data.stream}
+    dataset = load(config.data.name, data_dir or folder.data_dir, **options)
     if (dataset.shape, dataset.levels, dataset.class_names) != (inputs.shape, inputs.levels, inputs.class_names):
         raise RunError(f"{path} was trained on other data than {dataset}; give its --data-dir")
     return folder, model, dataset, getattr(dataset, split)
@@ -350,7 +461,7 @@ def _print_uncertainty(score: "Likelihood", n: int, target: float | None) -> Non
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on terminals; yields a function that takes the number done."""
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+    with Progress(console=err, transient=True, disable=not (err.is_terminal and _is_main())) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
 

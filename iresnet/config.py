@@ -6,8 +6,10 @@ __all__ = [
     "OptimConfig",
     "TaskConfig",
     "TrainConfig",
+    "VisdomConfig",
     "check_types",
     "from_dict",
+    "leaves",
     "load_config",
     "options",
     "recipe_names",
@@ -41,6 +43,8 @@ class DataConfig:
     name: str = _option("digits", "data set, or path of a folder of images, .npz, .npy or .csv")
     pad_to: int | None = _option(None, "surround images with zeros up to this height and width")
     augment: tuple[str, ...] = _option((), "augmentations of training images: pad-crop, flip")
+    stream: bool = _option(False, "read training images from Parquet files as they are needed, for data beyond memory")
+    shuffle_buffer: int = _option(10_000, "stream: examples that are read and shuffled together, by each process")
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,30 @@ class TrainConfig:
     epochs: int = _option(10, "passes over the training split")
     batch_size: int = _option(64, "examples a step, over all processes")
     seed: int = _option(0, "of weights, order, noise and probes")
+    sharding: str = _option("ddp", "ddp: all weights in each process; fsdp: a part in each, for models beyond a device")
     precision: str = _option("float32", "float32, bf16 or fp16: mixed precision of the products")
     compile: bool = _option(
         False, "compile the residual blocks (minutes, once for each architecture), for faster steps"
     )
     logdet_parts: int = _option(1, "estimate log-determinants on one of so many parts of a batch, drawn for each block")
     log_every: int = _option(20, "steps between lines of metrics.jsonl")
-    snapshot_every: int = _option(1, "epochs between validation, pictures and checkpoints")
+    snapshot_every: int = _option(1, "epochs between snapshots: validation, pictures, model and checkpoint")
     n_pictures: int = _option(64, "samples drawn at a snapshot")
+    checkpoint_every: int = _option(200, "steps between checkpoints, besides those of snapshots")
+    keep_checkpoints: int = _option(3, "how many of the last checkpoints are kept, besides that of the best snapshot")
+    accumulate: int = _option(1, "parts in which a batch is differentiated, one after the other, to save memory")
+    ema: float | None = _option(None, "decay of averaged weights, validated and saved instead of the last, as 0.999")
+    patience: int | None = _option(None, "stop after so many snapshots without a better validation loss, save the best")
+    max_bad_steps: int = _option(10, "stop after more steps in a row whose loss or gradient is not finite")
+
+
+@dataclass(frozen=True)
+class VisdomConfig:
+    """Where the tracker ``visdom`` shows the run."""
+
+    server: str = _option("localhost", "host of the visdom server, with http:// or https:// before it if need be")
+    port: int = _option(8097, "port of the visdom server")
+    env: str | None = _option(None, "visdom environment to show the run in; the name of the run folder when null")
 
 
 @dataclass(frozen=True)
@@ -110,6 +130,8 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    tracker: tuple[str, ...] | None = _option(None, "trackers that show the run; tensorboard, if installed, when null")
+    visdom: VisdomConfig = field(default_factory=VisdomConfig)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -140,7 +162,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and change it.
 
     Args:
-        recipe: name of a bundled recipe, or path of a YAML file.
+        recipe: name of a bundled recipe, or path of a YAML file, such as the ``config.yaml`` of a run to repeat.
         overrides: command-line tokens, ``--section.key value`` or ``--section.key=value``; values are YAML.
 
     Raises:
@@ -176,6 +198,7 @@ def _read(recipe: str | Path) -> dict[str, Any]:
         raise RecipeError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{recipe} must hold sections such as 'data:' and 'model:', got {type(tree).__name__}")
+    tree.pop("inputs", None)  # what a run noted of its data
     return {"name": name, **tree}
 
 
@@ -239,7 +262,7 @@ def from_dict(cls: type, tree: Any, where: str = "") -> Any:
 
 
 def _raise_unknown(cls: type, where: str, key: str, value: Any) -> typing.NoReturn:
-    flags = ["data-dir", "out", "resume", "dry-run"] if not where else []
+    flags = ["config", "data-dir", "out", "resume", "dry-run"] if not where else []
     valid = [name.replace("_", "-") for name, _, _ in options(cls, where)] + flags
     while isinstance(value, dict) and value:  # an unknown section: name the option that was meant
         inner, value = next(iter(value.items()))
@@ -334,6 +357,20 @@ def options(cls: type = Config, where: str = "") -> Iterator[tuple[str, Any, str
             yield from options(typing.cast(type, kind), f"{where}{f.name}.")
         else:
             yield f"{where}{f.name}", getattr(cls(), f.name), f.metadata["doc"]
+
+
+def leaves(tree: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a nested dictionary, tuples as lists.
+
+    Example:
+        >>> dict(leaves({"train": {"epochs": 3}, "name": "x"}))
+        {'train.epochs': 3, 'name': 'x'}
+    """
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", list(value) if isinstance(value, tuple) else value
 
 
 def to_yaml(config: Config) -> str:

@@ -5,8 +5,11 @@ __all__ = [
     "DataError",
     "IResNetError",
     "Interrupted",
+    "ProcessLost",
     "RecipeError",
     "RunError",
+    "RunWarning",
+    "TrackerWarning",
     "UnknownNameError",
     "nearest",
 ]
@@ -55,8 +58,20 @@ class Interrupted(Exception):  # noqa: N818 (no error: the user asked for it)
     """Training was stopped by a signal; everything is saved."""
 
 
+class ProcessLost(Exception):  # noqa: N818 (no error of the user: a process was killed, or a machine failed)
+    """Another process of a run ended, or does not answer."""
+
+
 class ConvergenceWarning(UserWarning):
     """A solver stopped before it reached its tolerance."""
+
+
+class RunWarning(UserWarning):
+    """Something in a run folder that is not as it should be, and was passed over."""
+
+
+class TrackerWarning(UserWarning):
+    """A tracker failed, which leaves the training alone."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -1,8 +1,9 @@
 """A bijection with a base density."""
 
-__all__ = ["Flow", "check_finite"]
+__all__ = ["Density", "Flow", "check_finite", "check_sampling"]
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,26 @@ from iresnet.distributions import Base
 from iresnet.errors import IResNetError
 from iresnet.logdet import LogDetEstimator
 from iresnet.solvers import Solver
+
+
+@dataclass(frozen=True)
+class Density:
+    r"""A batch after one pass through a flow: latent vectors, and the two terms of their log-density, in nats.
+
+    Attributes:
+        z: latent vectors, (N, D).
+        log_prior: :math:`\log p_{base}(z)`, (N,).
+        logdet: :math:`\log|\det dz/dx|`, (N,).
+    """
+
+    z: Tensor
+    log_prior: Tensor
+    logdet: Tensor
+
+    @property
+    def log_prob(self) -> Tensor:  # (N,)
+        """The log-density, the sum of the two."""
+        return self.log_prior + self.logdet
 
 
 class Flow(nn.Module):
@@ -55,10 +76,15 @@ class Flow(nn.Module):
         Raises:
             IResNetError: for data that are not finite; not in train mode on an accelerator, which would have to wait.
         """
-        return self.encode_and_log_prob(x, logdet=logdet)[1]
+        return self.density(x, logdet=logdet).log_prob
 
     def encode_and_log_prob(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
         """Latent vectors, (N, D), and log-densities, (N,), in one pass."""
+        density = self.density(x, logdet=logdet)
+        return density.z, density.log_prob
+
+    def density(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> Density:
+        """Latent vectors and the terms of :meth:`log_prob`, in one pass."""
         check_finite(x, self.training)
         z, total = self.bijection.forward_and_logdet(x, logdet=logdet)
         if z.shape[1:] != (self.base.features,):
@@ -66,7 +92,7 @@ class Flow(nn.Module):
                 f"the bijection maps to events of shape {tuple(z.shape[1:])}, the base density has "
                 f"{self.base.features} features; end the bijection with Flatten"
             )
-        return z, self.base.log_prob(z) + total
+        return Density(z, self.base.log_prob(z), total)
 
     def bits_per_dim(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> Tensor:  # (N,)
         r"""Negative log-density in bits for each element of an event.
@@ -101,12 +127,17 @@ class Flow(nn.Module):
             temperature: multiplies the standard deviation of the latent; below 1 gives more typical samples.
             generator: source of randomness; torch's global one when None.
         """
-        if n < 1:
-            raise IResNetError(f"n must be at least 1, got {n}")
-        if not temperature >= 0:
-            raise IResNetError(f"temperature must not be negative, got {temperature}")
+        check_sampling(n, temperature)
         with torch.no_grad():
             return self.decode(self.base.sample(n, temperature=temperature, generator=generator))
+
+
+def check_sampling(n: int, temperature: float) -> None:
+    """Refuse what cannot be drawn."""
+    if n < 1:
+        raise IResNetError(f"n must be at least 1, got {n}")
+    if not temperature >= 0:
+        raise IResNetError(f"temperature must not be negative, got {temperature}")
 
 
 def check_finite(x: Tensor, training: bool) -> None:  # (N, *E)

@@ -1,14 +1,25 @@
 """The run folder: everything that a run writes, and the model read back from it."""
 
-__all__ = ["Inputs", "Run", "build_model", "inputs_of", "load", "write_atomically", "writing"]
+__all__ = [
+    "Inputs",
+    "Run",
+    "build_model",
+    "inputs_of",
+    "load",
+    "remove_folder",
+    "write_atomically",
+    "write_folder_atomically",
+    "writing",
+]
 
 import copy
+import errno
 import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +27,7 @@ from typing import Any
 
 import torch
 import yaml
+from packaging.version import InvalidVersion, Version
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -129,20 +141,31 @@ class Run:
         Raises:
             RunError: when there is one already, or the folder cannot be written.
         """
-        run = cls(path)
-        if run.config_file.exists():
-            raise RunError(f"{path} holds a run already; continue it with --resume, or choose another --out")
-        if run.path.is_dir() and any(run.path.iterdir()):
-            raise RunError(f"{path} is not empty and holds no run; choose another --out")
+        run = cls.free(path)
         text = to_yaml(config) + yaml.safe_dump({"inputs": _jsonable(asdict(inputs))}, sort_keys=False)
         try:
             with writing(run.path):
                 run.samples.mkdir(parents=True, exist_ok=True)
-            write_atomically(run.path / "env.json", json.dumps(_environment(data_dir), indent=2) + "\n")
+                run.state.mkdir(exist_ok=True)
             write_atomically(run.config_file, text)
+            run.write_environment(data_dir)
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)  # it was empty or not there
             raise
+        return run
+
+    @classmethod
+    def free(cls, path: str | Path) -> "Run":
+        """A run folder that can be made there; nothing is written.
+
+        Raises:
+            RunError: when there is a run already, or anything else.
+        """
+        run = cls(path)
+        if run.config_file.exists():
+            raise RunError(f"{path} holds a run already; continue it with --resume, or choose another --out")
+        if run.path.is_dir() and any(not _is_beginning(entry) for entry in run.path.iterdir()):
+            raise RunError(f"{path} is not empty and holds no run; choose another --out")
         return run
 
     @classmethod
@@ -156,6 +179,36 @@ class Run:
         if not run.config_file.is_file():
             raise RunError(f"{path} is not a run folder (no config.yaml in it); make one with: iresnet train RECIPE")
         return run
+
+    def write_environment(self, data_dir: str | Path | None) -> None:
+        """Note where the data came from, and on what the run began, unless that is known."""
+        if not self.read_json("env.json"):
+            self.write_json("env.json", _environment(data_dir))
+
+    def remove_leftovers(self) -> None:
+        """Remove the halves of files that a killed process left; only for the process that writes the run."""
+        for path in self.path.glob(".*.tmp"):
+            if path.name.startswith((".model.", ".config.", ".env.")):
+                path.unlink(missing_ok=True)
+        for path in self.state.glob(".*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def flush_metrics(self) -> int:
+        """Flush ``metrics.jsonl`` to the disk, and return its size in bytes."""
+        with writing(self.metrics_file), self.metrics_file.open("rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+
+    def check_version(self) -> None:
+        """Refuse a run that a newer version of iresnet made.
+
+        Raises:
+            RunError: names both versions.
+        """
+        made_by, this = str(self.read_json("env.json").get("iresnet")), metadata.version("iresnet")
+        with suppress(InvalidVersion):
+            if Version(made_by) > Version(this):
+                raise RunError(f"{self.path} was made by iresnet {made_by}, this is {this}: install the newer version")
 
     def read_config(self) -> tuple[Config, Inputs]:
         """Read the configuration, and what the model knows of its data."""
@@ -245,13 +298,67 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
-            with aside.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_and_sync(aside, content.encode() if isinstance(content, str) else content)
             aside.replace(path)
+            _sync(path.parent)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder aside, flush it to the disk, and move it into place: it is there whole or not at all.
+
+    Args:
+        path: the folder; one that is there is replaced.
+        files: contents by name.
+
+    Raises:
+        RunError: when the disk is full or the folder not writable.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            aside.mkdir(parents=True)
+            for name, content in files.items():
+                _write_and_sync(aside / name, content)
+            _sync(aside)
+            remove_folder(path)
+            aside.rename(path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder: it is there whole or not at all, under its name."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    with writing(path):
+        if path.is_dir():
+            path.rename(aside)
+            shutil.rmtree(aside)
+
+
+def _write_and_sync(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_ADVICE = {
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+    errno.EROFS: "make it writable",
+}
 
 
 @contextmanager
@@ -260,7 +367,15 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}; free the space or choose another --out") from error
+        advice = _ADVICE.get(error.errno or 0, "free the space")
+        raise RunError(f"cannot write {path}: {error.strerror}; {advice} or choose another --out") from error
+
+
+def _is_beginning(path: Path) -> bool:
+    """Whether a process that was killed may have left this before there was a run."""
+    if path.name in ("samples", "state"):
+        return path.is_dir() and not any(path.iterdir())
+    return path.name == ".lock" or (path.name.startswith(".config.yaml.") and path.suffix == ".tmp")
 
 
 def _contiguous(model: Model) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
 """Log-determinants by power series: truncated, and cut at a random length."""
 
-__all__ = ["LENGTHS", "PowerSeries", "RussianRoulette"]
+__all__ = ["LENGTHS", "PowerSeries", "RussianRoulette", "own_lengths"]
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
@@ -90,6 +92,26 @@ LENGTHS: dict[str, Callable[[int, float], float]] = {"geometric": _geometric_sur
 """Probability that at least k more terms are drawn, with p the chance to stop at each, or the mean."""
 
 
+_OWN_LENGTHS = ContextVar("own_lengths", default=False)
+
+
+@contextmanager
+def own_lengths() -> Iterator[None]:
+    """Let each process of a distributed run draw lengths by itself: where it does work that the others do not.
+
+    Example:
+        >>> from iresnet import linearize
+        >>> with own_lengths():
+        ...     RussianRoulette()(linearize(lambda x: 0 * x, torch.zeros(1, 2)))
+        tensor([0.])
+    """
+    token = _OWN_LENGTHS.set(True)
+    try:
+        yield
+    finally:
+        _OWN_LENGTHS.reset(token)
+
+
 class RussianRoulette(Hutchinson):
     r"""The power series cut at a random length and reweighted, so that it is unbiased.
 
@@ -97,9 +119,9 @@ class RussianRoulette(Hutchinson):
         \log\det(I + J) = E\Big[\sum_{k=1}^{n + K} \frac{(-1)^{k+1}}{k} \frac{v^T J^k v}{P(K \ge k - n)}\Big]
 
     The first n terms are always there. The length is drawn once for the batch, and is the same on all processes of a
-    distributed run, so that they stay in step. Its variance is finite only when the survival probabilities fall more
-    slowly than :math:`L^{2k}`: for geometric lengths, when :math:`1 - p > L^2`. Use :class:`Krylov` unless an unbiased
-    estimate is what you need: its bias is far below this one's standard error.
+    distributed run (but see :func:`own_lengths`), so that they stay in step. Its variance is finite only when the
+    survival probabilities fall more slowly than :math:`L^{2k}`: for geometric lengths, when :math:`1 - p > L^2`. Use
+    :class:`Krylov` unless an unbiased estimate is what you need: its bias is far below this one's standard error.
 
     Args:
         n_exact: terms that are always computed.
@@ -151,7 +173,7 @@ class RussianRoulette(Hutchinson):
         """Invert the survival function at a uniform number that all processes share."""
         where = self.generator.device if self.generator else device
         u = torch.rand((), dtype=torch.float64, generator=self.generator, device=where).to(device)
-        if dist.is_available() and dist.is_initialized():
+        if dist.is_available() and dist.is_initialized() and not _OWN_LENGTHS.get():
             dist.broadcast(u, src=0)
         uniform, k = float(u), 0
         while uniform < LENGTHS[self.lengths](k + 1, self.p):

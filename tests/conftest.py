@@ -15,7 +15,7 @@ def _same_seed():
 
 
 SMALL = ("--model.hidden", "8", "--train.epochs", "1", "--train.batch-size", "64", "--train.snapshot-every", "1")
-SMALL += ("--train.n-pictures", "4")
+SMALL += ("--train.n-pictures", "4", "--tracker", "[]")
 TINY = {
     "density": ("digits-density", "--model.blocks", "[1,1]", *SMALL),
     "classify": ("digits-classify", "--model.blocks", "[1,1]", *SMALL),

@@ -21,7 +21,7 @@ SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalisation", "activations", "bounds", "solvers"}
 NUMERICS |= {"logdet", "krylov", "series", "probes", "operators"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "classifiers", "zoo", "certificates"}
-USE = MODELS | {"data", "config", "runs", "pictures"}
+USE = MODELS | {"data", "config", "runs", "pictures", "processes"}
 
 ALLOWED = {
     "errors": set(),
@@ -36,6 +36,8 @@ ALLOWED = {
     "config": {"errors"},
     "data": {"errors"},
     "recipes": {"errors", "config"},
+    "launch": {"errors"},
+    "processes": {"errors", "launch"},
     "__init__": MODELS | {"runs"},
     "__main__": {"cli"},
 }
@@ -76,7 +78,7 @@ def test_the_reader_of_imports_sees_them():
     assert imported(FILES["bijections/residual.py"]) >= {"bijections", "solvers", "jacobian"}
 
 
-@pytest.mark.parametrize("module", ["iresnet", "iresnet.cli", "iresnet.config", "iresnet.errors"])
+@pytest.mark.parametrize("module", ["iresnet", "iresnet.cli", "iresnet.config", "iresnet.errors", "iresnet.launch"])
 def test_torch_is_not_imported_before_it_is_needed(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=False).returncode == 0

@@ -6,6 +6,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import iresnet as ir
+from iresnet.errors import RecipeError
+from iresnet.launch import check_processes
+from iresnet.series import own_lengths
 
 
 def _lengths(rank: int, folder: str) -> None:
@@ -21,6 +24,9 @@ def _lengths(rank: int, folder: str) -> None:
     for _ in range(30):
         jacobian = ir.linearize(g, x)
         products.append(estimator.estimate(jacobian).n_products)
+        if len(products) == 15 and rank == 0:
+            with own_lengths():  # in what the other process does not do, which would otherwise wait
+                estimator.estimate(jacobian)
     torch.save((products, torch.rand(1)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -32,3 +38,28 @@ def test_all_processes_draw_the_same_roulette_lengths_and_other_random_numbers(t
     assert first == second
     assert len(set(first)) > 3
     assert random != other
+
+
+ASKED = {
+    "nothing": (0, None, None, 1),
+    "processes on the CPU": (0, 3, None, 3),
+    "a process for each GPU": (4, 4, None, 4),
+    "fewer processes than GPUs": (4, 2, None, 2),
+    "GPUs": (4, None, 4, 4),
+    "more processes than GPUs": (4, 5, None, "needs a GPU for each, torch finds 4"),
+    "more GPUs than there are": (4, None, 5, "needs as many GPUs, torch finds 4"),
+    "GPUs without any": (0, None, 2, "use --processes 2 for as many processes on the CPU"),
+    "both": (4, 2, 2, "leave out --processes"),
+}
+"""GPUs that there are, ``--processes``, ``--gpus``, and what comes of it."""
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_numbers_of_processes(case, monkeypatch):
+    found, processes, gpus, expected = ASKED[case]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: found)
+    if isinstance(expected, int):
+        assert check_processes(processes, gpus) == expected
+    else:
+        with pytest.raises(RecipeError, match=expected):
+            check_processes(processes, gpus)

@@ -38,6 +38,9 @@ class ResidualBlock(Bijection):
             forward and keeps the graph of the plain network, at no cost while all samples have the same upstream
             weight; ``"recompute"`` keeps x and the probes, and runs forward again in backward.
 
+    Attributes:
+        last_logdet: the last log-determinants, (N,), without gradient, for those who watch a training; None before.
+
     Raises:
         UnknownNameError: for an unknown ``memory``.
         IResNetError: when g holds a batch norm, which mixes samples, or a layer that overwrites its input; at use, when
@@ -73,6 +76,7 @@ class ResidualBlock(Bijection):
         self.logdet = logdet or Krylov()
         self.solver = solver or Anderson()
         self.memory = memory
+        self.last_logdet: Tensor | None = None
         self._independent = False  # known not to mix samples
         self._compiled = False
         self._n_parts = 1
@@ -103,12 +107,14 @@ class ResidualBlock(Bijection):
         forward, forward_and_logdet = self._run(ways.forward), self._run(ways.forward_and_logdet)
         with hold_weights(self.g):
             self._check_independence(x)
-            return one_part(
+            z, value = one_part(
                 lambda x: forward(self.g, x),
                 lambda x: forward_and_logdet(self.g, x, estimator),
                 x,
                 self._n_parts,
             )
+        self.last_logdet = value.detach()
+        return z, value
 
     def _run(self, run: Callable) -> Callable:
         return compiled(run) if self._compiled and torch.is_grad_enabled() else run

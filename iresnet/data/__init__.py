@@ -7,17 +7,21 @@ __all__ = [
     "Batches",
     "Dataset",
     "Split",
+    "Stream",
+    "StreamedBatches",
     "Toy",
     "dequantise",
     "flip",
     "load",
     "pad_crop",
     "permutation",
+    "training_batches",
 ]
 
 from iresnet.data.batches import Batches
 from iresnet.data.dataset import Dataset, Split
 from iresnet.data.order import permutation
 from iresnet.data.registry import DATASETS, load
+from iresnet.data.stream import Stream, StreamedBatches, training_batches
 from iresnet.data.toys import TOYS, Toy
 from iresnet.data.transforms import PADDINGS, dequantise, flip, pad_crop

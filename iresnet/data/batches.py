@@ -1,6 +1,6 @@
 """Batches of a split that lives on the device."""
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "check_batches"]
 
 from collections.abc import Iterator
 
@@ -55,9 +55,7 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
     ):
-        _check_batch_size(batch_size, len(split), world_size, drop_last=drop_last)
-        if not 0 <= rank < world_size:
-            raise DataError(f"rank must lie in 0..{world_size - 1}, got {rank}")
+        check_batches(batch_size, len(split), rank, world_size, drop_last=drop_last)
         self.split = split
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -100,10 +98,17 @@ class Batches:
             yield x.index_select(0, index), None if y is None else y.index_select(0, index)
 
 
-def _check_batch_size(batch_size: int, n: int, world_size: int, *, drop_last: bool) -> None:
+def check_batches(batch_size: int, n: int, rank: int, world_size: int, *, drop_last: bool) -> None:
+    """Refuse batches that cannot be made of n examples, or not by so many processes.
+
+    Raises:
+        DataError: says what is possible.
+    """
     if batch_size < 1 or world_size < 1:
         raise DataError(f"batch size and number of processes must be positive, got {batch_size} and {world_size}")
     if batch_size > n and drop_last:
         raise DataError(f"a batch of {batch_size} is larger than the {n} examples; use a batch size of at most {n}")
     if batch_size % world_size:
         raise DataError(f"a batch of {batch_size} cannot be divided evenly among {world_size} processes")
+    if not 0 <= rank < world_size:
+        raise DataError(f"rank must lie in 0..{world_size - 1}, got {rank}")

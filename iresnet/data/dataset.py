@@ -3,11 +3,15 @@
 __all__ = ["Dataset", "Split"]
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from iresnet.errors import DataError
+
+if TYPE_CHECKING:
+    from iresnet.data.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Dataset:
             ``None`` for continuous data, which is not dequantised.
         class_names: one name per class, empty without labels.
         source: where it was read from, and whom to credit.
+        stream: the training examples, when they are too many for memory; ``train`` is then a sample of them.
 
     Raises:
         DataError: splits of different shapes, or labels outside ``class_names``.
@@ -88,6 +93,7 @@ class Dataset:
     levels: int | None
     class_names: tuple[str, ...] = ()
     source: str = ""
+    stream: "Stream | None" = None
 
     def __post_init__(self):
         for kind, split in (("validation", self.validation), ("test", self.test)):
@@ -109,7 +115,7 @@ class Dataset:
         return len(self.class_names)
 
     def __str__(self) -> str:
-        sizes = f"{len(self.train)} train, {len(self.validation)} validation, {len(self.test)} test"
+        sizes = f"{len(self.stream or self.train)} train, {len(self.validation)} validation, {len(self.test)} test"
         levels = "continuous" if self.levels is None else f"{self.levels} levels"
         labels = f"{self.n_classes} classes" if self.n_classes else "no labels"
         return f"{self.name}: {sizes}; {'x'.join(map(str, self.shape))}, {levels}, {labels}"

@@ -39,4 +39,5 @@ def pad_images(dataset: Dataset, size: int) -> Dataset:
     def pad(split: Split) -> Split:
         return Split(F.pad(split.x, sides), split.y)
 
-    return replace(dataset, train=pad(dataset.train), validation=pad(dataset.validation), test=pad(dataset.test))
+    splits = {"train": pad(dataset.train), "validation": pad(dataset.validation), "test": pad(dataset.test)}
+    return replace(dataset, **splits, stream=dataset.stream and replace(dataset.stream, sides=sides))

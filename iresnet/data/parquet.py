@@ -1,10 +1,11 @@
 """Images in Parquet files, in the layout of the Hugging Face hub."""
 
-__all__ = ["read_any_parquet", "read_parquet"]
+__all__ = ["ParquetFiles", "find_parquet", "read_any_parquet", "read_files", "read_parquet"]
 
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def read_parquet(
     files = _find(folder, subfolders)
     if not files:
         return None
-    return {kind: _read(paths, label, class_names, image_size) for kind, paths in files.items()}
+    return {kind: read_files(paths, label, class_names, image_size=image_size) for kind, paths in files.items()}
 
 
 def read_any_parquet(folder: Path, *, image_size: int | None = None) -> tuple[Splits, tuple[str, ...]] | None:
@@ -81,9 +82,63 @@ def read_any_parquet(folder: Path, *, image_size: int | None = None) -> tuple[Sp
     if not files:
         return None
     schema = _schema(next(iter(files.values()))[0])
-    label = next((name for name in ("label", "fine_label") if name in schema.names), None)
-    splits = {kind: _read(paths, label, None, image_size) for kind, paths in files.items()}
+    label = _any_label(schema)
+    splits = {kind: read_files(paths, label, image_size=image_size) for kind, paths in files.items()}
     return splits, _declared_classes(schema, label) or numbered_classes(splits)
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """What Parquet files of images hold, as far as their schemas tell.
+
+    Args:
+        splits: the files by split.
+        image: column of the images.
+        label: column of the labels, or ``None``.
+        class_names: names of the classes that the files declare, if they do.
+    """
+
+    splits: dict[str, list[Path]]
+    image: str
+    label: str | None
+    class_names: tuple[str, ...]
+
+
+def find_parquet(
+    folder: Path, *, label: str | None = None, class_names: Sequence[str] | None = None, subfolders: Sequence[str] = ()
+) -> ParquetFiles | None:
+    """Look for the files that :func:`read_parquet` reads, without reading their rows.
+
+    Args:
+        folder: where the files, or a folder ``data`` or ``plain_text`` with them, are.
+        label: column of the class labels; ``label`` or ``fine_label`` when None, where there is one.
+        class_names: the classes that the files must declare, if they declare any.
+        subfolders: further folders to look into.
+
+    Returns:
+        The files; ``None`` where there are none.
+
+    Raises:
+        DataError: a file is damaged or of another form, or holds another data set.
+
+    Example:
+        >>> find_parquet(Path("no such folder")) is None
+        True
+    """
+    splits = _find(folder, subfolders)
+    if not splits:
+        return None
+    paths = [path for group in splits.values() for path in group]
+    schema = _schema(paths[0])
+    label = label or _any_label(schema)
+    images = [_image_column(path, label, class_names) for path in paths]
+    if len(set(images)) > 1:
+        raise DataError(f"{folder}: expected one name for the column of images, got {', '.join(sorted(set(images)))}")
+    return ParquetFiles(splits, images[0], label, _declared_classes(schema, label))
+
+
+def _any_label(schema: pa.Schema) -> str | None:
+    return next((name for name in ("label", "fine_label") if name in schema.names), None)
 
 
 def _find(folder: Path, subfolders: Sequence[str]) -> dict[str, list[Path]]:
@@ -103,7 +158,14 @@ def _check_complete(place: Path, files: dict[str, list[Path]]) -> None:
             raise DataError(f"{place}: expected {expected} {kind} files, got {len(paths)}; add the missing ones")
 
 
-def _read(paths: list[Path], label: str | None, class_names: Sequence[str] | None, image_size: int | None) -> Split:
+def read_files(
+    paths: Sequence[Path],
+    label: str | None,
+    class_names: Sequence[str] | None = None,
+    *,
+    image_size: int | None = None,
+) -> Split:
+    """Read all rows of files into memory; see :func:`read_parquet`."""
     columns = [_image_column(path, label, class_names) for path in paths]
     n = sum(pq.read_metadata(path).num_rows for path in paths)
     if n == 0:

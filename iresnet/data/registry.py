@@ -12,6 +12,7 @@ from iresnet.data.digits import digits
 from iresnet.data.padding import pad_images
 from iresnet.data.places import roots
 from iresnet.data.published import PUBLISHED, load_published
+from iresnet.data.streamed import load_streamed
 from iresnet.data.toys import TOYS, toy_dataset
 from iresnet.data.user import load_path
 from iresnet.errors import DataError, UnknownNameError
@@ -31,6 +32,7 @@ def load(
     pad_to: int | None = None,
     image_size: int | None = None,
     target: str | int | None = None,
+    stream: bool = False,
 ) -> Dataset:
     """Load a data set by its name, or from the user's own folder or file.
 
@@ -45,6 +47,7 @@ def load(
         pad_to: surround images with zeros up to this height and width.
         image_size: for a folder of images: scale the shorter side to this many pixels, cut out the centre.
         target: for a table: the column of class labels, by name or position.
+        stream: leave the training examples in their Parquet files, see :func:`~iresnet.data.streamed.load_streamed`.
 
     Returns:
         The data set on the CPU.
@@ -60,7 +63,10 @@ def load(
         Traceback (most recent call last):
         iresnet.errors.UnknownNameError: unknown data set 'mnits'; did you mean 'mnist'? (valid: 2spirals, ...
     """
-    if name in DATASETS:
+    if stream:
+        _refuse(f"{name} (streamed)", image_size=image_size, target=target)
+        dataset = load_streamed(name, data_dir)
+    elif name in DATASETS:
         _refuse(str(name), image_size=image_size, target=target)
         dataset = DATASETS[str(name)](data_dir)
     else:

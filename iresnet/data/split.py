@@ -1,6 +1,8 @@
 """Hold out validation and test examples, the same ones every time."""
 
-__all__ = ["Splits", "hold_out", "numbered_classes"]
+__all__ = ["Splits", "held_out_sizes", "hold_out", "numbered_classes"]
+
+from collections.abc import Collection
 
 import torch
 
@@ -41,11 +43,7 @@ def hold_out(splits: Splits, where: str, *, shuffle: bool) -> tuple[Split, Split
         raise DataError(f"{where}: expected training examples, found only {', '.join(sorted(splits)) or 'none'}")
     train = splits["train"]
     n = len(train)
-    n_test = 0 if "test" in splits else max(1, n // 10)
-    n_validation = 0 if "validation" in splits else min(max(1, n // 10), _LARGEST_VALIDATION)
-    n_train = n - n_validation - n_test
-    if n_train < 1:
-        raise DataError(f"{where}: {n} examples are too few for a train, validation and test split; at least 3 needed")
+    n_train, n_validation, n_test = held_out_sizes(n, splits, where)
     order = torch.from_numpy(permutation(n, 0)) if shuffle and n_train < n else torch.arange(n)
     parts = order.split([n_train, n_validation, n_test])
     taken = {
@@ -53,6 +51,29 @@ def hold_out(splits: Splits, where: str, *, shuffle: bool) -> tuple[Split, Split
     }
     complete = {**splits, **taken}
     return complete["train"], complete["validation"], complete["test"]
+
+
+def held_out_sizes(n: int, given: Collection[str], where: str) -> tuple[int, int, int]:
+    """How many of n training examples become the train, validation and test split.
+
+    Args:
+        n: training examples in the source.
+        given: names of the splits that the source has.
+        where: what to name in an error.
+
+    Raises:
+        DataError: too few to hold any out.
+
+    Example:
+        >>> held_out_sizes(50_000, ["train", "test"], "x")
+        (45000, 5000, 0)
+    """
+    n_test = 0 if "test" in given else max(1, n // 10)
+    n_validation = 0 if "validation" in given else min(max(1, n // 10), _LARGEST_VALIDATION)
+    n_train = n - n_validation - n_test
+    if n_train < 1:
+        raise DataError(f"{where}: {n} examples are too few for a train, validation and test split; at least 3 needed")
+    return n_train, n_validation, n_test
 
 
 def _take(split: Split, index: torch.Tensor) -> Split:

@@ -10,6 +10,7 @@ __all__ = [
     "gaussian_baseline",
     "likelihood",
     "reconstruction",
+    "sample",
     "true_density",
     "uniform_baseline",
 ]
@@ -18,4 +19,5 @@ from iresnet.evaluation.baselines import gaussian_baseline, true_density, unifor
 from iresnet.evaluation.classification import Accuracy, classification
 from iresnet.evaluation.inversion import Reconstruction, reconstruction
 from iresnet.evaluation.likelihood import Estimate, Likelihood, likelihood
+from iresnet.evaluation.sampling import sample
 from iresnet.evaluation.uncertainty import Uncertainty

@@ -3,17 +3,19 @@
 __all__ = ["Accuracy", "classification"]
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Generator, Tensor
 
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.data import Batches, Split
 from iresnet.errors import DataError
 from iresnet.evaluation.draws import noisy
 from iresnet.evaluation.likelihood import Estimate, estimate
+from iresnet.evaluation.shares import shared
 from iresnet.lipschitz import hold_weights
 
 
@@ -67,19 +69,31 @@ def classification(
     if split.y is None:
         raise DataError("the split has no labels to predict")
     parameter = next(model.parameters())
-    generator = torch.Generator(parameter.device).manual_seed(seed)
-    right, losses = 0, []
+    generator = Generator(parameter.device).manual_seed(seed)
     model.eval()
+
+    def evaluate(batch: tuple[Tensor, Tensor]) -> tuple[int, Tensor]:
+        x, y = batch
+        logits = model(x.to(parameter.dtype))
+        return int((logits.argmax(1) == y).sum()), F.cross_entropy(logits, y, reduction="none").double().cpu()
+
+    right, losses = 0, []
     with hold_weights(model):
-        for x, y in Batches(split.to(parameter.device), batch_size, shuffle=False, drop_last=False).epoch():
-            if isinstance(model, Hybrid):
-                x = noisy(x, levels, generator, parameter.dtype)
-            logits = model(x.to(parameter.dtype))
-            right += int((logits.argmax(1) == y).sum())
-            assert y is not None
-            losses.append(F.cross_entropy(logits, y, reduction="none").double().cpu())
+        for n_right, values in shared(
+            _batches(model, split.to(parameter.device), levels, batch_size, generator), evaluate
+        ):
+            right += n_right
+            losses.append(values)
             progress(sum(map(len, losses)))
     return Accuracy(right / len(split), _wilson(right, len(split)), estimate(torch.cat(losses)), len(split))
+
+
+def _batches(
+    model: Classifier | Hybrid, split: Split, levels: int | None, batch_size: int, generator: Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for x, y in Batches(split, batch_size, shuffle=False, drop_last=False).epoch():
+        assert y is not None
+        yield noisy(x, levels, generator, next(model.parameters()).dtype) if isinstance(model, Hybrid) else x, y
 
 
 def _wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:

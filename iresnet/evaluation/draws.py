@@ -1,8 +1,9 @@
 """Log-densities of dequantised data: noise and probes drawn from one seed, and what several draws are worth."""
 
-__all__ = ["Draws", "check_draws", "finite", "importance_weighted", "noisy", "shuffled"]
+__all__ = ["Drawn", "Draws", "check_draws", "finite", "importance_weighted", "noisy", "shuffled"]
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -38,19 +39,52 @@ class Draws:
         self.noise = Generator(self.device).manual_seed(seed)
         self.probes = Generator().manual_seed(seed)
 
+    def draw(self, x: Tensor, n_probes: int = 1) -> "Drawn":  # (N, *E)
+        """Take the next random numbers for K noise draws of these examples, all of which meet the same L probes."""
+        seeds = torch.randint(2**31, (n_probes,), generator=self.probes).tolist()
+        noise = self.noise.get_state()
+        for _ in range(self.n_draws):
+            noisy(x, self.levels, self.noise, self.dtype)
+        return Drawn(x, noise, seeds)
+
+    def log_probs(self, drawn: "Drawn") -> Tensor:  # (K, L, N)
+        """Evaluate examples with the random numbers that were taken for them."""
+        noise = Generator(self.device)
+        noise.set_state(drawn.noise)
+        draws = (noisy(drawn.x, self.levels, noise, self.dtype) for _ in range(self.n_draws))
+        return torch.stack([torch.stack([self._log_prob(y, seed) for seed in drawn.seeds]) for y in draws])
+
     def repeat(self, x: Tensor, n_noise: int, n_probes: int) -> Tensor:  # (N, *E) -> (R, K, L, N)
         """Evaluate R sets of K noise draws, each set with its own L probes."""
-        return torch.stack([self.log_probs(x, n_probes) for _ in range(n_noise)])
+        return torch.stack([self.log_probs(self.draw(x, n_probes)) for _ in range(n_noise)])
 
-    def log_probs(self, x: Tensor, n_probes: int = 1) -> Tensor:  # (N, *E) -> (K, L, N)
-        """Evaluate K noise draws, all with the same L probes."""
-        seeds = torch.randint(2**31, (n_probes,), generator=self.probes).tolist()
-        draws = (noisy(x, self.levels, self.noise, self.dtype) for _ in range(self.n_draws))
-        return torch.stack([torch.stack([self._log_prob(y, seed) for seed in seeds]) for y in draws])
+    def state(self) -> tuple[Tensor, Tensor]:
+        """How many random numbers were taken: the states of the generators."""
+        return self.noise.get_state(), self.probes.get_state()
+
+    def rewind(self, state: tuple[Tensor, Tensor]) -> None:
+        """Take the random numbers that come after a state."""
+        self.noise.set_state(state[0])
+        self.probes.set_state(state[1])
 
     def _log_prob(self, y: Tensor, seed: int) -> Tensor:  # (N, *E) -> (N,)
         torch.manual_seed(seed)
         return finite(self.flow.log_prob(y).double().cpu())
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Examples with the random numbers that are theirs, wherever they are evaluated.
+
+    Attributes:
+        x: examples, (N, *E).
+        noise: state of the generator of noise.
+        seeds: one for each set of probes.
+    """
+
+    x: Tensor
+    noise: Tensor
+    seeds: list[int]
 
 
 def importance_weighted(log_probs: Tensor, dim: int = 0) -> Tensor:  # (K, *) -> (*)

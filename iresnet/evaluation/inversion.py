@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
+from torch import Tensor
 
 from iresnet.bijections import Bijection
 from iresnet.data import Batches, Split
 from iresnet.evaluation.draws import noisy
+from iresnet.evaluation.shares import shared
 from iresnet.lipschitz import hold_weights
 
 
@@ -62,12 +64,17 @@ def reconstruction(
     split = split.to(tensor.device)
     generator = torch.Generator(tensor.device).manual_seed(seed)
     scale = float(levels or (split.x.max() - split.x.min())) or 1.0
-    errors = []
+    batches = Batches(split, batch_size, shuffle=False, drop_last=False).epoch()
+    drawn = (noisy(x, levels, generator, tensor.dtype) for x, _ in batches)
     bijection.eval()
+
+    def evaluate(x: Tensor) -> Tensor:
+        return ((bijection.inverse(bijection(x)) - x).abs().flatten(1).double() / scale).cpu()
+
+    errors = []
     with hold_weights(bijection):
-        for x, _ in Batches(split, batch_size, shuffle=False, drop_last=False).epoch():
-            x = noisy(x, levels, generator, tensor.dtype)
-            errors.append((bijection.inverse(bijection(x)) - x).abs().flatten(1).double() / scale)
+        for error in shared(drawn, evaluate):
+            errors.append(error)
             progress(sum(map(len, errors)))
     error = torch.cat(errors)
     return Reconstruction(float(error.max()), float(error.mean()), len(split))

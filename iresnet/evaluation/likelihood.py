@@ -3,7 +3,7 @@
 __all__ = ["Estimate", "Likelihood", "estimate", "likelihood", "summarise"]
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from iresnet.data import Split
 from iresnet.errors import DataError, IResNetError
-from iresnet.evaluation.draws import Draws, finite, importance_weighted, shuffled
+from iresnet.evaluation.draws import Drawn, Draws, finite, importance_weighted, shuffled
+from iresnet.evaluation.shares import shared
 from iresnet.evaluation.uncertainty import Record, Uncertainty, components, recording, weight_noise
 from iresnet.flows import Flow
 from iresnet.krylov import Krylov
@@ -144,8 +145,8 @@ def likelihood(
         hold_weights(flow),
         recording(flow, estimator) as record,
     ):
-        nats = _evaluate(draws, x.split(batch_size), target, progress)
-        spent = record.mean(len(nats), dequantise_samples)
+        nats, total = _evaluate(draws, x.split(batch_size), record, target, progress)
+        spent = total.mean(len(nats), dequantise_samples)
         n_noise, n_probes = 1 if levels is None else 2, 1 if isinstance(estimator, Exact) else 2
         repeated = x[: min(n_repeated, len(nats))].split(batch_size)
         repeats = torch.cat([draws.repeat(batch, n_noise, n_probes) for batch in repeated], dim=-1)
@@ -154,17 +155,29 @@ def likelihood(
 
 
 def _evaluate(
-    draws: Draws, batches: Sequence[Tensor], target: float | None, progress: Callable[[int], None]
-) -> Tensor:  # (N,)
+    draws: Draws, batches: Sequence[Tensor], record: Record, target: float | None, progress: Callable[[int], None]
+) -> tuple[Tensor, Record]:  # (N,)
     """Negative log-likelihoods, of all batches or until their mean has the standard error that is asked for."""
-    nats = torch.empty(0, dtype=torch.float64)
-    for i, batch in enumerate(batches):
-        nats = torch.cat([nats, importance_weighted(draws.log_probs(batch)[:, 0])])
+    states: list[tuple[Tensor, Tensor]] = []
+
+    def drawn() -> Iterator[Drawn]:
+        for batch in batches:
+            taken = draws.draw(batch)
+            states.append(draws.state())
+            yield taken
+
+    def evaluate(batch: Drawn) -> tuple[Tensor, Record]:
+        return importance_weighted(draws.log_probs(batch)[:, 0]), record.taken()
+
+    nats, total = torch.empty(0, dtype=torch.float64), Record()
+    for i, (values, spent) in enumerate(shared(drawn(), evaluate)):
+        nats, total = torch.cat([nats, values]), total.plus(spent)
         progress(len(nats))
         enough = i > 0 and len(nats) >= FEWEST
         if enough and target is not None and float(nats.std()) <= target * math.sqrt(len(nats)):
+            draws.rewind(states[i])  # other processes may have gone further
             break
-    return nats
+    return nats, total
 
 
 def _uncertainty(nats: Tensor, repeats: Tensor, spent: Record, dims: int) -> Uncertainty:  # (N,), (R, K, L, M)

@@ -5,7 +5,7 @@ __all__ = ["Record", "Uncertainty", "components", "recording", "weight_noise"]
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -124,6 +124,16 @@ class Record:
         """Count the report on a batch in one block."""
         self.bias += float(report.bias.double().sum())
         self.n_products += report.n_products * len(report.value)
+
+    def plus(self, other: "Record") -> "Record":
+        """Both together."""
+        return Record(self.bias + other.bias, self.n_products + other.n_products)
+
+    def taken(self) -> "Record":
+        """What was counted since this was last asked for."""
+        counted = replace(self)
+        self.bias = self.n_products = 0.0
+        return counted
 
     def mean(self, n_examples: int, n_draws: int) -> "Record":
         """Bias of one log-density, and products for all draws of one example."""

@@ -1,27 +1,28 @@
 """What happens beside the training: events, and the callbacks that follow them."""
 
-__all__ = ["Callback", "Event", "JsonlMetrics", "Pictures", "Snapshot", "Started", "Stepped", "Stopped"]
+__all__ = ["BadStep", "Callback", "Event", "JsonlMetrics", "Pictures", "Snapshot", "Started", "Stepped", "Stopped"]
 
 import json
+import math
 import os
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from iresnet.certificates import Certificate
-from iresnet.classifiers import Classifier, Hybrid
-from iresnet.data import dequantise
+from iresnet.certificates import Certificate, Excess
+from iresnet.errors import RunWarning
 from iresnet.pictures import draw
-from iresnet.runs import Inputs, Run, writing
+from iresnet.runs import Run, writing
+from iresnet.training.blocks import BlockState
+from iresnet.training.drawings import Drawing
 from iresnet.zoo import Model
 
 
 @dataclass(frozen=True)
 class Started:
-    """Training begins, or continues, after ``step`` of ``n_steps`` steps; the first may have to be compiled."""
+    """Training begins, or continues, after ``step`` of ``n_steps`` steps; the first may need compiling."""
 
     step: int
     n_steps: int
@@ -32,22 +33,40 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A step was done; ``metrics`` are the means since they were last given, every ``log_every`` steps."""
+    """A step was done.
+
+    Attributes:
+        metrics: means since they were last given, every ``log_every`` steps; None in between.
+        blocks: what each residual block did in this step, when metrics are given.
+    """
 
     step: int
     epoch: float
-    metrics: dict[str, float] | None
+    metrics: dict[str, float] | None = None
+    blocks: Sequence[BlockState] = ()
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """A step was skipped, since its loss or gradient is not finite: ``total`` of them so far."""
+
+    step: int
+    epoch: float
+    reason: str
+    total: int
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A sealed copy of the model was saved and validated."""
+    """A sealed copy of the model was saved and validated; ``excesses`` are what the sealing had to mend."""
 
     step: int
     epoch: float
     model: Model
     certificate: Certificate
     metrics: dict[str, float]
+    drawing: Drawing
+    excesses: tuple[Excess, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,7 @@ class Stopped:
     complete: bool
 
 
-Event = Started | Stepped | Snapshot | Stopped
+Event = Started | Stepped | BadStep | Snapshot | Stopped
 
 
 class Callback(ABC):
@@ -80,58 +99,54 @@ class JsonlMetrics(Callback):
         self.path = run.metrics_file
         with writing(self.path):
             self.path.touch()
-            os.truncate(self.path, size)
+            there = self.path.stat().st_size
+            os.truncate(self.path, min(size, there))
+        if there < size:
+            warnings.warn(f"{self.path} has lost its end: metrics are missing", RunWarning, stacklevel=2)
 
     def __call__(self, event: Event) -> None:
         """Write the metrics of steps and snapshots."""
         match event:
             case Stepped(step, epoch, dict(metrics)):
                 self._write({"split": "train", "step": step, "epoch": round(epoch, 4), **metrics})
-            case Snapshot(step, epoch, _, certificate, metrics):
+            case Snapshot(step, epoch, _, certificate, metrics, drawing, excesses):
                 worst = max((b.upper for b in certificate.blocks), default=None)
                 line = {"split": "validation", "step": step, "epoch": round(epoch, 4), **metrics}
+                line |= {"reconstruction_error": drawing.error}
                 self._write({**line, "certified": certificate.certified, "largest_block_bound": worst})
+                if excesses:
+                    layers = {e.name: {"bound": e.bound, "coeff": e.coeff} for e in excesses}
+                    self._write({"split": "excess", "step": step, "epoch": round(epoch, 4), "layers": layers})
+            case BadStep(step, epoch, reason, total):
+                line = {"split": "skipped", "step": step, "epoch": round(epoch, 4)}
+                self._write({**line, "reason": reason, "total": total})
             case _:
                 pass
 
     def _write(self, line: dict[str, Any]) -> None:
+        line = {name: _finite(value) for name, value in line.items()}
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Pictures(Callback):
-    """Draws samples and reconstructions at every snapshot, from the same latents and images each time.
+    """Writes what the model draws at every snapshot into ``samples/``.
 
     Args:
         run: the run folder.
-        inputs: what the data are.
-        x: examples to reconstruct, as stored.
-        n: samples to draw; nothing is drawn when 0.
     """
 
-    def __init__(self, run: Run, inputs: Inputs, x: Tensor, n: int):
+    def __init__(self, run: Run):
         self.run = run
-        self.inputs = inputs
-        self.x = x[: min(n, 16)]
-        self.n = n
 
-    @torch.no_grad()
     def __call__(self, event: Event) -> None:
-        """Draw at snapshots."""
-        if not isinstance(event, Snapshot) or not self.n:
-            return
-        name = f"epoch-{round(event.epoch):04d}"
-        model = event.model.flow if isinstance(event.model, Hybrid) else event.model
-        if isinstance(model, Classifier):
-            x = self.x.float()
-            pair = torch.cat([x, model.invert(model.features(x))])
-        else:
-            parameter = next(model.parameters())
-            generator = torch.Generator(parameter.device).manual_seed(0)
-            samples = model.sample(self.n, generator=generator)
-            draw(samples, self.inputs, self.run.samples / f"samples-{name}")
-            noise = torch.Generator(self.x.device).manual_seed(0)
-            x = dequantise(self.x, levels=self.inputs.levels, generator=noise)
-            pair = torch.cat([x, model.decode(model.encode(x))])
-        if len(self.inputs.shape) == 3:
-            draw(pair, self.inputs, self.run.samples / f"reconstructions-{name}", columns=len(x))
+        """Write at snapshots."""
+        if isinstance(event, Snapshot):
+            for name, (x, columns) in event.drawing.sheets().items():
+                path = self.run.samples / f"{name}-epoch-{round(event.epoch):04d}"
+                draw(x, event.drawing.inputs, path, columns=columns)

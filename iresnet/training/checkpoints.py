@@ -1,91 +1,209 @@
-"""Checkpoints: the state from which a run continues."""
+"""Checkpoints: the states from which a run continues, each a folder that is there whole or not at all."""
 
-__all__ = [
-    "Checkpoint",
-    "kept_random_state",
-    "random_state",
-    "read_checkpoint",
-    "set_random_state",
-    "write_checkpoint",
-]
+__all__ = ["FORMAT", "Checkpoint", "checkpoint_folders", "read_checkpoint", "write_checkpoint"]
 
-import io
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import hashlib
+import json
+import re
+import warnings
+from dataclasses import dataclass, fields
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from iresnet.errors import RunError
-from iresnet.runs import Run, write_atomically, writing
+from iresnet.errors import RunError, RunWarning
+from iresnet.runs import Run, remove_folder, write_folder_atomically
+from iresnet.training.trees import pack, unpack
+
+FORMAT = 1
+"""Number of this layout; one that is higher was written by a newer version."""
+
+_MANIFEST, _STATE = "manifest.json", "state.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State between two steps.
+    """State between two steps: containers of tensors and plain values.
 
     Attributes:
         step: steps done.
         model: state of the model, unsealed.
         optimiser: state of the optimiser.
-        random: states of torch's generators, by device type.
+        average: state of the averaged weights, none without them.
+        scaler: state of the scale of the loss in fp16, none without one.
+        random: states of the random generators, one of each process.
         window: metrics of the last steps that are not in ``metrics.jsonl`` yet.
         metrics_size: bytes of ``metrics.jsonl`` that belong to the steps done.
+        best: the best snapshot so far.
+        skipped: counts of the steps that were skipped.
+        world_size: of how many processes this is one's shard; none when it is the state of all.
     """
 
     step: int
     model: dict[str, Any]
     optimiser: dict[str, Any]
-    random: dict[str, torch.Tensor]
-    window: list[dict[str, torch.Tensor]]
+    average: dict[str, Any] | None
+    scaler: dict[str, Any] | None
+    random: list[dict[str, Any]]
+    window: list[dict[str, Tensor]]
     metrics_size: int
+    best: dict[str, Any]
+    skipped: dict[str, int]
+    world_size: int | None = None
 
 
-def write_checkpoint(run: Run, checkpoint: Checkpoint) -> None:
-    """Replace the run's checkpoint, as a whole."""
-    buffer = io.BytesIO()
-    torch.save(asdict(checkpoint), buffer)
-    with writing(run.state):
-        run.state.mkdir(exist_ok=True)
-    write_atomically(run.state / "checkpoint.pt", buffer.getvalue())
+def write_checkpoint(run: Run, checkpoint: Checkpoint, *, keep: int, also: int | None = None) -> Path:
+    """Write ``state/step-XXXXXXXX``: tensors as safetensors, the rest as JSON, and a manifest with checksums.
 
+    Args:
+        run: the run folder.
+        checkpoint: what to write.
+        keep: how many of the last checkpoints stay, this one included; older ones are removed when it is safe.
+        also: step whose checkpoint stays as well.
 
-def read_checkpoint(run: Run) -> Checkpoint:
-    """Read the run's checkpoint; only tensors and plain containers are unpickled.
+    Returns:
+        The folder of the checkpoint.
 
     Raises:
-        RunError: when there is none, or it is damaged.
+        RunError: when it cannot be written; the older ones are then all there.
     """
-    path = run.state / "checkpoint.pt"
-    if not path.is_file():
+    files = _files(checkpoint)
+    manifest = {name: _sha256(content) for name, content in files.items()}
+    folder = run.state / f"step-{checkpoint.step:08d}"
+    write_folder_atomically(folder, {**files, _MANIFEST: json.dumps(manifest, indent=1).encode()})
+    _prune(run, checkpoint.step, keep, also)
+    return folder
+
+
+def read_checkpoint(run: Run, step: int | None = None, *, world_size: int | None = None) -> Checkpoint | None:
+    """Read the newest sound checkpoint. Nothing is unpickled: a file can be wrong, it cannot do anything.
+
+    Args:
+        run: the run folder.
+        step: read the checkpoint of this step alone.
+        world_size: processes of the run that continues.
+
+    Returns:
+        The checkpoint; none when the run was stopped before the first one.
+
+    Raises:
+        RunError: when no checkpoint is sound, or the newest was written by a newer version or by another number of
+            processes, each of which wrote a part of it.
+
+    Warns:
+        RunWarning: names each damaged checkpoint that is passed over.
+    """
+    folders = [f for f in reversed(checkpoint_folders(run)) if step is None or _step_of(f) == step]
+    if not folders:
+        _check_fresh(run)
+        return None
+    damaged = []
+    for folder in folders:
+        try:
+            return _read(folder, world_size)
+        except _Damage as damage:
+            damaged.append(str(damage))
+            if len(damaged) < len(folders):
+                warnings.warn(f"{damage}; the checkpoint before it is used", RunWarning, stacklevel=2)
+    raise RunError(f"no checkpoint of {run.path} is sound ({'; '.join(damaged)}); remove the folder and start again")
+
+
+def checkpoint_folders(run: Run) -> list[Path]:
+    """The folders of all checkpoints, oldest first, sound or not."""
+    folders = (path for path in run.state.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+    return sorted(folders, key=_step_of)
+
+
+# -- one folder ------------------------------------------------------------------------------------------------------
+
+
+class _Damage(Exception):  # noqa: N818 (what was found)
+    """What is wrong with a checkpoint."""
+
+
+def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Contents by name: one safetensors file for each part with tensors, and one JSON file."""
+    files, state = {}, {}
+    for field in fields(checkpoint):
+        tensors: dict[str, Tensor] = {}
+        state[field.name] = pack(getattr(checkpoint, field.name), tensors)
+        if tensors:
+            files[f"{field.name}.safetensors"] = save(tensors)
+    tree = {"format": FORMAT, "iresnet": metadata.version("iresnet"), "state": state}
+    return {**files, _STATE: json.dumps(tree).encode()}
+
+
+def _read(folder: Path, world_size: int | None) -> Checkpoint:
+    files = _verified(folder)
+    try:
+        tree = json.loads(files.pop(_STATE))
+        newer = tree["iresnet"] if tree["format"] > FORMAT else None
+        if newer is None:
+            tensors = {name.removesuffix(".safetensors"): load(content) for name, content in files.items()}
+            state = {part: unpack(packed, tensors.get(part, {})) for part, packed in tree["state"].items()}
+            checkpoint = Checkpoint(**state)
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise _Damage(f"{folder} is damaged: it does not hold a checkpoint") from error
+    if newer is not None:
+        this = metadata.version("iresnet")
+        raise RunError(f"{folder} was written by iresnet {newer}, this is {this}: install the newer version")
+    _check_world_size(folder, checkpoint.world_size, world_size)
+    return checkpoint
+
+
+def _verified(folder: Path) -> dict[str, bytes]:
+    """Contents of the files of a checkpoint, if they are what its manifest says."""
+    try:
+        manifest = dict(json.loads((folder / _MANIFEST).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _Damage(f"{folder} is damaged: its {_MANIFEST} cannot be read") from error
+    files = {}
+    for name in {*manifest, _STATE, *(path.name for path in folder.iterdir())} - {_MANIFEST}:
+        if name not in manifest:
+            raise _Damage(f"{folder} is damaged: {name} does not belong into it")
+        try:
+            files[name] = (folder / name).read_bytes()
+        except (OSError, ValueError) as error:
+            raise _Damage(f"{folder} is damaged: {name} cannot be read") from error
+        if _sha256(files[name]) != manifest[name]:
+            raise _Damage(f"{folder} is damaged: {name} is not what was written (SHA-256)")
+    return files
+
+
+def _check_world_size(folder: Path, saved: int | None, world_size: int | None) -> None:
+    if None not in (saved, world_size) and saved != world_size:
+        raise RunError(
+            f"{folder} is sharded over {saved} processes, this run has {world_size}: continue with "
+            f"torchrun --nproc_per_node={saved} (times the nodes)"
+        )
+
+
+def _check_fresh(run: Run) -> None:
+    """A run without checkpoints is one that was stopped early, unless they were taken away."""
+    if (run.state / "checkpoint.pt").exists():
+        raise RunError(
+            f"{run.state / 'checkpoint.pt'} is a pickle, which could run any code: it is not read; remove the folder "
+            "and start again"
+        )
+    if not run.state.is_dir():
         raise RunError(f"{run.path} has no checkpoint to resume from; remove the folder and start again")
-    try:
-        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise RunError(f"{path} is damaged and cannot be resumed; remove the folder and start again") from error
 
 
-@contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Give torch's generators back the state in which they were found."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
-def random_state() -> dict[str, Tensor]:
-    """States of torch's generators, by device type."""
-    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
-    return {"cpu": torch.get_rng_state(), **cuda}
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
-def set_random_state(state: dict[str, Tensor]) -> None:
-    """Restore what :func:`random_state` gave, as far as the devices are there."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+def _prune(run: Run, step: int, keep: int, also: int | None) -> None:
+    """Remove the checkpoints before the last ones, and damaged ones of steps that are still to come."""
+    steps = {_step_of(folder): folder for folder in checkpoint_folders(run)}
+    last = [s for s in steps if s <= step][-keep:]
+    for s in steps.keys() - {*last, also}:
+        remove_folder(steps[s])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iresnet.config import Config
-from iresnet.data import Batches, Dataset
+from iresnet.data import Dataset, training_batches
 from iresnet.data import load as load_data
 from iresnet.normalisation import PowerIteration
 from iresnet.runs import inputs_of
@@ -112,7 +112,7 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
         IResNetError: as in training.
     """
     check_settings(config)
-    dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to)
+    dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to, stream=config.data.stream)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).to(device).train()
     optimiser = make_optimiser(task.model, config.optim)
@@ -127,9 +127,9 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
     workload = Workload(
         counts=_counts(task, step, batches),
         batch_size=batch_size,
-        n_steps=config.train.epochs * len(Batches(dataset.train, batch_size)),
+        n_steps=config.train.epochs * len(training_batches(dataset, batch_size)),
         parameters=sum(p.numel() for p in task.parameters()),
-        resident_bytes=state_bytes + _bytes([*task.buffers(), dataset.train.x, dataset.train.y]),
+        resident_bytes=state_bytes + _bytes([*task.buffers(), *_resident(dataset)]),
         precision=config.train.precision,
     )
     return DryRun(
@@ -149,6 +149,11 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
 def _first_examples(dataset: Dataset, n: int, device: torch.device) -> Batch:
     y = dataset.train.y
     return dataset.train.x[:n].to(device), None if y is None else y[:n].to(device)
+
+
+def _resident(dataset: Dataset) -> tuple[Tensor | None, ...]:
+    """The examples that are on the device all the time: streamed ones come when they are needed."""
+    return () if dataset.stream else (dataset.train.x, dataset.train.y)
 
 
 def _step(task: Task, optimiser: torch.optim.Optimizer, batch: Batch, precision: str) -> tuple[float, float]:

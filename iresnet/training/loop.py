@@ -2,36 +2,52 @@
 
 __all__ = ["train"]
 
-import math
-import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from iresnet.certificates import Certificate, excesses
 from iresnet.config import Config
-from iresnet.data import Batches
+from iresnet.data import Batches, training_batches
 from iresnet.data import load as load_data
-from iresnet.errors import Interrupted, RunError
-from iresnet.runs import Inputs, Run, inputs_of
-from iresnet.training.callbacks import Callback, Event, JsonlMetrics, Pictures, Snapshot, Started, Stepped, Stopped
-from iresnet.training.checkpoints import (
-    Checkpoint,
-    kept_random_state,
-    random_state,
-    read_checkpoint,
-    set_random_state,
-    write_checkpoint,
+from iresnet.errors import Interrupted, RunError, RunWarning
+from iresnet.processes import agreed, average, joined, restarted, world_size
+from iresnet.runs import Inputs, Run, build_model, inputs_of
+from iresnet.series import own_lengths
+from iresnet.training.best import Best
+from iresnet.training.blocks import block_states
+from iresnet.training.callbacks import (
+    BadStep,
+    Callback,
+    Event,
+    JsonlMetrics,
+    Pictures,
+    Snapshot,
+    Started,
+    Stepped,
+    Stopped,
 )
-from iresnet.training.optim import learning_rate, make_optimiser, set_learning_rate
+from iresnet.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from iresnet.training.distributed import make_accelerator, quietly
+from iresnet.training.drawings import make_drawing
+from iresnet.training.ema import Ema
+from iresnet.training.faults import NotFinite, Skipped, check_weights
+from iresnet.training.locks import locked
+from iresnet.training.optim import learning_rate
+from iresnet.training.randomness import kept_random_state, random_state, seed_all, set_random_state
 from iresnet.training.settings import PRECISIONS, check_same, check_settings
+from iresnet.training.signals import stop_requests
+from iresnet.training.step import Step
 from iresnet.training.task import Task, make_task
+from iresnet.training.tracking import make_trackings
+from iresnet.training.weights import SHARDINGS
 from iresnet.zoo import Model
 
 
@@ -46,7 +62,8 @@ def train(
     """Train a model into a run folder.
 
     Everything random is a function of the seed: the same configuration gives the same weights, also when the run was
-    interrupted and resumed in between.
+    interrupted and resumed in between. Under torchrun the processes train one model together, each on its part of
+    every batch, and the first one writes; one that torchrun restarts resumes the run by itself.
 
     Args:
         config: the recipe.
@@ -62,11 +79,17 @@ def train(
         IResNetError: for anything in the configuration, the data or the folder that cannot be used; nothing is
             written then.
         Interrupted: on SIGINT or SIGTERM, after saving.
+        ProcessLost: when another process of the run has ended.
     """
-    trainer = _Trainer(config, data_dir)
-    run = trainer.open(out, resume=resume)
-    trainer.callbacks += callbacks
-    trainer.fit(run)
+    with joined(), quietly():
+        trainer = _Trainer(config, data_dir)
+        main = trainer.accelerator.is_main_process
+        resume = resume or (restarted() and Run(out).config_file.exists())
+        run = Run.open(out) if resume else Run.free(out) if main else Run(out)
+        with locked(run.path) if main else nullcontext():
+            trainer.open(run, resume=resume)
+            trainer.callbacks += callbacks if main else ()
+            trainer.fit(run)
     return run
 
 
@@ -76,20 +99,33 @@ class _Trainer:
     def __init__(self, config: Config, data_dir: str | Path | None):
         check_settings(config)
         self.config, self.data_dir = config, data_dir
-        self.dataset = dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to)
-        AcceleratorState._reset_state()  # accelerate keeps the precision of the process's first run
-        self.accelerator = Accelerator(mixed_precision=PRECISIONS[config.train.precision])
+        self.dataset = dataset = load_data(
+            config.data.name, data_dir, pad_to=config.data.pad_to, stream=config.data.stream
+        )
+        self.accelerator = make_accelerator(PRECISIONS[config.train.precision])
         self.inputs: Inputs = inputs_of(dataset, config.task.kind)
+        self.batches = training_batches(
+            dataset,
+            config.train.batch_size,
+            buffer=config.data.shuffle_buffer,
+            device=self.accelerator.device,
+            seed=config.train.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
         task = make_task(config, dataset, self.inputs)
-        optimiser = make_optimiser(task.model, config.optim)
-        self.task, self.optimiser = self.accelerator.prepare(task, optimiser)
-        rank = {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
-        on_device = dataset.train.to(self.accelerator.device)
-        self.batches = Batches(on_device, config.train.batch_size, seed=config.train.seed, **rank)
+        self.weights = SHARDINGS[config.train.sharding](
+            self.accelerator, task, config, self.inputs, lambda: next(self.batches.epoch())
+        )
+        self.task, self.optimiser = self.weights.task, self.weights.optimiser
+        self.ema = None if config.train.ema is None else Ema(self.model, config.train.ema)
+        self.train_on = Step(self.accelerator, self.task, self.optimiser, config, self.ema)
         self.validation = dataset.validation.to(self.accelerator.device)
         self.n_steps = config.train.epochs * len(self.batches)
-        self.step = 0
+        self.step, self.saved_step = 0, 0
+        self.stopping = False  # a stop was requested, in whatever process
         self.window: list[dict[str, Tensor]] = []  # metrics of the steps since they were last given
+        self.best, self.skipped = Best(), Skipped()
         self.callbacks: list[Callback] = []
 
     @property
@@ -100,87 +136,148 @@ class _Trainer:
     def epoch(self) -> float:
         return self.step / len(self.batches)
 
-    def open(self, out: str | Path, *, resume: bool) -> Run:
-        """Create the run folder, or restore the state from it."""
+    @property
+    def over(self) -> bool:
+        return self.step == self.n_steps or self.best.exhausted(self.config.train.patience)
+
+    def open(self, run: Run, *, resume: bool) -> None:
+        """Write what a new run folder holds at first, or restore the state from it."""
+        seed_all(self.config.train.seed + 1 + self.accelerator.process_index)
         metrics_size = 0
+        if self.accelerator.is_main_process:
+            run.remove_leftovers()
         if resume:
-            run = Run.open(out)
+            run.check_version()
             check_same(self.config, self.inputs, *run.read_config())
-            metrics_size = self._restore(read_checkpoint(run))
-        else:
-            torch.manual_seed(self.config.train.seed + 1 + self.accelerator.process_index)
-            run = Run.create(out, self.config, self.inputs, data_dir=self.data_dir)
-        self.callbacks = [
-            JsonlMetrics(run, metrics_size),
-            Pictures(run, self.inputs, self.validation.x, self.config.train.n_pictures),
-        ]
-        return run
+            checkpoint = read_checkpoint(run, world_size=self.accelerator.num_processes)
+            if checkpoint:
+                self._restore(checkpoint)
+                metrics_size = checkpoint.metrics_size
+        elif self.accelerator.is_main_process:
+            Run.create(run.path, self.config, self.inputs, data_dir=self.data_dir)
+        if self.accelerator.is_main_process:
+            run.write_environment(self.data_dir)
+            self.callbacks = [JsonlMetrics(run, metrics_size), Pictures(run), *make_trackings(self.config, run)]
 
     def fit(self, run: Run) -> None:
-        """Train to the end, with snapshots on the way."""
+        """Train to the end, with checkpoints and snapshots on the way."""
         train = self.config.train
         self._tell(Started(self.step, self.n_steps, len(self.batches), train.batch_size, train.compile))
-        complete = False
         try:
-            with _stop_requests() as stop:
-                while self.step < self.n_steps and not stop.is_set():
-                    self._run_epoch(stop)
-                    due = self.step % (self.config.train.snapshot_every * len(self.batches)) == 0
-                    if due or stop.is_set() or self.step == self.n_steps:
-                        self._save(run, validate=due or self.step == self.n_steps)
-            complete = self.step == self.n_steps
+            with stop_requests() as stop:
+                while not (self.over or self.stopping):
+                    self._run_epoch(run, stop)
+            self._finish(run)
         finally:
-            self._tell(Stopped(complete=complete))
-        if not complete:
+            self._tell(Stopped(complete=self.over))
+        if not self.over:
             raise Interrupted(f"stopped after step {self.step} of {self.n_steps}, saved in {run.path}")
 
-    def _run_epoch(self, stop: threading.Event) -> None:
+    def _run_epoch(self, run: Run, stop: threading.Event) -> None:
         """Train for what is left of an epoch, or until a stop is requested."""
+        train = self.config.train
         self.task.train()
         epoch, start = divmod(self.step, len(self.batches))
         for x, y in self.batches.epoch(epoch, start):
-            self.window.append(self._one_step(x, y))
-            metrics = None
-            if self.step % self.config.train.log_every == 0 or self.step % len(self.batches) == 0:
-                metrics = self._means()
-            self._tell(Stepped(self.step, self.epoch, metrics))
-            if stop.is_set():
+            self._one_step(x, y)
+            self.stopping = agreed(stop.is_set())
+            if self.step % (train.snapshot_every * len(self.batches)) == 0 or self.step == self.n_steps:
+                self._snapshot(run)
+            elif self.stopping:
+                trained = self.weights.model()
+                if self.accelerator.is_main_process:
+                    self._save_model(run, self.ema.model if self.ema else trained)
+                self._save_state(run)
+            elif self.step % train.checkpoint_every == 0 and not self.skipped.in_a_row:
+                self._save_state(run)
+            if self.stopping:
                 return
 
-    def _one_step(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+    def _one_step(self, x: Tensor, y: Tensor | None) -> None:
+        train = self.config.train
         # The middle of the step: neither its first nor its last rate is 0.
-        epoch = (self.step + 0.5) / len(self.batches)
-        rate = learning_rate(self.config.optim, epoch, self.config.train.epochs)
-        set_learning_rate(self.optimiser, rate)
-        loss, metrics = self.task(x, y)
-        self.optimiser.zero_grad()
-        self.accelerator.backward(loss)
-        limit = self.config.optim.clip_norm
-        norm = self.accelerator.clip_grad_norm_(self.task.parameters(), math.inf if limit is None else limit)
-        self.optimiser.step()
+        rate = learning_rate(self.config.optim, (self.step + 0.5) / len(self.batches), train.epochs)
+        try:
+            self.window.append(self.train_on(x, y, rate))
+            self.skipped, reason = self.skipped.recovered(), None
+        except NotFinite as fault:
+            self.skipped, reason = self.skipped.one_more(), str(fault)
         self.step += 1
-        return {"loss": loss.detach(), **metrics, "grad_norm": torch.as_tensor(norm), "lr": torch.tensor(rate)}
+        if reason:
+            self._tell(BadStep(self.step, self.epoch, reason, self.skipped.total))
+            self._check_faults(reason)
+        due = self.step % train.log_every == 0 or self.step % len(self.batches) == 0
+        if due and self.window:
+            self._tell(Stepped(self.step, self.epoch, self._means(), block_states(self.model)))
+        else:
+            self._tell(Stepped(self.step, self.epoch))
+
+    def _check_faults(self, reason: str) -> None:
+        if self.skipped.in_a_row > self.config.train.max_bad_steps:
+            saved = (
+                f"the last checkpoint, of step {self.saved_step}, is intact" if self.saved_step else "nothing is saved"
+            )
+            raise RunError(
+                f"{self.skipped.in_a_row} steps in a row had to be skipped, up to step {self.step}: {reason}; lower "
+                f"--optim.lr (now {self.config.optim.lr}), or set --optim.clip-norm; {saved}"
+            )
 
     def _means(self) -> dict[str, float]:
-        """Average over the steps of the window; the only place where the loop waits for the device."""
-        window, self.window = self.window, []
-        means = {name: float(torch.stack([m[name] for m in window]).float().mean()) for name in window[0]}
-        if not math.isfinite(means["loss"]):
-            raise RunError(
-                f"the loss is {means['loss']} at step {self.step}: lower --optim.lr (now {self.config.optim.lr}), or "
-                "set --optim.clip-norm; the last snapshot, if there is one, is intact"
-            )
-        return means
+        """Average over processes and the steps of the window; here the loop waits for the device."""
+        window, self.window = self._reduced_window(), []
+        return {name: float(torch.stack([m[name] for m in window]).float().mean()) for name in window[0]}
 
-    def _save(self, run: Run, *, validate: bool) -> None:
-        """Save a sealed copy of the model, then the state to resume from; at a snapshot, validate the copy between."""
-        if not self.accelerator.is_main_process:
+    def _reduced_window(self) -> list[dict[str, Tensor]]:
+        """The metrics of the window, averaged over the processes."""
+        if world_size() == 1 or not self.window:
+            return self.window
+        names, device = list(self.window[0]), self.accelerator.device
+        rows = [torch.stack([metrics[name].double().to(device) for name in names]) for metrics in self.window]
+        return [dict(zip(names, row, strict=True)) for row in average(torch.stack(rows))]
+
+    # -- what is written -------------------------------------------------------------------------------------------
+
+    def _snapshot(self, run: Run) -> None:
+        """Save and validate a sealed copy of the model, then save the state to resume from."""
+        trained = self.weights.model()
+        if self.accelerator.is_main_process:
+            with kept_random_state(), own_lengths():
+                sealed, certificate = self._save_model(run, self.ema.model if self.ema else trained)
+                metrics = self._validate(sealed)
+                drawing = make_drawing(sealed, self.inputs, self.validation.x, self.config.train.n_pictures)
+                event = Snapshot(
+                    self.step, self.epoch, sealed, certificate, metrics, drawing, excesses=excesses(trained)
+                )
+                self._tell(event)
+            self.best = self.best.updated(self.step, metrics["loss"])
+        (self.best,) = broadcast_object_list([self.best])
+        self._save_state(run)
+
+    def _save_model(self, run: Run, model: Model) -> tuple[Model, Certificate]:
+        """Save a sealed copy of a model."""
+        check_weights(model.state_dict())
+        return run.save_model(model)
+
+    def _save_state(self, run: Run) -> None:
+        if self.step == self.saved_step:
             return
-        with kept_random_state():
-            sealed, certificate = run.save_model(self.model)
-            if validate:
-                self._tell(Snapshot(self.step, self.epoch, sealed, certificate, self._validate(sealed)))
-        write_checkpoint(run, self._checkpoint(run))
+        checkpoint = self._checkpoint(run)
+        check_weights(checkpoint.model)
+        if self.accelerator.is_main_process:
+            write_checkpoint(run, checkpoint, keep=self.config.train.keep_checkpoints, also=self.best.step)
+        self.saved_step = self.step
+
+    def _finish(self, run: Run) -> None:
+        """Replace the model by that of the best snapshot, when there was a patience for it."""
+        best = self.best.step
+        if not self.over or self.config.train.patience is None or best in (None, self.step):
+            return
+        checkpoint = read_checkpoint(run, best) if self.accelerator.is_main_process else None
+        if checkpoint:
+            model = build_model(self.config, self.inputs)
+            model.load_state_dict(checkpoint.average["model"] if checkpoint.average else checkpoint.model)
+            with kept_random_state():
+                run.save_model(model)
 
     @torch.no_grad()
     def _validate(self, sealed: Model) -> dict[str, float]:
@@ -195,48 +292,46 @@ class _Trainer:
         return totals
 
     def _checkpoint(self, run: Run) -> Checkpoint:
+        scaler = self.accelerator.scaler
         return Checkpoint(
             step=self.step,
-            model=self.model.state_dict(),
-            optimiser=self.optimiser.state_dict(),
-            random=random_state(),
-            window=[{name: tensor.cpu() for name, tensor in metrics.items()} for metrics in self.window],
-            metrics_size=run.metrics_file.stat().st_size,
+            model=self.weights.model_state(),
+            optimiser=self.weights.optimiser_state(),
+            average=self.ema.state_dict() if self.ema else None,
+            scaler=scaler.state_dict() if scaler is not None else None,
+            random=gather_object([random_state()]),
+            window=self._reduced_window(),
+            metrics_size=run.flush_metrics() if self.accelerator.is_main_process else 0,
+            best=asdict(self.best),
+            skipped=asdict(self.skipped),
         )
 
-    def _restore(self, checkpoint: Checkpoint) -> int:
-        self.model.load_state_dict(checkpoint.model)
-        self.optimiser.load_state_dict(checkpoint.optimiser)
-        set_random_state(checkpoint.random)
-        self.step = checkpoint.step
-        self.window = [
-            {name: tensor.to(self.accelerator.device) for name, tensor in metrics.items()}
-            for metrics in checkpoint.window
-        ]
-        return checkpoint.metrics_size
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.weights.load(checkpoint.model, checkpoint.optimiser)
+        if self.ema and checkpoint.average:
+            self.ema.load_state_dict(checkpoint.average)
+        if self.accelerator.scaler is not None and checkpoint.scaler:
+            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+        self.step = self.saved_step = checkpoint.step
+        self.best, self.skipped = Best(**checkpoint.best), Skipped(**checkpoint.skipped)
+        device = self.accelerator.device
+        self.window = [{name: tensor.to(device) for name, tensor in metrics.items()} for metrics in checkpoint.window]
+        self._restore_randomness(checkpoint)
+
+    def _restore_randomness(self, checkpoint: Checkpoint) -> None:
+        rank, n = self.accelerator.process_index, self.accelerator.num_processes
+        if len(checkpoint.random) == n:
+            set_random_state(checkpoint.random[rank])
+            return
+        seed_all(self.config.train.seed + 1 + rank + n * self.step)
+        if self.accelerator.is_main_process:
+            warnings.warn(
+                f"the run was saved by {len(checkpoint.random)} processes and continues with {n}: with other noise and "
+                "probes than without the interruption",
+                RunWarning,
+                stacklevel=2,
+            )
 
     def _tell(self, event: Event) -> None:
-        for callback in self.callbacks if self.accelerator.is_main_process else ():
+        for callback in self.callbacks:
             callback(event)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into a request that the loop honours between two steps; a second one acts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals reach the main thread alone
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def request(number: int, frame: Any) -> None:  # noqa: ARG001
-        stop.set()
-        signal.signal(number, handlers[signal.Signals(number)])
-
-    try:
-        for number in handlers:
-            signal.signal(number, request)
-        yield stop
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

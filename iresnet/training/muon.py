@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear
+from iresnet.training.parts import placed_like, whole
 
 _QUINTICS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
@@ -126,13 +127,15 @@ class Muon(torch.optim.Optimizer):
             grads = [weight.grad for weight in weights if weight.grad is not None]
             averages = [self._average(weight, "average") for weight in weights]
             torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
-            steps = orthogonalise(torch.stack(torch._foreach_lerp(grads, averages, group["momentum"])).flatten(2))
+            directions = map(whole, torch._foreach_lerp(grads, averages, group["momentum"]))
+            steps = orthogonalise(torch.stack(list(directions)).flatten(2))
             size = group["lr"] * math.sqrt(max(1.0, steps.shape[-2] / steps.shape[-1]))
             for weight, step in zip(weights, steps, strict=True):
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step.view_as(weight), alpha=size)
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(placed_like(weight, step.view(weight.shape)), alpha=size)
         for layer in layers:
             weight = layer.unnormalised_weight
-            weight.copy_(layer.normalisation.normalise(weight))
+            weight.copy_(placed_like(weight, layer.normalisation.normalise(whole(weight))))
 
     def _step_adam(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]

@@ -1,7 +1,8 @@
-"""The progress bar of a training run."""
+"""What a training run shows on the terminal."""
 
-__all__ = ["ProgressBar"]
+__all__ = ["BlockLog", "ProgressBar"]
 
+import math
 import time
 
 from rich.console import Console
@@ -15,7 +16,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from iresnet.training.callbacks import Callback, Event, Snapshot, Started, Stepped, Stopped
+from iresnet.certificates import Excess
+from iresnet.training.blocks import BlockState
+from iresnet.training.callbacks import BadStep, Callback, Event, Snapshot, Started, Stepped, Stopped
 
 
 class ProgressBar(Callback):
@@ -61,11 +64,53 @@ class ProgressBar(Callback):
                 self.bar.update(self.bar.tasks[0].id, advance=1, throughput=throughput)
                 if metrics:
                     self.bar.update(self.bar.tasks[0].id, numbers=_shown(metrics))
-            case Snapshot(step, epoch, _, certificate, metrics):
+            case BadStep(step, _, reason, total):
+                self.console.print(f"step {step} skipped: {reason} ({total} skipped so far)")
+            case Snapshot(step, epoch, _, certificate, metrics, _, excesses):
                 verdict = "certified" if certificate.certified else "NOT certified"
                 self.console.print(f"epoch {epoch:g}, step {step}: validation {_shown(metrics)}, {verdict}")
+                if excesses:
+                    self.console.print(_told(excesses))
             case Stopped():
                 self.bar.stop()
+
+
+def _told(excesses: tuple[Excess, ...]) -> str:
+    worst = max(excesses, key=lambda e: e.bound / e.coeff)
+    more = f", and {len(excesses) - 1} more layers theirs" if len(excesses) > 1 else ""
+    return f"before sealing, '{worst.name}' had left its coefficient {worst.coeff:g}: bound {worst.bound:.4f}{more}"
+
+
+class BlockLog(Callback):
+    """Says what every block does, each time that metrics are given.
+
+    A line for each block: the estimated norms of its layers before normalisation, the bound that the last snapshot
+    proved, the norm of its gradient, and the mean of its log-determinants.
+
+    Args:
+        console: where to say it.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.bounds: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Follow the run."""
+        match event:
+            case Snapshot():
+                self.bounds = {block.name: block.upper for block in event.certificate.blocks}
+            case Stepped(step, _, dict(metrics), blocks):
+                self.console.print(f"step {step}: {_shown(metrics)}, gradient {metrics['grad_norm']:.3g}")
+                for state in blocks:
+                    self.console.print(self._line(state))
+
+    def _line(self, state: BlockState) -> str:
+        sigmas = " ".join(f"{sigma:.3f}" for sigma in state.sigmas.values())
+        numbers = {"bound": self.bounds.get(state.name, math.nan), "gradient": state.grad_norm}
+        numbers |= {"log-det": state.logdet}
+        shown = ", ".join(f"{name} {number:.3g}" for name, number in numbers.items() if not math.isnan(number))
+        return f"  {state.name}: sigma {sigmas}, {shown}"
 
 
 def _shown(metrics: dict[str, float]) -> str:

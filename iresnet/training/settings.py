@@ -2,17 +2,20 @@
 
 __all__ = ["PRECISIONS", "check_same", "check_settings"]
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from iresnet.config import Config
+from iresnet.config import Config, leaves
 from iresnet.errors import RecipeError, RunError, UnknownNameError
 from iresnet.runs import Inputs
+from iresnet.training.trackers import check_trackers
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Names of the precisions, and what accelerate calls them."""
+
+_LARGEST = 3e38  # of float32
+_WITHOUT_EFFECT = ("train.checkpoint_every", "train.keep_checkpoints")  # on what is trained
 
 
 def check_settings(config: Config) -> None:
@@ -31,12 +34,19 @@ def check_settings(config: Config) -> None:
     task, optim, train = config.task, config.optim, config.train
     smallest_batch = 1 if task.kind == "density" else 2  # the head has a batch norm
     for name, value, least in (
+        ("data.shuffle-buffer", config.data.shuffle_buffer, 1),
         ("train.epochs", train.epochs, 1),
         ("train.batch-size", train.batch_size, smallest_batch),
         ("train.logdet-parts", train.logdet_parts, 1),
         ("train.log-every", train.log_every, 1),
         ("train.snapshot-every", train.snapshot_every, 1),
         ("train.n-pictures", train.n_pictures, 0),
+        ("train.checkpoint-every", train.checkpoint_every, 1),
+        ("train.keep-checkpoints", train.keep_checkpoints, 1),
+        ("train.accumulate", train.accumulate, 1),
+        ("train.ema", train.ema or 0, 0),
+        ("train.patience", 1 if train.patience is None else train.patience, 1),
+        ("train.max-bad-steps", train.max_bad_steps, 0),
         ("train.seed", train.seed, 0),
         ("task.nll-weight", task.nll_weight, 0),
         ("task.ce-weight", task.ce_weight, 0),
@@ -49,24 +59,42 @@ def check_settings(config: Config) -> None:
         ("optim.factor", optim.factor, 0),
         ("optim.clip-norm", 0 if optim.clip_norm is None else optim.clip_norm, 0),
     ):
-        if not math.isfinite(value):
+        if not abs(value) < _LARGEST:
             raise RecipeError(f"--{name} must be a finite number, got {value}")
         if value < least:
             raise RecipeError(f"--{name} must be at least {least}, got {value}")
+    if train.ema is not None and train.ema >= 1:
+        raise RecipeError(f"--train.ema must be below 1, got {train.ema}")
+    if train.batch_size < smallest_batch * train.accumulate:
+        raise RecipeError(
+            f"--train.accumulate must be at most {train.batch_size // smallest_batch}, so that each part of a batch of "
+            f"{train.batch_size} has {smallest_batch} or more, got {train.accumulate}"
+        )
     if train.seed >= 2**63:
         raise RecipeError(f"--train.seed must be below 2**63, got {train.seed}")
+    if train.sharding not in ("ddp", "fsdp"):
+        raise UnknownNameError("sharding", train.sharding, ("ddp", "fsdp"))
+    if train.sharding == "fsdp":
+        _check_sharded(config)
     if train.precision not in PRECISIONS:
         raise UnknownNameError("precision", train.precision, PRECISIONS)
+    check_trackers(config)
+
+
+def _check_sharded(config: Config) -> None:
+    if config.train.ema is not None:
+        raise RecipeError("--train.sharding fsdp keeps no averaged weights: leave out --train.ema")
+    if config.train.precision == "fp16":
+        raise RecipeError("--train.sharding fsdp does not scale losses, as fp16 needs: use --train.precision bf16")
 
 
 def check_same(config: Config, inputs: Inputs, old_config: Config, old_inputs: Inputs) -> None:
-    """Refuse to resume with other settings; names and descriptions may have changed.
+    """Refuse to resume with other settings; names, descriptions and what checkpoints are kept may have changed.
 
     Raises:
         RunError: lists what differs.
     """
-    sections = ("data", "model", "task", "optim", "train")
-    new, old = ({k: v for k, v in _leaves(asdict(c)) if k.startswith(sections)} for c in (config, old_config))
+    new, old = (dict(_decisive(c)) for c in (config, old_config))
     changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
     if inputs != old_inputs:
         changes.append("the data set")
@@ -74,9 +102,8 @@ def check_same(config: Config, inputs: Inputs, old_config: Config, old_inputs: I
         raise RunError(f"the run to resume was started with other settings ({'; '.join(changes)}); use another --out")
 
 
-def _leaves(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{where}{key}.")
-        else:
-            yield f"{where}{key}", list(value) if isinstance(value, tuple) else value
+def _decisive(config: Config) -> Iterator[tuple[str, Any]]:
+    """The options that change the result, by dotted name."""
+    for name, value in leaves(asdict(config)):
+        if name.startswith(("data.", "model.", "task.", "optim.", "train.")) and name not in _WITHOUT_EFFECT:
+            yield name, value

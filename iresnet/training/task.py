@@ -14,7 +14,7 @@ from iresnet.classifiers import Classifier, Hybrid
 from iresnet.config import Config, TaskConfig
 from iresnet.data import Dataset, dequantise, flip, pad_crop
 from iresnet.errors import UnknownNameError
-from iresnet.flows import Flow
+from iresnet.flows import Density, Flow
 from iresnet.lipschitz import hold_weights
 from iresnet.runs import Inputs, build_model
 
@@ -42,7 +42,7 @@ class Task(nn.Module):
         >>> model = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=8)
         >>> loss, metrics = Task(model, TaskConfig(), levels=None)(torch.randn(16, 2), None)
         >>> sorted(metrics)
-        ['bits_per_dim']
+        ['bits_per_dim', 'log_prior', 'logdet']
     """
 
     def __init__(
@@ -63,20 +63,33 @@ class Task(nn.Module):
         self.levels = levels
         self.augment = tuple(augment)
         self.logdet_parts = logdet_parts
+        self.hold = hold_weights  # of the whole model, unless each block is to hold its own
 
     def forward(
         self,
         x: Tensor,  # (N, *E), as stored: uint8 or float
         y: Tensor | None,  # (N,)
+        *,
+        iterate: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and the batch means of ``bits_per_dim`` and ``accuracy``, where they apply."""
+        """Compute the loss and batch means, where they apply.
+
+        The means are ``bits_per_dim`` and its terms ``log_prior`` and ``logdet``, in nats an example, and ``accuracy``.
+
+        Args:
+            x: examples.
+            y: their labels.
+            iterate: whether power iterations advance in train mode; once for each step of the optimiser.
+        """
         x = self.augmented(x) if self.training else x
-        with hold_weights(self.model), logdet_of_one_part(self.model, self.logdet_parts if self.training else 1):
-            log_prob, logits = self._outputs(x)
+        part = logdet_of_one_part(self.model, self.logdet_parts if self.training else 1)
+        with self.hold(self.model, iterate=iterate), part:
+            density, logits = self._outputs(x)
         loss, metrics = x.new_zeros((), dtype=next(self.model.parameters()).dtype), {}
-        if log_prob is not None:
-            bits = -log_prob.mean() / (x[0].numel() * math.log(2))
+        if density is not None:
+            bits = -density.log_prob.mean() / (x[0].numel() * math.log(2))
             loss, metrics["bits_per_dim"] = loss + self.weights.nll_weight * bits, bits.detach()
+            metrics["log_prior"], metrics["logdet"] = (t.detach().mean() for t in (density.log_prior, density.logdet))
         if logits is not None:
             assert y is not None
             loss = loss + self.weights.ce_weight * F.cross_entropy(logits.float(), y)
@@ -89,13 +102,13 @@ class Task(nn.Module):
             x = AUGMENTATIONS[name](x)
         return x
 
-    def _outputs(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Log-densities and logits, as far as the model has them."""
+    def _outputs(self, x: Tensor) -> tuple[Density | None, Tensor | None]:
+        """Densities and logits, as far as the model has them."""
         match self.model:
             case Flow():
-                return self.model.log_prob(dequantise(x, levels=self.levels)), None
+                return self.model.density(dequantise(x, levels=self.levels)), None
             case Hybrid():
-                return self.model.log_prob_and_logits(dequantise(x, levels=self.levels))
+                return self.model.density_and_logits(dequantise(x, levels=self.levels))
             case Classifier():
                 return None, self.model(x.float())
             case _:

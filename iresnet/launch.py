@@ -1,0 +1,77 @@
+"""Run a command line in several processes of this machine, as torchrun does. Imports torch only where it is needed."""
+
+__all__ = ["check_processes", "launch", "started_together"]
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from iresnet.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+
+def started_together() -> bool:
+    """Whether torchrun, or :func:`launch`, started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def check_processes(processes: int | None, gpus: int | None) -> int:
+    """How many processes ``--processes`` or ``--gpus`` ask for; 1 when neither is given.
+
+    Raises:
+        RecipeError: when both are given, or there are not as many GPUs.
+
+    Example:
+        >>> check_processes(None, None)
+        1
+    """
+    if processes is None and gpus is None:
+        return 1
+    import torch
+
+    found = torch.cuda.device_count()
+    if processes is not None and gpus is not None:
+        raise RecipeError("--gpus N starts N processes, one for each GPU: leave out --processes")
+    if gpus is not None and gpus > found:
+        remedy = "" if found else f"; use --processes {gpus} for as many processes on the CPU"
+        raise RecipeError(f"--gpus {gpus} needs as many GPUs, torch finds {found} on this machine{remedy}")
+    if processes is not None and 0 < found < processes:
+        raise RecipeError(f"--processes {processes} needs a GPU for each, torch finds {found} on this machine")
+    return processes or gpus or 1
+
+
+def launch(tokens: Sequence[str], n: int, complain: Callable[[str, int], int]) -> int:
+    """Run ``iresnet TOKENS`` in n processes that know of each other, and return the exit status of all together.
+
+    Args:
+        tokens: the command line after the program's name.
+        n: number of processes.
+        complain: prints an error and returns the exit status that it is given.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    for name in ("torch.distributed.elastic", "torch.distributed.run"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is told in one line, here or by the process
+    # What torchrun leaves to its user: one thread each is too few, all cores each are too many.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
+    try:
+        run(parse_args(["--standalone", f"--nproc_per_node={n}", "--module", "iresnet", *tokens]))
+    except ChildFailedError as error:
+        return _status(error, complain)
+    except SignalException:  # it was handed on to the processes, which stopped in order
+        return 130
+    return 0
+
+
+def _status(error: "ChildFailedError", complain: Callable[[str, int], int]) -> int:
+    """Exit status of the process that failed first; one that was killed could not say so itself."""
+    rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
+    if failure.exitcode >= 0:
+        return failure.exitcode
+    return complain(f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}, and the others with it", 1)

@@ -1,0 +1,81 @@
+"""What a model draws at a snapshot: samples, and data beside their reconstructions."""
+
+__all__ = ["Drawing", "make_drawing"]
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from iresnet.classifiers import Classifier, Hybrid
+from iresnet.data import dequantise
+from iresnet.pictures import image_grid, scatter
+from iresnet.runs import Inputs
+from iresnet.zoo import Model
+
+N_RECONSTRUCTED = 16
+"""Examples that are reconstructed at a snapshot."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    r"""Examples on the scale of the data, of shape (n, \*E).
+
+    Attributes:
+        inputs: what the data are.
+        n: pictures that are wanted of each kind, at most.
+        samples: drawn from the model; None for a classifier, or when none are wanted.
+        data: validation examples.
+        reconstructions: the same, through the latent and back.
+    """
+
+    inputs: Inputs
+    n: int
+    samples: Tensor | None
+    data: Tensor
+    reconstructions: Tensor
+
+    @property
+    def error(self) -> float:
+        """Largest reconstruction error, in units of the data's range: 1 is from black to white."""
+        scale = float(self.inputs.levels or (self.data.max() - self.data.min())) or 1.0
+        return float((self.reconstructions - self.data).abs().max()) / scale
+
+    def sheets(self) -> dict[str, tuple[Tensor, int | None]]:
+        """What to draw, by name, with the columns of a grid of images."""
+        found: dict[str, tuple[Tensor, int | None]] = {}
+        if self.samples is not None:
+            found["samples"] = self.samples, None
+        n = min(self.n, len(self.data))
+        if n and len(self.inputs.shape) == 3:  # data above their reconstructions
+            found["reconstructions"] = torch.cat([self.data[:n], self.reconstructions[:n]]), n
+        return found
+
+    def pictures(self) -> dict[str, Image.Image]:
+        """The sheets as pictures; none of data that are neither images nor points in the plane."""
+        sheets = {name: (x.detach().float().cpu(), columns) for name, (x, columns) in self.sheets().items()}
+        if len(self.inputs.shape) == 3:
+            return {name: image_grid(x, levels=self.inputs.levels, columns=n) for name, (x, n) in sheets.items()}
+        return {name: scatter(x) for name, (x, _) in sheets.items()} if self.inputs.shape == (2,) else {}
+
+
+@torch.no_grad()
+def make_drawing(model: Model, inputs: Inputs, x: Tensor, n: int) -> Drawing:
+    """Sample and reconstruct, from the same latents and noise each time.
+
+    Args:
+        model: the model, sealed.
+        inputs: what the data are.
+        x: examples, as stored; the first :data:`N_RECONSTRUCTED` are reconstructed, whatever n is.
+        n: samples to draw, and pictures to show.
+    """
+    x = x[:N_RECONSTRUCTED]
+    if isinstance(model, Classifier):
+        x = x.float()
+        return Drawing(inputs, n, None, x, model.invert(model.features(x)))
+    flow = model.flow if isinstance(model, Hybrid) else model
+    generator = torch.Generator(x.device).manual_seed(0)
+    samples = flow.sample(n, generator=generator) if n else None
+    x = dequantise(x, levels=inputs.levels, generator=torch.Generator(x.device).manual_seed(0))
+    return Drawing(inputs, n, samples, x, flow.decode(flow.encode(x)))

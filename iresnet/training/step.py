@@ -1,0 +1,134 @@
+"""One step of training: done as a whole, or not at all."""
+
+__all__ = ["Step"]
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from iresnet.bijections import ActNorm
+from iresnet.config import Config
+from iresnet.training.ema import Ema
+from iresnet.training.faults import NotFinite, blame
+from iresnet.training.optim import set_learning_rate
+from iresnet.training.parts import whole
+from iresnet.training.randomness import kept_random_state, random_state, set_random_state
+from iresnet.training.task import Task
+
+
+class Step:
+    """Moves the weights by the gradient of a batch, taken in equal parts one after the other to save memory.
+
+    A step whose loss or gradient is not finite changes nothing but the random state. Asking for that waits for the
+    device, once a step, when all work of backward has been given to it.
+
+    Args:
+        accelerator: has prepared the task and the optimiser.
+        task: what is trained.
+        optimiser: of its parameters.
+        config: the recipe.
+        ema: average of the weights to keep up to date.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        task: torch.nn.Module,
+        optimiser: torch.optim.Optimizer,
+        config: Config,
+        ema: Ema | None,
+    ):
+        self.accelerator, self.task, self.optimiser, self.ema = accelerator, task, optimiser, ema
+        self.own_task: Task = accelerator.unwrap_model(task)
+        self.n_parts = config.train.accumulate
+        self.clip_norm = math.inf if config.optim.clip_norm is None else config.optim.clip_norm
+        self.maybe_uninitialised = True
+
+    def __call__(self, x: Tensor, y: Tensor | None, rate: float) -> dict[str, Tensor]:
+        """Train on a batch.
+
+        Args:
+            x: examples, (N, *E), as stored.
+            y: labels, (N,).
+            rate: the learning rate.
+
+        Returns:
+            The loss, its parts, the norm of the gradient before clipping, and the rate.
+
+        Raises:
+            NotFinite: when nothing was done.
+        """
+        before = self._what_forward_changes()
+        self.optimiser.zero_grad()
+        metrics = self._differentiate(x, y)
+        norm = whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.task.parameters(), self.clip_norm)))
+        if not self._is_finite(metrics["loss"], norm):
+            with kept_random_state():
+                raise NotFinite(self._undo(x, y, metrics["loss"], *before))
+        set_learning_rate(self.optimiser, rate)
+        self.optimiser.step()
+        self.maybe_uninitialised = False
+        if self.ema:
+            self.ema.update(self.own_task.model)
+        return {**metrics, "grad_norm": norm, "lr": torch.tensor(rate)}
+
+    def _what_forward_changes(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Random state and copies of buffers; and of all weights as long as ActNorm may initialise some."""
+        tensors = self.own_task.state_dict() if self.maybe_uninitialised else dict(self.own_task.named_buffers())
+        return random_state(), {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def _differentiate(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+        """Leave the gradient of the batch in the parameters; return the means of its parts."""
+        fresh = self._initialise(x, y)
+        means: dict[str, Tensor] = {}
+        parts = list(self._parts(x, y))
+        for i, (part_x, part_y) in enumerate(parts):
+            share = len(part_x) / len(x)
+            last = i == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.task):
+                loss, metrics = self.task(part_x, part_y, iterate=i == 0 and not fresh)
+                self.accelerator.backward(share * loss)
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                means[name] = means.get(name, 0) + share * value
+        return means
+
+    def _parts(self, x: Tensor, y: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        labels = [None] * self.n_parts if y is None else y.chunk(self.n_parts)
+        yield from zip(x.chunk(self.n_parts), labels, strict=False)
+
+    @torch.no_grad()
+    def _initialise(self, x: Tensor, y: Tensor | None) -> bool:
+        """Initialise from the whole of the first batch when it will come in parts; whether that was done."""
+        if self.n_parts == 1 or not self.maybe_uninitialised:
+            return False
+        if all(m.initialised for m in self.own_task.modules() if isinstance(m, ActNorm)):
+            return False
+        with kept_random_state():
+            self.own_task(x, y)
+        return True
+
+    def _is_finite(self, loss: Tensor, norm: Tensor) -> bool:
+        """Whether the loss and the gradient are finite, on all processes."""
+        finite = torch.isfinite(loss) & torch.isfinite(norm).to(loss.device)
+        if self.accelerator.num_processes > 1:
+            finite = self.accelerator.reduce(finite.float(), "sum") == self.accelerator.num_processes
+        return bool(finite)
+
+    def _undo(self, x: Tensor, y: Tensor | None, loss: Tensor, random: dict, state: dict[str, Tensor]) -> str:
+        """Put everything back to what it was before the step, and tell what went wrong in it."""
+        self.own_task.load_state_dict(state, strict=False)
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scale = scaler.get_scale()
+            scaler.update()  # lowers it
+            if scale > 1 and bool(torch.isfinite(loss)):
+                return f"the gradient overflows fp16 when the loss is scaled by {scale:g}, which is lowered"
+        set_random_state(random)
+        reason = blame(self.own_task, self._parts(x, y))
+        self.own_task.load_state_dict(state, strict=False)
+        return reason
