@@ -4,6 +4,7 @@ __all__ = ["main", "run"]
 
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,13 +17,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from iresnet.config import Config, load_config, options, recipe_names
+from iresnet.config import Config, load_config, recipe_names
+from iresnet.console import likelihood_table, train_help, uncertainty_text
 from iresnet.errors import Interrupted, IResNetError, ProcessLost, RecipeError, RunError, UnknownNameError
 from iresnet.launch import check_processes, launch, started_together
 
 if TYPE_CHECKING:
     from iresnet.data import Dataset, Split
-    from iresnet.evaluation import Likelihood
     from iresnet.flows import Flow
     from iresnet.runs import Inputs, Run
     from iresnet.zoo import Model
@@ -78,6 +79,8 @@ def run(tokens: Sequence[str]) -> int:
         tokens: the command line after the program's name.
     """
     warnings.showwarning = _show_warning
+    # Of threads that packages start, such as TensorBoard's writer: who waits for them tells what it means.
+    threading.excepthook = lambda failure: None
     try:
         with _joined():
             return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
@@ -267,8 +270,8 @@ def evaluate(
         noise = {"dequantise_samples": dequantise_samples, "seed": seed}
         baselines = _baselines(dataset, part, **noise) if _is_main() else {}
         result["baselines"] = {name: asdict(baseline) for name, baseline in baselines.items()}
-        _print_likelihoods({"this model": score, **baselines}, split)
-        _print_uncertainty(score, n, standard_error)
+        _say(likelihood_table({"this model": score, **baselines}, split))
+        _say(uncertainty_text(score, n, standard_error))
     if isinstance(model, (Classifier, Hybrid)):
         with _progress("classification", n) as advance:
             accuracy = evaluation.classification(model, part, **common, progress=advance)
@@ -437,27 +440,6 @@ def _baselines(dataset: "Dataset", part: "Split", **noise: int) -> dict[str, Any
     return found
 
 
-def _print_likelihoods(scores: dict[str, Any], split: str) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"{split} likelihood", no_wrap=True)
-    for heading in ("bits/dim", "95 % interval", "nats", "log-determinant"):
-        table.add_column(heading, justify="right")
-    for name, score in scores.items():
-        bits = score.bits_per_dim
-        interval = f"{bits.mean - bits.half_width:.4f} to {bits.mean + bits.half_width:.4f}"
-        table.add_row(name, f"{bits.mean:.4f}", interval, f"{score.nats.mean:.2f}", score.estimator)
-    _say(table)
-
-
-def _print_uncertainty(score: "Likelihood", n: int, target: float | None) -> None:
-    _say(str(score.uncertainty))
-    if score.dequantise_samples > 1:
-        _say(f"importance-weighted over {score.dequantise_samples} dequantisation draws")
-    if target is not None:
-        reached = score.bits_per_dim.standard_error
-        _say(f"standard error {reached:.2g} after {score.n} of {n} examples, {target:.2g} was asked for")
-
-
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on terminals; yields a function that takes the number done."""
@@ -466,19 +448,4 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def _train_help() -> str:
-    lines = [
-        f"--{name.replace('_', '-')}  {doc} (default: {default!r})" for name, default, doc in options() if "." in name
-    ]
-    sections = "\n\n".join(lines)
-    return (
-        "Train a model into a run folder.\n\n"
-        "Any option of the recipe can be changed: iresnet train digits-density --train.epochs 3 --model.blocks [2,2] "
-        "--optim.lr=1e-3\n\n"
-        "--model.name and --model.OPTION  architecture and its options: blocks, strides, hidden, coeff, activation, "
-        "logdet.name, logdet.n-steps, solver.name, solver.atol, ...\n\n"
-        f"{sections}"
-    )
-
-
-app.command(train, help=_train_help())
+app.command(train, help=train_help())

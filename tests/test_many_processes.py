@@ -171,7 +171,7 @@ def test_two_processes_are_one_with_the_same_batches(case, data, shared, tmp_pat
     for a, b in zip(metrics(one), metrics(two), strict=True):
         a, b = flat(a), flat(b)
         assert b.pop("/split") == a.pop("/split")
-        assert b == pytest.approx(a, rel=1e-4)
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-6)  # errors of reconstructions are rounding
 
 
 def flat(tree, where=""):

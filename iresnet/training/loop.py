@@ -104,6 +104,7 @@ class _Trainer:
         )
         self.accelerator = make_accelerator(PRECISIONS[config.train.precision])
         self.inputs: Inputs = inputs_of(dataset, config.task.kind)
+        task = make_task(config, dataset, self.inputs)
         self.batches = training_batches(
             dataset,
             config.train.batch_size,
@@ -113,7 +114,6 @@ class _Trainer:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        task = make_task(config, dataset, self.inputs)
         self.weights = SHARDINGS[config.train.sharding](
             self.accelerator, task, config, self.inputs, lambda: next(self.batches.epoch())
         )
