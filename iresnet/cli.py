@@ -2,28 +2,26 @@
 
 __all__ = ["main", "run"]
 
-import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, validators
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from iresnet.config import Config, load_config, recipe_names
-from iresnet.console import likelihood_table, train_help, uncertainty_text
+from iresnet.config import Config, load_config, options, recipe_names
+from iresnet.console import complain, err, is_main, progress, say, show_thread_failure, show_warning
 from iresnet.errors import Interrupted, IResNetError, ProcessLost, RecipeError, RunError, UnknownNameError
 from iresnet.launch import check_processes, launch, started_together
 
 if TYPE_CHECKING:
     from iresnet.data import Dataset, Split
+    from iresnet.evaluation import Likelihood
     from iresnet.flows import Flow
     from iresnet.runs import Inputs, Run
     from iresnet.zoo import Model
@@ -34,9 +32,6 @@ app = App(
     "Start with: iresnet train digits-density --out runs/digits",
     help_epilogue="Exit status: 0 done, 1 a check failed or a process was lost, 2 bad input, 130 interrupted.",
 )
-out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
-
 RunFolder = Annotated[Path, Parameter(name="RUN", help="Run folder, made by iresnet train.")]
 DataDir = Annotated[
     Path | None,
@@ -78,24 +73,22 @@ def run(tokens: Sequence[str]) -> int:
     Args:
         tokens: the command line after the program's name.
     """
-    warnings.showwarning = _show_warning
-    # Of threads that packages start, such as TensorBoard's writer: who waits for them tells what it means.
-    threading.excepthook = lambda failure: None
+    warnings.showwarning, threading.excepthook = show_warning, show_thread_failure
     try:
         with _joined():
             return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
     except _Several as several:
-        return launch(tokens, several.n, _complain)
+        return launch(tokens, several.n, complain)
     except ProcessLost as error:
-        return _complain(f"{error}; a run continues from its newest checkpoint with --resume", 1, about="loss")
+        return complain(f"{error}; a run continues from its newest checkpoint with --resume", 1, about="loss")
     except (IResNetError, CycloptsError) as error:
-        return _complain(str(error), 2)
+        return complain(str(error), 2)
     except OSError as error:
-        return _complain(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}", 2)
+        return complain(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}", 2)
     except Interrupted as error:
-        return _complain(str(error), 130)
+        return complain(str(error), 130)
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        return complain("interrupted", 130)
 
 
 def _joined() -> AbstractContextManager[None]:
@@ -104,39 +97,6 @@ def _joined() -> AbstractContextManager[None]:
     from iresnet.processes import joined
 
     return joined()
-
-
-def _first_to_say(message: str) -> bool:
-    """Whether this process is to print what others may have to say too."""
-    if not started_together():
-        return True
-    from iresnet.processes import once
-
-    return once(message)
-
-
-def _say(what: Any) -> None:
-    """Print a result, which all processes have."""
-    if _is_main():
-        out.print(what)
-
-
-def _is_main() -> bool:
-    """Whether this process is the one that prints and writes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _complain(message: str, status: int, *, about: str | None = None) -> int:
-    first = _first_to_say(about or message)
-    _first_to_say("loss")  # that others lose this process is explained
-    if first:
-        err.print(f"iresnet: {' '.join(message.split())}")
-    return status
-
-
-def _show_warning(message: Any, category: Any, *_: Any) -> None:  # noqa: ARG001
-    if _first_to_say(str(message)):
-        err.print(f"iresnet: warning: {message}")
 
 
 # -- commands --------------------------------------------------------------------------------------------------------
@@ -151,7 +111,7 @@ def recipes() -> None:
     for name in recipe_names():
         config = load_config(name)
         table.add_row(name, config.task.kind, config.data.name, config.expected, config.cost)
-    _say(table)
+    say(table)
 
 
 def train(
@@ -193,7 +153,7 @@ def train(
 
     data_dir = data_dir or _data_dir_of(recipe)
     if dry_run:
-        _say(str(training.dry_run(settings, data_dir=data_dir)))
+        say(str(training.dry_run(settings, data_dir=data_dir)))
         return
     _spread(processes, gpus)
     folder = out or Path("runs") / settings.name
@@ -228,7 +188,7 @@ def _train(config: Config, recipe: str, folder: Path, data_dir: Path | None, *, 
         result = training.train(config, folder, data_dir=data_dir, resume=resume, callbacks=callbacks)
     except Interrupted as error:
         raise Interrupted(f"{error}; continue with the same command and --resume") from error
-    _say(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")
+    say(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")
 
 
 @app.command
@@ -264,21 +224,21 @@ def evaluate(
     asked = standard_error is not None or dequantise_samples != 1
     if asked or not isinstance(model, Classifier):  # a classifier of which a density is asked is refused
         options: dict[str, Any] = {"standard_error": standard_error, "dequantise_samples": dequantise_samples}
-        with _progress("likelihood", n) as advance:
+        with progress("likelihood", n) as advance:
             score = evaluation.likelihood(_flow(model), part, **common, **options, progress=advance)
         result["likelihood"] = asdict(score)
         noise = {"dequantise_samples": dequantise_samples, "seed": seed}
-        baselines = _baselines(dataset, part, **noise) if _is_main() else {}
+        baselines = _baselines(dataset, part, **noise) if is_main() else {}
         result["baselines"] = {name: asdict(baseline) for name, baseline in baselines.items()}
-        _say(likelihood_table({"this model": score, **baselines}, split))
-        _say(uncertainty_text(score, n, standard_error))
+        _print_likelihoods({"this model": score, **baselines}, split)
+        _print_uncertainty(score, n, standard_error)
     if isinstance(model, (Classifier, Hybrid)):
-        with _progress("classification", n) as advance:
+        with progress("classification", n) as advance:
             accuracy = evaluation.classification(model, part, **common, progress=advance)
         result["classification"] = asdict(accuracy)
-        _say(f"{split} {accuracy}")
-    if _is_main():
-        _say(f"wrote {folder.write_json('evaluation.json', result)}")
+        say(f"{split} {accuracy}")
+    if is_main():
+        say(f"wrote {folder.write_json('evaluation.json', result)}")
 
 
 @app.command
@@ -308,8 +268,8 @@ def sample(
     folder, model, inputs = _load(run)
     generator = torch.Generator().manual_seed(seed)
     samples = evaluation.sample(_flow(model), n, temperature=temperature, generator=generator)
-    if _is_main():
-        _say(f"wrote {draw(samples, inputs, folder.samples / 'samples')}")
+    if is_main():
+        say(f"wrote {draw(samples, inputs, folder.samples / 'samples')}")
 
 
 @app.command
@@ -342,16 +302,16 @@ def reconstruct(
     folder, model, dataset, part = _open(run, data_dir, split)
     _, inputs = folder.read_config()
     bijection = model.bijection
-    with _progress("inversion", len(part)) as advance:
+    with progress("inversion", len(part)) as advance:
         result = evaluation.reconstruction(bijection, part, levels=dataset.levels, seed=seed, progress=advance)
-    if not _is_main():
+    if not is_main():
         return
     x = dequantise(part.x[:n], levels=dataset.levels, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         back = bijection.inverse(bijection(x))
     path = draw(torch.cat([x, back]), inputs, folder.samples / "reconstructions", columns=len(x))
-    _say(f"{split} {result}")
-    _say(f"wrote {path} (above: data, below: data -> latent -> data)")
+    say(f"{split} {result}")
+    say(f"wrote {path} (above: data, below: data -> latent -> data)")
 
 
 @app.command
@@ -376,10 +336,10 @@ def certify(
     sha256 = hashlib.sha256(folder.model_file.read_bytes()).hexdigest()
     stored = folder.read_json("certificate.json")
     if stored and stored.get("model_sha256") != sha256:
-        _say("the stored certificate was of other weights: it is stale, and replaced")
+        say("the stored certificate was of other weights: it is stale, and replaced")
     path = folder.write_json("certificate.json", {"model_sha256": sha256, **certificate.to_dict()})
-    _say(str(certificate))
-    _say(f"wrote {path}")
+    say(str(certificate))
+    say(f"wrote {path}")
     return 0 if certificate.certified else 1
 
 
@@ -440,12 +400,40 @@ def _baselines(dataset: "Dataset", part: "Split", **noise: int) -> dict[str, Any
     return found
 
 
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on terminals; yields a function that takes the number done."""
-    with Progress(console=err, transient=True, disable=not (err.is_terminal and _is_main())) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+def _print_likelihoods(scores: dict[str, Any], split: str) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"{split} likelihood", no_wrap=True)
+    for heading in ("bits/dim", "95 % interval", "nats", "log-determinant"):
+        table.add_column(heading, justify="right")
+    for name, score in scores.items():
+        bits = score.bits_per_dim
+        interval = f"{bits.mean - bits.half_width:.4f} to {bits.mean + bits.half_width:.4f}"
+        table.add_row(name, f"{bits.mean:.4f}", interval, f"{score.nats.mean:.2f}", score.estimator)
+    say(table)
 
 
-app.command(train, help=train_help())
+def _print_uncertainty(score: "Likelihood", n: int, target: float | None) -> None:
+    say(str(score.uncertainty))
+    if score.dequantise_samples > 1:
+        say(f"importance-weighted over {score.dequantise_samples} dequantisation draws")
+    if target is not None:
+        reached = score.bits_per_dim.standard_error
+        say(f"standard error {reached:.2g} after {score.n} of {n} examples, {target:.2g} was asked for")
+
+
+def _train_help() -> str:
+    lines = [
+        f"--{name.replace('_', '-')}  {doc} (default: {default!r})" for name, default, doc in options() if "." in name
+    ]
+    sections = "\n\n".join(lines)
+    return (
+        "Train a model into a run folder.\n\n"
+        "Any option of the recipe can be changed: iresnet train digits-density --train.epochs 3 --model.blocks [2,2] "
+        "--optim.lr=1e-3\n\n"
+        "--model.name and --model.OPTION  architecture and its options: blocks, strides, hidden, coeff, activation, "
+        "logdet.name, logdet.n-steps, solver.name, solver.atol, ...\n\n"
+        f"{sections}"
+    )
+
+
+app.command(train, help=_train_help())

@@ -1,52 +1,70 @@
-"""What the command line says: texts and tables."""
+"""What the command line prints, and which of several processes prints it."""
 
-__all__ = ["likelihood_table", "train_help", "uncertainty_text"]
+__all__ = ["complain", "err", "is_main", "progress", "say", "show_thread_failure", "show_warning"]
 
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from rich.table import Table
+from rich.console import Console
+from rich.progress import Progress
 
-from iresnet.config import options
+from iresnet.launch import started_together
 
-if TYPE_CHECKING:
-    from iresnet.evaluation import Likelihood
-
-
-def likelihood_table(scores: dict[str, Any], split: str) -> Table:
-    """Likelihoods by name, with intervals."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"{split} likelihood", no_wrap=True)
-    for heading in ("bits/dim", "95 % interval", "nats", "log-determinant"):
-        table.add_column(heading, justify="right")
-    for name, score in scores.items():
-        bits = score.bits_per_dim
-        interval = f"{bits.mean - bits.half_width:.4f} to {bits.mean + bits.half_width:.4f}"
-        table.add_row(name, f"{bits.mean:.4f}", interval, f"{score.nats.mean:.2f}", score.estimator)
-    return table
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def train_help() -> str:
-    """Every option of a recipe, with its default."""
-    lines = [
-        f"--{name.replace('_', '-')}  {doc} (default: {default!r})" for name, default, doc in options() if "." in name
-    ]
-    sections = "\n\n".join(lines)
-    return (
-        "Train a model into a run folder.\n\n"
-        "Any option of the recipe can be changed: iresnet train digits-density --train.epochs 3 --model.blocks [2,2] "
-        "--optim.lr=1e-3\n\n"
-        "--model.name and --model.OPTION  architecture and its options: blocks, strides, hidden, coeff, activation, "
-        "logdet.name, logdet.n-steps, solver.name, solver.atol, ...\n\n"
-        f"{sections}"
-    )
+def _first_to_say(message: str) -> bool:
+    """Whether this process is to print what others may have to say too."""
+    if not started_together():
+        return True
+    from iresnet.processes import once
+
+    return once(message)
 
 
-def uncertainty_text(score: "Likelihood", n: int, target: float | None) -> str:
-    """Where the uncertainty of a likelihood comes from, and how it compares with the standard error asked for."""
-    lines = [str(score.uncertainty)]
-    if score.dequantise_samples > 1:
-        lines.append(f"importance-weighted over {score.dequantise_samples} dequantisation draws")
-    if target is not None:
-        reached = score.bits_per_dim.standard_error
-        lines.append(f"standard error {reached:.2g} after {score.n} of {n} examples, {target:.2g} was asked for")
-    return "\n".join(lines)
+def say(what: Any) -> None:
+    """Print a result, which all processes have."""
+    if is_main():
+        out.print(what)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def complain(message: str, status: int, *, about: str | None = None) -> int:
+    """Print an error in one line, and return the exit status.
+
+    Args:
+        message: what went wrong.
+        status: what to exit with.
+        about: processes that complain about the same thing are heard once; the message when None.
+    """
+    first = _first_to_say(about or message)
+    _first_to_say("loss")  # that others lose this process is explained
+    if first:
+        err.print(f"iresnet: {' '.join(message.split())}")
+    return status
+
+
+def show_warning(message: Any, category: Any, *_: Any) -> None:  # noqa: ARG001
+    """Print a warning in one line, in place of ``warnings.showwarning``."""
+    if _first_to_say(str(message)):
+        err.print(f"iresnet: warning: {message}")
+
+
+def show_thread_failure(failure: Any) -> None:
+    """Print that a thread failed, such as one of a tracker's, in place of ``threading.excepthook``."""
+    show_warning(f"a thread beside the command failed ({failure.exc_type.__name__}: {failure.exc_value})", None)
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on terminals; yields a function that takes the number done."""
+    with Progress(console=err, transient=True, disable=not (err.is_terminal and is_main())) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)

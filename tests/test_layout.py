@@ -38,6 +38,7 @@ ALLOWED = {
     "recipes": {"errors", "config"},
     "launch": {"errors"},
     "processes": {"errors", "launch"},
+    "console": {"launch", "processes"},
     "__init__": MODELS | {"runs"},
     "__main__": {"cli"},
 }

@@ -135,7 +135,8 @@ class VisdomTracker(GeneralTracker):
     def _history(self) -> dict[str, list[dict[str, Any]]]:
         lines: dict[str, list[dict[str, Any]]] = {split: [] for split in self.last_step}
         for line in _whole_lines(self.metrics_file):
-            lines.setdefault(line["split"], []).append(line)
+            if line["split"] in lines:
+                lines[line["split"]].append(line)
         return lines
 
 
