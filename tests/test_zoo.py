@@ -176,7 +176,9 @@ def test_the_classifier_of_2019():
     assert kinds[ir.ActNorm] == 21
     assert kinds[ir.Squeeze] == 2
     assert kinds[ir.InjectivePad] == 1
-    assert [type(m) for m in model.head.children()] == [nn.BatchNorm1d, nn.Linear]
+    assert [
+        isinstance(m, kind) for m, kind in zip(model.head.children(), (nn.BatchNorm1d, nn.Linear), strict=True)
+    ] == [True] * 2
     blocks = [(16, 32), (64, 64), (256, 128)]
     head = 2 * 256 + 256 * 10 + 10
     assert sum(p.numel() for p in model.parameters()) == 7 * sum(bottleneck(c, h) + 2 * c for c, h in blocks) + head
