@@ -84,6 +84,15 @@ def test_a_batch_of_less_than_one_a_part_is_not_divided():
         assert bool((block.forward_and_logdet(x)[1] != 0).all())
 
 
+def test_the_whole_batch_takes_no_random_numbers_and_no_copy():
+    block = ir.ResidualBlock(ir.networks.mlp(2, 8).eval(), logdet=ir.Exact())
+    whole = torch.randn(4, 2), torch.randn(4)
+    before = torch.get_rng_state()
+    block.forward_and_logdet(torch.ones(4, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert part.one_part(lambda x: x, lambda x: whole, torch.ones(4, 2), 1) is whole
+
+
 def test_it_ends_with_the_context_also_after_an_error():
     block = ir.ResidualBlock(ir.networks.mlp(2, 8).eval(), logdet=ir.Exact())
     with pytest.raises(RuntimeError), logdet_of_one_part(nn.Sequential(block), 2):

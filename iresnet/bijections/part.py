@@ -25,7 +25,7 @@ def one_part(
         x: the batch; one smaller than the number of parts is not divided.
         n_parts: n.
     """
-    if len(x) < n_parts:
+    if n_parts == 1 or len(x) < n_parts:
         return forward_and_logdet(x)
     chosen = int(torch.randint(n_parts, ()))
     sizes = [len(part) for part in x.tensor_split(n_parts)]
