@@ -171,7 +171,9 @@ def test_two_processes_are_one_with_the_same_batches(case, data, shared, tmp_pat
     for a, b in zip(metrics(one), metrics(two), strict=True):
         a, b = flat(a), flat(b)
         assert b.pop("/split") == a.pop("/split")
-        assert b == pytest.approx(a, rel=1e-4, abs=1e-6)  # errors of reconstructions are rounding
+        errors = [line.pop("/reconstruction_error", 0.0) for line in (a, b)]
+        assert max(errors) < 1e-4  # all of it is rounding
+        assert b == pytest.approx(a, rel=1e-4)
 
 
 def flat(tree, where=""):

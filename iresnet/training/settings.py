@@ -10,6 +10,7 @@ from iresnet.config import Config, leaves
 from iresnet.errors import RecipeError, RunError, UnknownNameError
 from iresnet.runs import Inputs
 from iresnet.training.trackers import check_trackers
+from iresnet.training.weights import SHARDINGS
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Names of the precisions, and what accelerate calls them."""
@@ -72,8 +73,8 @@ def check_settings(config: Config) -> None:
         )
     if train.seed >= 2**63:
         raise RecipeError(f"--train.seed must be below 2**63, got {train.seed}")
-    if train.sharding not in ("ddp", "fsdp"):
-        raise UnknownNameError("sharding", train.sharding, ("ddp", "fsdp"))
+    if train.sharding not in SHARDINGS:
+        raise UnknownNameError("sharding", train.sharding, SHARDINGS)
     if train.sharding == "fsdp":
         _check_sharded(config)
     if train.precision not in PRECISIONS:
