@@ -65,7 +65,7 @@ def train(
     )
 
 
-def end(process: subprocess.Popen, timeout: float = 300) -> Outcome:
+def end(process: subprocess.Popen, timeout: float | None = 300) -> Outcome:
     """Wait for the end of a process."""
     _, err = process.communicate(timeout=timeout)
     return Outcome(process.returncode, (err.splitlines() or [""])[-1])
@@ -103,6 +103,8 @@ class Trial:
     Attributes:
         out: the run folder.
         options: changes of the recipe.
+        recipe: the command line after ``iresnet train``.
+        timeout: seconds that a process may take to its end.
         redone: for each end, the steps that had to be done again.
         outcomes: how the processes ended.
         ended: how many of them ended as they were meant to.
@@ -112,6 +114,8 @@ class Trial:
 
     out: Path
     options: Sequence[str] = ()
+    recipe: Sequence[str] = RECIPE
+    timeout: float | None = 300
     redone: list[int] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     ended: int = 0
@@ -120,14 +124,15 @@ class Trial:
 
     def start(self, die_at: int | None = None) -> subprocess.Popen:
         """Start the run, or continue it if it has begun."""
-        return train(self.out, *self.options, resume=(self.out / "config.yaml").exists(), die_at=die_at)
+        resume = (self.out / "config.yaml").exists()
+        return train(self.out, *self.options, recipe=self.recipe, resume=resume, die_at=die_at)
 
     def interrupt(self, act: Callable[[subprocess.Popen], object], die_at: int | None = None) -> Outcome:
         """Start or continue, let ``act`` end the process, and note what was lost."""
         process = self.start(die_at)
         try:
             act(process)
-            outcome = end(process)
+            outcome = end(process, self.timeout)
         finally:
             process.kill()
         self.outcomes.append(outcome)
@@ -136,7 +141,7 @@ class Trial:
 
     def complete(self) -> Outcome:
         """Continue to the end."""
-        return end(self.start())
+        return end(self.start(), self.timeout)
 
 
 def at_step(run: Path, step: int, number: int, delay: float = 0.0) -> Callable[[subprocess.Popen], None]:
