@@ -78,15 +78,15 @@ def _fill(trial: Trial, ballast: Path, step: int, process: subprocess.Popen) -> 
         file.write(bytes(1))
 
 
-KINDS: dict[str, tuple[End, int | None]] = {
-    "kill -9": (_signalled(signal.SIGKILL), -signal.SIGKILL),
-    "kill -9 while a file is written": (_killed_while_writing, -signal.SIGKILL),
-    "SIGTERM": (_signalled(signal.SIGTERM), 130),
-    "Ctrl-C": (_signalled(signal.SIGINT), 130),
-    "full disk": (_filled, 2),
-    "SIGTERM, then a bit of the newest checkpoint turns over": (_damaged, 130),
+KINDS: dict[str, tuple[End, set[int]]] = {
+    "kill -9": (_signalled(signal.SIGKILL), {-signal.SIGKILL}),
+    "kill -9 while a file is written": (_killed_while_writing, {-signal.SIGKILL}),
+    "SIGTERM": (_signalled(signal.SIGTERM), {130, -signal.SIGTERM}),
+    "Ctrl-C": (_signalled(signal.SIGINT), {130, -signal.SIGINT}),
+    "full disk": (_filled, {2}),
+    "SIGTERM, then a bit of the newest checkpoint turns over": (_damaged, {130, -signal.SIGTERM}),
 }
-"""Ways to end, and the exit status that belongs to each."""
+"""Ways to end, and the exit statuses that belong to each: 130, or that of the signal before the command line starts."""
 
 
 @contextmanager
@@ -106,16 +106,17 @@ def _place(kind: str) -> Iterator[Path]:
 
 def _try(kind: str, seed: int, n_ends: int, whole: Path) -> Trial | None:
     """End one run so many times, or until it is complete; none when it cannot be tried here."""
-    end_once, status = KINDS[kind]
+    end_once, statuses = KINDS[kind]
     chance = random.Random(f"{kind} {seed}")
     try:
         with _place(kind) as folder:
             trial = Trial(folder / "run", OPTIONS)
             while len(trial.outcomes) < n_ends and saved(trial.out) < N_STEPS - 1:
                 end_once(trial, chance)
-                if trial.outcomes[-1].status != status:
+                if trial.outcomes[-1].status not in statuses:
+                    print(f"{kind}: ended by {trial.outcomes[-1]}", flush=True)
                     break
-            trial.ended = sum(outcome.status == status for outcome in trial.outcomes)
+            trial.ended = sum(outcome.status in statuses for outcome in trial.outcomes)
             trial.completed = trial.complete().status == 0
             trial.differences = differences(trial.out, whole) if trial.completed else ["not complete"]
             return trial

@@ -1,0 +1,1 @@
+"""The commands of the command line, one in a file: each calls the library, prints, and returns its exit status."""

@@ -1,0 +1,106 @@
+"""``iresnet train``: a recipe becomes a run folder."""
+
+__all__ = ["train", "train_help"]
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from iresnet.commands.arguments import DataDir, Gpus, Processes, spread
+from iresnet.config import Config, load_config, options, recipe_names
+from iresnet.console import err, say
+from iresnet.errors import Interrupted, RecipeError
+
+
+def train(
+    recipe: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
+    *overrides: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
+    config: Annotated[Path | None, Parameter(name="--config")] = None,
+    data_dir: DataDir = None,
+    out: Path | None = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    compile: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002 (the name of the option)
+    tracker: Annotated[list[str] | None, Parameter(negative="--no-tracker")] = None,
+    verbose: Annotated[bool, Parameter(negative="")] = False,
+    processes: Processes = None,
+    gpus: Gpus = None,
+) -> None:
+    """Train a model into a run folder.
+
+    Args:
+        recipe: Name of a bundled recipe (see: iresnet recipes), or a YAML file.
+        overrides: Changes of the recipe.
+        config: YAML file in place of a recipe; the config.yaml of a run repeats that run.
+        data_dir: Folder of data sets.
+        out: Run folder to write; runs/RECIPE by default.
+        resume: Continue the run in that folder.
+        dry_run: Run real steps of the full model on a few examples, print what the run costs here and on GPUs; no more.
+        compile: Short for --train.compile true: compile the residual blocks first, for faster steps.
+        tracker: Show the run there too, may be repeated: tensorboard (the default, if installed), visdom, wandb,
+            mlflow, aim, clearml, comet_ml, dvclive, swanlab, trackio.
+        verbose: At every line of metrics, say what each block does.
+    """
+    recipe, overrides = _source(recipe, overrides, config)
+    short = ["--train.compile", "true"] if compile else []
+    if tracker is not None:
+        names = [token.strip("[]") for token in tracker]  # several options, or the list of a recipe
+        short += ["--tracker", f"[{','.join(filter(None, names))}]"]
+    settings = load_config(recipe, [*overrides, *short])
+    from iresnet import training
+
+    data_dir = data_dir or _data_dir_of(recipe)
+    if dry_run:
+        say(str(training.dry_run(settings, data_dir=data_dir)))
+        return
+    spread(processes, gpus)
+    folder = out or Path("runs") / settings.name
+    _train(settings, recipe, folder, data_dir, resume=resume, verbose=verbose)
+
+
+def _source(recipe: str, overrides: tuple[str, ...], config: Path | None) -> tuple[str, tuple[str, ...]]:
+    """Where the settings come from, a recipe or a file, and how they are changed."""
+    if config is None and (not recipe or recipe.startswith("--")):
+        raise RecipeError(f"iresnet train needs a recipe ({', '.join(recipe_names())}) or --config FILE")
+    if config is None:
+        return recipe, overrides
+    if recipe and not recipe.startswith("--"):
+        raise RecipeError(f"give a recipe or --config, not both: got '{recipe}' and --config {config}")
+    return str(config), (recipe, *overrides) if recipe else overrides
+
+
+def _data_dir_of(recipe: str) -> Path | None:
+    """Where the run that a config.yaml belongs to found its data."""
+    from iresnet.runs import Run
+
+    folder = Run(Path(recipe).parent).data_dir if Path(recipe).name == "config.yaml" else None
+    return Path(folder) if folder else None
+
+
+def _train(config: Config, recipe: str, folder: Path, data_dir: Path | None, *, resume: bool, verbose: bool) -> None:
+    from iresnet import training
+    from iresnet.training.progress import BlockLog, ProgressBar
+
+    callbacks = [ProgressBar(err), *([BlockLog(err)] if verbose else ())]
+    try:
+        result = training.train(config, folder, data_dir=data_dir, resume=resume, callbacks=callbacks)
+    except Interrupted as error:
+        raise Interrupted(f"{error}; continue with the same command and --resume") from error
+    say(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")
+
+
+def train_help() -> str:
+    """What ``iresnet train --help`` says: every option of a recipe."""
+    lines = [
+        f"--{name.replace('_', '-')}  {doc} (default: {default!r})" for name, default, doc in options() if "." in name
+    ]
+    sections = "\n\n".join(lines)
+    return (
+        "Train a model into a run folder.\n\n"
+        "Any option of the recipe can be changed: iresnet train digits-density --train.epochs 3 --model.blocks [2,2] "
+        "--optim.lr=1e-3\n\n"
+        "--model.name and --model.OPTION  architecture and its options: blocks, strides, hidden, coeff, activation, "
+        "logdet.name, logdet.n-steps, solver.name, solver.atol, ...\n\n"
+        f"{sections}"
+    )
