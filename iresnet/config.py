@@ -7,6 +7,7 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "VisdomConfig",
+    "WITHOUT",
     "check_types",
     "from_dict",
     "leaves",
@@ -161,6 +162,8 @@ def recipe_names() -> list[str]:
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and change it.
 
+    A recipe may begin with ``base: NAME``, another recipe or file: it then says only what is different.
+
     Args:
         recipe: name of a bundled recipe, or path of a YAML file, such as the ``config.yaml`` of a run to repeat.
         overrides: command-line tokens, ``--section.key value`` or ``--section.key=value``; values are YAML.
@@ -175,16 +178,34 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     tree = _read(recipe)
     for key, value in _pairs(overrides):
-        path = key.split(".")
-        if len(path) == 3 and path[-1] == "name":  # a part of the model: the options of the old part belong to it
-            path, value = path[:2], {"name": value}
-        _set(tree, path, value)
+        _change(tree, key, value)
     return from_dict(Config, tree)
 
 
-def _read(recipe: str | Path) -> dict[str, Any]:
+def _read(recipe: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The tree of a recipe, with that of its base below it."""
+    tree = _read_file(recipe)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if str(base) in (*above, str(recipe)):
+        raise RecipeError(f"the recipe {recipe} is its own base: {' -> '.join((*above, str(recipe), str(base)))}")
+    is_file = Path(str(base)).suffix in _SUFFIXES
+    below = _read(Path(recipe).parent / base if is_file else str(base), (*above, str(recipe)))
+    result = {key: value for key, value in below.items() if key not in _OWN}
+    for key, value in leaves(tree):
+        _change(result, key, value)
+    return result
+
+
+_SUFFIXES = (".yaml", ".yml")
+_OWN = ("name", "description", "expected", "cost")
+"""What a recipe says of itself alone, and not of those that are based on it."""
+
+
+def _read_file(recipe: str | Path) -> dict[str, Any]:
     path = Path(recipe)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in _SUFFIXES:
         if not path.is_file():
             raise RecipeError(f"there is no recipe file {path}")
         text, name = path.read_bytes(), path.stem
@@ -221,6 +242,25 @@ def _scalar(text: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"'{text}' is not a value: {' '.join(str(error).split())}") from error
+
+
+def _change(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a dotted key; the options of what had another name before are left out."""
+    path = key.split(".")
+    if len(path) == 3 and path[-1] == "name":  # a part of the model: the options of the old part belong to it
+        path, value = path[:2], {"name": value}
+    if key == "model.name" and isinstance(tree.get("model"), dict):
+        for option in WITHOUT.get(str(value), ()):
+            tree["model"].pop(option, None)
+    _set(tree, path, value)
+
+
+WITHOUT = {
+    "resnet": tuple(
+        "actnorm network coeff activation normalisation n_power_steps logdet solver memory base".split()  # noqa: SIM905
+    ),
+}
+"""Options that an architecture does not share with the others: its name alone turns their recipes into its own."""
 
 
 def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
