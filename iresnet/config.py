@@ -46,6 +46,12 @@ class DataConfig:
     augment: tuple[str, ...] = _option((), "augmentations of training images: pad-crop, flip")
     stream: bool = _option(False, "read training images from Parquet files as they are needed, for data beyond memory")
     shuffle_buffer: int = _option(10_000, "stream: examples that are read and shuffled together, by each process")
+    split_seed: int = _option(0, "of random splits: of UCI tables, and of your own data without splits")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What :func:`iresnet.data.load` takes besides the name and the folder of data sets."""
+        return {"pad_to": self.pad_to, "stream": self.stream, "split_seed": self.split_seed}
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,18 @@ import torch
 import iresnet as ir
 from iresnet.config import load_config, recipe_names
 from iresnet.data import Batches, Dataset, Split, load
+from iresnet.data.uci import UCI
 from iresnet.runs import inputs_of
 from iresnet.training import dry_run
 from iresnet.training.optim import make_optimiser
 from iresnet.training.settings import check_settings
 from iresnet.training.task import make_task
 
-SHAPES = {"mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+SHAPES = {
+    **dict.fromkeys(("mnist", "fashion-mnist"), (1, 28, 28)),
+    **dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32)),
+    **dict.fromkeys(UCI, (9,)),
+}
 
 
 def small(recipe):
@@ -28,11 +33,14 @@ def small(recipe):
 
 
 def dataset_of(config, n=4):
-    """The data set of a recipe, or random images of its shape where it has to be got first."""
+    """The data set of a recipe, or random examples of its shape where it has to be got first."""
     name, side = config.data.name, config.data.pad_to
     if name not in SHAPES:
         return load(name)
     shape = (SHAPES[name][0], side, side) if side else SHAPES[name]
+    if name in UCI:
+        split = Split(torch.randn(n, *shape))
+        return Dataset(name, split, split, split, None, (), "random")
     split = Split(torch.randint(0, 256, (n, *shape), dtype=torch.uint8), torch.arange(n) % 10)
     return Dataset(name, split, split, split, 256, tuple("0123456789"), "random")
 
