@@ -83,6 +83,7 @@ class OptimConfig:
     adam_lr: float = _option(0.1, "muon: learning rate of what is no Lipschitz weight, by Adam")
     weight_decay: float = _option(0.0, "weight decay")
     momentum: float = _option(0.9, "momentum of sgd and muon")
+    nesterov: bool = _option(False, "sgd: Nesterov momentum")
     warmup_epochs: float = _option(0.0, "epochs of linear warm-up from 0")
     schedule: str = _option("constant", "constant, cosine, linear or step, after warm-up")
     decay_from: float = _option(0.5, "linear: fraction of the run after which the rate falls to 0")
