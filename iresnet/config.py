@@ -195,10 +195,10 @@ def _read(recipe: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     base = tree.pop("base", None)
     if base is None:
         return tree
-    if str(base) in (*above, str(recipe)):
-        raise RecipeError(f"the recipe {recipe} is its own base: {' -> '.join((*above, str(recipe), str(base)))}")
-    is_file = Path(str(base)).suffix in _SUFFIXES
-    below = _read(Path(recipe).parent / base if is_file else str(base), (*above, str(recipe)))
+    source = str(Path(recipe).parent / str(base) if Path(str(base)).suffix in _SUFFIXES else base)
+    if source in (*above, str(recipe)):
+        raise RecipeError(f"the recipe {recipe} is its own base: {' -> '.join((*above, str(recipe), source))}")
+    below = _read(source, (*above, str(recipe)))
     result = {key: value for key, value in below.items() if key not in _OWN}
     for key, value in leaves(tree):
         _change(result, key, value)
