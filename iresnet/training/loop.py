@@ -114,6 +114,7 @@ class _Trainer:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
+        seed_all(config.train.seed + 1 + self.accelerator.process_index)  # the noise of the first step, from here on
         self.weights = SHARDINGS[config.train.sharding](
             self.accelerator, task, config, self.inputs, lambda: next(self.batches.epoch())
         )
@@ -142,7 +143,6 @@ class _Trainer:
 
     def open(self, run: Run, *, resume: bool) -> None:
         """Write what a new run folder holds at first, or restore the state from it."""
-        seed_all(self.config.train.seed + 1 + self.accelerator.process_index)
         metrics_size = 0
         if self.accelerator.is_main_process:
             run.remove_leftovers()
@@ -272,12 +272,18 @@ class _Trainer:
         best = self.best.step
         if not self.over or self.config.train.patience is None or best in (None, self.step):
             return
-        checkpoint = read_checkpoint(run, best) if self.accelerator.is_main_process else None
-        if checkpoint:
-            model = build_model(self.config, self.inputs)
-            model.load_state_dict(checkpoint.average["model"] if checkpoint.average else checkpoint.model)
-            with kept_random_state():
-                run.save_model(model)
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            checkpoint = read_checkpoint(run, best)
+        except RunError as error:
+            warnings.warn(f"{error}; the model is that of the last step, not the best", RunWarning, stacklevel=2)
+            return
+        assert checkpoint is not None
+        model = build_model(self.config, self.inputs)
+        model.load_state_dict(checkpoint.average["model"] if checkpoint.average else checkpoint.model)
+        with kept_random_state():
+            run.save_model(model)
 
     @torch.no_grad()
     def _validate(self, sealed: Model) -> dict[str, float]:
