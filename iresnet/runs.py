@@ -1,6 +1,6 @@
-"""The run folder: everything that a run writes, and the model read back from it."""
+"""The run folder: everything that a run writes."""
 
-__all__ = ["Inputs", "Run", "build_model", "inputs_of", "load"]
+__all__ = ["Inputs", "Run", "build_model", "inputs_of"]
 
 import copy
 import json
@@ -255,27 +255,6 @@ class Run:
         path = self.path / name
         write_atomically(path, json.dumps(tree, indent=2) + "\n")
         return path
-
-
-def load(path: str | Path) -> Model:
-    """Rebuild a trained model from its run folder.
-
-    Args:
-        path: a run folder.
-
-    Returns:
-        A :class:`~iresnet.Flow`, :class:`~iresnet.Classifier` or :class:`~iresnet.Hybrid` in eval mode, on the CPU.
-
-    Raises:
-        RunError: when the folder holds no sound run.
-
-    Example:
-        >>> load("nowhere")
-        Traceback (most recent call last):
-        ...
-        iresnet.errors.RunError: nowhere is not a run folder (no config.yaml in it); make one with: iresnet train RECIPE
-    """
-    return Run.open(path).load_model()
 
 
 def _is_beginning(path: Path) -> bool:
