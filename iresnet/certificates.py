@@ -24,6 +24,7 @@ from iresnet.bijections import (
     Squeeze,
 )
 from iresnet.bounds import lower_bound, upper_bound
+from iresnet.classifiers import Classifier
 from iresnet.errors import IResNetError
 from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear
 
@@ -225,7 +226,7 @@ def _norm(g: nn.Module) -> float:
 
 
 def _stretch_of(module: nn.Module, blocks: tuple[Bound, ...]) -> Stretch | None:
-    bijection = getattr(module, "bijection", module)
+    bijection = module.network if isinstance(module, Classifier) else getattr(module, "bijection", module)
     if not isinstance(bijection, Bijection):
         return None
     norms = {block.norm for block in blocks}
@@ -270,7 +271,8 @@ def seal(model: nn.Module, *, target: float = 0.99) -> Certificate:
     r"""Make a model certify: converge the norm estimates, and scale down what is then still not proved to contract.
 
     Power iteration lags behind moving weights, so after training a layer may be somewhat above its coefficient. Sealing
-    brings it back. It changes the model a little: evaluate afterwards. Models are sealed when they are saved.
+    brings it back. It changes the model a little: evaluate afterwards. Models are sealed when they are saved. A block
+    with an unconstrained layer is left as it is, and not certified unless its bound happens to be below 1.
 
     Args:
         model: changed in place.
@@ -290,7 +292,7 @@ def seal(model: nn.Module, *, target: float = 0.99) -> Certificate:
         True
     """
     for layer in model.modules():
-        if isinstance(layer, (LipschitzLinear, LipschitzConv2d)):
+        if _is_layer(layer):
             layer.normalisation.converge(layer.unnormalised_weight)
     certificate = certify(model)
     if certificate.certified:
@@ -303,8 +305,8 @@ def seal(model: nn.Module, *, target: float = 0.99) -> Certificate:
 def _scale_down(g: nn.Module, target: float) -> None:
     """Multiply all layers of g by one factor, so that its bound becomes ``target``."""
     bound = upper_bound(g, _norm(g))
-    layers = [m for m in g.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d))]
-    if bound < 1 or not layers or not math.isfinite(bound):
+    layers = [m for m in g.modules() if _is_layer(m)]
+    if bound < 1 or not layers or not math.isfinite(bound) or not all(m.normalisation.constrained for m in layers):
         return
     factor = (target / bound) ** (1 / len(layers))
     for layer in layers:

@@ -2,63 +2,14 @@
 
 __all__ = ["Classifier", "Hybrid"]
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from iresnet.batchnorm import LazyBatchNorm
 from iresnet.bijections import Bijection
 from iresnet.errors import IResNetError
 from iresnet.flows import Density, Flow, check_finite
-from iresnet.logdet import LogDetEstimator, at_least_float32
-
-
-class _BatchNorm(nn.BatchNorm1d):
-    """Batch norm over the batches of all processes of a distributed run, which torch has for accelerators alone."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.BatchNorm1d); (N, C, L)
-        """Normalise each channel."""
-        if not (self.training and dist.is_available() and dist.is_initialized()):
-            return super().forward(input)
-        x = at_least_float32(input)
-        mean = _Mean.apply(x.mean((0, 2), keepdim=True))
-        variance = _Mean.apply((x - mean).square().mean((0, 2), keepdim=True))
-        self._follow(mean, variance, dist.get_world_size() * x[:, 0].numel())
-        return (x - mean) * (variance + self.eps).rsqrt() * self.weight[:, None] + self.bias[:, None]
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, n: int) -> None:
-        """Move the running averages as torch does: that of the variance is of the unbiased one."""
-        for average, value in ((self.running_mean, mean), (self.running_var, variance * n / (n - 1))):
-            assert average is not None
-            average.lerp_(value.flatten(), self.momentum or 0.0)
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-
-
-class _Mean(torch.autograd.Function):
-    """Mean over the processes, of values in forward and of gradients in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004
-        return _mean(values)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # noqa: ARG004  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _mean(upstream)
-
-
-def _mean(values: Tensor) -> Tensor:
-    total = values.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
-
-
-class _LazyBatchNorm(nn.LazyBatchNorm1d):
-    """Takes the number of channels from its first input."""
-
-    cls_to_become = _BatchNorm
+from iresnet.logdet import LogDetEstimator
 
 
 class _Head(nn.Module):
@@ -68,7 +19,7 @@ class _Head(nn.Module):
         super().__init__()
         if n_classes < 2:
             raise IResNetError(f"a classifier needs at least 2 classes, got {n_classes}")
-        self.norm = _LazyBatchNorm()
+        self.norm = LazyBatchNorm()
         self.linear = nn.LazyLinear(n_classes)
 
     def forward(self, features: Tensor) -> Tensor:  # (N, C, ...) -> (N, n_classes)
@@ -77,12 +28,13 @@ class _Head(nn.Module):
 
 
 class Classifier(nn.Module):
-    r"""A bijection with a classification head, whose features can be mapped back to the input.
+    r"""A network with a classification head; when it is a bijection, its features can be mapped back to the input.
 
     The head is lazy: its sizes come from the first batch (:func:`iresnet.zoo.build` has run one already).
 
     Args:
-        bijection: the feature map, (N, \*E) -> (N, C, H, W) or (N, D).
+        network: the feature map, (N, \*E) -> (N, C, H, W) or (N, D): a :class:`~iresnet.Bijection`, or any other
+            to compare with.
         n_classes: number of classes.
 
     Reference:
@@ -95,10 +47,23 @@ class Classifier(nn.Module):
         torch.Size([4, 10])
     """
 
-    def __init__(self, bijection: Bijection, n_classes: int):
+    def __init__(self, network: nn.Module, n_classes: int):
         super().__init__()
-        self.bijection = bijection
+        self.network = network
         self.head = _Head(n_classes)
+
+    @property
+    def bijection(self) -> Bijection:
+        """The network as an invertible map.
+
+        Raises:
+            IResNetError: when it is none.
+        """
+        if not isinstance(self.network, Bijection):
+            raise IResNetError(
+                "this classifier is a plain network without inverse; train an invertible one (--model.name iresnet)"
+            )
+        return self.network
 
     def forward(self, x: Tensor) -> Tensor:  # (N, *E) -> (N, n_classes)
         """Logits of the classes."""
@@ -107,10 +72,10 @@ class Classifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Features before the head, from which :meth:`invert` recovers x; x must be finite."""
         check_finite(x, self.training)
-        return self.bijection(x)
+        return self.network(x)
 
     def invert(self, z: Tensor) -> Tensor:
-        """Map features back to inputs; warns when an inverse did not converge."""
+        """Map features of a bijection back to inputs; warns when an inverse did not converge."""
         return self.bijection.inverse(z)
 
 

@@ -7,6 +7,7 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "VisdomConfig",
+    "WITHOUT",
     "check_types",
     "from_dict",
     "leaves",
@@ -45,6 +46,12 @@ class DataConfig:
     augment: tuple[str, ...] = _option((), "augmentations of training images: pad-crop, flip")
     stream: bool = _option(False, "read training images from Parquet files as they are needed, for data beyond memory")
     shuffle_buffer: int = _option(10_000, "stream: examples that are read and shuffled together, by each process")
+    split_seed: int = _option(0, "of random splits: of UCI tables, and of your own data without splits")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What :func:`iresnet.data.load` takes besides the name and the folder of data sets."""
+        return {"pad_to": self.pad_to, "stream": self.stream, "split_seed": self.split_seed}
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class OptimConfig:
     adam_lr: float = _option(0.1, "muon: learning rate of what is no Lipschitz weight, by Adam")
     weight_decay: float = _option(0.0, "weight decay")
     momentum: float = _option(0.9, "momentum of sgd and muon")
+    nesterov: bool = _option(False, "sgd: Nesterov momentum")
     warmup_epochs: float = _option(0.0, "epochs of linear warm-up from 0")
     schedule: str = _option("constant", "constant, cosine, linear or step, after warm-up")
     decay_from: float = _option(0.5, "linear: fraction of the run after which the rate falls to 0")
@@ -161,6 +169,8 @@ def recipe_names() -> list[str]:
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and change it.
 
+    A recipe may begin with ``base: NAME``, another recipe or file: it then says only what is different.
+
     Args:
         recipe: name of a bundled recipe, or path of a YAML file, such as the ``config.yaml`` of a run to repeat.
         overrides: command-line tokens, ``--section.key value`` or ``--section.key=value``; values are YAML.
@@ -175,16 +185,34 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     tree = _read(recipe)
     for key, value in _pairs(overrides):
-        path = key.split(".")
-        if len(path) == 3 and path[-1] == "name":  # a part of the model: the options of the old part belong to it
-            path, value = path[:2], {"name": value}
-        _set(tree, path, value)
+        _change(tree, key, value)
     return from_dict(Config, tree)
 
 
-def _read(recipe: str | Path) -> dict[str, Any]:
+def _read(recipe: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The tree of a recipe, with that of its base below it."""
+    tree = _read_file(recipe)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    source = str(Path(recipe).parent / str(base) if Path(str(base)).suffix in _SUFFIXES else base)
+    if source in (*above, str(recipe)):
+        raise RecipeError(f"the recipe {recipe} is its own base: {' -> '.join((*above, str(recipe), source))}")
+    below = _read(source, (*above, str(recipe)))
+    result = {key: value for key, value in below.items() if key not in _OWN}
+    for key, value in leaves(tree):
+        _change(result, key, value)
+    return result
+
+
+_SUFFIXES = (".yaml", ".yml")
+_OWN = ("name", "description", "expected", "cost")
+"""What a recipe says of itself alone, and not of those that are based on it."""
+
+
+def _read_file(recipe: str | Path) -> dict[str, Any]:
     path = Path(recipe)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in _SUFFIXES:
         if not path.is_file():
             raise RecipeError(f"there is no recipe file {path}")
         text, name = path.read_bytes(), path.stem
@@ -221,6 +249,25 @@ def _scalar(text: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"'{text}' is not a value: {' '.join(str(error).split())}") from error
+
+
+def _change(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a dotted key; the options of what had another name before are left out."""
+    path = key.split(".")
+    if len(path) == 3 and path[-1] == "name":  # a part of the model: the options of the old part belong to it
+        path, value = path[:2], {"name": value}
+    if key == "model.name" and isinstance(tree.get("model"), dict):
+        for option in WITHOUT.get(str(value), ()):
+            tree["model"].pop(option, None)
+    _set(tree, path, value)
+
+
+WITHOUT = {
+    "resnet": tuple(
+        "actnorm network coeff activation normalisation n_power_steps logdet solver memory base".split()  # noqa: SIM905
+    ),
+}
+"""Options that an architecture does not share with the others: its name alone turns their recipes into its own."""
 
 
 def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:

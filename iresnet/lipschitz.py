@@ -73,7 +73,7 @@ class LipschitzLinear(nn.Linear):
     Args:
         in_features: size of the input.
         out_features: size of the output.
-        coeff: the largest spectral norm allowed, in (0, 1).
+        coeff: the largest spectral norm allowed, in (0, 1); None for no constraint, and then no certificate.
         bias: whether to add a learned bias.
         normalisation: ``"power"`` (cheap, lags behind moving weights) or ``"gram"`` (an upper bound at every step).
         n_steps: iterations; 1 at each use in train mode for power, 7 for gram when None.
@@ -93,7 +93,7 @@ class LipschitzLinear(nn.Linear):
         self,
         in_features: int,
         out_features: int,
-        coeff: float = 0.9,
+        coeff: float | None = 0.9,
         *,
         bias: bool = True,
         normalisation: str = "power",
@@ -124,7 +124,7 @@ class LipschitzConv2d(nn.Conv2d):
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: side of the kernel, odd or even.
-        coeff: the largest operator norm allowed, in (0, 1).
+        coeff: the largest operator norm allowed, in (0, 1); None for no constraint, and then no certificate.
         image_size: height and width of the images.
         bias: whether to add a learned bias.
         normalisation: ``"power"`` (cheap, lags behind moving weights) or ``"gram"`` (an upper bound at every step).
@@ -149,7 +149,7 @@ class LipschitzConv2d(nn.Conv2d):
         in_channels: int,
         out_channels: int,
         kernel_size: int | tuple[int, int],
-        coeff: float = 0.9,
+        coeff: float | None = 0.9,
         *,
         image_size: tuple[int, int],
         bias: bool = True,

@@ -15,7 +15,7 @@ def conv_bottleneck(
     shape: tuple[int, int, int],
     hidden: int,
     *,
-    coeff: float = 0.9,
+    coeff: float | None = 0.9,
     activation: str = "elu",
     preactivation: bool = True,
     normalisation: str = "power",
@@ -28,7 +28,7 @@ def conv_bottleneck(
     Args:
         shape: (C, H, W) of input and output.
         hidden: channels in between.
-        coeff: Lipschitz coefficient of each convolution, in (0, 1).
+        coeff: Lipschitz coefficient of each convolution, in (0, 1); None for no constraint.
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
         preactivation: whether an activation comes first; the published models leave it out in their first block.
         normalisation: see :data:`iresnet.normalisation.NORMALISATIONS`.
@@ -64,7 +64,7 @@ def dense_concat(
     hidden: int,
     *,
     depth: int = 3,
-    coeff: float = 0.9,
+    coeff: float | None = 0.9,
     activation: str = "elu",
     normalisation: str = "power",
     n_steps: int | None = None,
@@ -80,7 +80,7 @@ def dense_concat(
         shape: (C, H, W) or (D,) of input and output.
         hidden: channels that each layer adds.
         depth: number of layers.
-        coeff: Lipschitz coefficient of each layer, in (0, 1).
+        coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint.
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
         normalisation: see :data:`iresnet.normalisation.NORMALISATIONS`.
         n_steps: its iterations, the default of the normalisation when None.
@@ -117,7 +117,7 @@ def mlp(
     hidden: int,
     *,
     depth: int = 3,
-    coeff: float = 0.9,
+    coeff: float | None = 0.9,
     activation: str = "elu",
     normalisation: str = "power",
     n_steps: int | None = None,
@@ -130,7 +130,7 @@ def mlp(
         features: size of input and output.
         hidden: size of the layers in between.
         depth: number of dense layers.
-        coeff: Lipschitz coefficient of each layer, in (0, 1).
+        coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint.
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
         normalisation: see :data:`iresnet.normalisation.NORMALISATIONS`.
         n_steps: its iterations, the default of the normalisation when None.

@@ -28,7 +28,7 @@ class Normalisation(nn.Module, ABC):
     .. math:: W \mapsto W \min(1, c / \sigma(W))
 
     Args:
-        coeff: c, the largest norm allowed, in (0, 1).
+        coeff: c, the largest norm allowed, in (0, 1); None for no constraint, c infinite.
 
     Raises:
         IResNetError: when ``coeff`` is outside (0, 1).
@@ -37,15 +37,20 @@ class Normalisation(nn.Module, ABC):
     norm: float = 2.0
     """p of the operator norm that is bounded, from the p-norm to the p-norm."""
 
-    def __init__(self, coeff: float):
+    def __init__(self, coeff: float | None):
         super().__init__()
-        if not 0.0 < coeff < 1.0:
+        if coeff is not None and not 0.0 < coeff < 1.0:
             raise IResNetError(
                 "coeff is the Lipschitz bound of a layer and must lie in (0, 1) for x + g(x) to be invertible, got "
-                f"{coeff}"
+                f"{coeff}; None (null in a recipe) leaves the layer unconstrained"
             )
-        self.coeff = float(coeff)
+        self.coeff = math.inf if coeff is None else float(coeff)
         self.held: Tensor | None = None
+
+    @property
+    def constrained(self) -> bool:
+        """Whether there is a coefficient; without one a weight passes as it is, and its norm is only watched."""
+        return math.isfinite(self.coeff)
 
     @abstractmethod
     def sigma(self, weight: Tensor) -> Tensor:
@@ -93,7 +98,7 @@ class PowerIteration(Normalisation):
 
     Args:
         weight: the weight to normalise, (out, in) or (out, in, kh, kw).
-        coeff: the largest norm allowed, in (0, 1).
+        coeff: the largest norm allowed, in (0, 1); None for no constraint.
         image_size: (H, W) of a convolution's images; not used for a dense weight.
         n_steps: the most power iterations at each use in train mode.
         tol: change of u, a unit vector, at which they stop; all of them run when 0, and on devices other than the CPU,
@@ -115,7 +120,7 @@ class PowerIteration(Normalisation):
     u: Tensor
 
     def __init__(
-        self, weight: Tensor, *, coeff: float, image_size: tuple[int, int], n_steps: int = 1, tol: float = 1e-2
+        self, weight: Tensor, *, coeff: float | None, image_size: tuple[int, int], n_steps: int = 1, tol: float = 1e-2
     ):
         super().__init__(coeff)
         if n_steps < 1:
@@ -190,7 +195,7 @@ class GramIteration(Normalisation):
 
     Args:
         weight: the weight to normalise, (out, in) or (out, in, kh, kw).
-        coeff: the largest norm allowed, in (0, 1).
+        coeff: the largest norm allowed, in (0, 1); None for no constraint.
         image_size: (H, W) of a convolution's images; not used for a dense weight.
         n_steps: k; the bound is within a factor :math:`\mathrm{rank}^{2^{-k-1}}`.
 
@@ -206,7 +211,7 @@ class GramIteration(Normalisation):
         True
     """
 
-    def __init__(self, weight: Tensor, *, coeff: float, image_size: tuple[int, int], n_steps: int = 7):  # noqa: ARG002
+    def __init__(self, weight: Tensor, *, coeff: float | None, image_size: tuple[int, int], n_steps: int = 7):  # noqa: ARG002
         super().__init__(coeff)
         if n_steps < 1:
             raise IResNetError(f"n_steps, the Gram iterations, is at least 1, got {n_steps}")
@@ -257,11 +262,11 @@ class AbsoluteSums(Normalisation, ABC):
 
     Args:
         weight: the weight to normalise, (out, in) or (out, in, kh, kw).
-        coeff: the largest norm allowed, in (0, 1).
+        coeff: the largest norm allowed, in (0, 1); None for no constraint.
         image_size: not used.
     """
 
-    def __init__(self, weight: Tensor, *, coeff: float, image_size: tuple[int, int]):  # noqa: ARG002
+    def __init__(self, weight: Tensor, *, coeff: float | None, image_size: tuple[int, int]):  # noqa: ARG002
         super().__init__(coeff)
 
     def sigma(self, weight: Tensor) -> Tensor:
@@ -319,14 +324,14 @@ upper bound at every step; ``l1`` and ``linf``: exact norms of other geometries.
 
 
 def make_normalisation(
-    name: str, weight: Tensor, *, coeff: float, image_size: tuple[int, int] = (1, 1), n_steps: int | None = None
+    name: str, weight: Tensor, *, coeff: float | None, image_size: tuple[int, int] = (1, 1), n_steps: int | None = None
 ) -> Normalisation:
     """Build the normalisation of that name for a weight.
 
     Args:
         name: a key of :data:`NORMALISATIONS`.
         weight: the weight to normalise.
-        coeff: the largest norm allowed, in (0, 1).
+        coeff: the largest norm allowed, in (0, 1); None for no constraint.
         image_size: (H, W) of a convolution's images.
         n_steps: iterations; the default of the class when None.
 

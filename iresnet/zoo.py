@@ -29,6 +29,7 @@ from iresnet.errors import RecipeError, UnknownNameError
 from iresnet.flows import Flow
 from iresnet.krylov import Krylov
 from iresnet.logdet import Exact, LogDetEstimator
+from iresnet.resnet import PlainBlock
 from iresnet.series import PowerSeries, RussianRoulette
 from iresnet.solvers import Anderson, FixedPointIteration, NewtonKrylov, Solver
 
@@ -104,7 +105,7 @@ def _check_options(of: str, function: Callable, options: Mapping[str, Any]) -> N
 def block(
     g: Callable[..., nn.Sequential],
     *,
-    coeff: float = 0.9,
+    coeff: float | None = 0.9,
     activation: str = "elu",
     normalisation: str = "power",
     n_power_steps: int | None = None,
@@ -116,7 +117,7 @@ def block(
 
     Args:
         g: builds the map from the options of its layers.
-        coeff: Lipschitz coefficient of each layer, in (0, 1).
+        coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint: classification only, to compare.
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
         normalisation: name in :data:`iresnet.normalisation.NORMALISATIONS`.
         n_power_steps: its iterations: power iterations a step (1 when None), or Gram iterations (7 when None).
@@ -228,9 +229,34 @@ def toy_mlp(
     return Chain(parts)
 
 
-ARCHITECTURES: dict[str, Callable[..., Chain]] = {
+def resnet(
+    shape: Shape,
+    *,
+    blocks: Sequence[int] = (7, 7, 7),
+    strides: Sequence[int] = (1, 2, 2),
+    hidden: int | Sequence[int] = (32, 64, 128),
+    squeeze: bool = False,
+    injective_pad: int = 0,
+    activation: str = "relu",
+) -> nn.Sequential:
+    """The plain residual network in the shapes of :func:`iresnet`, to compare with: it cannot be inverted.
+
+    Batch norm, no ActNorm, no constraint; classification only. Arguments as for :func:`iresnet`.
+    """
+    parts, shape = _head(shape, squeeze=squeeze, injective_pad=injective_pad)
+    network = nn.Sequential(*parts)
+    for n_blocks, stride, width in _check_scales(blocks, strides, hidden):
+        if stride == 2:
+            network.append(Squeeze())
+            shape = _squeezed(shape)
+        network.extend(PlainBlock(shape[0], width, activation=activation) for _ in range(n_blocks))
+    return network
+
+
+ARCHITECTURES: dict[str, Callable[..., Chain | nn.Sequential]] = {
     "iresnet": iresnet,
     "iresnet-multiscale": iresnet_multiscale,
+    "resnet": resnet,
     "toy-mlp": toy_mlp,
 }
 
@@ -358,18 +384,35 @@ def build(
     if task not in _TASKS:
         raise UnknownNameError("task", task, _TASKS)
     _check_options(f"architecture '{name}'", ARCHITECTURES[name], options)
-    if options.get("injective_pad") and task != "classify":
-        raise RecipeError(
-            f"injective_pad={options['injective_pad']} leaves no density for the task '{task}': padded images have "
-            "volume zero; set injective_pad=0, or use the task 'classify'"
-        )
+    if task != "classify":
+        _check_density(name, task, options)
     image = len(shape) == 3
     scale = Affine(
         mean=(128.0 if image else 0.0) if mean is None else mean,
         std=(256.0 if image else 1.0) if std is None else std,
     )
-    chain = Chain([scale, *ARCHITECTURES[name](tuple(shape), **options).bijections])  # pyright: ignore[reportArgumentType]
-    return _TASKS[task](chain, tuple(shape), n_classes, base)
+    network = ARCHITECTURES[name](tuple(shape), **options)
+    scaled = Chain([scale, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(scale, *network)  # pyright: ignore[reportArgumentType]
+    return _TASKS[task](scaled, tuple(shape), n_classes, base)
+
+
+def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:
+    """Refuse what has no density."""
+    if name == "resnet":
+        raise RecipeError(
+            f"resnet is a plain network without density for the task '{task}'; use iresnet, or classify alone "
+            "(--task.nll-weight 0 --task.ce-weight 1)"
+        )
+    if options.get("injective_pad"):
+        raise RecipeError(
+            f"injective_pad={options['injective_pad']} leaves no density for the task '{task}': padded images have "
+            "volume zero; set injective_pad=0, or use the task 'classify'"
+        )
+    if options.get("coeff", 0.9) is None:
+        raise RecipeError(
+            f"coeff=null leaves no density for the task '{task}': unconstrained blocks may fold space, and then "
+            "log|det| is not what is estimated; give a coeff in (0, 1), or use the task 'classify'"
+        )
 
 
 def _flow(chain: Chain, shape: Shape, n_classes: int, base: str) -> Flow:  # noqa: ARG001
@@ -380,8 +423,8 @@ def _flow(chain: Chain, shape: Shape, n_classes: int, base: str) -> Flow:  # noq
     return Flow(flat, BASES[base](math.prod(shape)))
 
 
-def _classifier(chain: Chain, shape: Shape, n_classes: int, base: str) -> Classifier:  # noqa: ARG001
-    classifier = Classifier(chain, n_classes)
+def _classifier(network: nn.Module, shape: Shape, n_classes: int, base: str) -> Classifier:  # noqa: ARG001
+    classifier = Classifier(network, n_classes)
     _dry_forward(classifier, shape)
     return classifier
 

@@ -182,3 +182,66 @@ def test_types_are_those_that_the_function_declares(case):
     assert expected in refusal(check_types, part, given, "p.")
     check_types(part, {"size": 2, "rate": 1, "flag": True, "kind": "b", "unknown": object()}, "p.")
     check_types(part, {"rate": None}, "p.")
+
+
+# -- recipes based on others -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def based(tmp_path):
+    """A function that writes a recipe file beside the others and returns its path."""
+
+    def write(name, text):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_a_recipe_says_what_is_different_from_its_base(based):
+    below = load_config("digits-density")
+    config = load_config(based("mine.yaml", "base: digits-density\nmodel: {blocks: [1, 2]}\noptim: {lr: 1e-3}\n"))
+    assert config == replace(
+        below,
+        name="mine",
+        description="",
+        expected="",
+        cost="",
+        model=below.model | {"blocks": [1, 2]},
+        optim=replace(below.optim, lr=1e-3),
+    )
+
+
+def test_bases_have_bases_which_may_be_files_beside_them(based):
+    based("a.yaml", "base: digits-density\ntrain: {epochs: 7}\n")
+    config = load_config(based("b.yaml", "base: a.yaml\nmodel: {logdet: {name: exact}}\n"), ["--train.seed", "5"])
+    assert (config.train.epochs, config.train.seed) == (7, 5)
+    assert config.model["logdet"] == {"name": "exact"}
+    assert config.model["hidden"] == load_config("digits-density").model["hidden"]
+
+
+def test_what_an_architecture_lacks_is_left_out_when_it_is_named(based):
+    plain = ["--model.name", "resnet"]
+    assert load_config("cifar10-classify", plain).model.keys() == {
+        "name",
+        "blocks",
+        "strides",
+        "hidden",
+        "injective_pad",
+    }
+    assert load_config("cifar10-classify", [*plain, "--model.coeff", "0.9"]).model["coeff"] == 0.9  # refused later
+    file = based("plain.yaml", "base: cifar10-classify\nmodel: {name: resnet}\n")
+    assert load_config(file).model == load_config("cifar10-classify", plain).model
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: a.yaml\n", "its own base"),
+        ("base: digits-densty\n", "did you mean 'digits-density'"),
+        ("base: none.yaml\n", "there is no recipe file"),
+    ],
+)
+def test_bases_that_cannot_be_are_refused(based, text, message):
+    with pytest.raises(IResNetError, match=message):
+        load_config(based("a.yaml", text))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from iresnet.data import load
+from iresnet.data.uci import UCI
 
 ROOT = os.environ.get("IRESNET_DATA")
 
@@ -92,3 +93,27 @@ def test_the_quality_of_wine_is_a_class():
     data = load("uci/wine-quality-red.txt.gz", target=-1)
     assert data.class_names == ("3", "4", "5", "6", "7", "8")
     assert data.shape == (11,)
+
+
+ROWS = {
+    "concrete": (1030, 9),
+    "energy": (768, 9),
+    "kin8nm": (8192, 9),
+    "naval-propulsion-plant": (11934, 15),
+    "power-plant": (9568, 5),
+    "protein-tertiary-structure": (45730, 10),
+    "wine-quality-red": (1599, 12),
+    "yacht": (308, 7),
+}
+
+
+@pytest.mark.parametrize("name", UCI)
+def test_uci_tables_have_their_rows_and_a_covariance(name):
+    need("uci")
+    dataset = load(name, split_seed=1)
+    splits = (dataset.train, dataset.validation, dataset.test)
+    rows, columns = ROWS[name]
+    assert [len(split) for split in splits] == [rows - 2 * (rows // 10), rows // 10, rows // 10]
+    assert dataset.shape == (columns,)
+    correlation = torch.corrcoef(dataset.train.x.double().T)
+    assert float(torch.linalg.eigvalsh(correlation)[0]) > 1e-9

@@ -20,7 +20,8 @@ SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalisation", "activations", "bounds", "solvers"}
 NUMERICS |= {"logdet", "krylov", "series", "probes", "operators"}
-MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "classifiers", "zoo", "certificates"}
+MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
+MODELS |= {"batchnorm", "classifiers", "resnet"}
 USE = MODELS | {"data", "config", "runs", "pictures", "processes", "files"}
 
 ALLOWED = {
@@ -30,7 +31,9 @@ ALLOWED = {
     "distributions": {"errors"},
     "bijections": NUMERICS,
     "flows": NUMERICS | {"bijections", "distributions"},
-    "classifiers": NUMERICS | {"bijections", "distributions", "flows"},
+    "batchnorm": NUMERICS,
+    "resnet": NUMERICS | {"batchnorm"},
+    "classifiers": NUMERICS | {"batchnorm", "bijections", "distributions", "flows"},
     "certificates": NUMERICS | {"bijections", "flows", "classifiers"},
     "zoo": MODELS - {"certificates"},
     "config": {"errors"},

@@ -9,30 +9,42 @@ import torch
 import iresnet as ir
 from iresnet.config import load_config, recipe_names
 from iresnet.data import Batches, Dataset, Split, load
+from iresnet.data.uci import UCI
+from iresnet.normalisation import PowerIteration
+from iresnet.resnet import PlainBlock
 from iresnet.runs import inputs_of
 from iresnet.training import dry_run
 from iresnet.training.optim import make_optimiser
 from iresnet.training.settings import check_settings
 from iresnet.training.task import make_task
 
-SHAPES = {"mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+SHAPES = {
+    **dict.fromkeys(("mnist", "fashion-mnist"), (1, 28, 28)),
+    **dict.fromkeys(("cifar10", "cifar100", "svhn"), (3, 32, 32)),
+    **dict.fromkeys(UCI, (9,)),
+}
 
 
 def small(recipe):
-    """The recipe, with one block a scale when its blocks are 512 channels wide."""
+    """The recipe, with one block a scale when its blocks are many, and narrow ones when they are 512 channels wide."""
     config = load_config(recipe)
-    if config.model["hidden"] == 512:
+    if config.model["hidden"] == 512 or config.model["blocks"] == [7, 7, 7]:
         config.model["blocks"] = [1] * len(config.model["blocks"])
         config.model["n_power_steps"] = 1
+    if config.model["hidden"] == 512:
+        config.model["hidden"] = 64
     return config
 
 
 def dataset_of(config, n=4):
-    """The data set of a recipe, or random images of its shape where it has to be got first."""
+    """The data set of a recipe, or random examples of its shape where it has to be got first."""
     name, side = config.data.name, config.data.pad_to
     if name not in SHAPES:
         return load(name)
     shape = (SHAPES[name][0], side, side) if side else SHAPES[name]
+    if name in UCI:
+        split = Split(torch.randn(n, *shape))
+        return Dataset(name, split, split, split, None, (), "random")
     split = Split(torch.randint(0, 256, (n, *shape), dtype=torch.uint8), torch.arange(n) % 10)
     return Dataset(name, split, split, split, 256, tuple("0123456789"), "random")
 
@@ -68,20 +80,58 @@ def test_every_recipe_trains_on_the_real_data(recipe):
     """Real steps on real data, where they are."""
     config = small(recipe)
     folder = os.environ.get("IRESNET_DATA", "")
-    if config.data.name in SHAPES and not os.path.isdir(os.path.join(folder, config.data.name)):
+    place = "uci" if config.data.name in UCI else config.data.name
+    if config.data.name in SHAPES and not os.path.isdir(os.path.join(folder, place)):
         pytest.skip(f"needs $IRESNET_DATA with {config.data.name}")
     result = dry_run(config, sizes=(2, 4))
     assert math.isfinite(result.loss)
-    if config.data.name in SHAPES:
+    if config.data.name in SHAPES and config.data.name not in UCI:
         n = {"cifar10": 45_000}.get(config.data.name, 55_000 if folder else 0)
         assert result.n_steps == config.train.epochs * (n // config.train.batch_size)
 
 
+LARGE = [name for name in recipe_names() if load_config(name).cost.startswith("GPU")]
+VARIANTS = {
+    **{f"cifar10-classify {c}": ("cifar10-classify", ["--model.coeff", str(c)]) for c in (0.8, 0.7, 0.6, 0.5)},
+    "unconstrained": ("cifar10-classify", ["--model.coeff", "null"]),
+    "plain": ("cifar10-classify", ["--model.name", "resnet"]),
+    "single-scale": ("cifar10-density", ["--model.name", "iresnet"]),
+    "single-scale MNIST": ("mnist-density", ["--model.name", "iresnet"]),
+}
+
+
+@pytest.fixture
+def _quickly(monkeypatch):
+    """Large models, without finding norms and running an example."""
+    monkeypatch.setattr(PowerIteration, "converge", lambda *_, **__: None)
+    monkeypatch.setattr(ir.zoo, "_dry_forward", lambda _, shape: (math.prod(shape),))
+
+
+@pytest.mark.usefixtures("_quickly")
+@pytest.mark.parametrize(("recipe", "overrides"), [*((name, []) for name in LARGE), *VARIANTS.values()])
+def test_the_published_sizes_are_built_whole_and_in_their_variants(recipe, overrides):
+    config = load_config(recipe, overrides)
+    model = model_of(config, SHAPES[config.data.name])
+    blocks = [m for m in model.modules() if isinstance(m, (ir.ResidualBlock, PlainBlock))]
+    assert len(blocks) == sum(load_config(recipe).model["blocks"])
+    assert {isinstance(block, PlainBlock) for block in blocks} == {config.model["name"] == "resnet"}
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in model.modules()) == 3 * len(blocks)
+    coeffs = {m.coeff for m in model.modules() if isinstance(m, PowerIteration)}
+    coeff = config.model.get("coeff", 0.9)
+    assert coeffs == (set() if config.model["name"] == "resnet" else {math.inf if coeff is None else coeff})
+    factored = any(isinstance(m, ir.FactorOut) for m in model.modules())
+    assert factored == (config.model["name"] == "iresnet-multiscale")
+
+
+def model_of(config, shape):
+    """The full model, without data."""
+    options = {key: value for key, value in config.model.items() if key != "name"}
+    return ir.zoo.build(config.model["name"], shape=shape, task=config.task.kind, n_classes=10, **options)
+
+
 def blocks_of(config, shape):
     """Residual blocks of the full model, without data."""
-    options = {key: value for key, value in config.model.items() if key != "name"}
-    model = ir.zoo.build(config.model["name"], shape=shape, task=config.task.kind, n_classes=10, **options)
-    return [m for m in model.modules() if isinstance(m, ir.ResidualBlock)]
+    return [m for m in model_of(config, shape).modules() if isinstance(m, ir.ResidualBlock)]
 
 
 CLASSIFIER = {
@@ -130,7 +180,27 @@ DENSITY = {
     "task": {"nll_weight": 1, "ce_weight": 0},
     "data": {"name": "cifar10"},
 }
-PUBLISHED = {"cifar10-classify": CLASSIFIER, "cifar10-density": DENSITY}
+RESIDUAL_FLOW = {
+    "model": {
+        "name": "iresnet",
+        "blocks": [16, 16, 16],
+        "strides": [1, 2, 2],
+        "hidden": 512,
+        "coeff": 0.98,
+        "activation": "lipswish",
+        "logdet": {"name": "russian-roulette", "n_exact": 2, "p": 0.5, "n_probes": 1},
+    },
+    "optim": {"name": "adam", "lr": 1e-3, "weight_decay": 0, "schedule": "constant"},
+    "train": {"batch_size": 64, "ema": 0.999},
+    "data": {"name": "cifar10", "augment": ("flip",)},
+}
+OTHERS = {"cifar100": ("pad-crop", "flip"), "svhn": ("pad-crop",), "mnist": ("pad-crop",)}
+PUBLISHED = {
+    "cifar10-classify": CLASSIFIER,
+    "cifar10-density": DENSITY,
+    "cifar10-residual-flow": RESIDUAL_FLOW,
+    **{f"{name}-classify": CLASSIFIER | {"data": {"name": name, "augment": OTHERS[name]}} for name in OTHERS},
+}
 DEFAULTS = {"squeeze": False, "actnorm": True}
 """What the architectures do unless told otherwise; see test_zoo.py."""
 

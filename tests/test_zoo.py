@@ -12,9 +12,10 @@ from laws import close, frozen, gradients, norm
 from torch import nn
 
 import iresnet as ir
+from iresnet.batchnorm import BatchNorm
 from iresnet.bijections.memory import MEMORY
 from iresnet.bounds import upper_bound
-from iresnet.classifiers import _BatchNorm
+from iresnet.config import WITHOUT
 from iresnet.distributions import BASES
 from iresnet.errors import IResNetError, RecipeError, UnknownNameError
 from iresnet.lipschitz import DenseConcat
@@ -22,6 +23,9 @@ from iresnet.normalisation import PowerIteration
 from iresnet.zoo import ARCHITECTURES, LOGDETS, SOLVERS, build, make_logdet, make_solver
 
 TASKS = ("density", "classify", "hybrid")
+PLAIN = ("resnet",)
+INVERTIBLE = [name for name in ARCHITECTURES if name not in PLAIN]
+MODELS = [*((name, task) for name in INVERTIBLE for task in TASKS), *((name, "classify") for name in PLAIN)]
 TINY = {"blocks": (1, 2), "strides": (1, 2), "hidden": 6}
 
 
@@ -48,8 +52,7 @@ def loss_of(model, x):
 # -- every architecture ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("name", "task"), MODELS)
 def test_every_parameter_gets_a_gradient(name, task):
     model, x = tiny(name, task)
     if task != "density":
@@ -61,8 +64,7 @@ def test_every_parameter_gets_a_gradient(name, task):
         assert bool((value.grad != 0).any()), parameter
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("name", "task"), MODELS)
 def test_float64_end_to_end(name, task):
     model, x = tiny(name, task)
     model.double()
@@ -75,23 +77,23 @@ def test_float64_end_to_end(name, task):
         assert flow.sample(2).dtype == torch.float64
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("name", "task"), MODELS)
 def test_a_saved_model_loads_into_a_new_one_bit_for_bit(name, task):
-    model, x = tiny(name, task, logdet="exact")
+    options = {} if name in PLAIN else {"logdet": "exact"}
+    model, x = tiny(name, task, **options)
     for _ in range(2):  # moves the power iteration and the batch norm, initialises the actnorm
         loss_of(model, x)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
-    loaded, _ = tiny(name, task, logdet="exact")
+    loaded, _ = tiny(name, task, **options)
     loaded.load_state_dict(torch.load(file, weights_only=True))
     for other in (loaded, copy.deepcopy(model)):
         close(loss_of(other.eval(), x), loss_of(model.eval(), x), 0.0)
         close(loss_of(other.train(), x), loss_of(copy.deepcopy(model).train(), x), 0.0)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", INVERTIBLE)
 def test_models_are_invertible_certified_and_sampled(name):
     flow, x = tiny(name, logdet="exact", solver={"name": "anderson", "atol": 1e-10})
     flow.double()
@@ -106,14 +108,14 @@ def test_models_are_invertible_certified_and_sampled(name):
 
 
 @pytest.mark.parametrize("actnorm", [True, False])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", INVERTIBLE)
 def test_actnorm_stands_before_each_block_or_nowhere(name, actnorm):
     model, _ = tiny(name, actnorm=actnorm)
     kinds = [type(m) for m in model.modules() if isinstance(m, (ir.ActNorm, ir.ResidualBlock))]
     assert kinds == ([ir.ActNorm, ir.ResidualBlock] if actnorm else [ir.ResidualBlock]) * (len(kinds) // (1 + actnorm))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", INVERTIBLE)
 def test_options_reach_every_block(name):
     options = {"coeff": 0.6, "activation": "maxmin", "n_power_steps": 4, "logdet": "exact", "solver": "fixed-point"}
     model, _ = tiny(name, **options, base="standard-normal")
@@ -129,7 +131,7 @@ def test_options_reach_every_block(name):
         assert {m.memory for m in model.modules() if isinstance(m, ir.ResidualBlock)} == {memory}
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", INVERTIBLE)
 def test_dense_concatenation_and_other_norms_make_models_that_certify_and_invert(name):
     model, x = tiny(name, network="dense-concat", coeff=0.95, activation="lipswish", normalisation="linf")
     model(x)
@@ -177,8 +179,7 @@ def test_the_classifier_of_2019():
     assert kinds[ir.ActNorm] == 21
     assert kinds[ir.Squeeze] == 2
     assert kinds[ir.InjectivePad] == 1
-    assert [type(m) for m in model.head.children()] == [_BatchNorm, nn.Linear]
-    assert issubclass(_BatchNorm, nn.BatchNorm1d)
+    assert [type(m) for m in model.head.children()] == [BatchNorm, nn.Linear]
     blocks = [(16, 32), (64, 64), (256, 128)]
     head = 2 * 256 + 256 * 10 + 10
     assert sum(p.numel() for p in model.parameters()) == 7 * sum(bottleneck(c, h) + 2 * c for c, h in blocks) + head
@@ -198,6 +199,63 @@ def test_the_density_model_of_2019():
     parameters = 16 * sum(bottleneck(c, 512) + 2 * c for c in (12, 24, 48)) + 2 * 3072
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert all(layer.coeff == 0.9 for layer in model.modules() if isinstance(layer, PowerIteration))
+
+
+# -- to compare with -------------------------------------------------------------------------------------------------
+
+
+def test_the_plain_network_has_the_shapes_of_the_invertible_one():
+    plain, x = tiny("resnet", "classify", squeeze=True, injective_pad=2)
+    invertible, _ = tiny("iresnet", "classify", squeeze=True, injective_pad=2, actnorm=False)
+    close(torch.tensor(plain.features(x).shape), torch.tensor(invertible.features(x).shape))
+    shapes = [[p.shape for p in m.parameters() if p.dim() == 4] for m in (plain, invertible)]
+    assert shapes[0] == shapes[1]
+    assert len(shapes[0]) == 3 * sum(TINY["blocks"])
+
+
+def test_a_plain_block_is_batch_norm_activation_and_convolution_three_times():
+    model, x = tiny("resnet", "classify", blocks=(1,), strides=(1,), hidden=5, activation="elu")
+    block, scaled = model.network[1], model.network[0](x)
+    expected = scaled
+    for i in (0, 3, 6):
+        mean, variance = expected.mean((0, 2, 3), keepdim=True), expected.var((0, 2, 3), keepdim=True, correction=0)
+        normal = (expected - mean) / (variance + 1e-5).sqrt()
+        expected = F.conv2d(F.elu(normal), block.g[i + 2].weight, padding=block.g[i + 2].weight.shape[-1] // 2)
+    close(block(scaled), scaled + expected, 1e-4)
+
+
+def test_the_plain_network_says_that_it_has_no_inverse():
+    model, x = tiny("resnet", "classify")
+    for ask in (lambda: model.invert(model.features(x)), lambda: model.bijection):
+        with pytest.raises(IResNetError, match="plain network without inverse"):
+            ask()
+    assert not ir.certify(model).certified
+    assert not ir.seal(model).certified
+    with pytest.raises(UnknownNameError, match="option of architecture 'resnet'"):
+        tiny("resnet", "classify", coeff=0.9)
+
+
+def test_its_recipe_is_that_of_the_invertible_one_without_the_options_that_it_lacks():
+    options = {name: set(inspect.signature(ARCHITECTURES[name]).parameters) for name in ARCHITECTURES}
+    for name in PLAIN:
+        assert set(WITHOUT[name]) - {"base"} == options["iresnet"] - options[name] | {"activation"}
+
+
+@pytest.mark.parametrize("name", INVERTIBLE)
+def test_without_a_coefficient_weights_are_free_and_nothing_is_proved(name):
+    options = {"coeff": None, "network": "dense-concat"} if name == "toy-mlp" else {"coeff": None}
+    model, x = tiny(name, "classify", **options)
+    layers = [m for m in model.modules() if isinstance(m, (ir.LipschitzConv2d, ir.LipschitzLinear))]
+    for layer in layers:
+        layer.weight = 3 * torch.randn_like(layer.unnormalised_weight)
+    free = [layer.weight.detach().clone() for layer in layers]
+    assert not ir.seal(model.eval()).certified
+    for layer, weight in zip(layers, free, strict=True):
+        assert torch.equal(layer.weight, weight)
+        assert torch.equal(layer.weight, layer.unnormalised_weight)
+        assert not layer.normalisation.constrained
+    with pytest.warns(ir.errors.ConvergenceWarning, match="did not converge"):
+        model.invert(model.features(x))
 
 
 def test_images_are_scaled_and_vectors_are_not():
@@ -231,6 +289,8 @@ BAD = {
     "option of an estimator": (lambda: make_logdet({"name": "krylov", "n_step": 3}), UnknownNameError, "'n_steps'"),
     "option of a solver": (lambda: make_solver({"name": "anderson", "windw": 3}), UnknownNameError, "'window'"),
     "coefficient": (lambda: build("iresnet", **IMAGE, coeff=1.0), IResNetError, r"\(0, 1\)"),
+    "density without coefficient": (lambda: build("iresnet", **IMAGE, coeff=None), RecipeError, "may fold space"),
+    "density of a plain network": (lambda: build("resnet", **IMAGE), RecipeError, "without density"),
     "padded density": (lambda: build("iresnet", **IMAGE, injective_pad=2), RecipeError, "volume zero"),
     "padded hybrid": (lambda: build("iresnet", **IMAGE, injective_pad=2, task="hybrid"), RecipeError, "volume zero"),
     "odd size": (

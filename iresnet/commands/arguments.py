@@ -81,8 +81,7 @@ def open_run(path: Path, data_dir: Path | None, split: str) -> "tuple[Run, Model
         raise UnknownNameError("split", split, splits)
     folder, model, _ = load_run(path)
     config, inputs = folder.read_config()
-    options = {"pad_to": config.data.pad_to, "stream": config.data.stream}
-    dataset = load(config.data.name, data_dir or folder.data_dir, **options)
+    dataset = load(config.data.name, data_dir or folder.data_dir, **config.data.options)
     if (dataset.shape, dataset.levels, dataset.class_names) != (inputs.shape, inputs.levels, inputs.class_names):
         raise RunError(f"{path} was trained on other data than {dataset}; give its --data-dir")
     return folder, model, dataset, getattr(dataset, split)

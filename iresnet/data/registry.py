@@ -14,14 +14,16 @@ from iresnet.data.places import roots
 from iresnet.data.published import PUBLISHED, load_published
 from iresnet.data.streamed import load_streamed
 from iresnet.data.toys import TOYS, toy_dataset
+from iresnet.data.uci import UCI, load_uci
 from iresnet.data.user import load_path
 from iresnet.errors import DataError, UnknownNameError
 
-#: Loaders by name; each takes the folder of data sets, or ``None``.
-DATASETS: dict[str, Callable[[str | Path | None], Dataset]] = {
+#: Loaders by name; each takes the folder of data sets, or ``None``; those of :data:`UCI` a ``split_seed`` too.
+DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": lambda _: digits(),
     **{name: partial(load_published, spec) for name, spec in PUBLISHED.items()},
     **{name: lambda _, name=name: toy_dataset(name) for name in TOYS},
+    **{name: partial(load_uci, name) for name in UCI},
 }
 
 
@@ -33,6 +35,7 @@ def load(
     image_size: int | None = None,
     target: str | int | None = None,
     stream: bool = False,
+    split_seed: int = 0,
 ) -> Dataset:
     """Load a data set by its name, or from the user's own folder or file.
 
@@ -47,6 +50,7 @@ def load(
         pad_to: surround images with zeros up to this height and width.
         image_size: for a folder of images: scale the shorter side to this many pixels, cut out the centre.
         target: for a table: the column of class labels, by name or position.
+        split_seed: of the random splits of data that have none of their own: UCI tables and your own files.
         stream: leave the training examples in their Parquet files, see :func:`~iresnet.data.streamed.load_streamed`.
 
     Returns:
@@ -64,13 +68,17 @@ def load(
         iresnet.errors.UnknownNameError: unknown data set 'mnits'; did you mean 'mnist'? (valid: 2spirals, ...
     """
     if stream:
-        _refuse(f"{name} (streamed)", image_size=image_size, target=target)
+        _refuse(f"{name} (streamed)", image_size=image_size, target=target, split_seed=split_seed or None)
         dataset = load_streamed(name, data_dir)
-    elif name in DATASETS:
+    elif name in UCI:
         _refuse(str(name), image_size=image_size, target=target)
+        dataset = DATASETS[str(name)](data_dir, split_seed=split_seed)
+    elif name in DATASETS:
+        _refuse(str(name), image_size=image_size, target=target, split_seed=split_seed or None)
         dataset = DATASETS[str(name)](data_dir)
     else:
-        dataset = load_path(_find(name, data_dir), image_size=image_size, target=target)
+        path = _find(name, data_dir)
+        dataset = load_path(path, image_size=image_size, target=target, split_seed=split_seed)
     return dataset if pad_to is None else pad_images(dataset, pad_to)
 
 

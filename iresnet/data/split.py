@@ -16,7 +16,7 @@ Splits = dict[str, Split]
 _LARGEST_VALIDATION = 5000
 
 
-def hold_out(splits: Splits, where: str, *, shuffle: bool) -> tuple[Split, Split, Split]:
+def hold_out(splits: Splits, where: str, *, shuffle: bool, seed: int = 0) -> tuple[Split, Split, Split]:
     """Complete a set of splits to train, validation and test.
 
     Each missing split is a tenth of the training examples, the validation split at most 5000. Given
@@ -27,6 +27,7 @@ def hold_out(splits: Splits, where: str, *, shuffle: bool) -> tuple[Split, Split
         where: what to name in an error.
         shuffle: take the held-out examples from a fixed random order, for sources that are sorted by
             class; otherwise they are the last ones.
+        seed: of that order.
 
     Returns:
         Train, validation and test.
@@ -44,7 +45,7 @@ def hold_out(splits: Splits, where: str, *, shuffle: bool) -> tuple[Split, Split
     train = splits["train"]
     n = len(train)
     n_train, n_validation, n_test = held_out_sizes(n, splits, where)
-    order = torch.from_numpy(permutation(n, 0)) if shuffle and n_train < n else torch.arange(n)
+    order = torch.from_numpy(permutation(n, seed)) if shuffle and n_train < n else torch.arange(n)
     parts = order.split([n_train, n_validation, n_test])
     taken = {
         kind: _take(train, part) for kind, part in zip(("train", "validation", "test"), parts, strict=True) if len(part)

@@ -19,7 +19,9 @@ _ARRAYS = (".npz", ".npy")
 _TABLES = (".csv", ".tsv", ".txt", ".data", ".dat")
 
 
-def load_path(path: Path, *, image_size: int | None = None, target: str | int | None = None) -> Dataset:
+def load_path(
+    path: Path, *, image_size: int | None = None, target: str | int | None = None, split_seed: int = 0
+) -> Dataset:
     """Load a data set from a folder or file of the user.
 
     A split that the source does not have is a fixed random tenth of the training examples.
@@ -29,6 +31,7 @@ def load_path(path: Path, *, image_size: int | None = None, target: str | int | 
             in a text file such as ``.csv`` or ``.txt``, also with ``.gz`` after it.
         image_size: for folders of image or Parquet files: scale the shorter side and cut out the centre.
         target: for tables: the column of class labels, by name or position.
+        split_seed: of the random order from which the splits are taken that the source does not have.
 
     Returns:
         The data set: uint8 images with 256 levels, or float32 examples.
@@ -44,7 +47,7 @@ def load_path(path: Path, *, image_size: int | None = None, target: str | int | 
         plane: 40 train, 5 validation, 5 test; 2, continuous, no labels
     """
     splits, class_names = _read(path, image_size, target)
-    train, validation, test = hold_out(splits, str(path), shuffle=True)
+    train, validation, test = hold_out(splits, str(path), shuffle=True, seed=split_seed)
     levels = 256 if train.x.dtype == torch.uint8 else None
     return Dataset(path.name.partition(".")[0] or path.name, train, validation, test, levels, class_names, str(path))
 

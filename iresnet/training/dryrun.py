@@ -112,7 +112,7 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
         IResNetError: as in training.
     """
     check_settings(config)
-    dataset = load_data(config.data.name, data_dir, pad_to=config.data.pad_to, stream=config.data.stream)
+    dataset = load_data(config.data.name, data_dir, **config.data.options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).to(device).train()
     optimiser = make_optimiser(task.model, config.optim)

@@ -100,9 +100,7 @@ class _Trainer:
     def __init__(self, config: Config, data_dir: str | Path | None):
         check_settings(config)
         self.config, self.data_dir = config, data_dir
-        self.dataset = dataset = load_data(
-            config.data.name, data_dir, pad_to=config.data.pad_to, stream=config.data.stream
-        )
+        self.dataset = dataset = load_data(config.data.name, data_dir, **config.data.options)
         self.accelerator = make_accelerator(PRECISIONS[config.train.precision])
         self.inputs: Inputs = inputs_of(dataset, config.task.kind)
         task = make_task(config, dataset, self.inputs)

@@ -18,7 +18,7 @@ OPTIMISERS: dict[str, Callable[[nn.Module, OptimConfig], torch.optim.Optimizer]]
     "adamw": lambda model, c: torch.optim.AdamW(model.parameters(), lr=c.lr, weight_decay=c.weight_decay),
     "muon": lambda model, c: Muon(model, lr=c.lr, adam_lr=c.adam_lr, momentum=c.momentum, weight_decay=c.weight_decay),
     "sgd": lambda model, c: torch.optim.SGD(
-        model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay
+        model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, nesterov=c.nesterov
     ),
 }
 """Optimisers of a model, by name."""
@@ -29,7 +29,7 @@ def make_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
     Raises:
         UnknownNameError: for an unknown optimiser or schedule.
-        RecipeError: for a learning rate that is not positive.
+        RecipeError: for a learning rate that is not positive, or Nesterov momentum without momentum.
 
     Example:
         >>> type(make_optimiser(nn.Linear(2, 2), OptimConfig(name="sgd"))).__name__
@@ -44,6 +44,8 @@ def make_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
             f"lr and adam_lr must be positive and weight_decay not negative, got {config.lr}, {config.adam_lr} and "
             f"{config.weight_decay}"
         )
+    if config.nesterov and (config.name != "sgd" or config.momentum == 0):
+        raise RecipeError(f"nesterov is for sgd with momentum, got {config.name} with momentum {config.momentum}")
     optimiser = OPTIMISERS[config.name](model, config)
     for group in optimiser.param_groups:
         group["lr_ratio"] = group["lr"] / config.lr

@@ -36,6 +36,7 @@ def check_settings(config: Config) -> None:
     smallest_batch = 1 if task.kind == "density" else 2  # the head has a batch norm
     for name, value, least in (
         ("data.shuffle-buffer", config.data.shuffle_buffer, 1),
+        ("data.split-seed", config.data.split_seed, 0),
         ("train.epochs", train.epochs, 1),
         ("train.batch-size", train.batch_size, smallest_batch),
         ("train.logdet-parts", train.logdet_parts, 1),
