@@ -117,7 +117,8 @@ class Projection:
     Attributes:
         variances: largest ones, descending.
         share: of the whole variance, in the first two.
-        edge: largest variance of independent standard normal dimensions (Marchenko and Pastur); None for features.
+        edge: what the largest would exceed with a chance of one in a thousand if all dimensions were independent and
+            standard normal (Johnstone); None for features.
         points: the first examples on the first two components.
         labels: their classes, empty without labels.
     """
@@ -156,7 +157,7 @@ class LatentAnalysis:
         if self.radius and self.radius.test.rejected:
             found.append("lengths")
         edge = self.projection.edge
-        if edge is not None and self.projection.variances[0] > 1.1 * edge:
+        if edge is not None and self.projection.variances[0] > edge:
             found.append("independence")
         return found
 
@@ -166,10 +167,10 @@ class LatentAnalysis:
         if self.radius is None:
             share = 100 * self.projection.share
             return f"Two of {self.dims} directions hold {share:.2g} % of the variance of the features ({self.n} examples)."
-        verdict = f"the base density is rejected by {', '.join(self.rejected)}" if self.rejected else "nothing is rejected"
+        verdict = f"rejected by {', '.join(self.rejected)}" if self.rejected else "not rejected"
         elements = max(scale.elements.statistic for scale in self.scales)
         return (
-            f"Latents of {self.n} examples against the base density: {verdict}; elements differ from a normal "
+            f"Latents of {self.n} examples against the base density: it is {verdict}; elements differ from a normal "
             f"distribution by KS {elements:.3f}, squared lengths are {self.radius.mean:.3f} ± {self.radius.sd:.3f} times "
             f"D where {self.radius.claimed_sd:.3f} is claimed, and the largest variance of a direction is "
             f"{self.projection.variances[0]:.2f} (at most {self.projection.edge:.2f} if independent)."
@@ -202,8 +203,8 @@ def analyse_latent(
     r"""Test latents against the base density, and project them on their main directions.
 
     If the model is right, standardised latents u are independent standard normal numbers: so are their elements,
-    :math:`|u|^2` is chi-square distributed with D degrees of freedom, and no direction has a larger variance than
-    :math:`(1 + \sqrt{D/N})^2`, up to fluctuations.
+    :math:`|u|^2` is chi-square distributed with D degrees of freedom, and no direction has a much larger variance than
+    :math:`(1 + \sqrt{D/N})^2`, up to fluctuations by the law of Tracy and Widom.
 
     Args:
         bijection: from data to latents, or to features.
@@ -217,8 +218,8 @@ def analyse_latent(
         DataError: when there are too few examples for statistics, fewer than 8.
 
     Reference:
-        Distribution of eigenvalues for some sets of random matrices, Marchenko and Pastur 1967,
-        https://doi.org/10.1070/SM1967v001n04ABEH001994
+        On the distribution of the largest eigenvalue in principal components analysis, Johnstone 2001,
+        https://doi.org/10.1214/aos/1009210544
 
     Example:
         >>> import iresnet as ir
@@ -240,8 +241,7 @@ def analyse_latent(
         raise DataError("some latents are not finite: the model diverged or its weights are damaged; train again")
     n, dims = u.shape
     labels = [] if y is None else y[:KEPT].tolist()
-    edge = None if base is None else (1 + math.sqrt(dims / n)) ** 2
-    projection = _projection(u, edge, labels)
+    projection = _projection(u, None if base is None else _edge(n, dims), labels)
     if base is None:
         return LatentAnalysis(n, dims, projection)
     scales = tuple(_scale(name, u, start, stop) for name, start, stop in scales_of(bijection, dims))
@@ -311,6 +311,13 @@ def _radius(u: np.ndarray) -> Radius:
 def _fit(values: np.ndarray, cdf: Callable[[np.ndarray], np.ndarray]) -> Fit:
     test = stats.kstest(values, cdf)
     return Fit(float(test.statistic), float(test.pvalue), len(values))
+
+
+def _edge(n: int, dims: int) -> float:
+    """The largest eigenvalue's quantile at 1 - LEVEL, that of the Tracy-Widom law of order 1 being 3.27."""
+    rows, columns = math.sqrt(n - 1), math.sqrt(dims)
+    centre, width = (rows + columns) ** 2, (rows + columns) * (1 / rows + 1 / columns) ** (1 / 3)
+    return (centre + 3.27 * width) / n
 
 
 def _projection(u: np.ndarray, edge: float | None, labels: list[int]) -> Projection:
