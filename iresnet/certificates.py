@@ -1,6 +1,6 @@
 """Certificates: upper bounds that prove invertibility, and the sealing that makes a model have one."""
 
-__all__ = ["Bound", "Certificate", "Excess", "Stretch", "certify", "excesses", "finite_or_none", "seal"]
+__all__ = ["Bound", "Certificate", "Excess", "Stretch", "certify", "excesses", "finite_or_none", "norm_of", "seal"]
 
 import math
 from collections.abc import Mapping
@@ -214,13 +214,19 @@ def _is_layer(module: nn.Module) -> TypeGuard[LipschitzLinear | LipschitzConv2d]
 
 
 def _bound(name: str, g: nn.Module, search_steps: int = 0) -> Bound:
-    norm = _norm(g)
+    norm = norm_of(g)
     lower = lower_bound(g, norm, search_steps=search_steps)
     return Bound(name or type(g).__name__, lower, upper_bound(g, norm), norm)
 
 
-def _norm(g: nn.Module) -> float:
-    """The norm that all layers of g are normalised in, else the Euclidean one: any proves invertibility."""
+def norm_of(g: nn.Module) -> float:
+    """p of the norm that all layers of g are normalised in, else of the Euclidean one: any proves invertibility.
+
+    Example:
+        >>> import iresnet as ir
+        >>> norm_of(ir.networks.mlp(2, 8, normalisation="linf"))
+        inf
+    """
     layers = (m for m in g.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d)))
     norms = {layer.normalisation.norm for layer in layers}
     return norms.pop() if len(norms) == 1 else 2.0
@@ -307,7 +313,7 @@ def seal(model: nn.Module, *, target: float = 0.99) -> Certificate:
 
 def _scale_down(g: nn.Module, target: float) -> None:
     """Multiply all layers of g by one factor, so that its bound becomes ``target``."""
-    bound = upper_bound(g, _norm(g))
+    bound = upper_bound(g, norm_of(g))
     layers = [m for m in g.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d))]
     if bound < 1 or not layers or not math.isfinite(bound):
         return

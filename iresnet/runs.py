@@ -119,8 +119,8 @@ class Run:
     """A run folder.
 
     ``config.yaml`` (with what the model knows of the data), ``env.json``, ``metrics.jsonl``, ``model.safetensors``
-    (sealed), ``state/`` (checkpoints), ``samples/``, ``analysis/``, ``evaluation.json``, ``certificate.json``. Files are replaced as a
-    whole, so a reader never sees half of one.
+    (sealed), ``state/`` (checkpoints), ``samples/``, ``analysis/``, ``evaluation.json``, ``certificate.json``. Files
+    are replaced as a whole, so a reader never sees half of one.
 
     Args:
         path: the folder.

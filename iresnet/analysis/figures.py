@@ -25,7 +25,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#0
 """Okabe and Ito's palette."""
 
 MARKERS = "osD^vP*Xp<>"
-DASHES = ("-", "--", "-.", ":")
+DASHES = ("-", "--", "-.")
 
 
 def png(figure: Figure) -> bytes:
@@ -64,11 +64,10 @@ def draw_logdet(analysis: LogDetAnalysis) -> Figure:
         _bias_line(bias, rows, look)
         for panel, name in ((sd, "sd"), (gradient, "gradient_error")):
             panel.plot([row.products for row in rows], [getattr(row, name) for row in rows], label=family, **look)
-    bias.set(ylabel="size of the bias (nats)", title=f"Log-determinant, {analysis.logdet:.4g} nats")
-    sd.set(ylabel="standard deviation of one probe (nats)", title="Spread")
-    gradient.set(ylabel="relative error, same probe", title="Vectors that carry the gradient")
+    bias.set(ylabel="size of the bias (nats)", title=f"Bias (of {analysis.logdet:.4g} nats)", yscale="log")
+    sd.set(ylabel="standard deviation of one probe (nats)", title="Spread", ylim=(0, None))
+    gradient.set(ylabel="relative error, same probe", title="Vectors that carry the gradient", yscale="log")
     for panel in (bias, sd, gradient):
-        panel.set_yscale("log")
         panel.set_xlabel("Jacobian products for each block")
     for panel in (bias, sd):
         _bits_axis(panel, analysis.nats_per_bit)
@@ -83,7 +82,7 @@ def _bias_line(panel: Axes, rows: Sequence[EstimatorRow], look: dict[str, Any]) 
     panel.errorbar(x, size, yerr=[2 * row.bias_error for row in rows], **look, markerfacecolor="white", capsize=2)
     certain = [(row.products, abs(row.bias)) for row in rows if abs(row.bias) > 2 * row.bias_error]
     if certain:
-        panel.plot(*zip(*certain, strict=True), **{**look, "linestyle": ""})
+        panel.plot(*zip(*certain, strict=True), **{**look, "linestyle": ""}, zorder=3)
 
 
 def _bits_axis(panel: Axes, nats: float) -> None:
@@ -154,17 +153,20 @@ FLOOR, CEILING = 1e-16, 1e3
 def draw_inverse(analysis: InverseAnalysis) -> Figure:
     """Round-trip errors of networks and of their blocks, with what is proved, and of solvers."""
     figure, (network, blocks, solvers, legend) = _panels(2, 2, 7.6)
-    for i, (subject, look) in enumerate(zip(analysis.subjects, _looks())):
+    for subject, look in zip(analysis.subjects, _looks(), strict=False):
         ending = " (diverges)" if subject.curve.diverges else ""
-        network.plot(subject.curve.steps, _clipped(subject.curve.largest), label=f"{subject.label}{ending}", **look)
-        _draw_blocks(blocks, subject, look, label="proved: $L^k$" if i == 0 else None)
-    for curve, look in zip(analysis.solvers, _looks()):
+        network.plot(subject.curve.steps, _clipped(subject.curve.largest), label=f"{subject.title}{ending}", **look)
+        _draw_blocks(blocks, subject, look)
+    for curve, look in zip(analysis.solvers, _looks(), strict=False):
         solvers.plot(curve.evaluations, _clipped(curve.largest), label=curve.solver, **look)
     error = "largest error (share of the data's range)"
     network.set(title="Whole network, fixed-point iteration", xlabel="iterations in each block", ylabel=error)
-    blocks.set(title="Worst block by itself (grey: proved)", xlabel="iterations", ylabel="error / error at the start")
-    first = analysis.subjects[0].label
-    solvers.set(title=f"Solvers, {first}", xlabel="evaluations and products in each block", ylabel=error)
+    blocks.set(
+        title="Worst block by itself (dots: proved, $L^k$)", xlabel="iterations", ylabel="error / error at the start"
+    )
+    solvers.set(
+        title=f"Solvers, {analysis.subjects[0].title}", xlabel="evaluations and products in each block", ylabel=error
+    )
     for panel in (network, blocks, solvers):
         panel.set_yscale("log")
     solvers.legend(fontsize=8)
@@ -184,12 +186,13 @@ def _clipped(errors: Sequence[float]) -> list[float]:
     return [min(max(error, FLOOR), CEILING) for error in errors]
 
 
-def _draw_blocks(panel: Axes, subject: Subject, look: dict[str, Any], label: str | None) -> None:
+def _draw_blocks(panel: Axes, subject: Subject, look: dict[str, Any]) -> None:
     errors = np.max([block.errors for block in subject.blocks], axis=0)
-    steps = range(1, len(errors) + 1)
+    steps = np.arange(1, len(errors) + 1)
     panel.plot(steps, _clipped(errors.tolist()), **{**look, "marker": ""})
     if subject.bound < 1:
-        panel.plot(steps, _clipped([subject.bound**k for k in steps]), color="grey", linewidth=1, label=label)
+        proved = subject.bound**steps
+        panel.plot(steps[proved > FLOOR], proved[proved > FLOOR], ":", color=look["color"], linewidth=1)
 
 
 # -- latents ---------------------------------------------------------------------------------------------------------
@@ -214,7 +217,9 @@ def _draw_lengths(panel: Axes, analysis: LatentAnalysis) -> None:
     radius = analysis.radius
     assert radius is not None
     edges, dims = np.array(radius.edges), analysis.dims
-    panel.stairs(np.array(radius.counts) / analysis.n / np.diff(edges), edges, fill=True, color=COLOURS[5], label="data")
+    panel.stairs(
+        np.array(radius.counts) / analysis.n / np.diff(edges), edges, fill=True, color=COLOURS[5], label="data"
+    )
     spread = 5 * radius.claimed_sd
     x = np.linspace(max(min(edges[0], 1 - spread), 1e-9), max(edges[-1], 1 + spread), 600)
     panel.plot(x, dims * stats.chi2(dims).pdf(dims * x), color=COLOURS[4], label="claimed: chi-square")
@@ -230,7 +235,7 @@ def _test(fit: Any) -> str:
 def _draw_quantiles(panel: Axes, analysis: LatentAnalysis) -> None:
     normal = stats.norm.ppf(PROBABILITIES)
     panel.plot(normal[[0, -1]], normal[[0, -1]], color="grey", label="claimed: normal")
-    for scale, look in zip(analysis.scales, _looks()):
+    for scale, look in zip(analysis.scales, _looks(), strict=False):
         panel.plot(normal, scale.quantiles, label=f"{scale.name}, {_test(scale.elements)}", **{**look, "linestyle": ""})
     panel.set(xlabel="normal quantile", ylabel="quantile of the elements", title="Elements of standardised latents")
     panel.legend(fontsize=8)
@@ -250,7 +255,10 @@ def _draw_moments(panel: Axes, analysis: LatentAnalysis) -> None:
         look |= {"marker": look["marker"] if analysis.dims < 20 else ""}
         panel.plot(share, np.sort(values), label=name, **look)
         panel.axhspan(claimed - 3 * error, claimed + 3 * error, color=look["color"], alpha=0.15, linewidth=0)
-    panel.set_yscale("symlog", linthresh=1)
+    panel.set_yscale("symlog", linthresh=3)
+    low, high = panel.get_ylim()
+    panel.set_yticks([t for t in (-100, -10, -3, -1, 0, 1, 3, 10, 100, 1000) if low <= t <= high])
+    panel.yaxis.set_major_formatter("{x:g}")
     panel.set(xlabel="rank (% of the dimensions)", ylabel="moment", title="Each dimension (bands: claimed, 3 errors)")
     panel.legend(fontsize=8)
 
@@ -275,4 +283,3 @@ def _draw_variances(panel: Axes, analysis: LatentAnalysis) -> None:
     panel.set(xlabel="principal component", ylabel="variance", title="Largest variances")
     panel.set_yscale("log")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-

@@ -3,7 +3,7 @@
 __all__ = ["BlockCurve", "Curve", "InverseAnalysis", "Subject", "analyse_inverse", "rescaled", "solver_curves"]
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from iresnet.analysis.visits import Visit, visits
 from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.bounds import upper_bound
+from iresnet.certificates import norm_of
 from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear, hold_weights, replace_weights
 from iresnet.solvers import Anderson, FixedPointIteration, NewtonKrylov, Solution, Solver
 
@@ -69,11 +70,13 @@ class BlockCurve:
     Attributes:
         name: path of the block.
         bound: L, proved; infinite when nothing is.
+        norm: p of the norm in which it is, and in which the errors are taken.
         errors: largest of the examples, after 1, 2, ... steps.
     """
 
     name: str
     bound: float
+    norm: float
     errors: list[float]
 
     @property
@@ -101,10 +104,15 @@ class Subject:
     blocks: tuple[BlockCurve, ...]
 
     @property
+    def title(self) -> str:
+        """The label with the coefficient."""
+        return f"{self.label} ({'no coefficient' if self.coeff is None else f'{self.coeff:g}'})"
+
+    @property
     def verdict(self) -> str:
-        """What is proved, and what was seen, in words."""
-        proved = "certified" if self.bound < 1 else "not certified"
-        return f"{proved}, {'diverges' if self.curve.diverges else 'converges'}"
+        """What was seen, and whether it is proved, in words."""
+        seen = "diverges" if self.curve.diverges else "converges"
+        return seen if self.bound < 1 else f"{seen}, not certified"
 
 
 @dataclass(frozen=True)
@@ -142,11 +150,13 @@ class InverseAnalysis:
 def _finding(subject: Subject) -> str:
     curve = subject.curve
     if curve.diverges:
-        return f"{subject.label} ({'' if subject.bound < 1 else 'not '}certified) diverges"
+        return f"{subject.title} {subject.verdict}"
     steps = curve.steps_to(1e-6)
     if steps is None:
-        return f"{subject.label} is at an error of {curve.largest[-1]:.1e} of the data's range after {curve.steps[-1]} steps"
-    return f"{subject.label} is within 1e-6 of the data's range after {steps} steps a block"
+        return (
+            f"{subject.title} has an error of {curve.largest[-1]:.1e} of the data's range after {curve.steps[-1]} steps"
+        )
+    return f"{subject.title} is within 1e-6 of the data's range after {steps} steps a block"
 
 
 # -- curves ----------------------------------------------------------------------------------------------------------
@@ -180,7 +190,7 @@ def analyse_inverse(
         >>> block = ir.ResidualBlock(ir.networks.mlp(2, 8, coeff=0.5)).double()
         >>> subject = analyse_inverse(block, torch.randn(4, 2, dtype=torch.float64), label="mlp", scale=1.0)
         >>> subject.verdict, subject.blocks[0].within_bound
-        ('certified, converges', True)
+        ('converges', True)
     """
     with hold_weights(bijection, iterate=False):
         passed = visits(bijection, x)
@@ -233,12 +243,17 @@ def _rms(error: Tensor) -> Tensor:  # (N, *E) -> (N,)
 
 
 def _block_curve(visit: Visit) -> BlockCurve:
+    g, norm = visit.block.g, norm_of(visit.block.g)
+
+    def size(error: Tensor) -> Tensor:  # (N, *E) -> (N,)
+        return torch.linalg.vector_norm(error.flatten(1), norm, dim=1).nan_to_num(nan=math.inf)
+
     y, errors = visit.z, []
-    start = _rms(visit.z - visit.x).clamp(min=torch.finfo(y.dtype).tiny)
+    start = size(visit.z - visit.x).clamp(min=torch.finfo(y.dtype).tiny)
     for _ in range(STEPS[-1]):
-        y = visit.z - visit.block.g(y)
-        errors.append(float((_rms(y - visit.x).nan_to_num(nan=math.inf) / start).max()))
-    return BlockCurve(visit.name, upper_bound(visit.block.g), errors)
+        y = visit.z - g(y)
+        errors.append(float((size(y - visit.x) / start).max()))
+    return BlockCurve(visit.name, upper_bound(g, norm), norm, errors)
 
 
 def _coeff(module: nn.Module) -> float | None:

@@ -5,6 +5,7 @@ __all__ = ["Fit", "LatentAnalysis", "Moments", "Projection", "Radius", "analyse_
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -166,14 +167,16 @@ class LatentAnalysis:
         """The main finding in one sentence."""
         if self.radius is None:
             share = 100 * self.projection.share
-            return f"Two of {self.dims} directions hold {share:.2g} % of the variance of the features ({self.n} examples)."
+            return (
+                f"Two of {self.dims} directions hold {share:.2g} % of the variance of the features ({self.n} examples)."
+            )
         verdict = f"rejected by {', '.join(self.rejected)}" if self.rejected else "not rejected"
-        elements = max(scale.elements.statistic for scale in self.scales)
+        elements, lengths = max(scale.elements.statistic for scale in self.scales), self.radius
         return (
             f"Latents of {self.n} examples against the base density: it is {verdict}; elements differ from a normal "
-            f"distribution by KS {elements:.3f}, squared lengths are {self.radius.mean:.3f} ± {self.radius.sd:.3f} times "
-            f"D where {self.radius.claimed_sd:.3f} is claimed, and the largest variance of a direction is "
-            f"{self.projection.variances[0]:.2f} (at most {self.projection.edge:.2f} if independent)."
+            f"distribution by KS {elements:.3f}, squared lengths over D are {lengths.mean:.3f} with a standard "
+            f"deviation of {lengths.sd:.3f} (claimed: 1 and {lengths.claimed_sd:.3f}), and the largest variance of a "
+            f"direction is {self.projection.variances[0]:.2f} (at most {self.projection.edge:.2f} if independent)."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -230,7 +233,9 @@ def analyse_latent(
         True
     """
     if len(x) < 8:
-        raise DataError(f"statistics of latents need at least 8 examples, got {len(x)}; raise --n or take another split")
+        raise DataError(
+            f"statistics of latents need at least 8 examples, got {len(x)}; raise --n or take another split"
+        )
     parts = []
     for batch in x.split(batch_size):
         z = bijection(batch).flatten(1)
@@ -264,7 +269,7 @@ def scales_of(bijection: Bijection, dims: int) -> list[tuple[str, int, int]]:
     for size in _factored_out(bijection):
         edges.append(edges[-1] + size)
     edges.append(dims)
-    return [(f"scale {i}", *pair) for i, pair in enumerate(zip(edges[:-1], edges[1:], strict=True), start=1)]
+    return [(f"scale {i}", *pair) for i, pair in enumerate(pairwise(edges), start=1)]
 
 
 def _factored_out(bijection: Bijection) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from iresnet.analysis.reference import DENSE_LIMIT, Reference, reference
-from iresnet.analysis.visits import Visit, visits
+from iresnet.analysis.visits import visits
 from iresnet.bijections import Bijection
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization
@@ -189,7 +189,7 @@ def analyse_logdet(
                 progress(done)
             logdets.append(sum(parts))
             errors.append(error)
-    rows = tuple(_row(c, m, len(x), draws) for c, m in zip(candidates, moments, strict=True))
+    rows = tuple(_row(c, m, len(x)) for c, m in zip(candidates, moments, strict=True))
     blocks = done // len(x)
     exact = all(part.known for part in moments[0])
     return LogDetAnalysis(rows, statistics.fmean(logdets), exact, max(errors), x[0].numel(), blocks, len(x), draws)
@@ -255,7 +255,7 @@ def _estimate(estimator: Hutchinson, jacobian: Linearization) -> tuple[Tensor, T
     return value.detach(), probes[0], to_vectors(w), counted
 
 
-def _row(candidate: Candidate, moments: Iterable[_Moments], n: int, draws: int) -> EstimatorRow:
+def _row(candidate: Candidate, moments: Iterable[_Moments], n: int) -> EstimatorRow:
     parts = list(moments)
     return EstimatorRow(
         candidate.family,

@@ -3,6 +3,8 @@
 __all__ = ["DENSE_LIMIT", "Converged", "Dense", "Reference", "reference"]
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -58,7 +60,7 @@ class Dense(Reference):
     def __init__(self, jacobian: Tensor, shape: torch.Size):
         identity = torch.eye(len(jacobian)).to(jacobian)
         self.jacobian, self.shape = jacobian, shape
-        self.logdet = float(torch.linalg.slogdet(identity + jacobian)[1])
+        self.logdet: float = float(torch.linalg.slogdet(identity + jacobian)[1])
         self.inverse = torch.linalg.inv(identity + jacobian)
         nodes, weights = np.polynomial.legendre.leggauss(16)
         log = torch.zeros_like(jacobian)
@@ -103,10 +105,14 @@ class Converged(Reference):
     def __init__(self, visit: Visit, *, tol: float = 1e-6, max_steps: int = 60):
         self.visit, self.tol, self.max_steps = visit, tol, max_steps
         self.logdet = None
+        self._jacobians: dict[int, Linearization] = {}
 
     def linearization(self, n: int) -> Linearization:
-        """See :meth:`Reference.linearization`."""
-        return linearize(self.visit.block.g, self.visit.x.expand(n, *self.visit.x.shape[1:]))
+        """See :meth:`Reference.linearization`; remembers its products, which different estimators have in common."""
+        if n not in self._jacobians:
+            jacobian = linearize(self.visit.block.g, self.visit.x.expand(n, *self.visit.x.shape[1:]))
+            self._jacobians[n] = replace(jacobian, vjp=_remembering(jacobian.vjp))
+        return self._jacobians[n]
 
     @torch.no_grad()
     def of_probes(self, v: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -118,6 +124,20 @@ class Converged(Reference):
             if space.steps > 1 and float(space.last_change().max()) <= self.tol:
                 break
         return *space.solve(), float(space.last_change().max())
+
+
+def _remembering(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Compute each product once: the first terms of all series, and steps of all Krylov spaces, are the same."""
+    known: list[tuple[Tensor, Tensor]] = []
+
+    def remembered(w: Tensor) -> Tensor:
+        for before, image in known:
+            if torch.equal(before, w):
+                return image
+        known.append((w.clone(), product(w)))
+        return known[-1][1]
+
+    return remembered
 
 
 def reference(visit: Visit) -> Reference:

@@ -58,7 +58,12 @@ def spectrum(layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> Spectrum |
     weight = layer.weight.double()
     if isinstance(layer, nn.Linear):
         return Spectrum(torch.linalg.svdvals(weight), EXACT)
-    if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1 and layer.padding in ("same", (0, 0)):
+    if (
+        layer.kernel_size == (1, 1)
+        and layer.stride == (1, 1)
+        and layer.groups == 1
+        and layer.padding in ("same", (0, 0))
+    ):
         pixels = shape[-2] * shape[-1]
         return Spectrum(torch.linalg.svdvals(weight[:, :, 0, 0]).repeat_interleave(pixels), EXACT)
     fan_in = torch.Size(shape)
@@ -84,9 +89,10 @@ def _matrix(layer: nn.Conv2d, fan_in: torch.Size, fan_out: torch.Size) -> Tensor
 def _linear_part(layer: nn.Conv2d) -> nn.Conv2d:
     """The convolution without bias and normalisation, with its weight as it is used, in float64."""
     weight = layer.weight.double()
+    kernel = (weight.shape[2], weight.shape[3])
     geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
     plain = nn.Conv2d(
-        layer.in_channels, layer.out_channels, weight.shape[2:], **geometry, padding_mode=layer.padding_mode, bias=False
+        layer.in_channels, layer.out_channels, kernel, **geometry, padding_mode=layer.padding_mode, bias=False
     )
     plain.weight = nn.Parameter(weight, requires_grad=False)
     return plain

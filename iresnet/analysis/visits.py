@@ -40,8 +40,8 @@ def bijection_of(model: nn.Module) -> Bijection:
     bijection = getattr(model, "bijection", model)
     if not isinstance(bijection, Bijection):
         raise RecipeError(
-            f"this model ({type(model).__name__}) is no bijection: it has no inverse and no log-determinant to analyse; "
-            "give a run of an invertible architecture (see: iresnet recipes)"
+            f"this model ({type(model).__name__}) is no bijection: it has no inverse and no log-determinant to "
+            "analyse; give a run of an invertible architecture (see: iresnet recipes)"
         )
     return bijection
 
@@ -81,10 +81,12 @@ def visits(bijection: Bijection, x: Tensor) -> list[Visit]:  # (N, *E)
     if not names:
         raise RecipeError("this model has no residual blocks to analyse; train one with --model.blocks")
     found: list[Visit] = []
-    hooks = [
-        block.register_forward_hook(lambda block, args, z: found.append(Visit(names[block], block, args[0], z)))
-        for block in names
-    ]
+
+    def note(block: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
+        assert isinstance(block, ResidualBlock)
+        found.append(Visit(names[block], block, args[0], z))
+
+    hooks = [block.register_forward_hook(note) for block in names]
     try:
         bijection(x)
     finally:

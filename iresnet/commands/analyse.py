@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Runs = Annotated[list[Path], Parameter(name="RUN", help="Run folders, made by iresnet train.", negative="")]
 
+COEFFICIENTS = (0.5, 0.7, 0.9, 1.2)
+"""Of the rescaled copies of a single run: up to where nothing is proved."""
+
 analyse = App(
     name="analyse",
     help="Analyse a trained model: analysis/NAME.json and analysis/NAME.png in its run folder, and a table.",
@@ -106,12 +109,14 @@ def lipschitz(run: RunFolder) -> None:
 
 
 def _layers(analysis: "LipschitzAnalysis") -> Table:
-    table = _table("layer", "kind", "coeff", "estimate", "lower", "upper", "median", "least", "spectrum")
+    table = _table("layer", "kind", "coeff", "own", "lower", "upper", "median", "least", "values")
     for row in analysis.layers:
         held = ("none", "none") if row.coeff is None else (f"{row.coeff:g}", f"{row.estimate:.4f}")
         values = row.singular_values
         spectrum = (f"{values[len(values) // 2]:.3f}", f"{values[-1]:.3f}") if values else ("?", "?")
-        table.add_row(_short(row.name), row.kind, *held, f"{row.lower:.4f}", f"{row.upper:.4f}", *spectrum, row.spectrum)
+        table.add_row(
+            _short(row.name), row.kind, *held, f"{row.lower:.4f}", f"{row.upper:.4f}", *spectrum, row.spectrum
+        )
     return table
 
 
@@ -162,14 +167,16 @@ def inverse(
 
     if coeff and len(runs) > 1:
         raise RunError("--coeff rescales the layers of a single run; give one run, or leave it out")
-    copies = [] if len(runs) > 1 else [0.5, 0.7, 0.9, 1.2] if coeff is None else coeff
+    copies = [] if len(runs) > 1 else coeff or COEFFICIENTS
     options = {"n": n, "split": split, "data_dir": data_dir, "seed": seed}
     subjects, solvers, points = [], (), len(STEPS)
     with progress("curves", (len(runs) + len(copies) + len(SOLVERS)) * points) as advance:
         for path in runs:
             first = path == runs[0]
             done = len(subjects) * points
-            found, curves = _inverses(path, copies, lambda more, done=done: advance(done + more), solve=first, **options)
+            found, curves = _inverses(
+                path, copies, lambda more, done=done: advance(done + more), solve=first, **options
+            )
             subjects += found
             solvers = solvers or curves
     analysis = InverseAnalysis(tuple(subjects), solvers, n)
@@ -200,20 +207,23 @@ def _inverses(
     bijection = bijection_of(model).double()
     x = examples(part, n, levels=dataset.levels, seed=seed).x
     scale = float(dataset.levels or (part.x.max() - part.x.min())) or 1.0
-    about: dict[str, Any] = {"scale": scale}
-    subjects = [analyse_inverse(bijection, x, label=path.name, progress=advance, **about)]
-    for i, coeff in enumerate(copies, start=1):
-        report = lambda done, i=i: advance(i * len(STEPS) + done)
-        with rescaled(bijection, coeff):
-            copy = analyse_inverse(bijection, x, label=f"rescaled to {coeff:g}", progress=report, **about)
-        subjects.append(replace(copy, coeff=coeff))
-    after = len(subjects) * len(STEPS)
-    report = lambda done: advance(after + done)
-    return subjects, solver_curves(bijection, x, progress=report, **about) if solve else ()
+    subjects: list[Subject] = []
+
+    def advance_by(done: int) -> None:
+        advance(len(subjects) * len(STEPS) + done)
+
+    subjects.append(analyse_inverse(bijection, x, label=path.name, scale=scale, progress=advance_by))
+    own = subjects[0].coeff
+    for coeff in copies if own is not None else ():
+        if coeff != own:
+            with rescaled(bijection, coeff):
+                copy = analyse_inverse(bijection, x, label="rescaled", scale=scale, progress=advance_by)
+            subjects.append(replace(copy, coeff=coeff))
+    return subjects, solver_curves(bijection, x, scale=scale, progress=advance_by) if solve else ()
 
 
 def _subjects(analysis: "InverseAnalysis") -> Table:
-    table = _table("network", "coeff", "bound", "to 1e-3", "to 1e-6", "at the end", "")
+    table = _table("network", "coeff", "bound", "to 1e-3", "to 1e-6", "in the end", "")
     for row in analysis.subjects:
         steps = [row.curve.steps_to(error) for error in (1e-3, 1e-6)]
         reached = ("never" if step is None else str(step) for step in steps)
