@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
@@ -86,7 +88,8 @@ def _bias_line(panel: Axes, rows: Sequence[EstimatorRow], look: dict[str, Any]) 
 
 
 def _bits_axis(panel: Axes, nats: float) -> None:
-    axis = panel.secondary_yaxis("right", functions=(lambda y: y / nats, lambda y: y * nats))
+    functions: Any = (lambda y: y / nats, lambda y: y * nats)
+    axis = panel.secondary_yaxis("right", functions=functions)
     axis.set_ylabel("bits/dim")
 
 
@@ -117,8 +120,8 @@ def draw_lipschitz(analysis: LipschitzAnalysis) -> Figure:
 
 
 def _draw_spectra(figure: Figure, panel: Axes, analysis: LipschitzAnalysis) -> None:
-    colours = mpl.colormaps["cividis"].resampled(256)
-    norm = mpl.colors.Normalize(1, max(2, len(analysis.layers)))
+    colours = colormaps["cividis"].resampled(256)
+    norm = Normalize(1, max(2, len(analysis.layers)))
     for i, row in enumerate(analysis.layers, start=1):
         dashes = "-" if row.spectrum == "exact" else "--"
         share = np.linspace(0, 100, len(row.singular_values))
@@ -127,7 +130,7 @@ def _draw_spectra(figure: Figure, panel: Axes, analysis: LipschitzAnalysis) -> N
     panel.set(xlabel="rank (% of the singular values)", ylabel="singular value")
     panel.set_title("Singular values of layers (dashed: of the circular convolution that bounds them)", fontsize=11)
     panel.grid(alpha=0.3)
-    mappable = mpl.cm.ScalarMappable(norm, colours)
+    mappable = ScalarMappable(norm, colours)
     figure.colorbar(mappable, ax=panel, label="layer, from data to latent", ticks=MaxNLocator(integer=True))
 
 
@@ -216,16 +219,21 @@ def draw_latent(analysis: LatentAnalysis, class_names: Sequence[str] = ()) -> Fi
 def _draw_lengths(panel: Axes, analysis: LatentAnalysis) -> None:
     radius = analysis.radius
     assert radius is not None
-    edges, dims = np.array(radius.edges), analysis.dims
+    edges, dims, claimed = np.array(radius.edges), analysis.dims, _chi2(analysis.dims)
     panel.stairs(
         np.array(radius.counts) / analysis.n / np.diff(edges), edges, fill=True, color=COLOURS[5], label="data"
     )
     spread = 5 * radius.claimed_sd
     x = np.linspace(max(min(edges[0], 1 - spread), 1e-9), max(edges[-1], 1 + spread), 600)
-    panel.plot(x, dims * stats.chi2(dims).pdf(dims * x), color=COLOURS[4], label="claimed: chi-square")
+    panel.plot(x, dims * claimed(dims * x), color=COLOURS[4], label="claimed: chi-square")
     panel.set(xlabel="squared length / D", ylabel="density", title=f"Lengths, {_test(radius.test)}")
-    panel.set_ylim(0, 1.15 * dims * float(stats.chi2(dims).pdf(max(dims - 2, 0.1))))
+    panel.set_ylim(0, 1.15 * dims * float(claimed(max(dims - 2, 0.1))))
     panel.legend(fontsize=8)
+
+
+def _chi2(dims: int) -> Any:
+    """Density of the chi-square distribution."""
+    return lambda x: stats.chi2.pdf(x, dims)
 
 
 def _test(fit: Any) -> str:
@@ -269,7 +277,7 @@ def _draw_points(panel: Axes, analysis: LatentAnalysis, class_names: Sequence[st
     for i, label in enumerate(groups):
         chosen = points if label is None else points[labels == label]
         name = None if label is None else class_names[label] if label < len(class_names) else str(label)
-        look = {"marker": MARKERS[i % len(MARKERS)], "color": COLOURS[i % len(COLOURS)]}
+        look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "color": COLOURS[i % len(COLOURS)]}
         panel.plot(chosen[:, 0], chosen[:, -1], linestyle="", markersize=4, alpha=0.8, label=name, **look)
     share = 100 * analysis.projection.share
     panel.set(xlabel="first principal component", ylabel="second", title=f"{share:.2g} % of the variance")

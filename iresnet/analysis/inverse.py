@@ -16,6 +16,7 @@ from iresnet.analysis.visits import Visit, visits
 from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.bounds import upper_bound
 from iresnet.certificates import norm_of
+from iresnet.errors import IResNetError
 from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear, hold_weights, replace_weights
 from iresnet.solvers import Anderson, FixedPointIteration, NewtonKrylov, Solution, Solver
 
@@ -258,14 +259,15 @@ def _block_curve(visit: Visit) -> BlockCurve:
 
 def _coeff(module: nn.Module) -> float | None:
     """The largest coefficient, None when a linear layer of a block has none."""
-    layers = [m for b in module.modules() if isinstance(b, ResidualBlock) for m in b.g.modules() if _is_linear(m)]
-    if not layers or not all(isinstance(m, (LipschitzLinear, LipschitzConv2d)) for m in layers):
-        return None
-    return max(layer.normalisation.coeff for layer in layers)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.Conv2d))
+    coeffs = []
+    for block in (m for m in module.modules() if isinstance(m, ResidualBlock)):
+        for layer in block.g.modules():
+            if isinstance(layer, (LipschitzLinear, LipschitzConv2d)):
+                coeffs.append(layer.normalisation.coeff)
+            elif isinstance(layer, (nn.Linear, nn.Conv2d)):
+                return None
+    largest = max(coeffs, default=math.inf)
+    return largest if math.isfinite(largest) else None
 
 
 # -- the same weights at other coefficients ----------------------------------------------------------------------------
@@ -281,6 +283,9 @@ def rescaled(bijection: Bijection, coeff: float) -> Iterator[None]:
         bijection: the network.
         coeff: the coefficient, positive.
 
+    Raises:
+        IResNetError: when a layer has no coefficient of its own.
+
     Example:
         >>> import iresnet as ir
         >>> layer = ir.LipschitzLinear(2, 2, coeff=0.9)
@@ -290,6 +295,8 @@ def rescaled(bijection: Bijection, coeff: float) -> Iterator[None]:
         True
     """
     layers = [m for m in bijection.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d))]
+    if not all(math.isfinite(layer.normalisation.coeff) for layer in layers):
+        raise IResNetError("layers without a coefficient cannot be rescaled to another; give a constrained model")
     with torch.no_grad():
         weights = [coeff / m.normalisation.coeff * m.normalisation.normalise(m.unnormalised_weight) for m in layers]
     with replace_weights(bijection, weights):

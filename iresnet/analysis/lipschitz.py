@@ -15,6 +15,7 @@ from iresnet.bijections import ResidualBlock
 from iresnet.bounds import lower_bound, upper_bound
 from iresnet.certificates import Bound, Stretch, certify
 from iresnet.errors import RecipeError
+from iresnet.flows import Flow
 from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear
 
 KEPT = 200
@@ -29,7 +30,7 @@ class LayerRow:
         name: path in the model.
         kind: of operator, such as ``"conv 3x3"``.
         coeff: the norm that it is held at, None for a layer that nothing holds.
-        estimate: the norm that its normalisation takes it to have, from below for power iteration; None likewise.
+        estimate: the norm that its normalisation takes it to have, from below for power iteration; None without one.
         lower: a stretch that was found by power iteration.
         upper: proved bound.
         norm: p of the norm of these.
@@ -140,8 +141,8 @@ def layers_of(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[nn.Li
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
-        like = next(model.parameters())
-        getattr(model, "bijection", model)(torch.zeros(1, *shape).to(like))
+        network = model.bijection if isinstance(model, Flow) else model
+        network(torch.zeros(1, *shape).to(next(model.parameters())))
     finally:
         for hook in hooks:
             hook.remove()
@@ -158,7 +159,8 @@ def _row(name: str, layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> Lay
     coeff, estimate, norm = None, None, 2.0
     if isinstance(layer, (LipschitzLinear, LipschitzConv2d)):
         part = layer.normalisation
-        coeff, estimate, norm = part.coeff, float(part.sigma(part.normalise(layer.unnormalised_weight))), part.norm
+        coeff, norm = part.coeff if math.isfinite(part.coeff) else None, part.norm
+        estimate = float(part.sigma(part.normalise(layer.unnormalised_weight)))
     found = spectrum(layer, shape)
     largest = float(found.values[0]) if found and found.kind == "exact" and norm == 2 else 0.0
     kind = "dense" if isinstance(layer, nn.Linear) else f"conv {layer.kernel_size[0]}x{layer.kernel_size[1]}"

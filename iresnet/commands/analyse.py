@@ -111,13 +111,15 @@ def lipschitz(run: RunFolder) -> None:
 def _layers(analysis: "LipschitzAnalysis") -> Table:
     table = _table("layer", "kind", "coeff", "own", "lower", "upper", "median", "least", "values")
     for row in analysis.layers:
-        held = ("none", "none") if row.coeff is None else (f"{row.coeff:g}", f"{row.estimate:.4f}")
-        values = row.singular_values
-        spectrum = (f"{values[len(values) // 2]:.3f}", f"{values[-1]:.3f}") if values else ("?", "?")
-        table.add_row(
-            _short(row.name), row.kind, *held, f"{row.lower:.4f}", f"{row.upper:.4f}", *spectrum, row.spectrum
-        )
+        numbers = (row.estimate, row.lower, row.upper, *_middle_and_least(row.singular_values))
+        coeff = "none" if row.coeff is None else f"{row.coeff:g}"
+        cells = ("none" if number is None else f"{number:.4f}" for number in numbers)
+        table.add_row(_short(row.name), row.kind, coeff, *cells, row.spectrum)
     return table
+
+
+def _middle_and_least(values: Sequence[float]) -> tuple[float | None, float | None]:  # descending
+    return (values[len(values) // 2], values[-1]) if values else (None, None)
 
 
 def _blocks(analysis: "LipschitzAnalysis") -> Table:
