@@ -68,7 +68,7 @@ def truncated(J, n):
 def of_a_linear_map():
     torch.manual_seed(1)
     J = matrix()
-    return J, analyse_logdet(linear_block(J), randn(2, 6), draws=2000)
+    return J, analyse_logdet(linear_block(J), randn(2, 6), draws=800)
 
 
 @pytest.mark.parametrize("n", range(1, 11))
@@ -83,11 +83,11 @@ def test_a_series_has_the_bias_and_spread_of_its_matrix(probe, n, of_a_linear_ma
     variance = 2 * symmetric.square().sum()
     if probe == "Rademacher":
         variance -= 2 * symmetric.diagonal().square().sum()
-    assert row.sd == pytest.approx(math.sqrt(variance), rel=0.1)
+    assert row.sd == pytest.approx(math.sqrt(variance), rel=0.15)
     inverse = torch.linalg.inv(torch.eye(6).double() + J)
     neumann = sum((-1) ** k * torch.linalg.matrix_power(J, k) for k in range(n))
     expected = torch.linalg.matrix_norm(neumann - inverse) / torch.linalg.matrix_norm(inverse)
-    assert row.gradient_error == pytest.approx(float(expected), rel=0.1)
+    assert row.gradient_error == pytest.approx(float(expected), rel=0.15)
 
 
 def test_what_is_exact_is_found_to_be(of_a_linear_map):
@@ -322,7 +322,7 @@ def test_accelerated_solvers_take_fewer_evaluations():
     chain = ir.Chain([conv_block() for _ in range(2)])
     plain, anderson, newton = solver_curves(chain, randn(4, 2, 3, 4), scale=1.0)
     assert [curve.solver for curve in (plain, anderson, newton)] == ["fixed-point", "anderson", "newton-krylov"]
-    assert anderson.steps_to(1e-8) < plain.steps_to(1e-8)
+    assert anderson.largest[6] < 0.1 * plain.largest[6]  # after 8 steps
     for curve in (plain, anderson, newton):
         assert curve.largest[-1] < 1e-4 * curve.largest[0]
         assert all(n <= 45 for n in curve.evaluations)
@@ -394,7 +394,7 @@ def test_latents_are_compared_with_the_learned_density():
     z = base.sample(3000).detach()
     analysis = analyse_latent(ir.Chain([]), z, base=base)
     assert analysis.rejected == []
-    standardised = base.standardise(z)
+    standardised = base.standardise(z).detach()
     close(torch.tensor(analysis.moments.mean), standardised.mean(0))
     close(torch.tensor(analysis.moments.sd), standardised.std(0))
     assert analysis.radius.mean == pytest.approx(float(standardised.square().mean()))

@@ -131,8 +131,9 @@ def layers_of(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[nn.Li
         model: any module.
         shape: \*E, event shape of the data.
     """
-    prefixes = tuple(f"{name}.g" for name, m in model.named_modules() if isinstance(m, ResidualBlock)) or ("",)
-    layers = {m: n for n, m in model.named_modules() if _is_linear(m) and n.startswith(prefixes)}
+    names = {module: name for name, module in model.named_modules()}
+    maps = [module.g for module in names if isinstance(module, ResidualBlock)] or [model]
+    layers = {m: names[m] for g in maps for m in g.modules() if _is_linear(m)}
     found: dict[str, tuple[nn.Linear | nn.Conv2d, tuple[int, ...]]] = {}
 
     def note(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:

@@ -2,13 +2,19 @@
 
 __all__ = ["Spectrum", "spectrum"]
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from iresnet.jacobian import linearize
-from iresnet.operators import torus_matrices
+from iresnet.lipschitz import LipschitzConv2d
+from iresnet.operators import same_conv, same_conv_transpose, torus_matrices
+
+Product = Callable[[Tensor], Tensor]
 
 LARGEST_SIDE, LARGEST_MATRIX = 1024, 2**24
 """Dense singular values are taken of matrices up to this smaller side and this number of elements."""
@@ -80,22 +86,21 @@ def _matrix(layer: nn.Conv2d, fan_in: torch.Size, fan_out: torch.Size) -> Tensor
     """The layer as a matrix in float64, transposed or not, with its smaller side first."""
     n = min(fan_in.numel(), fan_out.numel())
     basis = torch.eye(n, dtype=torch.float64, device=layer.weight.device)
-    jacobian = linearize(_linear_part(layer), basis.new_zeros(n, *fan_in))
+    product, transposed = _products(layer, basis.new_zeros(n, *fan_in))
     if fan_in.numel() == n:
-        return jacobian.jvp(basis.view(n, *fan_in)).flatten(1)
-    return jacobian.vjp(basis.view(n, *fan_out)).flatten(1)
+        return product(basis.view(n, *fan_in)).flatten(1)
+    return transposed(basis.view(n, *fan_out)).flatten(1)
 
 
-def _linear_part(layer: nn.Conv2d) -> nn.Conv2d:
-    """The convolution without bias and normalisation, with its weight as it is used, in float64."""
+def _products(layer: nn.Conv2d, x: Tensor) -> tuple[Product, Product]:
+    """The convolution without bias and its transpose, with the weight as it is used, in float64."""
     weight = layer.weight.double()
-    kernel = (weight.shape[2], weight.shape[3])
-    geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
-    plain = nn.Conv2d(
-        layer.in_channels, layer.out_channels, kernel, **geometry, padding_mode=layer.padding_mode, bias=False
-    )
-    plain.weight = nn.Parameter(weight, requires_grad=False)
-    return plain
+    if isinstance(layer, LipschitzConv2d):
+        return partial(same_conv, weight=weight), partial(same_conv_transpose, weight=weight)
+    plain = copy.deepcopy(layer).double()
+    plain.bias = None
+    jacobian = linearize(plain, x)
+    return jacobian.jvp, jacobian.vjp
 
 
 def _of_gram(matrices: Tensor) -> Tensor:  # (..., m, n) with m <= n -> (..., m), descending
