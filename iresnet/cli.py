@@ -13,6 +13,7 @@ from types import FrameType
 
 from cyclopts import App, CycloptsError
 
+from iresnet.commands.analyse import analyse
 from iresnet.commands.arguments import Several
 from iresnet.commands.certify import certify
 from iresnet.commands.evaluate import evaluate
@@ -34,6 +35,7 @@ app.command(recipes)
 app.command(train, help=train_help())
 for command in (evaluate, sample, reconstruct, certify):
     app.command(command)
+app.command(analyse)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from iresnet import zoo
-from iresnet.certificates import Certificate, seal
+from iresnet.certificates import Certificate, finite_or_none, seal
 from iresnet.config import Config, check_types, from_dict, to_yaml
 from iresnet.data import Dataset
 from iresnet.errors import DataError, RecipeError, RunError
@@ -251,9 +251,15 @@ class Run:
         return model.eval()
 
     def write_json(self, name: str, tree: dict[str, Any]) -> Path:
-        """Write a JSON file into the folder and return its path."""
+        """Write a JSON file into the folder, null for what is not finite, and return its path."""
+        return self.write_file(name, json.dumps(finite_or_none(tree), indent=2, allow_nan=False) + "\n")
+
+    def write_file(self, name: str, content: str | bytes) -> Path:
+        """Write a file into the folder, or one below it that is made, and return its path."""
         path = self.path / name
-        write_atomically(path, json.dumps(tree, indent=2) + "\n")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
         return path
 
 
