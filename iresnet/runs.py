@@ -107,9 +107,9 @@ def _per_channel(numbers: tuple[float, ...], shape: tuple[int, ...]) -> float | 
 class Run:
     """A run folder.
 
-    ``config.yaml`` (with what the model knows of the data), ``env.json``, ``metrics.jsonl``, ``model.safetensors``
-    (sealed), ``state/`` (checkpoints), ``samples/``, ``evaluation.json``, ``certificate.json``. Files are replaced as a
-    whole, so a reader never sees half of one.
+    ``config.yaml`` (with what the model knows of the data), ``env.json``, ``metrics.jsonl``, ``cost.json``,
+    ``model.safetensors`` (sealed), ``state/`` (checkpoints), ``samples/``, ``evaluation.json``, ``certificate.json``,
+    ``analysis/``, ``report.html``. Files are replaced as a whole, so a reader never sees half of one.
 
     Args:
         path: the folder.

@@ -44,6 +44,7 @@ from iresnet.training.optim import learning_rate
 from iresnet.training.randomness import kept_random_state, random_state, seed_all, set_random_state
 from iresnet.training.settings import PRECISIONS, check_same, check_settings
 from iresnet.training.signals import stop_requests
+from iresnet.training.spending import Spending
 from iresnet.training.step import Step
 from iresnet.training.task import Task, make_task
 from iresnet.training.tracking import make_trackings
@@ -157,7 +158,8 @@ class _Trainer:
             Run.create(run.path, self.config, self.inputs, data_dir=self.data_dir)
         if self.accelerator.is_main_process:
             run.write_environment(self.data_dir)
-            self.callbacks = [JsonlMetrics(run, metrics_size), Pictures(run), *make_trackings(self.config, run)]
+            self.callbacks = [JsonlMetrics(run, metrics_size), Pictures(run), Spending(run)]
+            self.callbacks += make_trackings(self.config, run)
 
     def fit(self, run: Run) -> None:
         """Train to the end, with checkpoints and snapshots on the way."""
