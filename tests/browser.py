@@ -1,4 +1,4 @@
-"""A headless Chromium that is told what to do through its debugging protocol, for pages that are checked as they look."""
+"""A headless Chromium, told what to do through its debugging protocol: for pages that are checked as they look."""
 
 import base64
 import json

@@ -4,7 +4,7 @@ __all__ = ["analyses"]
 
 from collections.abc import Sequence
 
-from iresnet.report.blocks import Block, Fold, Gallery, Hint, Panel, Section, Text
+from iresnet.report.blocks import Block, Fold, Gallery, Heading, Hint, Panel, Section, Text
 from iresnet.report.images import DamagedPictureError, read_picture
 from iresnet.report.reading import ANALYSES, RunFiles
 from iresnet.report.tables import details
@@ -17,26 +17,33 @@ _TITLES = {
 }
 
 
-def analyses(runs: Sequence[RunFiles]) -> list[Section]:
-    """A section for each analysis."""
-    return [
-        Section(name, _TITLES[name], [Panel(i, _analysis(run, name)) for i, run in enumerate(runs)])
-        for name in ANALYSES
-    ]
+def analyses(runs: Sequence[RunFiles]) -> Section:
+    """What each analysis found, then those that are missing."""
+    panels = []
+    for i, run in enumerate(runs):
+        done = {name: _analysis(run, name) for name in ANALYSES}
+        found = [block for name, blocks in done.items() if blocks for block in (Heading(_TITLES[name]), *blocks)]
+        missing = [_missing(run, name) for name, blocks in done.items() if not blocks]
+        panels.append(Panel(i, [*found, *missing]))
+    return Section("analyses", "Analyses", panels)
+
+
+def _missing(run: RunFiles, name: str) -> Hint:
+    return Hint(f"{_TITLES[name]}: not analysed yet, run", run.command(f"analyse {name}"))
 
 
 def _analysis(run: RunFiles, name: str) -> list[Block]:
-    tree, command = run.analyses.get(name, {}), run.command(f"analyse {name}")
+    """The picture with its sentence, and the numbers in a fold; nothing when there is neither."""
+    tree, title, blocks = run.analyses.get(name, {}), _TITLES[name], []
     summary = str(tree.get("summary", ""))
     try:
-        picture = read_picture(
-            run.path / "analysis" / f"{name}.png", f"{_TITLES[name]}. {summary}".strip(), summary, pixels=False
-        )
-        damaged = []
+        picture = read_picture(run.path / f"analysis/{name}.png", f"{title}. {summary}", summary, pixels=False)
     except DamagedPictureError as error:
-        picture, damaged = None, [Hint(f"{error}. Draw it again with", command)]
-    if not tree and not picture:
-        return [*damaged] or [Hint("Not analysed yet. Analyse it with", command)]
-    blocks: list[Block] = [Gallery([picture])] if picture else [*damaged, Text(summary)] if summary else [*damaged]
-    numbers = details({key: value for key, value in tree.items() if key != "summary"}, _TITLES[name])
+        picture = None
+        blocks.append(Hint(f"{error}: run", run.command(f"analyse {name}")))
+    if picture:
+        blocks.append(Gallery([picture]))
+    elif summary:
+        blocks.append(Text(summary))
+    numbers = details({key: value for key, value in tree.items() if key != "summary"}, title)
     return [*blocks, Fold("Numbers", numbers)] if numbers else blocks

@@ -9,6 +9,7 @@ __all__ = [
     "Curve",
     "Fold",
     "Gallery",
+    "Heading",
     "Hint",
     "Label",
     "Panel",
@@ -43,6 +44,14 @@ class Text(Block):
 
 
 @dataclass(frozen=True)
+class Heading(Block):
+    """A heading within a section."""
+
+    kind: ClassVar[str] = "heading"
+    text: str
+
+
+@dataclass(frozen=True)
 class Hint(Block):
     """Says in one line what is missing, and the command that adds it."""
 
@@ -67,11 +76,13 @@ class Cell:
         text: what it says.
         look: ``number``, ``code``, ``differs``, ``best``, or the margin of a bound: ``wide``, ``moderate``, ``thin``,
             ``none``.
+        note: what stands below it, smaller.
         bar: interval to draw, in hundredths of the width.
     """
 
     text: str
     look: str = ""
+    note: str = ""
     bar: tuple[float, float] | None = None
 
 
@@ -83,12 +94,14 @@ class Table(Block):
         caption: what it shows, read out first.
         headings: of the columns.
         rows: the cells.
+        plain: whether caption and headings are only read out, since the section says as much.
     """
 
     kind: ClassVar[str] = "table"
     caption: str
     headings: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    plain: bool = False
 
     @property
     def numeric(self) -> list[bool]:

@@ -2,11 +2,14 @@
 
 __all__ = ["certificate", "margin_look"]
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from iresnet.report.blocks import Block, Cell, Fold, Hint, Panel, Section, Table, Text
-from iresnet.report.reading import RunFiles
+from iresnet.report.reading import RunFiles, sublist, subtree
 from iresnet.report.words import DASH, finite, number, quantity
 
 _MOST_BLOCKS = 12
@@ -16,6 +19,17 @@ _MARGINS = {"wide": 0.2, "moderate": 0.05, "thin": 0.0}
 """Words for margins, and the least of each."""
 
 _SIGNS = {"wide": "✓ wide", "moderate": "✓ moderate", "thin": "✓ thin", "none": "✕ not certified"}
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """What a file says of one constant, None for what it does not say, or says is infinite."""
+
+    name: str
+    lower: float | None
+    upper: float | None
+    norm: float | None
+    steps: float | None
 
 
 def certificate(runs: Sequence[RunFiles]) -> Section:
@@ -36,78 +50,83 @@ def margin_look(upper: float | None) -> str:
 
 
 def _certificate(run: RunFiles) -> list[Block]:
-    blocks, layers = _bounds(run.certificate.get("blocks")), _bounds(run.certificate.get("layers"))
+    blocks, layers = _bounds(run, "blocks"), _bounds(run, "layers")
     if not blocks:
-        return [Hint("No certificate yet. Prove the bounds with", run.command("certify"))]
+        return [Hint("No certificate yet: run", run.command("certify"))]
     found: list[Block] = [Text(_verdict(run, blocks))]
     if run.model_sha256 and run.certificate.get("model_sha256") not in (None, run.model_sha256):
-        found.append(
-            Hint("This certificate is of other weights than the model has now. Renew it with", run.command("certify"))
-        )
-    blocks.sort(key=lambda bound: -(bound["upper"] if bound["upper"] is not None else float("inf")))
-    found.append(_block_table("Blocks, the least margin first", blocks[:_MOST_BLOCKS]))
+        stale = "This certificate is of other weights than the model has now: run"
+        found.append(Hint(stale, run.command("certify")))
+    blocks.sort(key=lambda bound: -math.inf if bound.upper is None else -bound.upper)
+    origin = _origin(blocks)
+    caption = (
+        f"Blocks of {origin or 'the model'}, the least margin first; bars go from what was found to what is proved"
+    )
+    found.append(_block_table(caption, blocks[:_MOST_BLOCKS], origin))
     if more := blocks[_MOST_BLOCKS:]:
-        found.append(Fold(f"{quantity(len(more), 'more block')}", [_block_table("Blocks of larger margins", more)]))
+        found.append(Fold(quantity(len(more), "more block"), [_block_table("Blocks of larger margins", more, origin)]))
     if layers:
         found.append(Fold(quantity(len(layers), "layer"), [_layer_table(layers)]))
     return found
 
 
-def _bounds(entries: Any) -> list[dict[str, Any]]:
-    """What a file says of blocks or layers, in numbers."""
-    entries = entries if isinstance(entries, list) else []
-    return [
-        {
-            "place": i + 1,
-            "name": str(entry.get("name") or "the whole"),
-            **{key: finite(entry.get(key)) for key in ("lower", "upper", "norm", "steps_to_1e-5")},
-        }
-        for i, entry in enumerate(entry for entry in entries if isinstance(entry, dict))
-    ]
+def _bounds(run: RunFiles, key: str) -> list[_Bound]:
+    entries = [entry for entry in sublist(run.certificate, key) if isinstance(entry, dict)]
+    return [_bound(entry) for entry in entries]
 
 
-def _verdict(run: RunFiles, blocks: Sequence[dict[str, Any]]) -> str:
-    refused = [bound for bound in blocks if margin_look(bound["upper"]) == "none"]
+def _bound(entry: dict[str, Any]) -> _Bound:
+    numbers = [finite(entry.get(key)) for key in ("lower", "upper", "norm", "steps_to_1e-5")]
+    return _Bound(str(entry.get("name") or "the whole"), *numbers)
+
+
+def _origin(bounds: Sequence[_Bound]) -> str:
+    """What the names of all begin with, up to a dot."""
+    columns = zip(*(bound.name.split(".")[:-1] for bound in bounds), strict=False)
+    return ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, columns))
+
+
+def _verdict(run: RunFiles, blocks: Sequence[_Bound]) -> str:
+    refused = [bound for bound in blocks if margin_look(bound.upper) == "none"]
     if refused:
-        text = f"Not certified: {quantity(len(refused), 'block')} of {len(blocks)} may not be invertible."
+        text = f"Not certified: {len(refused)} of {quantity(len(blocks), 'block')} may not be invertible."
     else:
-        worst = max(bound["upper"] for bound in blocks)
+        worst = max(bound.upper for bound in blocks if bound.upper is not None)
         text = f"Certified: every block contracts, by a proved bound of at most {number(worst)}, and is invertible."
-    network = run.certificate.get("network")
-    if isinstance(network, dict) and finite(network.get("upper")) and finite(network.get("lower")):
+    network = subtree(run.certificate, "network")
+    if finite(network.get("upper")) and finite(network.get("lower")):
         up, low = number(network["upper"], 3), number(network["lower"], 3)
         text += f" The network stretches distances at most {up} and at least {low} times."
     return text
 
 
-def _block_table(caption: str, bounds: Sequence[dict[str, Any]]) -> Table:
+def _block_table(caption: str, bounds: Sequence[_Bound], origin: str) -> Table:
     rows = [
         [
-            Cell(bound["name"], "code"),
-            Cell(number(bound["lower"]), "number"),
-            Cell(number(bound["upper"]), "number"),
+            Cell(bound.name.removeprefix(f"{origin}."), "code"),
             _bar(bound),
-            Cell(_SIGNS[margin_look(bound["upper"])], margin_look(bound["upper"])),
-            Cell(number(bound["steps_to_1e-5"]), "number"),
+            Cell(_SIGNS[margin_look(bound.upper)], margin_look(bound.upper)),
+            Cell(number(bound.lower), "number"),
+            Cell(number(bound.upper), "number"),
+            Cell(number(bound.steps), "number"),
         ]
         for bound in bounds
     ]
-    headings = ("block", "found, at least", "proved, at most", "from 0 to 1", "margin to 1", "steps to 1e-5")
+    headings = ("block", "margin to 1", "verdict", "found, at least", "proved, at most", "steps to 1e-5")
     return Table(caption, headings, rows)
 
 
-def _bar(bound: dict[str, Any]) -> Cell:
-    """The interval in which the constant lies."""
-    lower, upper = bound["lower"] or 0.0, bound["upper"]
-    look = margin_look(upper)
-    ends = (100 * min(max(lower, 0.0), 1.0), 100.0 if upper is None else 100 * min(max(upper, 0.0), 1.0))
-    margin = DASH if upper is None else number(1 - upper, 3)
-    return Cell(margin, look, (min(ends), max(ends)))
+def _bar(bound: _Bound) -> Cell:
+    """The interval in which the constant lies, and how far it stays below 1."""
+    constants = (bound.lower or 0.0, 1.0 if bound.upper is None else bound.upper)
+    ends = sorted(100 * min(max(constant, 0.0), 1.0) for constant in constants)
+    margin = DASH if bound.upper is None else number(1 - bound.upper, 3)
+    return Cell(margin, margin_look(bound.upper), bar=(ends[0], ends[1]))
 
 
-def _layer_table(bounds: Sequence[dict[str, Any]]) -> Table:
+def _layer_table(bounds: Sequence[_Bound]) -> Table:
     rows = [
-        [Cell(bound["name"], "code"), *(Cell(number(bound[key]), "number") for key in ("lower", "upper", "norm"))]
+        [Cell(bound.name, "code"), *(Cell(number(x), "number") for x in (bound.lower, bound.upper, bound.norm))]
         for bound in bounds
     ]
     return Table("Layers, in their order", ("layer", "found, at least", "proved, at most", "norm"), rows)

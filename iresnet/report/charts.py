@@ -57,44 +57,46 @@ def lay_out(
         note: its unit, or how to read it.
         lines: at least one with a value.
         log: whether the vertical axis is logarithmic; values that are not positive are then left out.
-        limit: a value that must not be crossed, drawn when the axis reaches it.
+        limit: a value that must not be crossed, which the axis reaches.
         marks: where on the horizontal axis something happened.
     """
     lines = [replace(line, points=[(x, _drawable(y, log=log)) for x, y in line.points]) for line in lines]
     lines = [line for line in lines if line.known]
     shown = [line for line in lines if not _hidden(line, lines)]
     xs = [x for line in lines for x, _ in line.known] + list(marks)
-    low, high, cut = _range([line.known for line in lines], log=log)
+    low, high, cut = _range([line.known for line in lines], log=log, limit=limit)
     across, up = _Axis(min(0.0, *xs), max(xs), LEFT, RIGHT), _Axis(low, high, BOTTOM, TOP, log=log)
     if cut is not None:
-        note = f"{note}; the start, up to {number(cut, 3)}, lies above the frame".lstrip("; ")
+        note = f"{note}; starts at {number(cut, 3)}".lstrip("; ")
     return Chart(
         title=title,
         note=note,
         description=f"{title}. " + "; ".join(_in_words(line) for line in lines) + ".",
         values=" · ".join(f"{line.letter or line.name} {number(line.known[-1][1])}" for line in shown),
         curves=[_curve(line, across, up) for line in lines],
-        x_ticks=[Tick(across(x), number(x, 3)) for x in ticks(across.low, across.high)],
-        y_ticks=[Tick(up(y), number(y, 3)) for y in (_decades(low, high) if log else ticks(low, high))],
+        x_ticks=[Tick(across(x), text) for x, text in ticks(across.low, across.high)],
+        y_ticks=[Tick(up(y), text) for y, text in (_decades(low, high) if log else ticks(low, high))],
         marks=[across(x) for x in marks],
         labels=_labels(shown, across, up),
-        limit=up(limit) if limit is not None and low <= limit <= high else None,
+        limit=None if limit is None else up(limit),
     )
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers between two.
+def ticks(low: float, high: float, most: int = 5) -> list[tuple[float, str]]:
+    """Round numbers between two, written alike.
 
     Example:
-        >>> ticks(0, 25)
-        [0, 5, 10, 15, 20, 25]
+        >>> ticks(0.4, 1.9)
+        [(0.5, '0.5'), (1.0, '1.0'), (1.5, '1.5')]
     """
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
-    found = [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
-    return [int(x) if x == int(x) else x for x in found]
+    found = [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+    places = max(0, -math.floor(math.log10(step) + 1e-9)) + (step / power == 2.5)
+    plain = max(map(abs, found), default=0.0) < 1e6 and places <= 5
+    return [(x, f"{x:,.{places}f}" if plain else number(x, 6)) for x in found]
 
 
 class _Axis:
@@ -107,18 +109,20 @@ class _Axis:
     def __call__(self, value: float) -> float:
         scale = math.log10 if self.log else float
         share = (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
-        return round(self.start + min(max(share, -0.05), 1.05) * (self.end - self.start), 1)
+        return round(self.start + min(max(share, -5.0), 5.0) * (self.end - self.start), 1)
 
 
-def _range(lines: Sequence[Sequence[tuple[float, float]]], *, log: bool) -> tuple[float, float, float | None]:
+def _range(
+    lines: Sequence[Sequence[tuple[float, float]]], *, log: bool, limit: float | None
+) -> tuple[float, float, float | None]:
     """Lowest and highest value of the axis, and the highest value when the start of a line is left above it."""
-    values = [y for line in lines for _, y in line]
+    values = [y for line in lines for _, y in line] + ([] if limit is None else [limit])
     low, high, cut = min(values), max(values), None
     if log:
         low, high = low / 1.15, high * 1.15
         return (low, high, None) if high / low > 10 else (low / 2, high * 2, None)
     later = [y for line in lines for x, y in line if x > 0.06 * line[-1][0]] or values
-    if high - low > 2.5 * (max(later) - low) > 0:
+    if limit is None and high - low > 2.5 * (max(later) - low) > 0:
         high, cut = max(later), high
     flat = high - low <= 1e-6 * abs(high)
     margin = (0.05 * abs(high) or 0.5) if flat else 0.06 * (high - low)
@@ -132,12 +136,13 @@ def _drawable(y: float | None, *, log: bool) -> float | None:
     return y if abs(y) > 1e-100 else 0.0
 
 
-def _decades(low: float, high: float) -> list[float]:
+def _decades(low: float, high: float) -> list[tuple[float, str]]:
     """Powers of ten between two numbers, with halves of decades where they are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if len(powers) <= 3 else (1,)
     every = math.ceil(len(powers) / 6)
-    return [f * 10.0**k for k in powers[::every] for f in factors if low <= f * 10.0**k <= high]
+    found = [f * 10.0**k for k in powers[::every] for f in factors]
+    return [(y, number(y, 1)) for y in found if low <= y <= high]
 
 
 def _hidden(line: Line, lines: Sequence[Line]) -> bool:

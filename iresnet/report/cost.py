@@ -79,7 +79,7 @@ def _cost(run: RunFiles) -> list[Block]:
         entries.append(("size of the weights", amount(run.model_file.stat().st_size)))
     except OSError:
         entries.append(("size of the weights", "no model yet"))
-    blocks: list[Block] = [pairs("What the training took", entries)]
+    blocks: list[Block] = [pairs("What the training took", entries, plain=True)]
     if wall is None:
         blocks.append(Hint("Its time was not noted: newer versions write cost.json while they train."))
     elif len(_sessions(run)) > 1:
@@ -100,4 +100,4 @@ def _environment(run: RunFiles) -> list[Block]:
         return [Hint("The environment is not known: env.json, which training writes, is missing.")]
     entries = [(label(key), value) for key, value in run.env.items() if value is not None]
     entries = [(name, str(value) if isinstance(value, int) else value) for name, value in entries]
-    return [pairs("Where it was trained", entries)]
+    return [pairs("Where it was trained", entries, plain=True)]

@@ -90,7 +90,7 @@ def _line(run: RunFiles, key: str, split: str, axis: str, *, tone: int, letter: 
 def _notes(run: RunFiles) -> list[Block]:
     """What the charts of one run do not show."""
     if not _measured(run):
-        return [Hint("No metrics of training yet. Train on with", run.resume_command)]
+        return [Hint("No metrics of training yet: run", run.resume_command)]
     blocks: list[Block] = []
     skipped, excess = _measured(run, "skipped"), _measured(run, "excess")
     if skipped:

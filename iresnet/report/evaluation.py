@@ -26,7 +26,7 @@ def evaluation(runs: Sequence[RunFiles]) -> Section:
 def _evaluation(run: RunFiles) -> list[Block]:
     tree = run.evaluation
     if not tree:
-        return [Hint("Not evaluated yet. Measure it with", run.command("evaluate"))]
+        return [Hint("Not evaluated yet: run", run.command("evaluate"))]
     rest = {key: value for key, value in tree.items() if key not in _SHOWN}
     blocks = [*_head(run), *_likelihoods(tree), *predictions(tree), *_other_data(run)]
     return [*blocks, *details(rest, "Further results")]
@@ -37,7 +37,7 @@ def _head(run: RunFiles) -> Iterator[Block]:
     split, n = clipped(str(tree.get("split", "test"))), finite(tree.get("examples"))
     yield Text(f"On the {split} split" + (f", {number(n)} examples" if n else "") + "; intervals are of 95 %.")
     if run.model_sha256 and tree.get("model_sha256") not in (None, run.model_sha256):
-        yield Hint("This evaluation is of other weights than the model has now. Renew it with", run.command("evaluate"))
+        yield Hint("This evaluation is of other weights than the model has now: run", run.command("evaluate"))
 
 
 def _likelihoods(tree: dict[str, Any]) -> Iterator[Block]:
@@ -72,7 +72,7 @@ def _other_data(run: RunFiles) -> Iterator[Block]:
         if isinstance(numbers, dict)
     ]
     if not rows:
-        yield Hint("Other data were not tried yet. Try some with", f"{run.command('evaluate')} --ood DATASET")
+        yield Hint("Other data were not tried yet: run", f"{run.command('evaluate')} --ood DATASET")
         return
     headings = ("other data", "score", "AUROC", "95 % interval", "FPR95", "95 % interval")
     yield Table("Noticing other data: AUROC is 0.5 by chance, 1 at best; FPR95 is 0 at best", headings, rows)

@@ -129,15 +129,14 @@ def _compared(facts: Sequence[Sequence[_Fact]], names: Sequence[str], comparable
         ranks = [fact.rank for fact in found if fact and fact.rank is not None]
         best = min(ranks) if comparable and len(set(ranks)) > 1 else None
         rows.append([Cell(name), *(_fact_cell(fact, best) for fact in found)])
-    return Table("Headline numbers" + ("" if comparable else ", of different data"), ("", *names), rows)
+    return Table("Headline numbers" + ("; ★ is the best" if comparable else ", of different data"), ("", *names), rows)
 
 
 def _fact_cell(fact: _Fact | None, best: float | None) -> Cell:
     if fact is None:
         return Cell(DASH)
     is_best = best is not None and fact.rank == best
-    text = f"{fact.value} ({fact.note})" if fact.note else fact.value
-    return Cell(f"★ {text}" if is_best else text, "best" if is_best else fact.look)
+    return Cell(f"★ {fact.value}" if is_best else fact.value, "best" if is_best else fact.look, fact.note)
 
 
 def _values(values: Sequence[Any]) -> list[Cell]:

@@ -87,7 +87,7 @@ def _sections(runs: Sequence[RunFiles], names: Sequence[str], letters: Sequence[
         interpolation(runs),
         evaluation(runs),
         certificate(runs),
-        *analyses(runs),
+        analyses(runs),
         cost(runs),
         environment(runs),
         rerun(runs),
@@ -105,5 +105,4 @@ def _names(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def _lead(runs: Sequence[RunFiles]) -> str:
-    descriptions = dict.fromkeys(str(run.settings.get("description") or "") for run in runs)
-    return clipped("; ".join(filter(None, descriptions)))
+    return clipped(str(runs[0].settings.get("description") or "")) if len(runs) == 1 else ""

@@ -9,7 +9,7 @@ from typing import Any
 from iresnet.report.blocks import Block, Cell, Fold, Table
 from iresnet.report.reading import sublist, subtree
 from iresnet.report.tables import details, interval
-from iresnet.report.words import DASH, clipped, estimate, finite, label, number, percent
+from iresnet.report.words import DASH, clipped, estimate, finite, label, number, percent, plus_minus, span
 
 _MOST_CLASSES = 20
 """Classes of which the confusions are shown."""
@@ -49,7 +49,7 @@ def _row(key: str, value: Any, tree: dict[str, Any]) -> list[Cell] | None:
 
 
 def _estimate_row(name: str, mean: float, half_width: float) -> list[Cell]:
-    ends = f"{number(max(0.0, mean - half_width))} to {number(mean + half_width)}"
+    ends = span(max(0.0, mean - half_width), mean + half_width)
     return [Cell(name), Cell(number(mean), "number"), Cell(ends, "number")]
 
 
@@ -86,7 +86,7 @@ def _accuracy(entry: Any) -> list[Cell]:
 
 def _bits(mean: Any) -> list[Cell]:
     found = estimate(mean)
-    return [Cell(f"{number(found[0])} ± {number(found[1], 2)}" if found else DASH, "number")]
+    return [Cell(plus_minus(*found) if found else DASH, "number")]
 
 
 def _confusions(tree: dict[str, Any]) -> Iterator[Block]:

@@ -50,15 +50,15 @@ def _samples(run: RunFiles) -> list[Block]:
     )
     if not last and shown:
         last = [(path, f"after epoch {epoch}") for epoch, path in shown[-1:]]
-    before = [(path, f"after epoch {epoch}") for epoch, path in shown]
+    before = [(path, f"after epoch {epoch}") for epoch, path in shown if path not in dict(last)]
     blocks: list[Block] = []
     for entries, small in ((last, False), (before, True)):
         pictures, damaged = _pictures(run, entries)
-        blocks += [Gallery(pictures, small)] if pictures and not (small and len(entries) < 2) else []
+        blocks += [Gallery(pictures, small)] if pictures else []
         blocks += [Hint(text) for text in damaged]
     if len(shown) < len(over_time):
         blocks.append(Text(f"{len(shown)} of {quantity(len(over_time), 'snapshot')} are shown."))
-    return blocks or _rows(run) or [Hint("No samples yet. Draw some with", run.command("sample"))]
+    return blocks or _rows(run) or [Hint("No samples yet: run", run.command("sample"))]
 
 
 def _pictures(run: RunFiles, entries: Sequence[tuple[Path, str]]) -> tuple[list[Picture], list[str]]:
@@ -76,7 +76,7 @@ def _pictures(run: RunFiles, entries: Sequence[tuple[Path, str]]) -> tuple[list[
 
 def _one(run: RunFiles, name: str, command: str, alt: str, caption: str) -> list[Block]:
     """A picture that a command draws, else those of the snapshots."""
-    missing = Hint(f"No {name} yet. Draw them with", run.command(command))
+    missing = Hint(f"No {name} yet: run", run.command(command))
     entries = [(run.samples / f"{name}.png", caption)]
     entries += [
         (path, f"{caption} After epoch {n}.") for n, path in _numbered(run.samples, f"{name}-epoch-", ".png")[-1:]
@@ -85,7 +85,7 @@ def _one(run: RunFiles, name: str, command: str, alt: str, caption: str) -> list
         try:
             picture = read_picture(path, alt, words)
         except DamagedPictureError as error:
-            return [Hint(f"{error}. Draw it again with", run.command(command))]
+            return [Hint(f"{error}: run", run.command(command))]
         if picture:
             return [Gallery([picture])] if path is entries[0][0] else [Gallery([picture]), missing]
     return [missing]

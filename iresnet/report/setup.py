@@ -23,7 +23,8 @@ _KINDS = {"density": "density estimation", "classify": "classification", "hybrid
 
 def setup(runs: Sequence[RunFiles]) -> Section:
     """What was trained, what differs from the recipe, and all settings."""
-    return Section("setup", "What was trained", [Panel(i, _setup(run)) for i, run in enumerate(runs)])
+    panels = [Panel(i, _setup(run, alone=len(runs) == 1)) for i, run in enumerate(runs)]
+    return Section("setup", "What was trained", panels)
 
 
 def rerun(runs: Sequence[RunFiles]) -> Section:
@@ -63,10 +64,10 @@ def _defaults(run: RunFiles) -> dict[str, Any]:
     return dict(leaves(asdict(config)))
 
 
-def _setup(run: RunFiles) -> list[Block]:
+def _setup(run: RunFiles, *, alone: bool) -> list[Block]:
     if not run.config:
         return [Hint("The configuration cannot be read.")]
-    blocks: list[Block] = [pairs("What was trained", _summary(run))]
+    blocks: list[Block] = [pairs("What was trained", _summary(run, alone=alone), plain=True)]
     name = value_text(run.settings.get("name"))
     known = name in recipe_names()
     base = f"the recipe {name}" if known else "the defaults"
@@ -86,17 +87,17 @@ def _setup(run: RunFiles) -> list[Block]:
     return blocks
 
 
-def _summary(run: RunFiles) -> list[tuple[str, str]]:
+def _summary(run: RunFiles, *, alone: bool) -> list[tuple[str, str]]:
     get = {name: value_text(value) for name, value in run.settings.items()}
-    model = {name.removeprefix("model."): text for name, text in get.items() if name.startswith("model.")}
+    model = {name[6:].removesuffix("name").rstrip("."): text for name, text in get.items() if name.startswith("model.")}
     lr, schedule = get.get("optim.lr", DASH), get.get("optim.schedule", DASH)
     epochs, batch, seed = (get.get(f"train.{name}", DASH) for name in ("epochs", "batch_size", "seed"))
     entries = {
         "recipe": get.get("name"),
-        "description": get.get("description"),
+        "description": None if alone else get.get("description"),  # of a single run it stands at the top
         "data": _data(run),
         "task": _KINDS[run.kind],
-        "model": ", ".join(f"{name.replace('_', ' ')} {text}".removeprefix("name ") for name, text in model.items()),
+        "model": ", ".join(f"{name} {text}".replace("_", " ").strip() for name, text in model.items()),
         "optimiser": f"{get.get('optim.name', DASH)}, learning rate {lr}, {schedule} schedule",
         "length": f"{epochs} epochs in batches of {batch}, seed {seed}",
         "expected by the recipe": get.get("expected"),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from iresnet.report.blocks import Block, Cell, Table
-from iresnet.report.words import DASH, clipped, estimate, finite, label, number
+from iresnet.report.words import DASH, clipped, estimate, finite, label, number, plus_minus, span
 
 _MOST_ROWS = 60
 _MOST_COLUMNS = 16
@@ -26,15 +26,15 @@ def details(tree: Any, title: str) -> list[Block]:
     return list(_tables(tree, title, 0))[:_MOST_TABLES]
 
 
-def pairs(caption: str, entries: Iterable[tuple[str, Any]], headings: tuple[str, str] = ("what", "value")) -> Table:
+def pairs(caption: str, entries: Iterable[tuple[str, Any]], *, plain: bool = False) -> Table:
     """A table of names and values."""
-    return Table(caption, headings, [[Cell(name), _cell(value)] for name, value in entries])
+    return Table(caption, ("what", "value"), [[Cell(name), _cell(value)] for name, value in entries], plain)
 
 
 def interval(value: Any) -> str | None:
     """The text of an interval, a list of two numbers."""
     if isinstance(value, list) and len(value) == 2 and None not in map(finite, value):
-        return f"{number(value[0])} to {number(value[1])}"
+        return span(*value)
     return None
 
 
@@ -85,7 +85,7 @@ def _cell(value: Any) -> Cell:
     if isinstance(value, Cell):
         return value
     if found := estimate(value):
-        return Cell(f"{number(found[0])} ± {number(found[1], 2)}", "number")
+        return Cell(plus_minus(*found), "number")
     if isinstance(value, bool):
         return Cell("yes" if value else "no")
     if isinstance(value, (int, float)):

@@ -11,7 +11,9 @@ __all__ = [
     "label",
     "number",
     "percent",
+    "plus_minus",
     "quantity",
+    "span",
 ]
 
 import math
@@ -25,11 +27,14 @@ TIMES = " \N{MULTIPLICATION SIGN} "
 
 _LONGEST = 300
 
+_UNITS = ((60, 1, ("min", "s")), (3600, 60, ("h", "min")), (86400, 3600, ("d", "h")))
+
 _LABELS = {
     "auroc": "AUROC",
     "bits_per_dim": "bits/dim",
     "ece": "expected calibration error",
     "fpr95": "FPR95",
+    "grad_norm": "gradient norm",
     "half_width": "± (95 %)",
     "logdet": "log-determinant",
     "log_prior": "log prior",
@@ -74,19 +79,45 @@ def number(value: Any, digits: int = 4) -> str:
     """A number with so many significant digits.
 
     Example:
-        >>> number(2.158612), number(0.0000076), number(48640), number(2.0)
-        ('2.159', '7.6e-6', '48,640', '2')
+        >>> number(2.158612), number(0.0000076), number(48640), number(9321.4)
+        ('2.159', '7.6e-6', '48,640', '9,321')
     """
     x = finite(value)
     if x is None:
         return DASH if value is None else "not finite"
     if x == int(x) and abs(x) < 1e15:
         return f"{int(x):,}"
-    if 1e-3 <= abs(x) < 10**digits:
-        places = max(0, digits - 1 - math.floor(math.log10(abs(x))))
-        return f"{x:.{min(places, digits)}f}"
+    if 1e-3 <= abs(x) < 1e6:
+        return f"{x:,.{max(0, digits - 1 - math.floor(math.log10(abs(x))))}f}"
     mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def plus_minus(mean: float, half_width: float) -> str:
+    """An estimate, as exact as its half-width is telling.
+
+    Example:
+        >>> plus_minus(2.428809, 0.024238), plus_minus(8.0, 0.0)
+        ('2.429 ± 0.024', '8.0000 ± 0.0000')
+    """
+    places = _places(half_width)
+    return f"{mean:,.{places}f} ± {half_width:.{places}f}"
+
+
+def span(low: float, high: float) -> str:
+    """An interval, as exact as its width is telling.
+
+    Example:
+        >>> span(2.40457, 2.453047), span(0.0652, 0.2675)
+        ('2.405 to 2.453', '0.07 to 0.27')
+    """
+    places = _places((high - low) / 2)
+    return f"{low:,.{places}f} to {high:,.{places}f}"
+
+
+def _places(width: float) -> int:
+    """Decimals that show two digits of a width, 4 where it is next to nothing."""
+    return min(max(0, 1 - math.floor(math.log10(width))), 7) if width > 1e-6 else 4
 
 
 def percent(value: float) -> str:
@@ -116,11 +147,8 @@ def duration(seconds: float) -> str:
     """
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    s = round(seconds)
-    for large, small, names in ((60, 1, ("min", "s")), (3600, 60, ("h", "min"))):
-        if s < 60 * large:
-            return f"{s // large} {names[0]} {s % large // small} {names[1]}"
-    return f"{s // 3600} h {s % 3600 // 60} min" if s < 86400 else f"{s // 86400} d {s % 86400 // 3600} h"
+    large, small, names = next(unit for unit in _UNITS if seconds < unit[0] * 60 or unit is _UNITS[-1])
+    return f"{int(seconds) // large} {names[0]} {int(seconds) % large // small} {names[1]}"
 
 
 def amount(size: float) -> str:
