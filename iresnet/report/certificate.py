@@ -60,7 +60,7 @@ def _certificate(run: RunFiles) -> list[Block]:
     blocks.sort(key=lambda bound: -math.inf if bound.upper is None else -bound.upper)
     origin = _origin(blocks)
     caption = (
-        f"Blocks of {origin or 'the model'}, the least margin first; bars go from what was found to what is proved"
+        f"Blocks of {origin or 'the model'}, the least margin first; a bar goes from what was found to what is proved"
     )
     found.append(_block_table(caption, blocks[:_MOST_BLOCKS], origin))
     if more := blocks[_MOST_BLOCKS:]:

@@ -92,6 +92,7 @@ def _summary(run: RunFiles, *, alone: bool) -> list[tuple[str, str]]:
     model = {name[6:].removesuffix("name").rstrip("."): text for name, text in get.items() if name.startswith("model.")}
     lr, schedule = get.get("optim.lr", DASH), get.get("optim.schedule", DASH)
     epochs, batch, seed = (get.get(f"train.{name}", DASH) for name in ("epochs", "batch_size", "seed"))
+    passes = "1 epoch" if epochs == "1" else f"{epochs} epochs"
     entries = {
         "recipe": get.get("name"),
         "description": None if alone else get.get("description"),  # of a single run it stands at the top
@@ -99,7 +100,7 @@ def _summary(run: RunFiles, *, alone: bool) -> list[tuple[str, str]]:
         "task": _KINDS[run.kind],
         "model": ", ".join(f"{name} {text}".replace("_", " ").strip() for name, text in model.items()),
         "optimiser": f"{get.get('optim.name', DASH)}, learning rate {lr}, {schedule} schedule",
-        "length": f"{epochs} epochs in batches of {batch}, seed {seed}",
+        "length": f"{passes} in batches of {batch}, seed {seed}",
         "expected by the recipe": get.get("expected"),
         "cost by the recipe": get.get("cost"),
     }

@@ -147,7 +147,7 @@ def duration(seconds: float) -> str:
     """
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    large, small, names = next(unit for unit in _UNITS if seconds < unit[0] * 60 or unit is _UNITS[-1])
+    large, small, names = _UNITS[(seconds >= 3600) + (seconds >= 86400)]
     return f"{int(seconds) // large} {names[0]} {int(seconds) % large // small} {names[1]}"
 
 
