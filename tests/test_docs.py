@@ -85,9 +85,41 @@ def test_the_options_of_2019_are_all_there():
         assert re.search(rf"`--?{option}\b", rows), option
 
 
-OPTIONS_OF_2019 = (
-    "densityEstimation optimizer lr coeff numTraceSamples numSeriesTerms powerIterSpectralNorm weight_decay drop_rate "
-    "batch init_batch init_ds warmup_epochs inj_pad epochs nBlocks nStrides nChannels resume evaluate interpolate "
-    "drop_two nesterov norm analysisTraceEst multiScale fixedPrior noActnorm nonlin dataset save_dir vis_port "
-    "vis_server log_every log_verbose deterministic"
-).split()  # noqa: SIM905
+OPTIONS_OF_2019 = [
+    "densityEstimation",
+    "optimizer",
+    "lr",
+    "coeff",
+    "numTraceSamples",
+    "numSeriesTerms",
+    "powerIterSpectralNorm",
+    "weight_decay",
+    "drop_rate",
+    "batch",
+    "init_batch",
+    "init_ds",
+    "warmup_epochs",
+    "inj_pad",
+    "epochs",
+    "nBlocks",
+    "nStrides",
+    "nChannels",
+    "resume",
+    "evaluate",
+    "interpolate",
+    "drop_two",
+    "nesterov",
+    "norm",
+    "analysisTraceEst",
+    "multiScale",
+    "fixedPrior",
+    "noActnorm",
+    "nonlin",
+    "dataset",
+    "save_dir",
+    "vis_port",
+    "vis_server",
+    "log_every",
+    "log_verbose",
+    "deterministic",
+]

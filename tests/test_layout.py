@@ -84,7 +84,9 @@ def test_the_reader_of_imports_sees_them():
     assert imported(FILES["bijections/residual.py"]) >= {"bijections", "solvers", "jacobian"}
 
 
-@pytest.mark.parametrize("module", ["iresnet", "iresnet.cli", "iresnet.config", "iresnet.errors", "iresnet.launch"])
+@pytest.mark.parametrize(
+    "module", ["iresnet", "iresnet.cli", "iresnet.config", "iresnet.errors", "iresnet.launch", "iresnet.report"]
+)
 def test_torch_is_not_imported_before_it_is_needed(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=False).returncode == 0
