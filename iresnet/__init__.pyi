@@ -64,6 +64,6 @@ from .jacobian import linearize
 from .krylov import Krylov
 from .lipschitz import LipschitzConv2d, LipschitzLinear
 from .logdet import Exact, LogDetEstimate, LogDetEstimator
-from .runs import load
+from .pretrained import load
 from .series import PowerSeries, RussianRoulette
 from .solvers import Anderson, FixedPointIteration, NewtonKrylov, Solution, Solver

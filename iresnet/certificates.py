@@ -1,6 +1,6 @@
 """Certificates: upper bounds that prove invertibility, and the sealing that makes a model have one."""
 
-__all__ = ["Bound", "Certificate", "Excess", "Stretch", "certify", "excesses", "seal"]
+__all__ = ["Bound", "Certificate", "Excess", "Stretch", "certify", "excesses", "finite_or_none", "norm_of", "seal"]
 
 import math
 from collections.abc import Mapping
@@ -101,7 +101,7 @@ class Certificate:
         tree = {"certified": self.certified, **asdict(self)}
         for block, bound in zip(tree["blocks"], self.blocks, strict=True):
             block["steps_to_1e-5"] = bound.steps()
-        return _finite(tree)
+        return finite_or_none(tree)
 
     def __str__(self) -> str:
         width = max((len(b.name) for b in (*self.layers, *self.blocks)), default=0)
@@ -122,13 +122,18 @@ def _row(bound: Bound, width: int) -> str:
     return f"{bound.name:<{width}}  {bound.lower:.4f}  {bound.upper:.4f}{norm}"
 
 
-def _finite(tree: Any) -> Any:
-    """JSON has no infinity."""
+def finite_or_none(tree: Any) -> Any:
+    """A tree of plain values for JSON, which has no infinity: None for numbers that are not finite.
+
+    Example:
+        >>> finite_or_none({"upper": math.inf, "lower": (0.5, 1)})
+        {'upper': None, 'lower': [0.5, 1]}
+    """
     match tree:
         case dict():
-            return {key: _finite(value) for key, value in tree.items()}
+            return {key: finite_or_none(value) for key, value in tree.items()}
         case list() | tuple():
-            return [_finite(value) for value in tree]
+            return [finite_or_none(value) for value in tree]
         case float() if not math.isfinite(tree):
             return None
     return tree
@@ -210,13 +215,19 @@ def _is_layer(module: nn.Module) -> TypeGuard[LipschitzLinear | LipschitzConv2d]
 
 
 def _bound(name: str, g: nn.Module, search_steps: int = 0) -> Bound:
-    norm = _norm(g)
+    norm = norm_of(g)
     lower = lower_bound(g, norm, search_steps=search_steps)
     return Bound(name or type(g).__name__, lower, upper_bound(g, norm), norm)
 
 
-def _norm(g: nn.Module) -> float:
-    """The norm that all layers of g are normalised in, else the Euclidean one: any proves invertibility."""
+def norm_of(g: nn.Module) -> float:
+    """p of the norm that all layers of g are normalised in, else of the Euclidean one: any proves invertibility.
+
+    Example:
+        >>> import iresnet as ir
+        >>> norm_of(ir.networks.mlp(2, 8, normalisation="linf"))
+        inf
+    """
     layers = (m for m in g.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d)))
     norms = {layer.normalisation.norm for layer in layers}
     return norms.pop() if len(norms) == 1 else 2.0
@@ -304,7 +315,7 @@ def seal(model: nn.Module, *, target: float = 0.99) -> Certificate:
 
 def _scale_down(g: nn.Module, target: float) -> None:
     """Multiply all layers of g by one factor, so that its bound becomes ``target``."""
-    bound = upper_bound(g, _norm(g))
+    bound = upper_bound(g, norm_of(g))
     layers = [m for m in g.modules() if _is_layer(m)]
     if bound < 1 or not layers or not math.isfinite(bound) or not all(m.normalisation.constrained for m in layers):
         return

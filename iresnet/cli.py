@@ -13,11 +13,13 @@ from types import FrameType
 
 from cyclopts import App, CycloptsError
 
+from iresnet.commands.analyse import analyse
 from iresnet.commands.arguments import Several
 from iresnet.commands.certify import certify
 from iresnet.commands.evaluate import evaluate
 from iresnet.commands.recipes import recipes
 from iresnet.commands.reconstruct import reconstruct
+from iresnet.commands.report import report
 from iresnet.commands.sample import sample
 from iresnet.commands.train import train, train_help
 from iresnet.console import complain, show_thread_failure, show_warning
@@ -32,8 +34,9 @@ app = App(
 )
 app.command(recipes)
 app.command(train, help=train_help())
-for command in (evaluate, sample, reconstruct, certify):
+for command in (evaluate, sample, reconstruct, certify, report):
     app.command(command)
+app.command(analyse)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ NUMERICS = {"errors", "jacobian", "lipschitz", "normalisation", "activations", "
 NUMERICS |= {"logdet", "krylov", "series", "probes", "operators"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
 MODELS |= {"batchnorm", "classifiers", "resnet"}
-USE = MODELS | {"data", "config", "runs", "pictures", "processes"}
+USE = MODELS | {"data", "config", "runs", "pictures", "processes", "files"}
 
 ALLOWED = {
     "errors": set(),
@@ -37,12 +37,14 @@ ALLOWED = {
     "certificates": NUMERICS | {"bijections", "flows", "classifiers"},
     "zoo": MODELS - {"certificates"},
     "config": {"errors"},
+    "files": {"errors"},
+    "report": {"errors", "config", "files"},
     "data": {"errors"},
     "recipes": {"errors", "config"},
     "launch": {"errors"},
     "processes": {"errors", "launch"},
     "console": {"launch", "processes"},
-    "__init__": MODELS | {"runs"},
+    "__init__": MODELS | {"pretrained"},
     "__main__": {"cli"},
 }
 """Which parts of the package a part may import besides itself; a part that is not listed may import USE."""
@@ -82,7 +84,9 @@ def test_the_reader_of_imports_sees_them():
     assert imported(FILES["bijections/residual.py"]) >= {"bijections", "solvers", "jacobian"}
 
 
-@pytest.mark.parametrize("module", ["iresnet", "iresnet.cli", "iresnet.config", "iresnet.errors", "iresnet.launch"])
+@pytest.mark.parametrize(
+    "module", ["iresnet", "iresnet.cli", "iresnet.config", "iresnet.errors", "iresnet.launch", "iresnet.report"]
+)
 def test_torch_is_not_imported_before_it_is_needed(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=False).returncode == 0

@@ -99,6 +99,12 @@ def config_of(case):
     return load_config(recipe, [*small, *changes])
 
 
+def noisy_config(sharding):
+    """Digits, which need noise, and log-determinants from random probes."""
+    small = ["--model.hidden", "8", "--model.blocks", "[1,1]", "--train.batch-size", "400", *QUIET]
+    return load_config("digits-density", [*small, "--train.epochs", "1", "--train.sharding", sharding])
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Continuous images that are far from normalised."""
@@ -120,6 +126,8 @@ def _work(rank, port, folder, data):
         for case in SAME:
             train(config_of(case), folder / case, data_dir=data)
             assert PartialState().num_processes == 2
+        for sharding in ("ddp", "fsdp"):
+            train(noisy_config(sharding), folder / f"noisy {sharding}")
         with suppress(Interrupted):
             train(config_of("images, sharded"), folder / "resumed", data_dir=data, callbacks=[_StopAt(6)])
         train(config_of("images, sharded"), folder / "resumed", data_dir=data, resume=True)
@@ -187,6 +195,11 @@ def moments(checkpoint):
     """Sizes of all tensors of the optimiser's state, however it names their parameters."""
     state = checkpoint.optimiser["state"].values()
     return sorted(t.double().norm() for tensors in state for t in tensors.values() if torch.is_tensor(t))
+
+
+def test_sharded_weights_meet_the_same_noise_and_probes(shared):
+    for a, b in zip(*(metrics(Run(shared / f"noisy {sharding}")) for sharding in ("ddp", "fsdp")), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
 
 
 def test_a_sharded_run_resumes_as_if_it_had_not_been_stopped(shared):

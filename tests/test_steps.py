@@ -278,6 +278,22 @@ def test_a_run_ends_when_it_gets_no_better_and_saves_the_best(ema, tiny, tmp_pat
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
+def test_a_best_snapshot_that_is_damaged_is_named_and_the_last_model_stays(tiny, tmp_path):
+    options = (*WORSE, "--train.epochs", "12", "--train.patience", "2")
+    config = settings(tiny, "hybrid", *options)
+    run = train(config, tmp_path / "run")
+    losses = {line["step"]: line["loss"] for line in lines(run, "validation")}
+    best = run.state / f"step-{min(losses, key=losses.get):08d}"
+    (best / "model.safetensors").write_bytes(b"")
+    before = run.model_file.read_bytes()
+    with pytest.warns(RunWarning, match=f"{best.name} is damaged.*the model is that of the last step, not the best"):
+        train(config, run.path, resume=True)
+    assert run.model_file.read_bytes() == before
+    shutil.rmtree(best)
+    with pytest.warns(RunWarning, match="has no checkpoint of step"):
+        train(config, run.path, resume=True)
+
+
 # -- processes -------------------------------------------------------------------------------------------------------
 
 

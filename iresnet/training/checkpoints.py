@@ -16,7 +16,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from iresnet.errors import RunError, RunWarning
-from iresnet.runs import Run, remove_folder, write_folder_atomically
+from iresnet.files import remove_folder, write_folder_atomically
+from iresnet.runs import Run
 from iresnet.training.trees import pack, unpack
 
 FORMAT = 1
@@ -91,13 +92,15 @@ def read_checkpoint(run: Run, step: int | None = None, *, world_size: int | None
         The checkpoint; none when the run was stopped before the first one.
 
     Raises:
-        RunError: when no checkpoint is sound, or the newest was written by a newer version or by another number of
-            processes, each of which wrote a part of it.
+        RunError: when no checkpoint is sound or the one that is asked for is not there, or the newest was written by a
+            newer version or by another number of processes, each of which wrote a part of it.
 
     Warns:
         RunWarning: names each damaged checkpoint that is passed over.
     """
     folders = [f for f in reversed(checkpoint_folders(run)) if step is None or _step_of(f) == step]
+    if not folders and step is not None:
+        raise RunError(f"{run.path} has no checkpoint of step {step}")
     if not folders:
         _check_fresh(run)
         return None
@@ -109,6 +112,8 @@ def read_checkpoint(run: Run, step: int | None = None, *, world_size: int | None
             damaged.append(str(damage))
             if len(damaged) < len(folders):
                 warnings.warn(f"{damage}; the checkpoint before it is used", RunWarning, stacklevel=2)
+    if step is not None:
+        raise RunError(damaged[0])
     raise RunError(f"no checkpoint of {run.path} is sound ({'; '.join(damaged)}); remove the folder and start again")
 
 

@@ -44,6 +44,7 @@ from iresnet.training.optim import learning_rate
 from iresnet.training.randomness import kept_random_state, random_state, seed_all, set_random_state
 from iresnet.training.settings import PRECISIONS, check_same, check_settings
 from iresnet.training.signals import stop_requests
+from iresnet.training.spending import Spending
 from iresnet.training.step import Step
 from iresnet.training.task import Task, make_task
 from iresnet.training.tracking import make_trackings
@@ -112,6 +113,7 @@ class _Trainer:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
+        seed_all(config.train.seed + 1 + self.accelerator.process_index)  # the noise of the first step, from here on
         self.weights = SHARDINGS[config.train.sharding](
             self.accelerator, task, config, self.inputs, lambda: next(self.batches.epoch())
         )
@@ -140,7 +142,6 @@ class _Trainer:
 
     def open(self, run: Run, *, resume: bool) -> None:
         """Write what a new run folder holds at first, or restore the state from it."""
-        seed_all(self.config.train.seed + 1 + self.accelerator.process_index)
         metrics_size = 0
         if self.accelerator.is_main_process:
             run.remove_leftovers()
@@ -155,7 +156,8 @@ class _Trainer:
             Run.create(run.path, self.config, self.inputs, data_dir=self.data_dir)
         if self.accelerator.is_main_process:
             run.write_environment(self.data_dir)
-            self.callbacks = [JsonlMetrics(run, metrics_size), Pictures(run), *make_trackings(self.config, run)]
+            self.callbacks = [JsonlMetrics(run, metrics_size), Pictures(run), Spending(run)]
+            self.callbacks += make_trackings(self.config, run)
 
     def fit(self, run: Run) -> None:
         """Train to the end, with checkpoints and snapshots on the way."""
@@ -270,12 +272,18 @@ class _Trainer:
         best = self.best.step
         if not self.over or self.config.train.patience is None or best in (None, self.step):
             return
-        checkpoint = read_checkpoint(run, best) if self.accelerator.is_main_process else None
-        if checkpoint:
-            model = build_model(self.config, self.inputs)
-            model.load_state_dict(checkpoint.average["model"] if checkpoint.average else checkpoint.model)
-            with kept_random_state():
-                run.save_model(model)
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            checkpoint = read_checkpoint(run, best)
+        except RunError as error:
+            warnings.warn(f"{error}; the model is that of the last step, not the best", RunWarning, stacklevel=2)
+            return
+        assert checkpoint is not None
+        model = build_model(self.config, self.inputs)
+        model.load_state_dict(checkpoint.average["model"] if checkpoint.average else checkpoint.model)
+        with kept_random_state():
+            run.save_model(model)
 
     @torch.no_grad()
     def _validate(self, sealed: Model) -> dict[str, float]:

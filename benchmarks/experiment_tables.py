@@ -1,0 +1,170 @@
+"""The tables of docs/results.md, from the folders of runs."""
+
+__all__ = ["TABLES"]
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from report import table
+
+Runs = Mapping[str, Sequence[Path]]  # the runs of each experiment
+Groups = Mapping[str, Runs]
+
+
+def _read(run: Path, name: str) -> dict[str, Any]:
+    path = run / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation over seeds."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else f"{mean} (one seed)"
+
+
+def _over(runs: Sequence[Path], figure: Callable[[Path], float], digits: int) -> str:
+    return _spread([figure(run) for run in runs], digits)
+
+
+def _cpu_minutes(run: Path) -> float:
+    return sum(session["cpu_seconds"] for session in _read(run, "cost")["sessions"]) / 60
+
+
+def _bits(run: Path) -> float:
+    return _read(run, "evaluation")["likelihood"]["bits_per_dim"]["mean"]
+
+
+def _half_width(run: Path) -> float:
+    return _read(run, "evaluation")["likelihood"]["bits_per_dim"]["half_width"]
+
+
+def _nats(run: Path) -> float:
+    return _read(run, "evaluation")["likelihood"]["nats"]["mean"]
+
+
+def _baseline(name: str) -> Callable[[Path], float]:
+    return lambda run: _read(run, "evaluation")["baselines"][name]["nats"]["mean"]
+
+
+def _error(run: Path) -> float:
+    return 100 * (1 - _read(run, "evaluation")["classification"]["accuracy"])
+
+
+def _calibration(run: Path) -> float:
+    return 100 * _read(run, "evaluation")["classification"]["calibration"]["error"]
+
+
+def _worst_block(runs: Sequence[Path]) -> str:
+    """The largest upper bound of a block in any of the runs."""
+    certificates = [_read(run, "certificate") for run in runs]
+    if not all(certificate.get("certified") for certificate in certificates):
+        return "not certified"
+    return f"{max(block['upper'] for c in certificates for block in c['blocks']):.3f}"
+
+
+def _origin(runs: Sequence[Path]) -> list[str]:
+    commits = {_read(run, "origin")["commit"] for run in runs}
+    return [str(len(runs)), ", ".join(sorted(commits)), _over(runs, _cpu_minutes, 1)]
+
+
+def density(groups: Groups) -> str:
+    """Bits/dim on the test split."""
+    rows = [
+        [f"`{name}`", _over(runs, _bits, 3), f"{max(map(_half_width, runs)):.3f}", _worst_block(runs), *_origin(runs)]
+        for name, runs in groups.get("density", {}).items()
+    ]
+    header = ["recipe", "bits/dim", "half-width of the interval", "largest block bound"]
+    return table([*header, "seeds", "commit", "CPU minutes"], rows)
+
+
+def toys(groups: Groups) -> str:
+    """Nats against those of the law that the points were drawn from."""
+
+    def excess(run: Path) -> float:
+        return _nats(run) - _baseline("true density")(run)
+
+    rows = [
+        [
+            name.removeprefix("toy-"),
+            f"{_baseline('true density')(runs[0]):.3f}",
+            _over(runs, _nats, 3),
+            _over(runs, excess, 3),
+            _worst_block(runs),
+            *_origin(runs),
+        ]
+        for name, runs in groups.get("toys", {}).items()
+    ]
+    header = ["points", "true, nats", "model, nats", "above the truth", "largest block bound"]
+    return table([*header, "seeds", "commit", "CPU minutes"], rows)
+
+
+def tables(groups: Groups) -> str:
+    """Nats on the test rows, for the same splits and standardisation."""
+    splines = json.loads((Path(__file__).parent / "results" / "spline_flow.json").read_text())
+    rows = []
+    for name, runs in groups.get("tables", {}).items():
+        data = name.removeprefix("uci-")
+        spline = [splines[data][run.name.removeprefix("seed-")]["nats"] for run in runs]
+        gaussian = _over(runs, _baseline("full-covariance Gaussian"), 2)
+        rows.append([data, gaussian, _spread(spline, 2), _over(runs, _nats, 2), _worst_block(runs), *_origin(runs)])
+    header = ["table", "Gaussian", "spline flow", "iresnet", "largest block bound"]
+    return table([*header, "splits", "commit", "CPU minutes"], rows)
+
+
+def classification(groups: Groups) -> str:
+    """Test error in per cent, by the Lipschitz coefficient."""
+    settings = ("0.5", "0.7", "0.9", "unconstrained", "resnet")
+    rows = []
+    for group in ("mnist", "fashion-mnist", "cifar10"):
+        found = {name.split("small-")[1]: runs for name, runs in groups.get(group, {}).items()}
+        if found:
+            errors = [_over(found[s], _error, 2) if s in found else "-" for s in settings]
+            rows.append([f"`{group}-classify-small`", *errors, *_origin([r for runs in found.values() for r in runs])])
+    header = ["recipe", "coefficient 0.5", "0.7", "0.9", "unconstrained", "plain ResNet"]
+    return table([*header, "runs", "commit", "CPU minutes"], rows)
+
+
+def hybrid(groups: Groups) -> str:
+    """Both losses, one network."""
+    rows = [
+        [
+            f"`{name}`",
+            _over(runs, _bits, 3),
+            _over(runs, _error, 2),
+            _over(runs, _calibration, 2),
+            _worst_block(runs),
+            *_origin(runs),
+        ]
+        for name, runs in groups.get("hybrid", {}).items()
+    ]
+    header = ["recipe", "bits/dim", "error, %", "calibration error, %", "largest block bound"]
+    return table([*header, "seeds", "commit", "CPU minutes"], rows)
+
+
+def detection(groups: Groups) -> str:
+    """AUROC and FPR95 of every score, for every run that was shown other data."""
+    rows = []
+    for runs in (runs for group in groups.values() for runs in group.values()):
+        found = [_read(run, "evaluation").get("ood", {}) for run in runs]
+        for other in found[0]:
+            for score in found[0][other]:
+                each = [detections[other][score] for detections in found]
+                rows.append(
+                    [f"`{runs[0].parent.name}`", other, score]
+                    + [_spread([e[key] for e in each], 3) for key in ("auroc", "fpr95")]
+                )
+    return table(["trained", "against", "score", "AUROC", "FPR95"], rows)
+
+
+TABLES: dict[str, Callable[[Groups], str]] = {
+    "density": density,
+    "toys": toys,
+    "tables": tables,
+    "classification": classification,
+    "hybrid": hybrid,
+    "detection": detection,
+}
+"""By the name of the markers in the page."""

@@ -1,0 +1,152 @@
+"""Train, evaluate and certify everything that docs/results.md reports, and write that page.
+
+    python benchmarks/experiments.py RUNS [--only density ...] [--seeds 3] [--data-dir DIR]    # train what is missing
+    python benchmarks/experiments.py RUNS --tables                                               # the page alone
+
+Each run is a folder RUNS/EXPERIMENT/seed-N, made by the command line alone; one that is complete is left as it is, one
+that was interrupted is continued. What the runs say goes into docs/results/*.zip: configuration, metrics, certificate,
+evaluation, cost and environment of each seed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiment_tables import TABLES
+from report import insert_all
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "results.md"
+RAW = ROOT / "docs" / "results"
+KEPT = ("config.yaml", "metrics.jsonl", "certificate.json", "evaluation.json", "cost.json", "env.json", "origin.json")
+TOYS = ("8gaussians", "2spirals", "checkerboard", "rings", "moons", "pinwheel", "swissroll")
+SMALL_TABLES = ("concrete", "energy", "wine-quality-red", "yacht")
+LARGE_TABLES = ("kin8nm", "naval-propulsion-plant", "power-plant", "protein-tertiary-structure")
+COEFFICIENTS = {"0.5": ("--model.coeff", "0.5"), "0.7": ("--model.coeff", "0.7"), "0.9": ()}
+TWINS = {"unconstrained": ("--model.coeff", "null"), "resnet": ("--model.name", "resnet")}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One setting, trained from several seeds.
+
+    Attributes:
+        recipe: the bundled recipe.
+        changes: its overrides.
+        certified: whether the model has a certificate.
+        evaluation: more options of ``iresnet evaluate``.
+        split: whether each seed is another split of the table, too.
+    """
+
+    recipe: str
+    changes: tuple[str, ...] = ()
+    certified: bool = True
+    evaluation: tuple[str, ...] = ()
+    split: bool = False
+
+    def command(self, seed: int) -> list[str]:
+        """What comes after ``iresnet``, but for --out."""
+        split = ["--data.split-seed", str(seed)] if self.split else []
+        return ["train", self.recipe, *self.changes, *split, "--train.seed", str(seed)]
+
+
+def _classifiers(recipe: str) -> dict[str, Experiment]:
+    settings = {**COEFFICIENTS, **TWINS}
+    return {f"{recipe}-{name}": Experiment(recipe, c, certified=name in COEFFICIENTS) for name, c in settings.items()}
+
+
+GROUPS: dict[str, dict[str, Experiment]] = {
+    "density": {
+        "digits-density": Experiment("digits-density"),
+        "mnist-density-small": Experiment("mnist-density-small"),
+        "fashion-mnist-density-small": Experiment("fashion-mnist-density-small", evaluation=("--ood", "mnist")),
+        "cifar10-density-small": Experiment("cifar10-density-small"),
+    },
+    "hybrid": {name: Experiment(name) for name in ("digits-hybrid", "mnist-hybrid-small")},
+    "toys": {f"toy-{name}": Experiment("toy-density", ("--data.name", name)) for name in TOYS},
+    "tables": {
+        f"uci-{name}": Experiment(recipe, ("--data.name", name), split=True)
+        for recipe, names in (("uci-density", SMALL_TABLES), ("uci-density-large", LARGE_TABLES))
+        for name in names
+    },
+    "mnist": _classifiers("mnist-classify-small"),
+    "fashion-mnist": _classifiers("fashion-mnist-classify-small"),
+    "cifar10": _classifiers("cifar10-classify-small"),
+}
+
+
+def train(experiment: Experiment, seed: int, out: Path) -> None:
+    """Train, evaluate and certify one run, as far as that is not done."""
+    origin = out / "origin.json"
+    if not origin.exists():
+        command = experiment.command(seed)
+        _iresnet(*command, "--out", str(out), "--tracker", "[]", *(["--resume"] if out.exists() else []))
+        last = ["git", "log", "-1", "--format=%h", "--", "iresnet"]  # the commit that changed the package last
+        commit = subprocess.run(last, cwd=ROOT, capture_output=True, text=True)
+        origin.write_text(json.dumps({"command": " ".join(["iresnet", *command]), "commit": commit.stdout.strip()}))
+    if not (out / "evaluation.json").exists():
+        _iresnet("evaluate", str(out), *experiment.evaluation)
+    if experiment.certified and not (out / "certificate.json").exists():
+        _iresnet("certify", str(out))
+
+
+def _iresnet(*tokens: str) -> None:
+    print("iresnet", *tokens, flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        [sys.executable, "-m", "iresnet", *tokens], env=environment, capture_output=True, text=True
+    )
+    print((process.stdout + process.stderr).strip().splitlines()[-1:], flush=True)
+
+
+def complete(runs: Path) -> Iterator[tuple[str, str, list[Path]]]:
+    """Group, name and runs of each experiment of which there is any."""
+    for group, experiments in GROUPS.items():
+        for name in experiments:
+            folders = sorted(path.parent for path in (runs / name).glob("seed-*/evaluation.json"))
+            if folders:
+                yield group, name, folders
+
+
+def archive(name: str, folders: list[Path]) -> None:
+    """Keep what the runs of an experiment say, without where the data lay."""
+    RAW.mkdir(exist_ok=True)
+    with zipfile.ZipFile(RAW / f"{name}.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
+        for path in (folder / kept for folder in folders for kept in KEPT if (folder / kept).exists()):
+            content = path.read_text()
+            if path.name == "env.json":
+                content = json.dumps({k: v for k, v in json.loads(content).items() if k != "data_dir"}, indent=2)
+            entry = zipfile.ZipInfo(f"{path.parent.name}/{path.name}")  # of 1980: the same file each time
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            file.writestr(entry, content)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder of the runs")
+    parser.add_argument("--only", nargs="+", choices=[*GROUPS], default=[*GROUPS], help="groups to train")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data-dir", type=Path, help="a folder of data sets")
+    parser.add_argument("--tables", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    if options.data_dir:
+        os.environ["IRESNET_DATA"] = str(options.data_dir.absolute())
+    for seed in range(0 if options.tables else options.seeds):
+        for group in options.only:
+            for name, experiment in GROUPS[group].items():
+                train(experiment, seed, options.runs / name / f"seed-{seed}")
+    results: dict[str, dict[str, list[Path]]] = {}
+    for group, name, folders in complete(options.runs):
+        archive(name, folders)
+        results.setdefault(group, {})[name] = folders
+    insert_all(TABLES, results, page=PAGE)  # pyright: ignore[reportArgumentType]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""Whether latents are distributed as the base density claims, and what their main directions show."""
+
+__all__ = ["Fit", "LatentAnalysis", "Moments", "Projection", "Radius", "analyse_latent", "scales_of"]
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from iresnet.bijections import Bijection, Chain, FactorOut
+from iresnet.distributions import Base
+from iresnet.errors import DataError
+
+LEVEL = 1e-3
+"""Below this p-value a claim is rejected."""
+
+PROBABILITIES = np.array([1e-4, 1e-3, *np.linspace(0.01, 0.99, 50), 0.999, 0.9999])
+"""Where quantiles are taken."""
+
+KEPT = 500
+"""Examples whose projection is kept."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A Kolmogorov-Smirnov test.
+
+    Attributes:
+        statistic: largest difference of the distribution functions, 0 to 1.
+        p_value: chance of one as large if the claim held.
+        n: sample size; with a large one small differences are found.
+    """
+
+    statistic: float
+    p_value: float
+    n: int
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the claim is rejected."""
+        return self.p_value < LEVEL
+
+    def __str__(self) -> str:
+        return f"KS {self.statistic:.3f} (p = {self.p_value:.2g}, n = {self.n})"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of each dimension over the examples; normal ones have mean 0, sd 1, excess kurtosis 0.
+
+    Attributes:
+        mean: (D,).
+        sd: (D,).
+        kurtosis: excess, (D,).
+        mean_error: standard error of a mean if the claim holds.
+        sd_error: of a standard deviation.
+        kurtosis_error: of a kurtosis.
+    """
+
+    mean: list[float]
+    sd: list[float]
+    kurtosis: list[float]
+    mean_error: float
+    sd_error: float
+    kurtosis_error: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The dimensions that leave at one scale of a model.
+
+    Attributes:
+        name: such as ``"scale 1"``.
+        start: first dimension.
+        stop: past the last.
+        elements: test of all elements of the examples against the standard normal distribution.
+        quantiles: of the elements, at :data:`PROBABILITIES`.
+    """
+
+    name: str
+    start: int
+    stop: int
+    elements: Fit
+    quantiles: list[float]
+
+
+@dataclass(frozen=True)
+class Radius:
+    """Squared lengths of latents, divided by D.
+
+    Attributes:
+        mean: 1 if the claim holds.
+        sd: standard deviation.
+        claimed_sd: that of the chi-square distribution with D degrees of freedom, divided by D.
+        test: against that distribution.
+        edges: of the histogram.
+        counts: of the histogram.
+    """
+
+    mean: float
+    sd: float
+    claimed_sd: float
+    test: Fit
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Principal components.
+
+    Attributes:
+        variances: largest ones, descending.
+        share: of the whole variance, in the first two.
+        edge: what the largest would exceed with a chance of one in a thousand if all dimensions were independent and
+            standard normal (Johnstone); None for features.
+        points: the first examples on the first two components.
+        labels: their classes, empty without labels.
+    """
+
+    variances: list[float]
+    share: float
+    edge: float | None
+    points: list[list[float]]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class LatentAnalysis:
+    """Latents, or features of a classifier, of a split.
+
+    Attributes:
+        n: examples.
+        dims: D.
+        projection: principal components.
+        moments: of each dimension; None for a classifier, whose features nothing is claimed of; and so are the next.
+        radius: lengths.
+        scales: one for each scale of the model.
+    """
+
+    n: int
+    dims: int
+    projection: Projection
+    moments: Moments | None = None
+    radius: Radius | None = None
+    scales: tuple[Scale, ...] = ()
+
+    @property
+    def rejected(self) -> list[str]:
+        """Claims of the base density that the tests reject."""
+        found = [f"elements of {scale.name}" for scale in self.scales if scale.elements.rejected]
+        if self.radius and self.radius.test.rejected:
+            found.append("lengths")
+        edge = self.projection.edge
+        if edge is not None and self.projection.variances[0] > edge:
+            found.append("independence")
+        return found
+
+    @property
+    def summary(self) -> str:
+        """The main finding in one sentence."""
+        if self.radius is None:
+            share = 100 * self.projection.share
+            return (
+                f"Two of {self.dims} directions hold {share:.2g} % of the variance of the features ({self.n} examples)."
+            )
+        verdict = f"rejected by {', '.join(self.rejected)}" if self.rejected else "not rejected"
+        elements, lengths = max(scale.elements.statistic for scale in self.scales), self.radius
+        return (
+            f"Latents of {self.n} examples against the base density: it is {verdict}; elements differ from a normal "
+            f"distribution by KS {elements:.3f}, squared lengths over D are {lengths.mean:.3f} with a standard "
+            f"deviation of {lengths.sd:.3f} (claimed: 1 and {lengths.claimed_sd:.3f}), and the largest variance of a "
+            f"direction is {self.projection.variances[0]:.2f} (at most {self.projection.edge:.2f} if independent)."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        probabilities = PROBABILITIES.tolist()
+        normal = stats.norm.ppf(PROBABILITIES).tolist()
+        claims = {"rejected": self.rejected, "probabilities": probabilities, "normal_quantiles": normal}
+        return {"summary": self.summary, **(claims if self.radius else {}), **asdict(self)}
+
+    def __str__(self) -> str:
+        return self.summary
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def analyse_latent(
+    bijection: Bijection,
+    x: Tensor,  # (N, *E)
+    y: Tensor | None = None,  # (N,)
+    *,
+    base: Base | None = None,
+    batch_size: int = 128,
+    progress: Callable[[int], None] = lambda done: None,
+) -> LatentAnalysis:
+    r"""Test latents against the base density, and project them on their main directions.
+
+    If the model is right, standardised latents u are independent standard normal numbers: so are their elements,
+    :math:`|u|^2` is chi-square distributed with D degrees of freedom, and no direction has a much larger variance than
+    :math:`(1 + \sqrt{D/N})^2`, up to fluctuations by the law of Tracy and Widom.
+
+    Args:
+        bijection: from data to latents, or to features.
+        x: examples.
+        y: their classes.
+        base: the base density; None for features, of which nothing is claimed.
+        batch_size: examples at a time.
+        progress: called with the number of examples done.
+
+    Raises:
+        DataError: when there are too few examples for statistics, fewer than 8.
+
+    Reference:
+        On the distribution of the largest eigenvalue in principal components analysis, Johnstone 2001,
+        https://doi.org/10.1214/aos/1009210544
+
+    Example:
+        >>> import iresnet as ir
+        >>> x = torch.randn(1000, 2)
+        >>> analyse_latent(ir.Chain([]), x, base=ir.StandardNormal(2)).rejected
+        []
+        >>> "lengths" in analyse_latent(ir.Chain([]), 1.3 * x, base=ir.StandardNormal(2)).rejected
+        True
+    """
+    if len(x) < 8:
+        raise DataError(
+            f"statistics of latents need at least 8 examples, got {len(x)}; raise --n or take another split"
+        )
+    parts = []
+    for batch in x.split(batch_size):
+        z = bijection(batch).flatten(1)
+        parts.append((z if base is None else base.standardise(z)).double().cpu())
+        progress(sum(map(len, parts)))
+    u = torch.cat(parts).numpy()
+    if not np.isfinite(u).all():
+        raise DataError("some latents are not finite: the model diverged or its weights are damaged; train again")
+    n, dims = u.shape
+    labels = [] if y is None else y[:KEPT].tolist()
+    projection = _projection(u, None if base is None else _edge(n, dims), labels)
+    if base is None:
+        return LatentAnalysis(n, dims, projection)
+    scales = tuple(_scale(name, u, start, stop) for name, start, stop in scales_of(bijection, dims))
+    return LatentAnalysis(n, dims, projection, _moments(u), _radius(u), scales)
+
+
+def scales_of(bijection: Bijection, dims: int) -> list[tuple[str, int, int]]:
+    """Name, first dimension and the one past the last, of what leaves the model at each scale.
+
+    Args:
+        bijection: the model.
+        dims: D.
+
+    Example:
+        >>> import iresnet as ir
+        >>> scales_of(ir.FactorOut((4, 2, 2), ir.Flatten((2, 2, 2))), 16)
+        [('scale 1', 0, 8), ('scale 2', 8, 16)]
+    """
+    edges = [0]
+    for size in _factored_out(bijection):
+        edges.append(edges[-1] + size)
+    edges.append(dims)
+    return [(f"scale {i}", *pair) for i, pair in enumerate(pairwise(edges), start=1)]
+
+
+def _factored_out(bijection: Bijection) -> list[int]:
+    match bijection:
+        case Chain():
+            return [size for part in bijection.bijections for size in _factored_out(part)]  # pyright: ignore[reportArgumentType]
+        case FactorOut():
+            return [math.prod(bijection.out_shape), *_factored_out(bijection.rest)]
+    return []
+
+
+def _moments(u: np.ndarray) -> Moments:  # (N, D)
+    n = len(u)
+    return Moments(
+        u.mean(0).tolist(),
+        u.std(0, ddof=1).tolist(),
+        stats.kurtosis(u, axis=0).tolist(),
+        mean_error=1 / math.sqrt(n),
+        sd_error=1 / math.sqrt(2 * n),
+        kurtosis_error=math.sqrt(24 / n),
+    )
+
+
+def _scale(name: str, u: np.ndarray, start: int, stop: int) -> Scale:
+    elements = u[:, start:stop].ravel()
+    quantiles = np.quantile(elements, PROBABILITIES).tolist()
+    return Scale(name, start, stop, _fit(elements, stats.norm.cdf), quantiles)
+
+
+def _radius(u: np.ndarray) -> Radius:
+    dims = u.shape[1]
+    squares = (u**2).sum(1)
+    counts, edges = np.histogram(squares / dims, bins=40)
+    return Radius(
+        float((squares / dims).mean()),
+        float((squares / dims).std(ddof=1)),
+        claimed_sd=math.sqrt(2 / dims),
+        test=_fit(squares, stats.chi2(dims).cdf),
+        edges=edges.tolist(),
+        counts=counts.tolist(),
+    )
+
+
+def _fit(values: np.ndarray, cdf: Callable[[np.ndarray], np.ndarray]) -> Fit:
+    test = stats.kstest(values, cdf)
+    return Fit(float(test.statistic), float(test.pvalue), len(values))
+
+
+def _edge(n: int, dims: int) -> float:
+    """The largest eigenvalue's quantile at 1 - LEVEL, that of the Tracy-Widom law of order 1 being 3.27."""
+    rows, columns = math.sqrt(n - 1), math.sqrt(dims)
+    centre, width = (rows + columns) ** 2, (rows + columns) * (1 / rows + 1 / columns) ** (1 / 3)
+    return (centre + 3.27 * width) / n
+
+
+def _projection(u: np.ndarray, edge: float | None, labels: list[int]) -> Projection:
+    """Principal components, from the smaller one of the two matrices of products."""
+    n, dims = u.shape
+    centred = u - u.mean(0)
+    if dims <= n:
+        variances, directions = np.linalg.eigh(centred.T @ centred / n)
+    else:
+        variances, between = np.linalg.eigh(centred @ centred.T / n)
+        directions = centred.T @ (between / np.sqrt(n * np.maximum(variances, np.finfo(float).tiny)))
+    variances, points = variances[::-1].clip(min=0), centred[:KEPT] @ directions[:, ::-1][:, :2]
+    share = float(variances[:2].sum() / max(variances.sum(), np.finfo(float).tiny))
+    return Projection(variances[:20].tolist(), share, edge, points.tolist(), labels)

@@ -1,0 +1,151 @@
+"""The truth that estimators of the log-determinant are measured against, for one residual block at one example."""
+
+__all__ = ["DENSE_LIMIT", "Converged", "Dense", "Reference", "reference"]
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iresnet.analysis.visits import Visit
+from iresnet.errors import IResNetError
+from iresnet.jacobian import Linearization, linearize
+from iresnet.krylov import KrylovSpace
+from iresnet.operators import to_events, to_vectors
+
+DENSE_LIMIT = 1024
+"""Largest number of dimensions of a block for which its Jacobian is taken as a dense matrix."""
+
+
+class Reference(ABC):
+    r"""What :math:`\log\det(I + J)` is, and what an estimator without bias makes of a probe.
+
+    The difference of an estimate and of :meth:`of_probes` at the same probes has the estimator's bias, without the
+    noise of the probes: so a bias far below the standard deviation shows.
+
+    Attributes:
+        logdet: the log-determinant in nats, None where it is not known exactly.
+    """
+
+    logdet: float | None
+
+    @abstractmethod
+    def linearization(self, n: int) -> Linearization:
+        """The block at n copies of the example, which n probes then measure at once."""
+
+    @abstractmethod
+    def of_probes(self, v: Tensor) -> tuple[Tensor, Tensor, float]:  # (n, D)
+        r"""Values :math:`v^T \log(I + J) v`, (n,), and :math:`(I + J^T)^{-1} v`, (n, D), and the values' error."""
+
+
+class Dense(Reference):
+    r"""Dense matrices in float64.
+
+    The logarithm is an integral over [0, 1], taken by Gauss-Legendre quadrature with :math:`t = 1 - u^2`:
+
+    .. math:: \log(I + J) = \int_0^1 J (I + tJ)^{-1} dt.
+
+    Its trace must be the log-determinant by elimination; where it is not, as for maps that do not contract, values are
+    compared with that log-determinant, and only the noise is larger.
+
+    Args:
+        jacobian: J, (D, D), of vectors in the order of :func:`iresnet.operators.to_vectors`.
+        shape: event shape.
+    """
+
+    def __init__(self, jacobian: Tensor, shape: torch.Size):
+        identity = torch.eye(len(jacobian)).to(jacobian)
+        self.jacobian, self.shape = jacobian, shape
+        self.logdet: float = float(torch.linalg.slogdet(identity + jacobian)[1])
+        self.inverse = torch.linalg.inv(identity + jacobian)
+        nodes, weights = np.polynomial.legendre.leggauss(16)
+        log = torch.zeros_like(jacobian)
+        for u, weight in zip((nodes + 1) / 2, weights, strict=True):
+            log += u * weight * torch.linalg.solve(identity + (1 - u**2) * jacobian, jacobian)
+        self.error = abs(float(log.trace()) - self.logdet)
+        self.log = log if self.error < 1e-6 * len(jacobian) else None
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, visit: Visit) -> "Dense":
+        """Take the Jacobian of a block at a single example."""
+        jacobian = linearize(visit.block.g, visit.x)
+        basis = to_events(torch.eye(visit.x[0].numel()).to(visit.x), visit.x.shape)[:, None]
+        columns = torch.vmap(jacobian.jvp, chunk_size=128)(basis)
+        return cls(to_vectors(columns[:, 0]).t().contiguous(), visit.x.shape[1:])
+
+    def linearization(self, n: int) -> Linearization:
+        """See :meth:`Reference.linearization`."""
+
+        def product(matrix: Tensor, v: Tensor) -> Tensor:
+            return to_events(to_vectors(v) @ matrix, v.shape)
+
+        value = self.jacobian.new_zeros(n, *self.shape)
+        return Linearization(value, jvp=partial(product, self.jacobian.t()), vjp=partial(product, self.jacobian))
+
+    def of_probes(self, v: Tensor) -> tuple[Tensor, Tensor, float]:
+        """See :meth:`Reference.of_probes`."""
+        values = v.new_full((len(v),), self.logdet) if self.log is None else ((v @ self.log) * v).sum(1)
+        return values, v @ self.inverse, 0.0 if self.log is None else self.error
+
+
+class Converged(Reference):
+    r"""Krylov spaces that are grown until the values stand still: for blocks too large for dense matrices.
+
+    Args:
+        visit: a block at a single example.
+        tol: change of a value in nats at which it stands still.
+        max_steps: the most products for a probe.
+    """
+
+    def __init__(self, visit: Visit, *, tol: float = 1e-6, max_steps: int = 60):
+        self.visit, self.tol, self.max_steps = visit, tol, max_steps
+        self.logdet = None
+        self._jacobians: dict[int, Linearization] = {}
+
+    def linearization(self, n: int) -> Linearization:
+        """See :meth:`Reference.linearization`; remembers its products, which different estimators have in common."""
+        if n not in self._jacobians:
+            jacobian = linearize(self.visit.block.g, self.visit.x.expand(n, *self.visit.x.shape[1:]))
+            self._jacobians[n] = replace(jacobian, vjp=_remembering(jacobian.vjp))
+        return self._jacobians[n]
+
+    @torch.no_grad()
+    def of_probes(self, v: Tensor) -> tuple[Tensor, Tensor, float]:
+        """See :meth:`Reference.of_probes`; the error is the change that the last product made."""
+        vjp, shape = self.linearization(len(v)).vjp, self.visit.x.shape
+        space = KrylovSpace(lambda q: to_vectors(vjp(to_events(q, shape))), v, min(self.max_steps, v.shape[1]))
+        while not space.complete:
+            space.extend()
+            if space.steps > 1 and float(space.last_change().max()) <= self.tol:
+                break
+        return *space.solve(), float(space.last_change().max())
+
+
+def _remembering(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Compute each product once: the first terms of all series, and steps of all Krylov spaces, are the same."""
+    known: list[tuple[Tensor, Tensor]] = []
+
+    def remembered(w: Tensor) -> Tensor:
+        for before, image in known:
+            if torch.equal(before, w):
+                return image
+        known.append((w.clone(), product(w)))
+        return known[-1][1]
+
+    return remembered
+
+
+def reference(visit: Visit) -> Reference:
+    """The truth about a block at a single example: dense where that is affordable.
+
+    Raises:
+        IResNetError: when there are several examples.
+    """
+    if len(visit.x) != 1:
+        raise IResNetError(f"a reference is of one example at a time, got {len(visit.x)}")
+    return Dense.of(visit) if visit.x.numel() <= DENSE_LIMIT else Converged(visit)

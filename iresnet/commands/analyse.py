@@ -1,0 +1,314 @@
+"""``iresnet analyse``: what estimators, bounds, inverses and latents of a run keep of what they promise."""
+
+__all__ = ["analyse"]
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter, validators
+from rich.table import Table
+
+from iresnet.commands.arguments import Count, DataDir, RunFolder, Seed, load_run, open_run
+from iresnet.console import progress, say
+from iresnet.errors import RunError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from iresnet.analysis import InverseAnalysis, LatentAnalysis, LipschitzAnalysis, LogDetAnalysis
+    from iresnet.analysis.inverse import Subject
+    from iresnet.runs import Run
+
+Runs = Annotated[list[Path], Parameter(name="RUN", help="Run folders, made by iresnet train.", negative="")]
+
+COEFFICIENTS = (0.5, 0.7, 0.9, 1.2)
+"""Of the rescaled copies of a single run: up to where nothing is proved."""
+
+analyse = App(
+    name="analyse",
+    help="Analyse a trained model: analysis/NAME.json and analysis/NAME.png in its run folder, and a table.",
+)
+
+
+@analyse.command
+def logdet(
+    run: RunFolder,
+    *,
+    n: Count | None = None,
+    draws: Annotated[int, Parameter(validator=validators.Number(gte=2))] = 64,
+    split: str = "test",
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure bias and spread of log-determinant estimators against the exact value.
+
+    Power series with 1 to 10 terms, Russian roulette, and Krylov with 1 to 6 steps, for values and for the vectors that
+    carry the gradient, in float64. The exact value is that of the dense Jacobian of each block, up to 1024 dimensions;
+    above, a converged Krylov value, whose error is stated.
+
+    Args:
+        run: Run folder.
+        n: Examples; by default as many as take about a minute (3 of MNIST, 32 of digits).
+        draws: Probes for each block and example.
+        split: train, validation or test.
+        data_dir: Folder of data sets.
+        seed: Of examples, dequantisation noise and probes.
+    """
+    from iresnet.analysis import analyse_logdet, bijection_of, examples
+    from iresnet.analysis.figures import draw_logdet
+    from iresnet.bijections import ResidualBlock
+
+    folder, model, dataset, part = open_run(run, data_dir, split)
+    bijection = bijection_of(model).double()
+    x = examples(part, n or _affordable(part.x[0].numel()), levels=dataset.levels, seed=seed).x
+    blocks = sum(isinstance(module, ResidualBlock) for module in bijection.modules())
+    with progress("blocks at examples", blocks * len(x)) as advance:
+        analysis = analyse_logdet(bijection, x, draws=draws, seed=seed, progress=advance)
+    say(str(analysis))
+    say(_estimators(analysis))
+    _save(folder, "logdet", analysis, draw_logdet(analysis), {"split": split, "seed": seed})
+
+
+def _affordable(dims: int) -> int:
+    """Examples that take about a minute."""
+    return max(1, min(32, 3072 // dims))
+
+
+def _estimators(analysis: "LogDetAnalysis") -> Table:
+    table = _table("estimator", "products", "bias, nats", "sd", "bits/dim", "gradient")
+    for row in analysis.rows:
+        name = row.family if row.size is None else f"{row.family} {row.size}"
+        bias, bits = f"{row.bias:.3g} ± {row.bias_error:.1g}", f"{row.bias / analysis.nats_per_bit:.1e}"
+        table.add_row(name, f"{row.products:.3g}", bias, f"{row.sd:.3g}", bits, f"{row.gradient_error:.2g}")
+    return table
+
+
+@analyse.command
+def lipschitz(run: RunFolder) -> None:
+    """Take singular values of every layer, with bounds from below and above.
+
+    Spectra are exact for dense layers, 1x1 convolutions, and convolutions of a small enough matrix; else those of the
+    circular convolution that bounds the zero-padded one.
+
+    Args:
+        run: Run folder.
+    """
+    from iresnet.analysis import analyse_lipschitz
+    from iresnet.analysis.figures import draw_lipschitz
+    from iresnet.analysis.lipschitz import layers_of
+
+    folder, model, inputs = load_run(run)
+    with progress("layers", len(layers_of(model, inputs.shape))) as advance:
+        analysis = analyse_lipschitz(model, inputs.shape, progress=advance)
+    say(_layers(analysis))
+    say(_blocks(analysis))
+    say(str(analysis))
+    _save(folder, "lipschitz", analysis, draw_lipschitz(analysis), {})
+
+
+def _layers(analysis: "LipschitzAnalysis") -> Table:
+    table = _table("layer", "kind", "coeff", "own", "lower", "upper", "median", "least", "values")
+    for row in analysis.layers:
+        numbers = (row.estimate, row.lower, row.upper, *_middle_and_least(row.singular_values))
+        coeff = "none" if row.coeff is None else f"{row.coeff:g}"
+        cells = ("none" if number is None else f"{number:.4f}" for number in numbers)
+        table.add_row(_short(row.name), row.kind, coeff, *cells, row.spectrum)
+    return table
+
+
+def _middle_and_least(values: Sequence[float]) -> tuple[float | None, float | None]:  # descending
+    return (values[len(values) // 2], values[-1]) if values else (None, None)
+
+
+def _blocks(analysis: "LipschitzAnalysis") -> Table:
+    table = _table("block", "lower", "upper", "")
+    for row in analysis.blocks:
+        verdict = "ok" if row.upper < 1 else "NOT CERTIFIED"
+        table.add_row(_short(row.name), f"{row.lower:.4f}", f"{row.upper:.4f}", verdict)
+    return table
+
+
+def _short(name: str) -> str:
+    """A path in a model without what says nothing."""
+    return name.replace("bijections.", "").replace("bijection.", "")
+
+
+@analyse.command
+def inverse(
+    runs: Runs,
+    *,
+    coeff: Annotated[
+        list[float] | None, Parameter(negative="", validator=validators.Number(gt=0), consume_multiple=True)
+    ] = None,
+    out: Path | None = None,
+    n: Count = 8,
+    split: str = "test",
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure errors of inverses against iterations, beside the rate that the certificate proves.
+
+    Of several runs, such as those of several coefficients and the unconstrained twin, each is a curve. Of a single run,
+    copies whose layers are rescaled to other coefficients are curves too: they were not trained so. In float64.
+
+    Args:
+        runs: Run folders.
+        coeff: Coefficients of the rescaled copies of a single run; 0.5 0.7 0.9 1.2 by default.
+        out: Folder in which to write analysis/inverse.*, in place of the first run's.
+        n: Examples.
+        split: train, validation or test.
+        data_dir: Folder of data sets.
+        seed: Of examples and dequantisation noise.
+    """
+    from iresnet.analysis import InverseAnalysis
+    from iresnet.analysis.figures import draw_inverse
+    from iresnet.analysis.inverse import SOLVERS, STEPS
+    from iresnet.runs import Run
+
+    if coeff and len(runs) > 1:
+        raise RunError("--coeff rescales the layers of a single run; give one run, or leave it out")
+    copies = [] if len(runs) > 1 else coeff or COEFFICIENTS
+    options = {"n": n, "split": split, "data_dir": data_dir, "seed": seed}
+    subjects, solvers, points = [], (), len(STEPS)
+    with progress("curves", (len(runs) + len(copies) + len(SOLVERS)) * points) as advance:
+        for path in runs:
+            first = path == runs[0]
+            done = len(subjects) * points
+            found, curves = _inverses(
+                path, copies, lambda more, done=done: advance(done + more), solve=first, **options
+            )
+            subjects += found
+            solvers = solvers or curves
+    analysis = InverseAnalysis(tuple(subjects), solvers, n)
+    say(_subjects(analysis))
+    say(str(analysis))
+    folder = Run.open(runs[0])
+    target = folder if out is None else Run(out)
+    about = {"runs": [str(path) for path in runs], "split": split, "seed": seed}
+    _save(folder, "inverse", analysis, draw_inverse(analysis), about, target=target)
+
+
+def _inverses(
+    path: Path,
+    copies: Sequence[float],
+    advance: Any,
+    *,
+    solve: bool,
+    n: int,
+    split: str,
+    data_dir: Path | None,
+    seed: int,
+) -> "tuple[list[Subject], Any]":
+    """A run and its rescaled copies, and the curves of all solvers when they are wanted."""
+    from iresnet.analysis import analyse_inverse, bijection_of, examples, rescaled, solver_curves
+    from iresnet.analysis.inverse import STEPS
+
+    _, model, dataset, part = open_run(path, data_dir, split)
+    bijection = bijection_of(model).double()
+    x = examples(part, n, levels=dataset.levels, seed=seed).x
+    scale = float(dataset.levels or (part.x.max() - part.x.min())) or 1.0
+    subjects: list[Subject] = []
+
+    def advance_by(done: int) -> None:
+        advance(len(subjects) * len(STEPS) + done)
+
+    subjects.append(analyse_inverse(bijection, x, label=path.name, scale=scale, progress=advance_by))
+    own = subjects[0].coeff
+    for coeff in copies if own is not None else ():
+        if coeff != own:
+            with rescaled(bijection, coeff):
+                copy = analyse_inverse(bijection, x, label="rescaled", scale=scale, progress=advance_by)
+            subjects.append(replace(copy, coeff=coeff))
+    return subjects, solver_curves(bijection, x, scale=scale, progress=advance_by) if solve else ()
+
+
+def _subjects(analysis: "InverseAnalysis") -> Table:
+    table = _table("network", "coeff", "bound", "to 1e-3", "to 1e-6", "in the end", "")
+    for row in analysis.subjects:
+        steps = [row.curve.steps_to(error) for error in (1e-3, 1e-6)]
+        reached = ("never" if step is None else str(step) for step in steps)
+        coeff = "none" if row.coeff is None else f"{row.coeff:g}"
+        table.add_row(row.label, coeff, f"{row.bound:.4f}", *reached, f"{row.curve.largest[-1]:.1e}", row.verdict)
+    return table
+
+
+@analyse.command
+def latent(
+    run: RunFolder,
+    *,
+    n: Count = 2000,
+    split: str = "test",
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+) -> None:
+    """Test whether latents are distributed as the base density claims, and project them on two directions.
+
+    Of a classifier the features are projected: nothing is claimed of their distribution.
+
+    Args:
+        run: Run folder.
+        n: Examples.
+        split: train, validation or test.
+        data_dir: Folder of data sets.
+        seed: Of examples and dequantisation noise.
+    """
+    from iresnet.analysis import analyse_latent, bijection_of, examples
+    from iresnet.analysis.figures import draw_latent
+    from iresnet.classifiers import Classifier
+    from iresnet.commands.arguments import flow_of
+
+    folder, model, dataset, part = open_run(run, data_dir, split)
+    bijection = bijection_of(model)
+    base = None if isinstance(model, Classifier) else flow_of(model).base
+    chosen = examples(part, n, levels=dataset.levels, seed=seed)
+    with progress("latents", len(chosen)) as advance:
+        analysis = analyse_latent(bijection, chosen.x.float(), chosen.y, base=base, progress=advance)
+    if analysis.radius:
+        say(_claims(analysis))
+    say(str(analysis))
+    figure = draw_latent(analysis, dataset.class_names)
+    _save(folder, "latent", analysis, figure, {"split": split, "seed": seed})
+
+
+def _claims(analysis: "LatentAnalysis") -> Table:
+    table = _table("claim", "Kolmogorov-Smirnov", "p", "sample", "")
+    tests = {f"elements of {scale.name}": scale.elements for scale in analysis.scales}
+    if analysis.radius:
+        tests["lengths"] = analysis.radius.test
+    for name, test in tests.items():
+        verdict = "REJECTED" if test.rejected else "ok"
+        table.add_row(name, f"{test.statistic:.4f}", f"{test.p_value:.2g}", f"{test.n}", verdict)
+    return table
+
+
+# -- what all do -----------------------------------------------------------------------------------------------------
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if 0 < i < len(columns) - 1 else "left", no_wrap=True)
+    return table
+
+
+def _save(
+    folder: "Run",
+    name: str,
+    analysis: Any,
+    figure: "Figure",
+    about: dict[str, Any],
+    *,
+    target: "Run | None" = None,
+) -> None:
+    """Write analysis/NAME.png and .json, with the weights that they are of."""
+    import hashlib
+
+    from iresnet.analysis.figures import png
+
+    target = target or folder
+    sha256 = hashlib.sha256(folder.model_file.read_bytes()).hexdigest()
+    target.write_file(f"analysis/{name}.png", png(figure))
+    path = target.write_json(f"analysis/{name}.json", {"model_sha256": sha256, **about, **analysis.to_dict()})
+    say(f"wrote {path} and {path.with_suffix('.png')}")

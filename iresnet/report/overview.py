@@ -1,0 +1,146 @@
+"""The numbers that are looked at first, those of several runs side by side."""
+
+__all__ = ["overview"]
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from iresnet.report.blocks import Block, Cell, Hint, Panel, Section, Table, Text, Tile, Tiles
+from iresnet.report.certificate import margin_look
+from iresnet.report.cost import parameters, wall_seconds
+from iresnet.report.reading import RunFiles, subtree
+from iresnet.report.setup import differences, value_text
+from iresnet.report.words import DASH, clipped, duration, estimate, finite, number, percent
+
+
+@dataclass(frozen=True)
+class _Fact:
+    """A headline number of one run; ``rank`` is small when it is good, None when it is not to be compared."""
+
+    label: str
+    value: str
+    note: str = ""
+    look: str = ""
+    rank: float | None = None
+
+
+def overview(runs: Sequence[RunFiles], names: Sequence[str]) -> Section:
+    """Headline numbers of one run as tiles, of several as a table, above the settings in which they differ.
+
+    Args:
+        runs: the runs.
+        names: their names.
+    """
+    facts = [list(_facts(run)) for run in runs]
+    troubles = [Panel(i, [Hint(text + ".") for text in run.troubles]) for i, run in enumerate(runs) if run.troubles]
+    if len(runs) == 1:
+        tiles = [Tile(fact.label, fact.value, fact.note, fact.look) for fact in facts[0]]
+        return Section("overview", "At a glance", [Panel(None, [Tiles(tiles)] if tiles else []), *troubles])
+    blocks: list[Block] = [_compared(facts, names, _comparable(runs))]
+    different = differences(runs)
+    if different:
+        rows = [[Cell(name, "code"), *_values(values)] for name, values in different.items()]
+        blocks.append(Table("Settings that differ", ("setting", *names), rows))
+    else:
+        blocks.append(Text("All settings are the same."))
+    return Section("overview", "Side by side", [Panel(None, blocks), *troubles])
+
+
+def _facts(run: RunFiles) -> Iterator[_Fact]:
+    yield from _likelihood(run)
+    yield from _accuracy(run)
+    yield from _bound(run)
+    errors = [x for line in run.metrics if (x := finite(line.get("reconstruction_error"))) is not None]
+    largest = finite(subtree(run.evaluation, "reconstruction").get("largest"))
+    if largest is not None:
+        yield _Fact("largest reconstruction error", number(largest, 2), "in units of the data's range", rank=largest)
+    elif errors:
+        yield _Fact("reconstruction error", number(errors[-1], 2), "of 16 validation examples", rank=errors[-1])
+    if found := parameters(run):
+        yield _Fact(found[0], number(found[1]))
+    if (seconds := wall_seconds(run)) is not None:
+        yield _Fact("training time", duration(seconds))
+
+
+def _likelihood(run: RunFiles) -> Iterator[_Fact]:
+    tree = subtree(run.evaluation, "likelihood")
+    bits, nats = estimate(tree.get("bits_per_dim")), estimate(tree.get("nats"))
+    split = clipped(str(run.evaluation.get("split", "test")))
+    if bits and nats and len(run.shape) == 1:
+        yield _Fact(f"{split} nats", f"{nats[0]:.3f}", f"± {number(nats[1], 2)}{_beside(run, 'nats')}", rank=nats[0])
+    elif bits:
+        note = f"± {number(bits[1], 2)}{_beside(run, 'bits_per_dim')}"
+        yield _Fact(f"{split} bits/dim", f"{bits[0]:.3f}", note, rank=bits[0])
+    elif (last := _last(run, "bits_per_dim")) is not None:
+        yield _Fact("validation bits/dim", f"{last:.3f}", "at the last snapshot", rank=last)
+
+
+def _beside(run: RunFiles, key: str) -> str:
+    """The best baseline."""
+    baselines = subtree(run.evaluation, "baselines").items()
+    found = [(x[0], name) for name, score in baselines if isinstance(score, dict) and (x := estimate(score.get(key)))]
+    return f"; {clipped(min(found)[1])} {number(min(found)[0])}" if found else ""
+
+
+def _accuracy(run: RunFiles) -> Iterator[_Fact]:
+    tree = subtree(run.evaluation, "classification")
+    share, ends = finite(tree.get("accuracy")), tree.get("interval")
+    split = clipped(str(run.evaluation.get("split", "test")))
+    if share is not None:
+        known = isinstance(ends, list) and len(ends) == 2 and None not in map(finite, ends)
+        note = " to ".join(map(percent, ends)) if known and isinstance(ends, list) else ""
+        yield _Fact(f"{split} accuracy", percent(share), note, rank=-share)
+    elif (last := _last(run, "accuracy")) is not None:
+        yield _Fact("validation accuracy", percent(last), "at the last snapshot", rank=-last)
+
+
+def _bound(run: RunFiles) -> Iterator[_Fact]:
+    """The largest bound of a block, by the certificate, else by the last snapshot."""
+    blocks = run.certificate.get("blocks")
+    blocks = [block for block in blocks if isinstance(block, dict)] if isinstance(blocks, list) else []
+    uppers = [finite(block.get("upper")) for block in blocks]
+    known = [upper for upper in uppers if upper is not None]
+    worst, source = (max(known), "") if known else (_last(run, "largest_block_bound"), " at the last snapshot")
+    if None in uppers or worst is None:
+        if uppers:
+            yield _Fact("largest block bound", DASH, "✕ not certified", "none")
+        return
+    look = margin_look(worst)
+    verdict = "✕ not certified" if look == "none" else f"✓ certified, margin {number(1 - worst, 2)}"
+    yield _Fact("largest block bound", number(worst), verdict + source, look)
+
+
+def _last(run: RunFiles, key: str) -> float | None:
+    values = [finite(line.get(key)) for line in run.metrics if line.get("split") == "validation"]
+    return next((value for value in reversed(values) if value is not None), None)
+
+
+def _comparable(runs: Sequence[RunFiles]) -> bool:
+    """Whether numbers of the runs are of the same data."""
+    kinds = {(str(run.settings.get("data.name")), run.shape, str(run.evaluation.get("split"))) for run in runs}
+    return len(kinds) == 1
+
+
+def _compared(facts: Sequence[Sequence[_Fact]], names: Sequence[str], comparable: bool) -> Table:
+    rows = []
+    for name in dict.fromkeys(fact.label for run in facts for fact in run):
+        found = [next((fact for fact in run if fact.label == name), None) for run in facts]
+        ranks = [fact.rank for fact in found if fact and fact.rank is not None]
+        best = min(ranks) if comparable and len(set(ranks)) > 1 else None
+        rows.append([Cell(name), *(_fact_cell(fact, best) for fact in found)])
+    return Table("Headline numbers" + ("; ★ is the best" if comparable else ", of different data"), ("", *names), rows)
+
+
+def _fact_cell(fact: _Fact | None, best: float | None) -> Cell:
+    if fact is None:
+        return Cell(DASH)
+    is_best = best is not None and fact.rank == best
+    return Cell(f"★ {fact.value}" if is_best else fact.value, "best" if is_best else fact.look, fact.note)
+
+
+def _values(values: Sequence[Any]) -> list[Cell]:
+    """Marked where they are not those of most runs."""
+    texts = [value_text(value) for value in values]
+    common = max(texts, key=texts.count)
+    return [Cell(text, "differs" if text != common or texts.count(common) == 1 else "") for text in texts]

@@ -1,0 +1,108 @@
+"""The report: runs as one page that needs nothing else."""
+
+__all__ = ["render", "write_report"]
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from iresnet.errors import RunError
+from iresnet.files import write_atomically
+from iresnet.report.analyses import analyses
+from iresnet.report.blocks import Section
+from iresnet.report.certificate import certificate
+from iresnet.report.charts import HEIGHT, WIDTH
+from iresnet.report.cost import cost, environment, when
+from iresnet.report.curves import curves
+from iresnet.report.evaluation import evaluation
+from iresnet.report.overview import overview
+from iresnet.report.reading import RunFiles, read_run
+from iresnet.report.samples import interpolation, reconstructions, samples
+from iresnet.report.setup import rerun, setup
+from iresnet.report.words import clipped
+
+LETTERS = "ABCDEFGHIJKL"
+"""Names of several runs in charts, and so the most that a page holds."""
+
+
+def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of one or several runs.
+
+    Args:
+        paths: run folders.
+        out: the file, or a folder for it; ``report.html`` in the run folder of a single run, else here, when None.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunError: when a path is no run folder, there are too many, or the file cannot be written.
+    """
+    if not 0 < len(paths) <= len(LETTERS):
+        raise RunError(f"a report is of 1 to {len(LETTERS)} run folders, got {len(paths)}")
+    page = render([read_run(path) for path in paths])
+    folder = paths[0] if len(paths) == 1 else Path()
+    target = out or folder
+    target = target / "report.html" if target.is_dir() else target
+    write_atomically(target, page)
+    return target
+
+
+def render(runs: Sequence[RunFiles]) -> str:
+    """The page, a function of the files and nothing else.
+
+    Args:
+        runs: what was read.
+    """
+    names = _names(runs)
+    letters = list(LETTERS[: len(runs)]) if len(runs) > 1 else [""]
+    environment = Environment(
+        loader=PackageLoader("iresnet.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        title=names[0] if len(runs) == 1 else f"{len(runs)} runs side by side",
+        lead=_lead(runs),
+        runs=[{"name": name, "letter": letter} for name, letter in zip(names, letters, strict=True)],
+        sections=_sections(runs, names, letters),
+        dates=list(dict.fromkeys(filter(None, map(when, runs)))),
+        version=metadata.version("iresnet"),
+        chart={"width": WIDTH, "height": HEIGHT},
+    )
+
+
+def _sections(runs: Sequence[RunFiles], names: Sequence[str], letters: Sequence[str]) -> list[Section]:
+    headings = [f"{letter} {name}".strip() for letter, name in zip(letters, names, strict=True)]
+    return [
+        overview(runs, headings),
+        setup(runs),
+        curves(runs, letters),
+        samples(runs),
+        reconstructions(runs),
+        interpolation(runs),
+        evaluation(runs),
+        certificate(runs),
+        analyses(runs),
+        cost(runs),
+        environment(runs),
+        rerun(runs),
+    ]
+
+
+def _names(runs: Sequence[RunFiles]) -> list[str]:
+    """Names of the folders, with more of the path where they would be the same."""
+    paths = [run.path.absolute() for run in runs]
+    for n in range(1, max(len(path.parts) for path in paths)):
+        names = [str(Path(*path.parts[-n:])) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            return [clipped(name) for name in names]
+    return [clipped(str(path)) for path in paths]
+
+
+def _lead(runs: Sequence[RunFiles]) -> str:
+    return clipped(str(runs[0].settings.get("description") or "")) if len(runs) == 1 else ""

@@ -1,0 +1,124 @@
+"""What a run drew: samples over time, reconstructions, interpolations."""
+
+__all__ = ["interpolation", "reconstructions", "samples"]
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from iresnet.report.blocks import Block, Cell, Fold, Gallery, Hint, Panel, Picture, Section, Table, Text
+from iresnet.report.images import DamagedPictureError, read_picture
+from iresnet.report.reading import RunFiles, evenly
+from iresnet.report.words import quantity
+
+_MOST_PICTURES = 6
+_MOST_ROWS, _MOST_COLUMNS = 5, 8
+
+
+def samples(runs: Sequence[RunFiles]) -> Section:
+    """The last samples in full, and those of the snapshots before."""
+    return Section("samples", "Samples over time", [Panel(i, _samples(run)) for i, run in enumerate(runs)])
+
+
+def reconstructions(runs: Sequence[RunFiles]) -> Section:
+    """Data, and what comes back from its latent."""
+    alt = "Examples of the data in the first row, below them what came back from their latents"
+    caption = "The first row is data, below it the reconstructions: data, latent, data."
+    panels = [Panel(i, _one(run, "reconstructions", "reconstruct", alt, caption)) for i, run in enumerate(runs)]
+    return Section("reconstructions", "Reconstructions", panels)
+
+
+def interpolation(runs: Sequence[RunFiles]) -> Section:
+    """Paths between examples, through the latent space."""
+    alt = "Paths between examples through the latent space, one in a row"
+    caption = "Each row is a path between two examples through the latent space."
+    panels = [Panel(i, _one(run, "interpolation", "interpolate", alt, caption)) for i, run in enumerate(runs)]
+    return Section("interpolation", "Interpolation", panels)
+
+
+def _samples(run: RunFiles) -> list[Block]:
+    if run.kind == "classify":
+        return [Text("A classifier has no density to draw samples from.")]
+    over_time = _numbered(run.samples, "samples-epoch-", ".png")
+    shown = evenly(over_time, _MOST_PICTURES)
+    last = (
+        [(run.samples / "samples.png", "at the end, by iresnet sample")]
+        if (run.samples / "samples.png").exists()
+        else []
+    )
+    if not last and shown:
+        last = [(path, f"after epoch {epoch}") for epoch, path in shown[-1:]]
+    before = [(path, f"after epoch {epoch}") for epoch, path in shown if path not in dict(last)]
+    blocks: list[Block] = []
+    for entries, small in ((last, False), (before, True)):
+        pictures, damaged = _pictures(run, entries)
+        blocks += [Gallery(pictures, small)] if pictures else []
+        blocks += [Hint(text) for text in damaged]
+    if len(shown) < len(over_time):
+        blocks.append(Text(f"{len(shown)} of {quantity(len(over_time), 'snapshot')} are shown."))
+    return blocks or _rows(run) or [Hint("No samples yet: run", run.command("sample"))]
+
+
+def _pictures(run: RunFiles, entries: Sequence[tuple[Path, str]]) -> tuple[list[Picture], list[str]]:
+    what = "Points" if run.shape == (2,) else "Samples"
+    pictures, damaged = [], []
+    for path, when in entries:
+        try:
+            picture = read_picture(path, f"{what} drawn from the model {when}", when[0].upper() + when[1:])
+        except DamagedPictureError as error:
+            damaged.append(f"{error}.")
+        else:
+            pictures += [picture] if picture else []
+    return pictures, damaged
+
+
+def _one(run: RunFiles, name: str, command: str, alt: str, caption: str) -> list[Block]:
+    """A picture that a command draws, else those of the snapshots."""
+    missing = Hint(f"No {name} yet: run", run.command(command))
+    entries = [(run.samples / f"{name}.png", caption)]
+    entries += [
+        (path, f"{caption} After epoch {n}.") for n, path in _numbered(run.samples, f"{name}-epoch-", ".png")[-1:]
+    ]
+    for path, words in entries:
+        try:
+            picture = read_picture(path, alt, words)
+        except DamagedPictureError as error:
+            return [Hint(f"{error}: run", run.command(command))]
+        if picture:
+            return [Gallery([picture])] if path is entries[0][0] else [Gallery([picture]), missing]
+    return [missing]
+
+
+def _numbered(folder: Path, prefix: str, suffix: str) -> list[tuple[int, Path]]:
+    """Files of snapshots, by epoch."""
+    matches = ((re.fullmatch(rf"{prefix}(\d{{1,9}}){re.escape(suffix)}", path.name), path) for path in _files(folder))
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    try:
+        yield from folder.iterdir()
+    except OSError:
+        return
+
+
+def _rows(run: RunFiles) -> list[Block]:
+    """The first samples of a table, which is not drawn."""
+    files = [
+        run.samples / "samples.csv",
+        *(path for _, path in reversed(_numbered(run.samples, "samples-epoch-", ".csv"))),
+    ]
+    for path in files:
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = [row[:_MOST_COLUMNS] for row in islice(csv.reader(file), _MOST_ROWS)]
+        except (OSError, UnicodeError, csv.Error):
+            continue
+        cells = [[Cell(str(i + 1)), *(Cell(text, "number") for text in row)] for i, row in enumerate(rows) if row]
+        if cells:
+            headings = ["sample", *(f"feature {j + 1}" for j in range(len(rows[0])))]
+            title = f"The first samples of {path.name}"
+            return [Fold(title, [Table(title, headings, cells)])]
+    return []

@@ -1,0 +1,64 @@
+"""The models that come with the package certify, and are worth what is stated."""
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+
+import iresnet as ir
+from iresnet import evaluation
+from iresnet.data import Split, load
+from iresnet.data.places import roots
+from iresnet.errors import RunError
+from iresnet.pretrained import pretrained_names
+
+NAME = "digits-density"
+FOLDER = Path(str(resources.files("iresnet.pretrained")))
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_a_pretrained_model_is_small_and_certifies(name):
+    model = ir.load(name)
+    assert not model.training
+    assert ir.certify(model, search_steps=0).certified
+    assert sum(path.stat().st_size for path in (FOLDER / name).iterdir()) <= 4 * 1024**2
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_a_pretrained_model_is_worth_what_is_stated(name):
+    stated = json.loads((FOLDER / name / "stated.json").read_text())
+    if stated["data"] != "digits" and not any((root / stated["data"]).exists() for root in roots(None)):
+        pytest.skip(f"needs {stated['data']} in $IRESNET_DATA")
+    dataset = load(stated["data"])
+    n = stated["examples"]
+    subset = Split(dataset.test.x[:n], None if dataset.test.y is None else dataset.test.y[:n])
+    model = ir.load(name)
+    if "accuracy" in stated:
+        accuracy = evaluation.classification(model, subset, levels=dataset.levels, seed=0).accuracy
+        assert accuracy == pytest.approx(stated["accuracy"], abs=1 / n)  # rounding may turn one over
+    else:
+        score = evaluation.likelihood(model, subset, levels=dataset.levels, seed=0)
+        assert score.bits_per_dim.mean == pytest.approx(stated["bits_per_dim"], abs=2e-3)
+
+
+def test_a_model_of_the_hub_is_that_of_its_files(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or FOLDER / NAME)
+    same = zip(ir.load("someone/digits").state_dict().values(), ir.load(NAME).state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+    assert asked == ["someone/digits"]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: tmp_path)
+    with pytest.raises(RunError, match=r"someone/digits on the hub has no config\.yaml"):
+        ir.load("someone/digits")
+
+
+def _fail(*_, **__):
+    raise ConnectionError("no network")
+
+
+def test_a_hub_that_does_not_answer_ends_in_one_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", _fail)
+    with pytest.raises(RunError, match=r"someone/digits is no run folder, and could not be fetched.*no network"):
+        ir.load("someone/digits")
