@@ -12,8 +12,9 @@ from test_recipes import dataset_of
 
 import iresnet
 from iresnet.cli import app
-from iresnet.config import load_config
+from iresnet.config import load_config, recipe_names
 from iresnet.data import Dataset
+from iresnet.data.uci import UCI
 from iresnet.runs import inputs_of
 from iresnet.training.optim import make_optimiser
 from iresnet.training.settings import check_settings
@@ -179,3 +180,22 @@ def here(folder, *arguments):
     done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", commands("recipes.md"))
+def test_every_command_of_the_page_on_recipes_works(line):
+    _, command, recipe, *tokens = shlex.split(line)
+    app.parse_args([command, recipe, *tokens], exit_on_error=False, print_error=False)
+    if recipe.startswith("uci"):
+        assert load_config(recipe, tokens).data.name in UCI
+    else:
+        builds(recipe, tokens)
+
+
+def test_the_page_on_recipes_names_them_all():
+    text = (DOCS / "recipes.md").read_text()
+    unnamed = {name for name in recipe_names() if f"`{name}`" not in text}
+    assert unnamed == {"digits-classify", "toy-density", "fashion-mnist-density-32"}

@@ -111,10 +111,11 @@ class JsonlMetrics(Callback):
             case Stepped(step, epoch, dict(metrics)):
                 self._write({"split": "train", "step": step, "epoch": round(epoch, 4), **metrics})
             case Snapshot(step, epoch, _, certificate, metrics, drawing, excesses):
-                worst = max((b.upper for b in certificate.blocks), default=None)
+                worst = max((b.upper for b in certificate.blocks), default=math.inf)
+                proved = worst if math.isfinite(worst) else None  # JSON has no infinity
                 line = {"split": "validation", "step": step, "epoch": round(epoch, 4), **metrics}
-                line |= {"reconstruction_error": drawing.error}
-                self._write({**line, "certified": certificate.certified, "largest_block_bound": worst})
+                line |= drawing.metrics
+                self._write({**line, "certified": certificate.certified, "largest_block_bound": proved})
                 if excesses:
                     layers = {e.name: {"bound": e.bound, "coeff": e.coeff} for e in excesses}
                     self._write({"split": "excess", "step": step, "epoch": round(epoch, 4), "layers": layers})

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from iresnet.bijections import Bijection
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.data import dequantise
 from iresnet.pictures import image_grid, scatter
@@ -27,20 +28,22 @@ class Drawing:
         n: pictures that are wanted of each kind, at most.
         samples: drawn from the model; None for a classifier, or when none are wanted.
         data: validation examples.
-        reconstructions: the same, through the latent and back.
+        reconstructions: the same, through the latent and back; None for a plain network, which has no way back.
     """
 
     inputs: Inputs
     n: int
     samples: Tensor | None
     data: Tensor
-    reconstructions: Tensor
+    reconstructions: Tensor | None
 
     @property
-    def error(self) -> float:
-        """Largest reconstruction error, in units of the data's range: 1 is from black to white."""
+    def metrics(self) -> dict[str, float]:
+        """The largest ``reconstruction_error``, if any, in units of the data's range: 1 is from black to white."""
+        if self.reconstructions is None:
+            return {}
         scale = float(self.inputs.levels or (self.data.max() - self.data.min())) or 1.0
-        return float((self.reconstructions - self.data).abs().max()) / scale
+        return {"reconstruction_error": float((self.reconstructions - self.data).abs().max()) / scale}
 
     def sheets(self) -> dict[str, tuple[Tensor, int | None]]:
         """What to draw, by name, with the columns of a grid of images."""
@@ -48,7 +51,7 @@ class Drawing:
         if self.samples is not None:
             found["samples"] = self.samples, None
         n = min(self.n, len(self.data))
-        if n and len(self.inputs.shape) == 3:  # data above their reconstructions
+        if n and len(self.inputs.shape) == 3 and self.reconstructions is not None:  # data above their reconstructions
             found["reconstructions"] = torch.cat([self.data[:n], self.reconstructions[:n]]), n
         return found
 
@@ -73,7 +76,8 @@ def make_drawing(model: Model, inputs: Inputs, x: Tensor, n: int) -> Drawing:
     x = x[:N_RECONSTRUCTED]
     if isinstance(model, Classifier):
         x = x.float()
-        return Drawing(inputs, n, None, x, model.invert(model.features(x)))
+        invertible = isinstance(model.network, Bijection)
+        return Drawing(inputs, n, None, x, model.invert(model.features(x)) if invertible else None)
     flow = model.flow if isinstance(model, Hybrid) else model
     generator = torch.Generator(x.device).manual_seed(0)
     samples = flow.sample(n, generator=generator) if n else None

@@ -75,7 +75,7 @@ class Tracking(Callback):
                     shown = {**metrics, "examples_per_second": self.clock.restart()}
                     self._log(step, {**_under("train", shown), **_of_blocks(blocks)})
             case Snapshot(step, _, _, certificate, metrics, drawing):
-                shown = {**metrics, "reconstruction_error": drawing.error}
+                shown = {**metrics, **drawing.metrics}
                 self._log(step, {**_under("validation", shown), **_bounds(certificate)})
                 if (show := self.kind.show) and (pictures := drawing.pictures()):
                     self.worker.put(lambda tracker: show(tracker, pictures, step))
