@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from iresnet.runs import Inputs, write_atomically, writing
+from iresnet.files import write_atomically, writing
+from iresnet.runs import Inputs
 
 
 def draw(x: Tensor, inputs: Inputs, path: Path, *, columns: int | None = None) -> Path:

@@ -21,7 +21,7 @@ SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalisation", "activations", "bounds", "solvers"}
 NUMERICS |= {"logdet", "krylov", "series", "probes", "operators"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "classifiers", "zoo", "certificates"}
-USE = MODELS | {"data", "config", "runs", "pictures", "processes"}
+USE = MODELS | {"data", "config", "runs", "pictures", "processes", "files"}
 
 ALLOWED = {
     "errors": set(),
@@ -34,6 +34,8 @@ ALLOWED = {
     "certificates": NUMERICS | {"bijections", "flows", "classifiers"},
     "zoo": MODELS - {"certificates"},
     "config": {"errors"},
+    "files": {"errors"},
+    "report": {"errors", "config", "files"},
     "data": {"errors"},
     "recipes": {"errors", "config"},
     "launch": {"errors"},

@@ -13,7 +13,8 @@ from iresnet.bijections import ActNorm
 from iresnet.config import load_config
 from iresnet.data import Dataset, Split, load
 from iresnet.errors import DataError, IResNetError, RecipeError, RunError
-from iresnet.runs import Run, build_model, inputs_of, write_atomically
+from iresnet.files import write_atomically
+from iresnet.runs import Run, build_model, inputs_of
 
 KINDS = ("density", "classify", "hybrid", "toy")
 

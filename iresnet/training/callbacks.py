@@ -13,8 +13,9 @@ from typing import Any
 
 from iresnet.certificates import Certificate, Excess
 from iresnet.errors import RunWarning
+from iresnet.files import writing
 from iresnet.pictures import draw
-from iresnet.runs import Run, writing
+from iresnet.runs import Run
 from iresnet.training.blocks import BlockState
 from iresnet.training.drawings import Drawing
 from iresnet.zoo import Model

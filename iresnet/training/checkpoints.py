@@ -16,7 +16,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from iresnet.errors import RunError, RunWarning
-from iresnet.runs import Run, remove_folder, write_folder_atomically
+from iresnet.files import remove_folder, write_folder_atomically
+from iresnet.runs import Run
 from iresnet.training.trees import pack, unpack
 
 FORMAT = 1

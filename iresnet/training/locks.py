@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from iresnet.errors import RunError
-from iresnet.runs import writing
+from iresnet.files import writing
 
 
 @contextmanager

@@ -1,0 +1,94 @@
+"""Files and folders that are there whole or not at all, and failures to write that say what to do."""
+
+__all__ = ["remove_folder", "write_atomically", "write_folder_atomically", "writing"]
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from iresnet.errors import RunError
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file aside, flush it to the disk, and move it into place: it is there whole or not at all.
+
+    Raises:
+        RunError: when the disk is full or the folder not writable.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            _write_and_sync(aside, content.encode() if isinstance(content, str) else content)
+            aside.replace(path)
+            _sync(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder aside, flush it to the disk, and move it into place: it is there whole or not at all.
+
+    Args:
+        path: the folder; one that is there is replaced.
+        files: contents by name.
+
+    Raises:
+        RunError: when the disk is full or the folder not writable.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            aside.mkdir(parents=True)
+            for name, content in files.items():
+                _write_and_sync(aside / name, content)
+            _sync(aside)
+            remove_folder(path)
+            aside.rename(path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder: it is there whole or not at all, under its name."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    with writing(path):
+        if path.is_dir():
+            path.rename(aside)
+            shutil.rmtree(aside)
+
+
+def _write_and_sync(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_ADVICE = {
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+    errno.EROFS: "make it writable",
+}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write into a :class:`RunError`, in one line."""
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "free the space")
+        raise RunError(f"cannot write {path}: {error.strerror}; {advice} or choose another --out") from error
