@@ -1,6 +1,6 @@
 """Pictures of data: grids of images, scatter plots of points, tables of everything else."""
 
-__all__ = ["draw", "image_grid", "scatter"]
+__all__ = ["draw", "image_grid", "png", "scatter"]
 
 import io
 import math
@@ -32,9 +32,9 @@ def draw(x: Tensor, inputs: Inputs, path: Path, *, columns: int | None = None) -
         path.parent.mkdir(parents=True, exist_ok=True)
     x = x.detach().float().cpu()
     if len(inputs.shape) == 3:
-        content, suffix = _png(image_grid(x, levels=inputs.levels, columns=columns)), ".png"
+        content, suffix = png(image_grid(x, levels=inputs.levels, columns=columns)), ".png"
     elif inputs.shape == (2,):
-        content, suffix = _png(scatter(x)), ".png"
+        content, suffix = png(scatter(x)), ".png"
     else:
         content, suffix = _csv(x), ".csv"
     path = path.with_name(path.name + suffix)
@@ -90,7 +90,8 @@ def scatter(x: Tensor) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def _png(picture: Image.Image) -> bytes:
+def png(picture: Image.Image) -> bytes:
+    """A picture as the content of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
