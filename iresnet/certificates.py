@@ -1,6 +1,6 @@
 """Certificates: upper bounds that prove invertibility, and the sealing that makes a model have one."""
 
-__all__ = ["Bound", "Certificate", "Excess", "Stretch", "certify", "excesses", "seal"]
+__all__ = ["Bound", "Certificate", "Excess", "Stretch", "certify", "excesses", "finite_tree", "seal"]
 
 import math
 from collections.abc import Mapping
@@ -100,7 +100,7 @@ class Certificate:
         tree = {"certified": self.certified, **asdict(self)}
         for block, bound in zip(tree["blocks"], self.blocks, strict=True):
             block["steps_to_1e-5"] = bound.steps()
-        return _finite(tree)
+        return finite_tree(tree)
 
     def __str__(self) -> str:
         width = max((len(b.name) for b in (*self.layers, *self.blocks)), default=0)
@@ -121,13 +121,13 @@ def _row(bound: Bound, width: int) -> str:
     return f"{bound.name:<{width}}  {bound.lower:.4f}  {bound.upper:.4f}{norm}"
 
 
-def _finite(tree: Any) -> Any:
-    """JSON has no infinity."""
+def finite_tree(tree: Any) -> Any:
+    """A tree for JSON, which has no infinity and no NaN: None in their place."""
     match tree:
         case dict():
-            return {key: _finite(value) for key, value in tree.items()}
+            return {key: finite_tree(value) for key, value in tree.items()}
         case list() | tuple():
-            return [_finite(value) for value in tree]
+            return [finite_tree(value) for value in tree]
         case float() if not math.isfinite(tree):
             return None
     return tree

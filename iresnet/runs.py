@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from iresnet import zoo
-from iresnet.certificates import Certificate, seal
+from iresnet.certificates import Certificate, finite_tree, seal
 from iresnet.config import Config, check_types, from_dict, to_yaml
 from iresnet.data import Dataset
 from iresnet.errors import DataError, RecipeError, RunError
@@ -258,7 +258,7 @@ class Run:
     def write_json(self, name: str, tree: dict[str, Any]) -> Path:
         """Write a JSON file into the folder and return its path."""
         path = self.path / name
-        write_atomically(path, json.dumps(tree, indent=2) + "\n")
+        write_atomically(path, json.dumps(finite_tree(tree), indent=2) + "\n")
         return path
 
 
