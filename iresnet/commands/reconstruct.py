@@ -33,7 +33,7 @@ def reconstruct(
     run: RunFolder,
     *,
     n: Count = 10,
-    solver_examples: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 64,
+    solver_examples: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 32,
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -49,7 +49,7 @@ def reconstruct(
     Args:
         run: Run folder.
         n: How many to draw in samples/reconstructions.*.
-        solver_examples: How many each solver inverts, with each of 14 budgets; 0 for none.
+        solver_examples: How many each solver inverts, with each of 10 budgets; 0 for none.
         split: train, validation or test.
         data_dir: Folder of data sets.
         seed: Of the dequantisation noise.
@@ -67,7 +67,7 @@ def reconstruct(
         say(f"the model is not inverted: iresnet certify {run} tells which blocks are proved to be invertible")
     few, solvers = part.shuffled(seed, solver_examples), {}
     if solver_examples:
-        with progress("solvers", len(SOLVERS) * len(evaluation.BUDGETS) * len(few)) as advance:
+        with progress("solvers", len(SOLVERS) * len(evaluation.BUDGETS)) as advance:
             solvers = evaluation.solver_errors(bijection, few, SOLVERS, levels=levels, seed=seed, progress=advance)
         _print_solvers(solvers, len(few))
     if is_main():

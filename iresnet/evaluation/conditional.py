@@ -52,7 +52,8 @@ def latents_of_class(
     .. math:: p(z \mid y) \propto p(z) \, p(y \mid z)
 
     A latent of the base density is accepted with probability :math:`p(y \mid z) \le 1`: exact, whatever the head is,
-    and cheap, since the head alone is evaluated. On average :math:`1 / p(y)` are tried until one is accepted. Decode the latents with :meth:`iresnet.Flow.decode`.
+    and cheap, since the head alone is evaluated. On average :math:`1 / p(y)` are tried until one is accepted.
+    :meth:`iresnet.Flow.decode` maps them to data.
 
     Args:
         model: the hybrid.

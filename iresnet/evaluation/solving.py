@@ -4,7 +4,7 @@ __all__ = ["BUDGETS", "Spent", "evaluations_to", "solver_errors"]
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from iresnet.evaluation.shares import shared
 from iresnet.lipschitz import hold_weights
 from iresnet.solvers import Solution, Solver
 
-BUDGETS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 26, 32, 48)
+BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 40)
 """Steps that a solver may take in each block."""
 
 ATOL = 1e-13
@@ -63,8 +63,10 @@ def solver_errors(
         levels: values that an integer component takes; the range of continuous data is taken from the split.
         batch_size: examples at a time.
         seed: of the dequantisation noise.
-        progress: called with the number of inversions of an example after each batch: in all, solvers times budgets
-            times examples.
+        progress: called with the number of budgets done: in all, as many as there are for each solver.
+
+    Returns:
+        By solver, what each budget gave, up to the first with which all examples converged.
 
     Example:
         >>> import iresnet as ir
@@ -77,36 +79,35 @@ def solver_errors(
     device = next((t.device for t in exact.parameters()), split.x.device)
     noise = torch.Generator(device).manual_seed(seed)
     batches = [noisy(x, levels, noise, torch.float64) for x in split.x.to(device).split(batch_size)]
-    cases = [(name, steps) for name in solvers for steps in BUDGETS]
-
-    def drawn() -> Iterator[tuple[str, int, Tensor]]:
-        yield from ((name, steps, x) for name, steps in cases for x in batches)
-
-    def evaluate(case: tuple[str, int, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        name, steps, x = case
-        return _round_trip(exact, x, solvers[name](atol=ATOL, rtol=0.0, max_steps=steps))
-
     scale = float(levels or (split.x.max() - split.x.min())) or 1.0
-    trips, done = [], 0
-    with hold_weights(exact):
-        for trip in shared(drawn(), evaluate):
-            trips.append(trip)
-            done += len(trip[0])
-            progress(done)
     found: dict[str, list[Spent]] = {name: [] for name in solvers}
-    for i, (name, steps) in enumerate(cases):
-        parts = trips[i * len(batches) : (i + 1) * len(batches)]
-        errors, spent, converged = (torch.cat(column).double() for column in zip(*parts, strict=True))
-        error = errors / scale
-        found[name].append(
-            Spent(steps, float(spent.mean()), float(error.max()), float(error.mean()), float(converged.mean()))
-        )
+    with hold_weights(exact):
+        for i, name in enumerate(solvers):
+            for j, steps in enumerate(BUDGETS):
+                solver = solvers[name](atol=ATOL, rtol=0.0, max_steps=steps)
+                found[name].append(_spend(exact, batches, solver, scale))
+                progress(i * len(BUDGETS) + j + 1)
+                if found[name][-1].converged == 1:
+                    break
     return {name: tuple(points) for name, points in found.items()}
 
 
 def evaluations_to(points: tuple[Spent, ...], error: float) -> float:
     """Fewest evaluations, of the budgets that were tried, after which the largest error is at most this; else inf."""
     return min((point.evaluations for point in points if point.largest <= error), default=math.inf)
+
+
+def _spend(bijection: Bijection, batches: list[Tensor], solver: Solver, scale: float) -> Spent:
+    trips = list(shared(batches, lambda x: _round_trip(bijection, x, solver)))
+    errors, evaluations, converged = (torch.cat(column).double() for column in zip(*trips, strict=True))
+    error = errors / scale
+    return Spent(
+        solver.max_steps,
+        float(evaluations.mean()),
+        float(error.max()),
+        float(error.mean()),
+        float(converged.mean()),
+    )
 
 
 def _round_trip(bijection: Bijection, x: Tensor, solver: Solver) -> tuple[Tensor, Tensor, Tensor]:
