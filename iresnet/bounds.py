@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iresnet.activations import LipSwish, MaxMin
+from iresnet.activations import ACTIVATIONS
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, linearize
 from iresnet.lipschitz import DenseConcat, LipschitzConv2d, LipschitzLinear, hold_weights, replace_weights
@@ -81,8 +81,9 @@ def _dense_concat_bound(g: DenseConcat, norm: float) -> float:
     return float(torch.linalg.vector_norm(parts, norm)) * _ROUNDING
 
 
-@bounds(nn.ReLU, nn.Tanh, nn.Identity, nn.Flatten, MaxMin, LipSwish)
+@bounds(nn.Tanh, nn.Identity, nn.Flatten, *ACTIVATIONS.values())
 def _one(g: nn.Module, norm: float) -> float:  # noqa: ARG001
+    """The activations of this package, by their contract; those of torch with parameters have their own rules below."""
     return 1.0
 
 

@@ -263,8 +263,9 @@ def _change(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 WITHOUT = {
-    "resnet": tuple(
-        "actnorm network coeff activation normalisation n_power_steps logdet solver memory base".split()  # noqa: SIM905
+    "resnet": (
+        *("actnorm", "network", "coeff", "activation", "normalisation"),
+        *("n_power_steps", "logdet", "solver", "memory", "base"),
     ),
 }
 """Options that an architecture does not share with the others: its name alone turns their recipes into its own."""

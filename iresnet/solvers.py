@@ -1,6 +1,6 @@
 """Solvers of fixed-point equations x = f(x), sample by sample."""
 
-__all__ = ["Anderson", "FixedPointIteration", "NewtonKrylov", "Solution", "Solver"]
+__all__ = ["Anderson", "FixedPointIteration", "Jacobian", "NewtonKrylov", "Solution", "Solver", "Stepper"]
 
 import math
 from abc import ABC, abstractmethod
@@ -78,7 +78,7 @@ class Solver(ABC):
         self.max_steps = max_steps
 
     @abstractmethod
-    def _start(self, x: Tensor, jacobian: Jacobian) -> "_Stepper":
+    def _start(self, x: Tensor, jacobian: Jacobian) -> "Stepper":
         """Return the memory of a solve that starts at x, (N, D)."""
 
     @torch.no_grad()
@@ -143,7 +143,7 @@ class Solver(ABC):
         return f"{type(self).__name__}(atol={self.atol}, max_steps={self.max_steps})"
 
 
-class _Stepper:
+class Stepper:
     """Proposes the next x of each sample: an accelerated step, or a plain one where those do not pay.
 
     An accelerated step stays when it halves the residual, or reduces it by as much as a plain step was seen to do on
@@ -219,8 +219,8 @@ class FixedPointIteration(Solver):
         True
     """
 
-    def _start(self, x: Tensor, jacobian: Jacobian) -> _Stepper:  # noqa: ARG002
-        return _Stepper(x)
+    def _start(self, x: Tensor, jacobian: Jacobian) -> Stepper:  # noqa: ARG002
+        return Stepper(x)
 
 
 class Anderson(Solver):
@@ -254,11 +254,11 @@ class Anderson(Solver):
             raise IResNetError(f"window must be at least 1, got {window}")
         self.window = window
 
-    def _start(self, x: Tensor, jacobian: Jacobian) -> _Stepper:  # noqa: ARG002
+    def _start(self, x: Tensor, jacobian: Jacobian) -> Stepper:  # noqa: ARG002
         return _AndersonStepper(x, self.window)
 
 
-class _AndersonStepper(_Stepper):
+class _AndersonStepper(Stepper):
     def __init__(self, x: Tensor, window: int):
         super().__init__(x)
         self.window = window
@@ -319,11 +319,11 @@ class NewtonKrylov(Solver):
             raise IResNetError(f"n_steps must be at least 1, got {n_steps}")
         self.n_steps = n_steps
 
-    def _start(self, x: Tensor, jacobian: Jacobian) -> _Stepper:
+    def _start(self, x: Tensor, jacobian: Jacobian) -> Stepper:
         return _NewtonStepper(x, self.n_steps, jacobian)
 
 
-class _NewtonStepper(_Stepper):
+class _NewtonStepper(Stepper):
     def __init__(self, x: Tensor, n_steps: int, jacobian: Jacobian):
         super().__init__(x)
         self.products = min(n_steps, x.shape[1])

@@ -2,11 +2,15 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from test_recipes import dataset_of
 
+import iresnet
 from iresnet.cli import app
 from iresnet.config import load_config
 from iresnet.data import Dataset
@@ -21,11 +25,15 @@ PLACES = ("--out", "--tracker", "--data-dir")
 
 
 def commands(page):
-    """Command lines in the blocks of a page, and within its text and tables, without comments."""
-    text = (DOCS / page).read_text()
-    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"`(iresnet [^`]*)`", text)
-    return list(dict.fromkeys(line.split("  #")[0].strip() for line in lines if line.startswith("iresnet ")))
+    """Command lines in the blocks of a page, without comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("iresnet ")]
+
+
+def commands_in_text(page):
+    """Command lines within the text and the tables of a page."""
+    return re.findall(r"`(iresnet [^`]*)`", (DOCS / page).read_text())
 
 
 def overrides_in_tables(page):
@@ -60,7 +68,7 @@ def builds(recipe, tokens):
     assert isinstance(dataset, Dataset)
 
 
-@pytest.mark.parametrize("line", commands("migrating.md"))
+@pytest.mark.parametrize("line", [*commands("migrating.md"), *commands_in_text("migrating.md")])
 def test_every_command_for_those_who_come_from_2019_works(line):
     _, *tokens = shlex.split(line)
     if tokens[0] not in app:
@@ -123,3 +131,51 @@ OPTIONS_OF_2019 = [
     "log_verbose",
     "deterministic",
 ]
+
+
+# -- adding to it ----------------------------------------------------------------------------------------------------
+
+BLOCK = re.compile(r"^```(?:python|yaml)\n# (iresnet/\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A folder with a copy of the package to which all blocks of extending.md were added."""
+    folder = tmp_path_factory.mktemp("extended")
+    shutil.copytree(Path(iresnet.__file__).parent, folder / "iresnet", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, code in BLOCK.findall((DOCS / "extending.md").read_text()):
+        with (folder / name).open("a") as file:
+            file.write(f"\n\n{code}")
+    return folder
+
+
+def test_whoever_follows_the_page_on_extending_gets_what_it_says(extended):
+    lines = commands("extending.md")
+    code = "import sys; from iresnet.cli import run; sys.exit(max([run(line.split()[1:]) for line in sys.argv[1:]]))"
+    printed = here(extended, "-c", code, *lines)
+    for expected in (
+        "circle-density",
+        "trained circle-density",
+        "full-covariance Gaussian",
+        "reconstruction error",
+        "certified: largest block bound",
+        "wrote runs/circle/certificate.json",
+    ):
+        assert expected in printed
+    assert len(lines) == 6
+    assert "warning" not in printed.lower()
+    assert "NOT certified" not in printed
+
+
+def test_added_parts_keep_the_laws(extended):
+    """The tests over the dicts take them up; the linearisation and the constant of the activation are checked."""
+    shutil.copytree(Path(__file__).parent, extended / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    laws = ["tests/test_lipschitz.py", "tests/test_jacobian.py", "-k", "arctan"]
+    assert " passed" in here(extended, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *laws)
+
+
+def here(folder, *arguments):
+    """Run Python in a folder, on the package in it, and return what it printed."""
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
