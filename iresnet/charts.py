@@ -1,6 +1,6 @@
 """Charts of what was measured, in colours that colour-blind people can tell apart, and never by colour alone."""
 
-__all__ = ["curves", "histograms"]
+__all__ = ["curves", "histograms", "plane_paths"]
 
 import io
 from collections.abc import Mapping, Sequence
@@ -67,6 +67,29 @@ def curves(
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return _image(figure)
+
+
+def plane_paths(kinds: Mapping[str, np.ndarray]) -> Image.Image:
+    """Paths in the plane, with their ends marked.
+
+    Args:
+        kinds: by name, (paths, steps, 2).
+
+    Example:
+        >>> plane_paths({"straight": np.array([[[0.0, 0.0], [1.0, 1.0]]])}).mode
+        'RGB'
+    """
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, paths) in enumerate(kinds.items()):
+        colour, dashes, mark = STYLES[i % len(STYLES)]
+        for j, path in enumerate(paths):
+            label = None if j else name
+            axes.plot(*path.T, color=colour, linestyle=dashes, marker=mark, markersize=3, label=label)
+            axes.plot(*path[[0, -1]].T, "k*", markersize=9)
+    axes.set_aspect("equal", adjustable="datalim")
     axes.legend(fontsize=8)
     return _image(figure)
 

@@ -1,15 +1,16 @@
 """Pictures of data: grids of images, scatter plots of points, tables of everything else."""
 
-__all__ = ["draw", "draw_each", "image_grid", "png", "scatter"]
+__all__ = ["draw", "draw_each", "image_grid", "png", "scatter", "titled"]
 
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from iresnet.files import write_atomically, write_folder_atomically, writing
@@ -106,6 +107,27 @@ def scatter(x: Tensor) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return Image.open(buffer).convert("RGB")
+
+
+def titled(pictures: Mapping[str, Image.Image]) -> Image.Image:
+    """Put pictures below each other, each under its title.
+
+    Args:
+        pictures: by title.
+
+    Example:
+        >>> titled({"black": Image.new("RGB", (200, 10)), "white": Image.new("RGB", (200, 10), "white")}).size
+        (200, 68)
+    """
+    font, height = ImageFont.load_default(16), 24
+    width = max([p.width for p in pictures.values()] + [int(font.getlength(title)) + 4 for title in pictures])
+    sheet = Image.new("RGB", (width, sum(p.height + height for p in pictures.values())), "white")
+    pen, top = ImageDraw.Draw(sheet), 0
+    for title, picture in pictures.items():
+        pen.text((2, top + 2), title, fill="black", font=font)
+        sheet.paste(picture, (0, top + height))
+        top += height + picture.height
+    return sheet
 
 
 def _shades(x: Tensor, levels: int | None) -> Tensor:  # (N, C, H, W) -> (N, 3, H, W)

@@ -2,12 +2,14 @@
 
 __all__ = [
     "BUDGETS",
+    "KINDS",
     "Accepted",
     "Accuracy",
     "Calibration",
     "Detection",
     "Estimate",
     "Likelihood",
+    "Path",
     "Reconstruction",
     "Spent",
     "Uncertainty",
@@ -20,6 +22,7 @@ __all__ = [
     "gaussian_baseline",
     "latents_of_class",
     "likelihood",
+    "paths",
     "reconstruction",
     "sample",
     "solver_errors",
@@ -32,6 +35,7 @@ from iresnet.evaluation.calibration import Calibration, calibration
 from iresnet.evaluation.classification import Accuracy, classification
 from iresnet.evaluation.conditional import Accepted, latents_of_class
 from iresnet.evaluation.detection import Detection, detection
+from iresnet.evaluation.interpolation import KINDS, Path, paths
 from iresnet.evaluation.inversion import Reconstruction, reconstruction
 from iresnet.evaluation.likelihood import Estimate, Likelihood, likelihood
 from iresnet.evaluation.ood import detect
