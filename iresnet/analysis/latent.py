@@ -99,7 +99,7 @@ class Radius:
         sd: standard deviation.
         claimed_sd: that of the chi-square distribution with D degrees of freedom, divided by D.
         test: against that distribution.
-        edges: of the histogram.
+        edges: of the histogram, evenly spaced in their logarithm.
         counts: of the histogram.
     """
 
@@ -302,7 +302,10 @@ def _scale(name: str, u: np.ndarray, start: int, stop: int) -> Scale:
 def _radius(u: np.ndarray) -> Radius:
     dims = u.shape[1]
     squares = (u**2).sum(1)
-    counts, edges = np.histogram(squares / dims, bins=40)
+    low, high = max(squares.min() / dims, np.finfo(float).tiny), squares.max() / dims
+    edges = np.concatenate([[0], np.geomspace(low, max(high, 1.01 * low), 41)[1:-1], [np.inf]])
+    counts, _ = np.histogram(squares / dims, bins=edges)
+    edges[[0, -1]] = low, high
     return Radius(
         float((squares / dims).mean()),
         float((squares / dims).std(ddof=1)),
