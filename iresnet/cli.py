@@ -16,7 +16,9 @@ from cyclopts import App, CycloptsError
 from iresnet.commands.analyse import analyse
 from iresnet.commands.arguments import Several
 from iresnet.commands.certify import certify
+from iresnet.commands.compare import compare
 from iresnet.commands.evaluate import evaluate
+from iresnet.commands.interpolate import interpolate
 from iresnet.commands.recipes import recipes
 from iresnet.commands.reconstruct import reconstruct
 from iresnet.commands.report import report
@@ -34,7 +36,7 @@ app = App(
 )
 app.command(recipes)
 app.command(train, help=train_help())
-for command in (evaluate, sample, reconstruct, certify, report):
+for command in (evaluate, sample, reconstruct, interpolate, certify, compare, report):
     app.command(command)
 app.command(analyse)
 

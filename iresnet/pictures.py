@@ -1,18 +1,19 @@
 """Pictures of data: grids of images, scatter plots of points, tables of everything else."""
 
-__all__ = ["draw", "image_grid", "scatter"]
+__all__ = ["draw", "draw_each", "image_grid", "png", "scatter", "titled"]
 
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from iresnet.files import write_atomically, writing
+from iresnet.files import write_atomically, write_folder_atomically, writing
 from iresnet.runs import Inputs
 
 
@@ -32,13 +33,34 @@ def draw(x: Tensor, inputs: Inputs, path: Path, *, columns: int | None = None) -
         path.parent.mkdir(parents=True, exist_ok=True)
     x = x.detach().float().cpu()
     if len(inputs.shape) == 3:
-        content, suffix = _png(image_grid(x, levels=inputs.levels, columns=columns)), ".png"
+        content, suffix = png(image_grid(x, levels=inputs.levels, columns=columns)), ".png"
     elif inputs.shape == (2,):
-        content, suffix = _png(scatter(x)), ".png"
+        content, suffix = png(scatter(x)), ".png"
     else:
         content, suffix = _csv(x), ".csv"
     path = path.with_name(path.name + suffix)
     write_atomically(path, content)
+    return path
+
+
+def draw_each(x: Tensor, inputs: Inputs, path: Path) -> Path:
+    r"""Write each example by itself: images pixel by pixel, as PNG files in a folder; all others as one table.
+
+    Args:
+        x: examples on the scale of the data, (N, \*E).
+        inputs: what the data are.
+        path: folder of images, which is replaced; the name of the table without suffix.
+
+    Returns:
+        The folder, or the CSV file.
+    """
+    x = x.detach().float().cpu()
+    if len(inputs.shape) != 3:
+        write_atomically(path.with_name(path.name + ".csv"), _csv(x))
+        return path.with_name(path.name + ".csv")
+    images = (_shades(x, inputs.levels) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    width = len(str(len(images) - 1))
+    write_folder_atomically(path, {f"{i:0{width}}.png": png(Image.fromarray(image)) for i, image in enumerate(images)})
     return path
 
 
@@ -54,13 +76,10 @@ def image_grid(x: Tensor, *, levels: int | None = 256, columns: int | None = Non
         >>> image_grid(torch.zeros(4, 1, 8, 8), levels=17).size
         (136, 136)
     """
-    n, c, h, w = x.shape
+    n, _, h, w = x.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    white = float(levels or x.nan_to_num(0.0, 0.0, 0.0).max().clamp(min=1e-12))
-    # Values of integer data lie in [k, k + 1) after dequantisation: the floor, over the largest integer, shows k.
-    shown = (x.floor() / (white - 1) if levels else x / white).nan_to_num(0.0).clamp(0, 1)
-    shown = shown[:, :3] if c >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
+    shown = _shades(x, levels)
     gap = max(1, h // 16)
     sheet = torch.ones(3, rows * (h + gap) - gap, columns * (w + gap) - gap) * 0.6
     for i, image in enumerate(shown):
@@ -90,7 +109,37 @@ def scatter(x: Tensor) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def _png(picture: Image.Image) -> bytes:
+def titled(pictures: Mapping[str, Image.Image]) -> Image.Image:
+    """Put pictures below each other, each under its title.
+
+    Args:
+        pictures: by title.
+
+    Example:
+        >>> titled({"black": Image.new("RGB", (200, 10)), "white": Image.new("RGB", (200, 10), "white")}).size
+        (200, 68)
+    """
+    font, height = ImageFont.load_default(16), 24
+    width = max([p.width for p in pictures.values()] + [int(font.getlength(title)) + 4 for title in pictures])
+    sheet = Image.new("RGB", (width, sum(p.height + height for p in pictures.values())), "white")
+    pen, top = ImageDraw.Draw(sheet), 0
+    for title, picture in pictures.items():
+        pen.text((2, top + 2), title, fill="black", font=font)
+        sheet.paste(picture, (0, top + height))
+        top += height + picture.height
+    return sheet
+
+
+def _shades(x: Tensor, levels: int | None) -> Tensor:  # (N, C, H, W) -> (N, 3, H, W)
+    """Red, green and blue in [0, 1]."""
+    white = float(levels or x.nan_to_num(0.0, 0.0, 0.0).max().clamp(min=1e-12))
+    # Values of integer data lie in [k, k + 1) after dequantisation: the floor, over the largest integer, shows k.
+    shown = (x.floor() / (white - 1) if levels else x / white).nan_to_num(0.0).clamp(0, 1)
+    return shown[:, :3] if x.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as the content of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

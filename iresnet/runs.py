@@ -3,6 +3,7 @@
 __all__ = ["Inputs", "Run", "build_model", "inputs_of"]
 
 import copy
+import hashlib
 import json
 import os
 import platform
@@ -212,6 +213,10 @@ class Run:
     def data_dir(self) -> str | None:
         """Where the data was looked for first when the run was made: a convenience, none when it is not known."""
         return self.read_json("env.json").get("data_dir")
+
+    def weights_sha256(self) -> str:
+        """Checksum of the weights, by which results tell whether they are of them."""
+        return hashlib.sha256(self.model_file.read_bytes()).hexdigest()
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the folder; empty when it is missing or damaged."""

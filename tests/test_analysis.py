@@ -238,7 +238,7 @@ def test_layers_that_nothing_holds_have_no_coefficient_and_no_certificate():
     analysis = analyse_lipschitz(ir.ResidualBlock(g).eval(), (2, 4, 4))
     assert not analysis.certified
     assert [(row.coeff, row.estimate) for row in analysis.layers] == [(None, None)] * 2
-    assert "not every block" in analysis.summary
+    assert "not every map" in analysis.summary
     assert all(row.singular_values[0] <= row.upper for row in analysis.layers)
 
 
@@ -313,8 +313,14 @@ def test_a_network_that_does_not_contract_diverges_and_is_said_to():
     assert subject.verdict == "diverges, not certified"
     assert subject.curve.steps_to(1e-3) is None
     analysis = InverseAnalysis((subject,), solver_curves(ir.ResidualBlock(g), x, scale=1.0), 4)
-    assert "twin (no coefficient) diverges" in analysis.summary
+    assert "twin (no coefficient): diverges, not certified" in analysis.summary
     assert draw_inverse(analysis)
+
+
+def test_a_network_that_hardly_contracts_is_not_said_to_converge():
+    subject = analyse_inverse(linear_block(-0.99 * torch.eye(3).double()), randn(4, 3), label="", scale=1.0)
+    assert not subject.curve.diverges
+    assert subject.verdict == "not converged in 40 steps"
 
 
 def test_accelerated_solvers_take_fewer_evaluations():

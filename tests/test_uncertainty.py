@@ -12,7 +12,7 @@ from iresnet.data import Dataset, Split, load
 from iresnet.data.transforms import dequantise
 from iresnet.distributions import Base
 from iresnet.errors import DataError, IResNetError
-from iresnet.evaluation.draws import importance_weighted, shuffled
+from iresnet.evaluation.draws import importance_weighted
 from iresnet.evaluation.uncertainty import components, recording, weight_noise
 from iresnet.logdet import LogDetEstimate, LogDetEstimator
 
@@ -275,7 +275,7 @@ def test_the_gaussian_baseline_takes_the_same_number_of_draws():
     x = digits.train.x.flatten(1).double()
     covariance = x.T.cov() + torch.eye(64, dtype=torch.float64) / 12
     normal = torch.distributions.MultivariateNormal(x.mean(0) + 0.5, covariance)
-    test = shuffled(digits.test, 3)
+    test = digits.test.shuffled(3).x
     draws = [normal.log_prob(dequantise(test, levels=17, generator=noise).flatten(1).double()) for _ in range(4)]
     expected = -torch.stack(draws).exp().mean(0).log().mean()
     result = evaluation.gaussian_baseline(digits, digits.test, dequantise_samples=4, seed=3)

@@ -219,21 +219,16 @@ def draw_latent(analysis: LatentAnalysis, class_names: Sequence[str] = ()) -> Fi
 def _draw_lengths(panel: Axes, analysis: LatentAnalysis) -> None:
     radius = analysis.radius
     assert radius is not None
-    edges, dims, claimed = np.array(radius.edges), analysis.dims, _chi2(analysis.dims)
-    panel.stairs(
-        np.array(radius.counts) / analysis.n / np.diff(edges), edges, fill=True, color=COLOURS[5], label="data"
-    )
+    edges, dims = np.log(radius.edges), analysis.dims
+    density = np.array(radius.counts) / analysis.n / np.diff(edges)
+    panel.stairs(density, np.exp(edges), fill=True, color=COLOURS[5], label="data")
     spread = 5 * radius.claimed_sd
-    x = np.linspace(max(min(edges[0], 1 - spread), 1e-9), max(edges[-1], 1 + spread), 600)
-    panel.plot(x, dims * claimed(dims * x), color=COLOURS[4], label="claimed: chi-square")
-    panel.set(xlabel="squared length / D", ylabel="density", title=f"Lengths, {_test(radius.test)}")
-    panel.set_ylim(0, 1.15 * dims * float(claimed(max(dims - 2, 0.1))))
+    x = np.exp(np.linspace(min(edges[0], -spread), max(edges[-1], spread), 2000))
+    panel.plot(x, dims * x * stats.chi2.pdf(dims * x, dims), color=COLOURS[4], label="claimed: chi-square")
+    panel.set(xlabel="squared length / D", ylabel="density of its logarithm", title=f"Lengths, {_test(radius.test)}")
+    panel.set_xscale("log")
+    panel.xaxis.set_major_formatter("{x:g}")
     panel.legend(fontsize=8)
-
-
-def _chi2(dims: int) -> Any:
-    """Density of the chi-square distribution."""
-    return lambda x: stats.chi2.pdf(x, dims)
 
 
 def _test(fit: Any) -> str:
@@ -280,7 +275,9 @@ def _draw_points(panel: Axes, analysis: LatentAnalysis, class_names: Sequence[st
         look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "color": COLOURS[i % len(COLOURS)]}
         panel.plot(chosen[:, 0], chosen[:, -1], linestyle="", markersize=4, alpha=0.8, label=name, **look)
     share = 100 * analysis.projection.share
-    panel.set(xlabel="first principal component", ylabel="second", title=f"{share:.2g} % of the variance")
+    panel.set(
+        xlabel="first principal component", ylabel="second", title=f"Main directions, {share:.2g} % of the variance"
+    )
     if len(groups) > 1:
         panel.legend(fontsize=7, ncols=1 + len(groups) // 8, markerscale=1.2)
 

@@ -112,7 +112,8 @@ class Subject:
     @property
     def verdict(self) -> str:
         """What was seen, and whether it is proved, in words."""
-        seen = "diverges" if self.curve.diverges else "converges"
+        slow = f"not converged in {self.curve.steps[-1]} steps"
+        seen = "diverges" if self.curve.diverges else slow if self.curve.steps_to(1e-3) is None else "converges"
         return seen if self.bound < 1 else f"{seen}, not certified"
 
 
@@ -150,14 +151,11 @@ class InverseAnalysis:
 
 def _finding(subject: Subject) -> str:
     curve = subject.curve
-    if curve.diverges:
-        return f"{subject.title} {subject.verdict}"
     steps = curve.steps_to(1e-6)
-    if steps is None:
-        return (
-            f"{subject.title} has an error of {curve.largest[-1]:.1e} of the data's range after {curve.steps[-1]} steps"
-        )
-    return f"{subject.title} is within 1e-6 of the data's range after {steps} steps a block"
+    if steps is None or curve.diverges:
+        error = f" (error {curve.largest[-1]:.1e} of the data's range)" if math.isfinite(curve.largest[-1]) else ""
+        return f"{subject.title}: {subject.verdict}{error}"
+    return f"{subject.title}: within 1e-6 of the data's range after {steps} steps a block"
 
 
 # -- curves ----------------------------------------------------------------------------------------------------------

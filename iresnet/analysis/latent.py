@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from iresnet.bijections import Bijection, Chain, FactorOut
+from iresnet.bijections import Chain, FactorOut
 from iresnet.distributions import Base
 from iresnet.errors import DataError
 
@@ -99,7 +99,7 @@ class Radius:
         sd: standard deviation.
         claimed_sd: that of the chi-square distribution with D degrees of freedom, divided by D.
         test: against that distribution.
-        edges: of the histogram.
+        edges: of the histogram, evenly spaced in their logarithm.
         counts: of the histogram.
     """
 
@@ -195,7 +195,7 @@ class LatentAnalysis:
 
 @torch.no_grad()
 def analyse_latent(
-    bijection: Bijection,
+    encode: Callable[[Tensor], Tensor],
     x: Tensor,  # (N, *E)
     y: Tensor | None = None,  # (N,)
     *,
@@ -210,7 +210,7 @@ def analyse_latent(
     :math:`(1 + \sqrt{D/N})^2`, up to fluctuations by the law of Tracy and Widom.
 
     Args:
-        bijection: from data to latents, or to features.
+        encode: a bijection from data to latents, or any map to features.
         x: examples.
         y: their classes.
         base: the base density; None for features, of which nothing is claimed.
@@ -238,7 +238,7 @@ def analyse_latent(
         )
     parts = []
     for batch in x.split(batch_size):
-        z = bijection(batch).flatten(1)
+        z = encode(batch).flatten(1)
         parts.append((z if base is None else base.standardise(z)).double().cpu())
         progress(sum(map(len, parts)))
     u = torch.cat(parts).numpy()
@@ -249,15 +249,15 @@ def analyse_latent(
     projection = _projection(u, None if base is None else _edge(n, dims), labels)
     if base is None:
         return LatentAnalysis(n, dims, projection)
-    scales = tuple(_scale(name, u, start, stop) for name, start, stop in scales_of(bijection, dims))
+    scales = tuple(_scale(name, u, start, stop) for name, start, stop in scales_of(encode, dims))
     return LatentAnalysis(n, dims, projection, _moments(u), _radius(u), scales)
 
 
-def scales_of(bijection: Bijection, dims: int) -> list[tuple[str, int, int]]:
+def scales_of(encode: Callable[[Tensor], Tensor], dims: int) -> list[tuple[str, int, int]]:
     """Name, first dimension and the one past the last, of what leaves the model at each scale.
 
     Args:
-        bijection: the model.
+        encode: the bijection; any other map has one scale.
         dims: D.
 
     Example:
@@ -266,18 +266,18 @@ def scales_of(bijection: Bijection, dims: int) -> list[tuple[str, int, int]]:
         [('scale 1', 0, 8), ('scale 2', 8, 16)]
     """
     edges = [0]
-    for size in _factored_out(bijection):
+    for size in _factored_out(encode):
         edges.append(edges[-1] + size)
     edges.append(dims)
     return [(f"scale {i}", *pair) for i, pair in enumerate(pairwise(edges), start=1)]
 
 
-def _factored_out(bijection: Bijection) -> list[int]:
-    match bijection:
+def _factored_out(encode: Callable[[Tensor], Tensor]) -> list[int]:
+    match encode:
         case Chain():
-            return [size for part in bijection.bijections for size in _factored_out(part)]  # pyright: ignore[reportArgumentType]
+            return [size for part in encode.bijections for size in _factored_out(part)]  # pyright: ignore[reportArgumentType]
         case FactorOut():
-            return [math.prod(bijection.out_shape), *_factored_out(bijection.rest)]
+            return [math.prod(encode.out_shape), *_factored_out(encode.rest)]
     return []
 
 
@@ -302,7 +302,10 @@ def _scale(name: str, u: np.ndarray, start: int, stop: int) -> Scale:
 def _radius(u: np.ndarray) -> Radius:
     dims = u.shape[1]
     squares = (u**2).sum(1)
-    counts, edges = np.histogram(squares / dims, bins=40)
+    low, high = max(squares.min() / dims, np.finfo(float).tiny), squares.max() / dims
+    edges = np.concatenate([[0], np.geomspace(low, max(high, 1.01 * low), 41)[1:-1], [np.inf]])
+    counts, _ = np.histogram(squares / dims, bins=edges)
+    edges[[0, -1]] = low, high
     return Radius(
         float((squares / dims).mean()),
         float((squares / dims).std(ddof=1)),

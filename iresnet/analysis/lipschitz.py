@@ -74,10 +74,10 @@ class LipschitzAnalysis:
     def summary(self) -> str:
         """The main finding in one sentence."""
         worst = max(self.blocks, key=lambda block: block.upper)
-        verdict = "all blocks are proved to contract" if self.certified else "not every block is proved to contract"
+        verdict = "all maps are proved to contract" if self.certified else "not every map is proved to contract"
         slack = max((row.upper / row.lower - 1 for row in self.layers if row.lower > 0), default=math.nan)
         return (
-            f"Of {len(self.layers)} linear layers in {len(self.blocks)} blocks, {verdict}: the largest block bound is "
+            f"Of {len(self.layers)} linear layers in {len(self.blocks)} residual maps, {verdict}: the largest bound is "
             f"{worst.upper:.4g} (found from below: {worst.lower:.4g}), and the bounds of layers are at most "
             f"{100 * slack:.2g} % above norms that were found."
         )

@@ -254,17 +254,19 @@ def latent(
         data_dir: Folder of data sets.
         seed: Of examples and dequantisation noise.
     """
-    from iresnet.analysis import analyse_latent, bijection_of, examples
+    from iresnet.analysis import analyse_latent, examples
     from iresnet.analysis.figures import draw_latent
     from iresnet.classifiers import Classifier
     from iresnet.commands.arguments import flow_of
 
     folder, model, dataset, part = open_run(run, data_dir, split)
-    bijection = bijection_of(model)
-    base = None if isinstance(model, Classifier) else flow_of(model).base
+    if isinstance(model, Classifier):
+        encode, base = model.features, None
+    else:
+        encode, base = model.bijection, flow_of(model).base
     chosen = examples(part, n, levels=dataset.levels, seed=seed)
     with progress("latents", len(chosen)) as advance:
-        analysis = analyse_latent(bijection, chosen.x.float(), chosen.y, base=base, progress=advance)
+        analysis = analyse_latent(encode, chosen.x.float(), chosen.y, base=base, progress=advance)
     if analysis.radius:
         say(_claims(analysis))
     say(str(analysis))

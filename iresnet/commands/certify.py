@@ -22,13 +22,11 @@ def certify(
         run: Run folder.
         search_steps: Steps of gradient ascent for the largest ratio of each block.
     """
-    import hashlib
-
     from iresnet.certificates import certify as certify_model
 
     folder, model, _ = load_run(run)
     certificate = certify_model(model, search_steps=search_steps)
-    sha256 = hashlib.sha256(folder.model_file.read_bytes()).hexdigest()
+    sha256 = folder.weights_sha256()
     stored = folder.read_json("certificate.json")
     if stored and stored.get("model_sha256") != sha256:
         say("the stored certificate was of other weights: it is stale, and replaced")

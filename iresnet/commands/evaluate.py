@@ -1,18 +1,30 @@
-"""``iresnet evaluate``: likelihood and accuracy on a split, with error bars."""
+"""``iresnet evaluate``: likelihood, predictions and the detection of other data on a split, with error bars."""
 
 __all__ = ["evaluate"]
 
+import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter, validators
 from rich.table import Table
 
 from iresnet.commands.arguments import DataDir, Gpus, Processes, RunFolder, Seed, flow_of, open_run, spread
 from iresnet.console import err, is_main, progress, say
 
 if TYPE_CHECKING:
+    from iresnet.classifiers import Classifier, Hybrid
     from iresnet.data import Dataset, Split
-    from iresnet.evaluation import Likelihood
+    from iresnet.evaluation import Accuracy, Detection, Likelihood
+    from iresnet.evaluation.classification import ClassAccuracy
+    from iresnet.flows import Flow
+    from iresnet.runs import Run
+    from iresnet.zoo import Model
+
+MOST_CLASSES = 20
+"""Classes of which all are printed; of more, those with the lowest accuracy."""
 
 
 def evaluate(
@@ -20,48 +32,126 @@ def evaluate(
     *,
     split: str = "test",
     data_dir: DataDir = None,
+    ood: Annotated[list[str] | None, Parameter(negative="")] = None,
+    examples: Annotated[int | None, Parameter(validator=validators.Number(gte=2))] = None,
     seed: Seed = 0,
     standard_error: float | None = None,
     dequantise_samples: int = 1,
     processes: Processes = None,
     gpus: Gpus = None,
 ) -> None:
-    """Measure bits/dim or accuracy on a split, with error bars, beside baselines; writes evaluation.json.
+    """Measure likelihood and predictions on a split, with error bars, beside baselines; writes evaluation.json.
+
+    Densities: bits/dim, also of each class. Classifiers: accuracy, negative log-likelihood, expected calibration error
+    (15 bins; beside what a calibrated classifier would show by chance), accuracy of each class; the confusion matrix
+    and the reliability bins are in evaluation.json.
+
+    --ood mnist --ood letters/ tells how well the model notices other data: AUROC and FPR95 of its log-likelihood, of
+    typicality (distance of bits/dim from their mean on the training split, of one example and of ten), and of the
+    entropy of its predictions. Other data are the positives: AUROC is the probability that one of them scores higher
+    than one of the model's own, FPR95 the share of the model's own that is taken for others when 95 % of the others are
+    found. Results are added to those of earlier calls; histograms are drawn in samples/ood-NAME.png.
 
     Args:
         run: Run folder.
         split: train, validation or test.
         data_dir: Folder of data sets.
+        ood: Name or path of other data, whose same split is compared; may be repeated. Images are padded, scaled down
+            or repeated on colour channels to fit the model's own.
+        examples: Evaluate so many at most, drawn at random; all of the split by default. Of other data and of training
+            examples there are as many at most.
         seed: Of the order of examples, dequantisation noise and probes.
         standard_error: Of the mean bits/dim, at which to stop before the end of the split.
         dequantise_samples: Noise draws for each example, whose mean density is a tighter bound.
     """
     spread(processes, gpus)
-    from iresnet import evaluation
     from iresnet.classifiers import Classifier, Hybrid
 
     folder, model, dataset, part = open_run(run, data_dir, split)
-    n = len(part)
-    result: dict[str, Any] = {"split": split, "examples": n}
-    common = {"levels": dataset.levels, "seed": seed}
+    others = dict(_other(name, data_dir or folder.data_dir, dataset, split) for name in ood or ())
+    part = part.shuffled(seed, examples) if examples else part
+    result = _result(folder, model, dataset, part, split)
+    accuracy, score = None, None
     asked = standard_error is not None or dequantise_samples != 1
     if asked or not isinstance(model, Classifier):  # a classifier of which a density is asked is refused
-        options: dict[str, Any] = {"standard_error": standard_error, "dequantise_samples": dequantise_samples}
-        with progress("likelihood", n) as advance:
-            score = evaluation.likelihood(flow_of(model), part, **common, **options, progress=advance)
-        result["likelihood"] = asdict(score)
-        noise = {"dequantise_samples": dequantise_samples, "seed": seed}
-        baselines = _baselines(dataset, part, **noise) if is_main() else {}
-        result["baselines"] = {name: asdict(baseline) for name, baseline in baselines.items()}
+        draws = {"dequantise_samples": dequantise_samples, "seed": seed}
+        score, baselines = _density(flow_of(model), dataset, part, standard_error, draws)
+        result |= {"likelihood": asdict(score), "baselines": {name: asdict(b) for name, b in baselines.items()}}
         _print_likelihoods({"this model": score, **baselines}, split)
-        _print_uncertainty(score, n, standard_error)
+        _print_uncertainty(score, len(part), standard_error)
     if isinstance(model, (Classifier, Hybrid)):
-        with progress("classification", n) as advance:
-            accuracy = evaluation.classification(model, part, **common, progress=advance)
+        accuracy = _predictions(model, part, dataset.levels, seed)
         result["classification"] = asdict(accuracy)
         say(f"{split} {accuracy}")
+        say(str(accuracy.calibration))
+    _print_classes(dataset.class_names, accuracy, score)
+    found = _detections(model, dataset, part, others, seed) if others else {}
+    for name, scores in found.items():
+        how = {"positive": "other data", "split": split, "seed": seed, "preparation": others[name][1]}
+        result["ood"][name] = {score: asdict(value) | how for score, value in scores.items()}
+        _print_detections(name, scores, others[name][1])
     if is_main():
+        for name, scores in found.items():
+            say(f"wrote {_draw(folder, dataset.name, name, scores)}")
         say(f"wrote {folder.write_json('evaluation.json', result)}")
+
+
+def _result(folder: "Run", model: "Model", dataset: "Dataset", part: "Split", split: str) -> dict[str, Any]:
+    """What was evaluated on what; what is known of other data stays, as long as the weights do."""
+    sha256, before = folder.weights_sha256(), folder.read_json("evaluation.json")
+    return {
+        "split": split,
+        "examples": len(part),
+        "model_sha256": sha256,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "class_names": list(dataset.class_names),
+        "ood": before.get("ood", {}) if before.get("model_sha256") == sha256 else {},
+    }
+
+
+# -- measure ---------------------------------------------------------------------------------------------------------
+
+
+def _other(name: str, data_dir: "str | Path | None", dataset: "Dataset", split: str) -> "tuple[str, tuple[Split, str]]":
+    """The name of other data, and their examples in the form of the model's own, with how they came to it."""
+    from iresnet.data import alike, load
+
+    other = load(name, data_dir)
+    return other.name, alike(other, split, dataset.shape, dataset.levels)
+
+
+def _density(
+    flow: "Flow", dataset: "Dataset", part: "Split", standard_error: float | None, draws: dict[str, int]
+) -> "tuple[Likelihood, dict[str, Likelihood]]":
+    from iresnet import evaluation
+
+    with progress("likelihood", len(part)) as advance:
+        options: dict[str, Any] = {"standard_error": standard_error, **draws}
+        score = evaluation.likelihood(flow, part, levels=dataset.levels, **options, progress=advance)
+    return score, _baselines(dataset, part, **draws) if is_main() else {}
+
+
+def _predictions(model: "Classifier | Hybrid", part: "Split", levels: int | None, seed: int) -> "Accuracy":
+    from iresnet import evaluation
+
+    with progress("classification", len(part)) as advance:
+        return evaluation.classification(model, part, levels=levels, seed=seed, progress=advance)
+
+
+def _detections(
+    model: "Model",
+    dataset: "Dataset",
+    part: "Split",
+    others: "dict[str, tuple[Split, str]]",
+    seed: int,
+) -> "dict[str, dict[str, Detection]]":
+    from iresnet import evaluation
+
+    train = dataset.train.shuffled(seed, len(part))
+    sets = {name: other.shuffled(seed, len(part)) for name, (other, _) in others.items()}
+    total = len(part) + len(train) + sum(map(len, sets.values()))
+    with progress("other data", total) as advance:
+        return evaluation.detect(model, part, train, sets, levels=dataset.levels, seed=seed, progress=advance)
 
 
 def _baselines(dataset: "Dataset", part: "Split", **noise: int) -> dict[str, Any]:
@@ -82,11 +172,11 @@ def _baselines(dataset: "Dataset", part: "Split", **noise: int) -> dict[str, Any
     return found
 
 
+# -- show ------------------------------------------------------------------------------------------------------------
+
+
 def _print_likelihoods(scores: dict[str, Any], split: str) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"{split} likelihood", no_wrap=True)
-    for heading in ("bits/dim", "95 % interval", "nats", "log-determinant"):
-        table.add_column(heading, justify="right")
+    table = _table(f"{split} likelihood", "bits/dim", "95 % interval", "nats", "log-determinant")
     for name, score in scores.items():
         bits = score.bits_per_dim
         interval = f"{bits.mean - bits.half_width:.4f} to {bits.mean + bits.half_width:.4f}"
@@ -101,3 +191,65 @@ def _print_uncertainty(score: "Likelihood", n: int, target: float | None) -> Non
     if target is not None:
         reached = score.bits_per_dim.standard_error
         say(f"standard error {reached:.2g} after {score.n} of {n} examples, {target:.2g} was asked for")
+
+
+def _print_classes(names: tuple[str, ...], accuracy: "Accuracy | None", score: "Likelihood | None") -> None:
+    """A line for each class, or for those that are predicted worst."""
+    classes = accuracy.classes if accuracy else ()
+    bits = score.classes if score else ()
+    rows = list(zip_longest(names, classes, bits))
+    if not names:
+        return
+    if accuracy:
+        rows.sort(key=lambda row: math.inf if row[1] is None or row[1].accuracy is None else row[1].accuracy)
+    headings = (*(("accuracy", "95 % interval", "examples") if classes else ()), *(("bits/dim",) if bits else ()))
+    table = _table("class", *headings)
+    for name, predicted, mean in rows[:MOST_CLASSES]:
+        cells = []
+        if classes:
+            cells += _class_cells(predicted) if predicted and predicted.interval else ["", "", "0"]
+        if bits:
+            cells.append("" if mean is None else str(mean))
+        table.add_row(name, *cells)
+    say(table)
+    if len(rows) > MOST_CLASSES:
+        say(f"and {len(rows) - MOST_CLASSES} classes more, in evaluation.json")
+
+
+def _class_cells(predicted: "ClassAccuracy") -> list[str]:
+    low, high = predicted.interval or (math.nan, math.nan)
+    return [f"{predicted.accuracy:.2%}", f"{low:.2%} to {high:.2%}", str(predicted.n)]
+
+
+def _print_detections(name: str, scores: "dict[str, Detection]", preparation: str) -> None:
+    table = _table(f"against {name}", "AUROC (95 % interval)", "FPR95 (95 % interval)")
+    for score, d in scores.items():
+        table.add_row(score, _with_interval(d.auroc, d.interval), _with_interval(d.fpr95, d.fpr95_interval))
+    say(table)
+    n = next(iter(scores.values()))
+    say(f"{n.n_in} examples of the model's data, {n.n_out} of {name}{preparation and f': {preparation}'}")
+
+
+def _with_interval(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def _draw(folder: "Run", own: str, name: str, scores: "dict[str, Detection]") -> "Path":
+    from iresnet.charts import histograms
+    from iresnet.files import write_atomically, writing
+    from iresnet.pictures import png
+
+    panels = {score: (d.histogram.edges, d.histogram.inside, d.histogram.outside) for score, d in scores.items()}
+    path = folder.samples / f"ood-{name}.png"
+    with writing(path.parent):
+        path.parent.mkdir(exist_ok=True)
+    write_atomically(path, png(histograms(panels, (own, name))))
+    return path
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(headings[0], no_wrap=True)
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right")
+    return table

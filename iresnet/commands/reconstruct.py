@@ -2,46 +2,135 @@
 
 __all__ = ["reconstruct"]
 
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter, validators
+from rich.table import Table
+
 from iresnet.commands.arguments import Count, DataDir, Gpus, Processes, RunFolder, Seed, open_run, spread
 from iresnet.console import is_main, progress, say
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from iresnet.bijections import Bijection
+    from iresnet.data import Split
+    from iresnet.evaluation import Spent
+    from iresnet.runs import Inputs, Run
+
+GOALS = (1e-2, 1e-4, 1e-6, 1e-8)
+"""Errors, for which the table tells how many evaluations they take."""
+
+NO_INVERSE = 1e-2
+"""An error, in units of the data's range, that no rounding makes."""
 
 
 def reconstruct(
     run: RunFolder,
     *,
     n: Count = 10,
+    solver_examples: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 32,
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
     processes: Processes = None,
     gpus: Gpus = None,
 ) -> None:
-    """Invert a whole split and report the largest error; draws data above their reconstructions.
+    """Invert a whole split and report the largest error, and what every solver makes of a budget of evaluations.
+
+    Writes reconstruction.json; draws data, their reconstructions and the difference (scaled so that it can be seen)
+    below each other in samples/reconstructions.*, and the error of each solver against its evaluations, in float64, in
+    samples/reconstruction-solvers.png. Products with a Jacobian count as evaluations.
 
     Args:
         run: Run folder.
         n: How many to draw in samples/reconstructions.*.
+        solver_examples: How many each solver inverts, with each of 10 budgets; 0 for none.
         split: train, validation or test.
         data_dir: Folder of data sets.
         seed: Of the dequantisation noise.
     """
     spread(processes, gpus)
+    from iresnet import evaluation
+    from iresnet.zoo import SOLVERS
+
+    folder, model, dataset, part = open_run(run, data_dir, split)
+    bijection, levels = model.bijection, dataset.levels
+    with progress("inversion", len(part)) as advance:
+        result = evaluation.reconstruction(bijection, part, levels=levels, seed=seed, progress=advance)
+    say(f"{split} {result}")
+    if not result.largest < NO_INVERSE:
+        say(f"the model is not inverted: iresnet certify {run} tells which blocks are proved to be invertible")
+    few, solvers = part.shuffled(seed, solver_examples), {}
+    if solver_examples:
+        with progress("solvers", len(SOLVERS) * len(evaluation.BUDGETS)) as advance:
+            solvers = evaluation.solver_errors(bijection, few, SOLVERS, levels=levels, seed=seed, progress=advance)
+        _print_solvers(solvers, len(few))
+    if is_main():
+        known = {"split": split, "seed": seed, "model_sha256": folder.weights_sha256(), **asdict(result)}
+        known |= {"solver_examples": len(few) if solvers else 0}
+        known |= {"solvers": {name: [asdict(point) for point in points] for name, points in solvers.items()}}
+        path, how = _draw(folder, folder.read_config()[1], bijection, part, n, seed)
+        say(f"wrote {path} ({how})")
+        if solvers:
+            say(f"wrote {_draw_solvers(folder, solvers)}")
+        say(f"wrote {folder.write_json('reconstruction.json', known)}")
+
+
+def _print_solvers(solvers: "dict[str, tuple[Spent, ...]]", n: int) -> None:
+    from iresnet.evaluation import evaluations_to
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("evaluations a block", no_wrap=True)
+    for goal in GOALS:
+        table.add_column(f"to {goal:.0e}", justify="right")
+    table.add_column("last error", justify="right")
+    for name, points in solvers.items():
+        counts = [evaluations_to(points, goal) for goal in GOALS]
+        cells = ["never" if math.isinf(count) else f"{count:.1f}" for count in counts]
+        table.add_row(name, *cells, f"{points[-1].largest:.1e}")
+    say(table)
+    say(f"largest error of {n} examples, in float64; a product with a Jacobian counts as an evaluation")
+
+
+def _draw(
+    folder: "Run", inputs: "Inputs", bijection: "Bijection", part: "Split", n: int, seed: int
+) -> "tuple[Path, str]":
+    """Draw data, reconstructions and, of images, the difference; tell what is where."""
     import torch
 
-    from iresnet import evaluation
     from iresnet.data import dequantise
     from iresnet.pictures import draw
 
-    folder, model, dataset, part = open_run(run, data_dir, split)
-    _, inputs = folder.read_config()
-    bijection = model.bijection
-    with progress("inversion", len(part)) as advance:
-        result = evaluation.reconstruction(bijection, part, levels=dataset.levels, seed=seed, progress=advance)
-    if not is_main():
-        return
-    x = dequantise(part.x[:n], levels=dataset.levels, generator=torch.Generator().manual_seed(seed))
+    x = dequantise(part.x[:n], levels=inputs.levels, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         back = bijection.inverse(bijection(x))
-    path = draw(torch.cat([x, back]), inputs, folder.samples / "reconstructions", columns=len(x))
-    say(f"{split} {result}")
-    say(f"wrote {path} (above: data, below: data -> latent -> data)")
+    sheets, how = [x, back], "above: data, below: data -> latent -> data"
+    if len(inputs.shape) == 3:
+        shown, factor = _visible((back - x).abs(), float(inputs.levels - 1 if inputs.levels else x.max()))
+        sheets.append(shown)
+        how = f"rows: data, data -> latent -> data, difference times {factor:.1e}"
+    return draw(torch.cat(sheets), inputs, folder.samples / "reconstructions", columns=len(x)), how
+
+
+def _visible(difference: "Tensor", white: float) -> "tuple[Tensor, float]":
+    """Scale a difference so that its largest element is white."""
+    finite = difference.nan_to_num(0.0, 0.0, 0.0)
+    factor = white / float(finite.max()) if float(finite.max()) > 0 else 1.0
+    return difference * factor, factor
+
+
+def _draw_solvers(folder: "Run", solvers: "dict[str, tuple[Spent, ...]]") -> "Path":
+    from iresnet.charts import curves
+    from iresnet.files import write_atomically
+    from iresnet.pictures import png
+
+    lines = {name: ([p.evaluations for p in points], [p.largest for p in points]) for name, points in solvers.items()}
+    picture = curves(lines, x="evaluations a block", y="largest reconstruction error")
+    path = folder.samples / "reconstruction-solvers.png"
+    write_atomically(path, png(picture))
+    return path

@@ -2,35 +2,95 @@
 
 __all__ = ["sample"]
 
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
 from iresnet.commands.arguments import Count, Gpus, Processes, RunFolder, Seed, flow_of, load_run, spread
-from iresnet.console import is_main, say
+from iresnet.console import is_main, progress, say
+from iresnet.errors import RecipeError, UnknownNameError
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from iresnet.runs import Inputs
+    from iresnet.zoo import Model
 
 
 def sample(
     run: RunFolder,
     *,
     n: Count = 64,
+    of_class: Annotated[str | None, Parameter(name="--class")] = None,
     temperature: float = 1.0,
+    individual: Annotated[bool, Parameter(negative="")] = False,
     seed: Seed = 0,
     processes: Processes = None,
     gpus: Gpus = None,
 ) -> None:
     """Draw samples: a grid of images, a scatter plot of points, or a table; writes samples/samples.*.
 
+    Models that are density and classifier at once (hybrids) can draw samples of one class: --class 3.
+    Latents of the base density are accepted with the probability that the classifier gives to the class, which is exact
+    for the joint model; the share accepted is printed. Such samples go to samples/samples-CLASS.*.
+
     Args:
         run: Run folder.
         n: How many.
+        of_class: Name of a class, or its number from 0.
         temperature: Multiplies the latent's standard deviation; below 1 gives more typical samples.
+        individual: Also write each image to a file of its own, in the folder samples/samples; of other data all
+            samples to one CSV file.
         seed: Of the latents.
     """
     spread(processes, gpus)
     import torch
 
     from iresnet import evaluation
-    from iresnet.pictures import draw
+    from iresnet.flows import check_sampling
+    from iresnet.pictures import draw, draw_each
 
     folder, model, inputs = load_run(run)
     generator = torch.Generator().manual_seed(seed)
-    samples = evaluation.sample(flow_of(model), n, temperature=temperature, generator=generator)
+    name = "samples"
+    flow = flow_of(model)
+    if of_class is None:
+        check_sampling(n, temperature)
+        z = flow.base.sample(n, temperature=temperature, generator=generator)
+    else:
+        label = _label(of_class, inputs)
+        name += f"-{_file_name(inputs.class_names[label])}"
+        z = _of_class(model, label, n, temperature, generator)
+    with progress("samples", n) as advance:
+        samples = evaluation.decode(flow, z.detach(), progress=advance)
     if is_main():
-        say(f"wrote {draw(samples, inputs, folder.samples / 'samples')}")
+        say(f"wrote {draw(samples, inputs, folder.samples / name)}")
+        if individual:
+            say(f"wrote {draw_each(samples, inputs, folder.samples / name)}")
+
+
+def _of_class(model: "Model", label: int, n: int, temperature: float, generator: "Generator") -> "Tensor":
+    from iresnet import evaluation
+    from iresnet.classifiers import Hybrid
+
+    if not isinstance(model, Hybrid):
+        raise RecipeError("this run is a density without classes; train a hybrid with --task.ce-weight 1")
+    accepted = evaluation.latents_of_class(model, label, n, temperature=temperature, generator=generator)
+    say(f"class {label}: {accepted}")
+    return accepted.z
+
+
+def _label(of_class: str, inputs: "Inputs") -> int:
+    """The number of a class, from its name, or else from its number."""
+    names = inputs.class_names
+    if of_class in names:
+        return names.index(of_class)
+    if of_class.isdecimal() and int(of_class) < len(names):
+        return int(of_class)
+    if not names:
+        raise RecipeError("the data of this run have no classes; leave out --class")
+    raise UnknownNameError("class", of_class, names)
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)

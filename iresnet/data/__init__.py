@@ -10,6 +10,7 @@ __all__ = [
     "Stream",
     "StreamedBatches",
     "Toy",
+    "alike",
     "dequantise",
     "flip",
     "load",
@@ -18,6 +19,7 @@ __all__ = [
     "training_batches",
 ]
 
+from iresnet.data.alike import alike
 from iresnet.data.batches import Batches
 from iresnet.data.dataset import Dataset, Split
 from iresnet.data.order import permutation

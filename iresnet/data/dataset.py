@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from iresnet.data.order import permutation
 from iresnet.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,6 +47,16 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def shuffled(self, seed: int, n: int | None = None) -> "Split":
+        """Return the examples in a random order, so that the first ones are a fair sample of them.
+
+        Args:
+            seed: of the order.
+            n: keep so many at most, the first ones; all when None.
+        """
+        order = torch.from_numpy(permutation(len(self), seed)[:n]).to(self.x.device)
+        return Split(self.x[order], None if self.y is None else self.y[order])
 
     def to(self, device: torch.device | str) -> "Split":
         """Return the split with its tensors on ``device``.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from iresnet.data import TOYS, Dataset, Split
 from iresnet.errors import DataError
-from iresnet.evaluation.draws import check_draws, importance_weighted, noisy, shuffled
+from iresnet.evaluation.draws import check_draws, importance_weighted, noisy
 from iresnet.evaluation.likelihood import Likelihood, summarise
 
 
@@ -71,7 +71,7 @@ def gaussian_baseline(dataset: Dataset, split: Split, *, dequantise_samples: int
     if int(info) or not float(unexplained.min()) > 1e-10:
         raise DataError(f"the covariance of {len(x)} examples in {dims} dimensions is singular: no Gaussian baseline")
     noise = torch.Generator(split.x.device).manual_seed(seed)
-    examples = shuffled(split, seed)
+    examples = split.shuffled(seed).x
     log_probs = []
     for _ in range(dequantise_samples):
         y = noisy(examples, dataset.levels, noise, torch.float64).flatten(1)

@@ -1,9 +1,8 @@
-"""Test accuracy, with its error bar."""
+"""Test accuracy, calibration and likelihood of labels, with error bars."""
 
-__all__ = ["Accuracy", "classification"]
+__all__ = ["Accuracy", "ClassAccuracy", "classification", "classifier_input"]
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +12,27 @@ from torch import Generator, Tensor
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.data import Batches, Split
 from iresnet.errors import DataError
+from iresnet.evaluation.calibration import Calibration, calibration
 from iresnet.evaluation.draws import noisy
+from iresnet.evaluation.intervals import wilson
 from iresnet.evaluation.likelihood import Estimate, estimate
 from iresnet.evaluation.shares import shared
 from iresnet.lipschitz import hold_weights
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """How well the examples of one class are predicted.
+
+    Attributes:
+        n: examples of the class.
+        accuracy: fraction of right predictions, None without examples.
+        interval: its 95 % Wilson interval.
+    """
+
+    n: int
+    accuracy: float | None
+    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -26,20 +42,26 @@ class Accuracy:
     Attributes:
         accuracy: fraction of right predictions.
         interval: its 95 % Wilson interval.
-        cross_entropy: -log p(y | x) in nats.
+        cross_entropy: negative log-likelihood of the labels, -log p(y | x) in nats.
         n: examples.
+        calibration: whether it is right as often as it says.
+        classes: one entry a class.
+        confusion: how often examples of a class (row) were taken for a class (column).
     """
 
     accuracy: float
     interval: tuple[float, float]
     cross_entropy: Estimate
     n: int
+    calibration: Calibration
+    classes: tuple[ClassAccuracy, ...]
+    confusion: tuple[tuple[int, ...], ...]
 
     def __str__(self) -> str:
         low, high = self.interval
         return (
             f"accuracy {self.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {self.n} examples), "
-            f"cross-entropy {self.cross_entropy} nats"
+            f"negative log-likelihood {self.cross_entropy} nats"
         )
 
 
@@ -70,35 +92,39 @@ def classification(
         raise DataError("the split has no labels to predict")
     parameter = next(model.parameters())
     generator = Generator(parameter.device).manual_seed(seed)
+    batches = Batches(split.to(parameter.device), batch_size, shuffle=False, drop_last=False).epoch()
+    drawn = (classifier_input(model, x, levels, generator) for x, _ in batches)
     model.eval()
-
-    def evaluate(batch: tuple[Tensor, Tensor]) -> tuple[int, Tensor]:
-        x, y = batch
-        logits = model(x.to(parameter.dtype))
-        return int((logits.argmax(1) == y).sum()), F.cross_entropy(logits, y, reduction="none").double().cpu()
-
-    right, losses = 0, []
+    found = []
     with hold_weights(model):
-        for n_right, values in shared(
-            _batches(model, split.to(parameter.device), levels, batch_size, generator), evaluate
-        ):
-            right += n_right
-            losses.append(values)
-            progress(sum(map(len, losses)))
-    return Accuracy(right / len(split), _wilson(right, len(split)), estimate(torch.cat(losses)), len(split))
+        for logits in shared(drawn, lambda x: model(x).double().cpu()):
+            found.append(logits)
+            progress(sum(map(len, found)))
+    return _accuracy(torch.cat(found), split.y.cpu())
 
 
-def _batches(
-    model: Classifier | Hybrid, split: Split, levels: int | None, batch_size: int, generator: Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for x, y in Batches(split, batch_size, shuffle=False, drop_last=False).epoch():
-        assert y is not None
-        yield noisy(x, levels, generator, next(model.parameters()).dtype) if isinstance(model, Hybrid) else x, y
+def classifier_input(model: Classifier | Hybrid, x: Tensor, levels: int | None, generator: Generator) -> Tensor:
+    """Data as a classifier sees them: without noise, but for hybrids."""
+    dtype = next(model.parameters()).dtype
+    return noisy(x, levels, generator, dtype) if isinstance(model, Hybrid) else x.to(dtype)
 
 
-def _wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval of a proportion that stays inside [0, 1] (Wilson 1927, https://doi.org/10.2307/2276774)."""
-    p = successes / n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def _accuracy(logits: Tensor, y: Tensor) -> Accuracy:  # (N, n_classes), (N,)
+    n, n_classes = logits.shape
+    cross_entropy = estimate(F.cross_entropy(logits, y, reduction="none"))
+    confidence, predicted = logits.softmax(1).max(1)
+    pairs = torch.bincount(n_classes * y + predicted, minlength=n_classes**2).view(n_classes, n_classes)
+    accuracy = int(pairs.diagonal().sum()) / n
+    return Accuracy(
+        accuracy,
+        wilson(accuracy, n),
+        cross_entropy,
+        n,
+        calibration(confidence, predicted == y),
+        tuple(_of_class(int(row.sum()), int(row[i])) for i, row in enumerate(pairs)),
+        tuple(tuple(row) for row in pairs.tolist()),
+    )
+
+
+def _of_class(n: int, right: int) -> ClassAccuracy:
+    return ClassAccuracy(n, right / n, wilson(right / n, n)) if n else ClassAccuracy(0, None, None)

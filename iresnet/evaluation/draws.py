@@ -1,6 +1,6 @@
 """Log-densities of dequantised data: noise and probes drawn from one seed, and what several draws are worth."""
 
-__all__ = ["Drawn", "Draws", "check_draws", "finite", "importance_weighted", "noisy", "shuffled"]
+__all__ = ["Drawn", "Draws", "check_draws", "finite", "importance_weighted", "noisy"]
 
 import math
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from iresnet.data import Split, dequantise
-from iresnet.data.order import permutation
+from iresnet.data import dequantise
 from iresnet.errors import DataError, IResNetError
 from iresnet.flows import Flow
 
@@ -95,11 +94,6 @@ def importance_weighted(log_probs: Tensor, dim: int = 0) -> Tensor:  # (K, *) ->
 def noisy(x: Tensor, levels: int | None, generator: Generator, dtype: torch.dtype) -> Tensor:  # (N, *E)
     """Data as a model sees them, with noise that does not depend on the precision of the model."""
     return x.to(dtype) if levels is None else dequantise(x, levels=levels, generator=generator).to(dtype)
-
-
-def shuffled(split: Split, seed: int) -> Tensor:  # (N, *E)
-    """The examples of a split in a random order, so that the first ones are a fair sample of them."""
-    return split.x[torch.from_numpy(permutation(len(split), seed)).to(split.x.device)]
 
 
 def finite(values: Tensor) -> Tensor:  # (N,)

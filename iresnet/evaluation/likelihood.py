@@ -1,6 +1,6 @@
 """Test likelihood, with its error bar."""
 
-__all__ = ["Estimate", "Likelihood", "estimate", "likelihood", "summarise"]
+__all__ = ["Estimate", "Likelihood", "default_estimator", "estimate", "likelihood", "summarise"]
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from iresnet.data import Split
 from iresnet.errors import DataError, IResNetError
-from iresnet.evaluation.draws import Drawn, Draws, finite, importance_weighted, shuffled
+from iresnet.evaluation.draws import Drawn, Draws, finite, importance_weighted
 from iresnet.evaluation.shares import shared
 from iresnet.evaluation.uncertainty import Record, Uncertainty, components, recording, weight_noise
 from iresnet.flows import Flow
@@ -59,6 +59,7 @@ class Likelihood:
         estimator: of the log-determinant, or how else the density was evaluated.
         dequantise_samples: noise draws for each example.
         uncertainty: where the interval comes from, and what it leaves out; None for closed forms.
+        classes: bits/dim of each class of labelled data; None for one with fewer than two examples.
     """
 
     bits_per_dim: Estimate
@@ -68,6 +69,7 @@ class Likelihood:
     estimator: str
     dequantise_samples: int = 1
     uncertainty: Uncertainty | None = None
+    classes: tuple[Estimate | None, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.bits_per_dim} bits/dim ({self.nats} nats; {self.n} examples, {self.estimator})"
@@ -135,9 +137,10 @@ def likelihood(
     """
     _check(standard_error, n_repeated=n_repeated, batch_size=batch_size)
     dims = split.x[0].numel()
-    estimator = logdet or (Exact() if dims <= EXACT_LIMIT else Krylov(tol=1e-2))
+    estimator = logdet or default_estimator(dims)
     draws = Draws(flow, levels, dequantise_samples, seed)
-    x = shuffled(split, seed).to(draws.device)
+    split = split.shuffled(seed)
+    x = split.x.to(draws.device)
     target = None if standard_error is None else standard_error * dims * math.log(2)
     flow.eval()
     with (
@@ -151,7 +154,13 @@ def likelihood(
         repeated = x[: min(n_repeated, len(nats))].split(batch_size)
         repeats = torch.cat([draws.repeat(batch, n_noise, n_probes) for batch in repeated], dim=-1)
     result = summarise(nats, dims, str(estimator), dequantise_samples)
-    return replace(result, uncertainty=_uncertainty(nats, repeats, spent, dims))
+    classes = () if split.y is None else _by_class(nats / (dims * math.log(2)), split.y)
+    return replace(result, uncertainty=_uncertainty(nats, repeats, spent, dims), classes=classes)
+
+
+def default_estimator(dims: int) -> LogDetEstimator:
+    """The dense log-determinant where it is cheap, else Krylov until it has converged."""
+    return Exact() if dims <= EXACT_LIMIT else Krylov(tol=1e-2)
 
 
 def _evaluate(
@@ -178,6 +187,12 @@ def _evaluate(
             draws.rewind(states[i])  # other processes may have gone further
             break
     return nats, total
+
+
+def _by_class(bits: Tensor, y: Tensor) -> tuple[Estimate | None, ...]:  # (n,), (N,)
+    """Means of the examples of each class, of the first n, which were evaluated."""
+    members = [bits[y[: len(bits)].cpu() == label] for label in range(int(y.max()) + 1)]
+    return tuple(estimate(values) if len(values) > 1 else None for values in members)
 
 
 def _uncertainty(nats: Tensor, repeats: Tensor, spent: Record, dims: int) -> Uncertainty:  # (N,), (R, K, L, M)

@@ -1,6 +1,8 @@
 """Samples of a density, in batches."""
 
-__all__ = ["sample"]
+__all__ = ["decode", "sample"]
+
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
@@ -9,7 +11,6 @@ from iresnet.evaluation.shares import shared
 from iresnet.flows import Flow, check_sampling
 
 
-@torch.no_grad()
 def sample(
     flow: Flow, n: int, *, temperature: float = 1.0, generator: Generator | None = None, batch_size: int = 32
 ) -> Tensor:
@@ -30,5 +31,30 @@ def sample(
         True
     """
     check_sampling(n, temperature)
-    z = flow.base.sample(n, temperature=temperature, generator=generator)
-    return torch.cat(list(shared(z.split(batch_size), flow.decode)))
+    with torch.no_grad():
+        z = flow.base.sample(n, temperature=temperature, generator=generator)
+    return decode(flow, z, batch_size=batch_size)
+
+
+@torch.no_grad()
+def decode(
+    flow: Flow, z: Tensor, *, batch_size: int = 32, progress: Callable[[int], None] = lambda done: None
+) -> Tensor:
+    r"""Map latents, (n, D), to data, (n, \*E), in batches that several processes share out.
+
+    Args:
+        flow: the density.
+        z: the latents, the same in all processes.
+        batch_size: samples that are solved together.
+        progress: called with the number of samples done after each batch.
+
+    Example:
+        >>> import iresnet as ir
+        >>> decode(ir.Flow(ir.Affine(mean=1.0), ir.StandardNormal(2)), torch.zeros(1, 2))
+        tensor([[1., 1.]])
+    """
+    found = []
+    for x in shared(z.split(batch_size), flow.decode):
+        found.append(x)
+        progress(sum(map(len, found)))
+    return torch.cat(found)

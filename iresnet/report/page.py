@@ -3,10 +3,11 @@
 __all__ = ["render", "write_report"]
 
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from iresnet.errors import RunError
 from iresnet.files import write_atomically
@@ -58,14 +59,7 @@ def render(runs: Sequence[RunFiles]) -> str:
     """
     names = _names(runs)
     letters = list(LETTERS[: len(runs)]) if len(runs) > 1 else [""]
-    environment = Environment(
-        loader=PackageLoader("iresnet.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(
+    return _template().render(
         title=names[0] if len(runs) == 1 else f"{len(runs)} runs side by side",
         lead=_lead(runs),
         runs=[{"name": name, "letter": letter} for name, letter in zip(names, letters, strict=True)],
@@ -74,6 +68,16 @@ def render(runs: Sequence[RunFiles]) -> str:
         version=metadata.version("iresnet"),
         chart={"width": WIDTH, "height": HEIGHT},
     )
+
+
+@cache
+def _template() -> Template:
+    """The page without its contents; all that comes into it is escaped."""
+    loader = PackageLoader("iresnet.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html")
 
 
 def _sections(runs: Sequence[RunFiles], names: Sequence[str], letters: Sequence[str]) -> list[Section]:

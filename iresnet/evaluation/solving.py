@@ -1,0 +1,125 @@
+"""What each solver makes of a budget of evaluations."""
+
+__all__ = ["BUDGETS", "Spent", "evaluations_to", "solver_errors"]
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from iresnet.bijections import Bijection, ResidualBlock
+from iresnet.data import Split
+from iresnet.evaluation.draws import noisy
+from iresnet.evaluation.shares import shared
+from iresnet.lipschitz import hold_weights
+from iresnet.solvers import Solution, Solver
+
+BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 40)
+"""Steps that a solver may take in each block."""
+
+ATOL = 1e-13
+"""Solvers are to use their budgets up, until rounding stops them."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """A round trip data -> latent -> data with a budget, in float64.
+
+    Attributes:
+        max_steps: steps that the solver was allowed in each block.
+        evaluations: of a map g, and products with its Jacobian, that it spent on one example in one block, on average.
+        largest: error of any element of any example, in units of the data's range.
+        mean: error of an element.
+        converged: share of the examples that converged in all blocks to the last digits.
+    """
+
+    max_steps: int
+    evaluations: float
+    largest: float
+    mean: float
+    converged: float
+
+
+@torch.no_grad()
+def solver_errors(
+    bijection: Bijection,
+    split: Split,
+    solvers: Mapping[str, Callable[..., Solver]],
+    *,
+    levels: int | None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, tuple[Spent, ...]]:
+    """Invert examples with each solver and each of :data:`BUDGETS`, on a copy of the map in float64.
+
+    Args:
+        bijection: the map.
+        split: the examples; integer ones are dequantised.
+        solvers: classes by name, such as :data:`iresnet.zoo.SOLVERS`.
+        levels: values that an integer component takes; the range of continuous data is taken from the split.
+        batch_size: examples at a time.
+        seed: of the dequantisation noise.
+        progress: called with the number of budgets done: in all, as many as there are for each solver.
+
+    Returns:
+        By solver, what each budget gave, up to the first with which all examples converged.
+
+    Example:
+        >>> import iresnet as ir
+        >>> block = ir.ResidualBlock(ir.networks.mlp(2, 8)).eval()
+        >>> errors = solver_errors(block, Split(torch.randn(4, 2)), {"anderson": ir.Anderson}, levels=None)
+        >>> errors["anderson"][-1].largest < 1e-10
+        True
+    """
+    exact = copy.deepcopy(bijection).double().eval()
+    device = next((t.device for t in exact.parameters()), split.x.device)
+    noise = torch.Generator(device).manual_seed(seed)
+    batches = [noisy(x, levels, noise, torch.float64) for x in split.x.to(device).split(batch_size)]
+    scale = float(levels or (split.x.max() - split.x.min())) or 1.0
+    found: dict[str, list[Spent]] = {name: [] for name in solvers}
+    with hold_weights(exact):
+        for i, name in enumerate(solvers):
+            for j, steps in enumerate(BUDGETS):
+                solver = solvers[name](atol=ATOL, rtol=0.0, max_steps=steps)
+                found[name].append(_spend(exact, batches, solver, scale))
+                progress(i * len(BUDGETS) + j + 1)
+                if found[name][-1].converged == 1:
+                    break
+    return {name: tuple(points) for name, points in found.items()}
+
+
+def evaluations_to(points: tuple[Spent, ...], error: float) -> float:
+    """Fewest evaluations, of the budgets that were tried, after which the largest error is at most this; else inf."""
+    return min((point.evaluations for point in points if point.largest <= error), default=math.inf)
+
+
+def _spend(bijection: Bijection, batches: list[Tensor], solver: Solver, scale: float) -> Spent:
+    trips = list(shared(batches, lambda x: _round_trip(bijection, x, solver)))
+    errors, evaluations, converged = (torch.cat(column).double() for column in zip(*trips, strict=True))
+    error = errors / scale
+    return Spent(
+        solver.max_steps,
+        float(evaluations.mean()),
+        float(error.max()),
+        float(error.mean()),
+        float(converged.mean()),
+    )
+
+
+def _round_trip(bijection: Bijection, x: Tensor, solver: Solver) -> tuple[Tensor, Tensor, Tensor]:
+    """Errors of the elements, (N, D), evaluations a block, (N,), and which examples converged, (N,)."""
+    solutions: list[Solution] = []
+
+    def solve(block: ResidualBlock, z: Tensor) -> Solution:
+        solutions.append(block.solve(z, solver=solver, lipschitz=math.inf))
+        return solutions[-1]
+
+    error = (bijection.inverse(bijection(x), solve=solve) - x).abs().flatten(1).cpu()
+    if not solutions:
+        return error, error.new_zeros(len(x)), error.new_ones(len(x))
+    evaluations = torch.stack([solution.evaluations for solution in solutions]).double().mean(0)
+    return error, evaluations.cpu(), torch.stack([solution.converged for solution in solutions]).all(0).cpu()
