@@ -259,6 +259,7 @@ def test_the_difference_is_drawn_and_its_scale_is_said(copied, call):
     assert read(folder, "reconstruction.json")["solvers"] == {}
 
 
+@pytest.mark.filterwarnings("always")
 def test_a_model_that_is_not_inverted_is_told_apart(copied, call):
     folder = copied("density")
     state = load_file(folder / "model.safetensors")
@@ -269,8 +270,9 @@ def test_a_model_that_is_not_inverted_is_told_apart(copied, call):
             state[name] = torch.zeros_like(tensor)
             state[name].view(-1)[0] = 1
     save_file(state, folder / "model.safetensors")
-    status, out, _ = call("reconstruct", folder, "--solver-examples", 4)
+    status, out, err = call("reconstruct", folder, "--solver-examples", 4)
     assert status == 0
+    assert "the inverse of a residual block did not converge" in err
     assert "the model is not inverted: iresnet certify " in out
     assert "never" in out
     assert read(folder, "reconstruction.json")["solvers"]["anderson"][-1]["converged"] < 1
@@ -304,9 +306,9 @@ def test_paths_go_from_one_example_to_the_other(kind, trained):
             assert torch.allclose(path.x[:, 0], first, atol=1e-2)
             assert torch.allclose(path.x[:, -1], last, atol=1e-2)
             assert (path.bits_per_dim is None) == (kind == "classify")
-        middle = model.bijection(found[0].x[:, 1])
-        assert torch.allclose(middle, (ends[0] + ends[1]) / 2, atol=1e-3)
-        if kind != "classify":
+        if kind != "classify":  # padding leaves out what its features cannot reach
+            middle = model.bijection(found[0].x[:, 1])
+            assert torch.allclose(middle, (ends[0] + ends[1]) / 2, atol=1e-3)
             base = getattr(model, "flow", model).base
             a, b = ((z - base.mean) / base.log_std.exp() for z in ends)
             c = (model.bijection(found[1].x[:, 1]) - base.mean) / base.log_std.exp()
@@ -378,7 +380,7 @@ def test_runs_are_compared_by_what_is_known(copied, call, tmp_path):
 def test_stale_results_are_called_stale_and_different_data_apart(copied, call):
     density, toy = copied("density", "a"), copied("toy", "b")
     assert call("certify", density)[0] == 0
-    assert "stale" not in call("compare", density)[1]
+    assert "(stale)" not in call("compare", density)[1]
     Run(density).model_file.write_bytes(Run(toy).model_file.read_bytes())
     out = call("compare", density, toy)[1]
     assert "(stale)" in out
