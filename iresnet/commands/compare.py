@@ -34,10 +34,10 @@ def compare(
 ) -> None:
     """Print one table of several runs; nothing is computed again.
 
-    Likelihood, accuracy, calibration (ECE), detection of other data (AUROC of typicality, or of predictive
-    entropy without a density), largest Lipschitz bound
-    of a block, largest reconstruction error, steps and wall time of training, as the files of the run folders have
-    them. Below the table stand the commands that fill its empty cells; results of other weights are called stale.
+    Likelihood, accuracy, calibration (ECE), detection of other data (AUROC of typicality, or of predictive entropy
+    without a density), largest Lipschitz bound of a block, largest reconstruction error, steps and wall time of
+    training, as the files of the run folders have them. Below the table stand the commands that fill its empty cells;
+    results of other weights are called stale.
     Numbers of different data, or of different splits, are not comparable, which is said.
 
     Args:

@@ -65,14 +65,15 @@ def reconstruct(
     say(f"{split} {result}")
     if not result.largest < NO_INVERSE:
         say(f"the model is not inverted: iresnet certify {run} tells which blocks are proved to be invertible")
-    few, solvers = part.shuffled(seed, solver_examples), {}
+    solvers = {}
     if solver_examples:
+        few = part.shuffled(seed, solver_examples)
         with progress("solvers", len(SOLVERS) * len(evaluation.BUDGETS)) as advance:
             solvers = evaluation.solver_errors(bijection, few, SOLVERS, levels=levels, seed=seed, progress=advance)
         _print_solvers(solvers, len(few))
     if is_main():
         known = {"split": split, "seed": seed, "model_sha256": folder.weights_sha256(), **asdict(result)}
-        known |= {"solver_examples": len(few) if solvers else 0}
+        known |= {"solver_examples": min(solver_examples, len(part))}
         known |= {"solvers": {name: [asdict(point) for point in points] for name, points in solvers.items()}}
         path, how = _draw(folder, folder.read_config()[1], bijection, part, n, seed)
         say(f"wrote {path} ({how})")

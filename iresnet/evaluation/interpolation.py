@@ -52,7 +52,8 @@ def paths(
     near a sphere, and a straight path leaves it: at its middle the latent is shorter than any sample. ``spherical``
     paths stay near the sphere (:func:`slerp`), in standardised coordinates: a learned mean is subtracted and a learned
     standard deviation divided by, or there would be no sphere. A classifier has no density, so its paths are straight,
-    through its features; a bijection brings all of them back.
+    through its features; with injective padding those in between may have no example, and what the
+    inverse gives is shown.
 
     Args:
         model: the model.
