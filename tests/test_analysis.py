@@ -400,7 +400,7 @@ def test_latents_are_compared_with_the_learned_density():
     z = base.sample(3000).detach()
     analysis = analyse_latent(ir.Chain([]), z, base=base)
     assert analysis.rejected == []
-    standardised = (z - torch.tensor([1.0, -2.0, 0.0])) / torch.tensor([0.5, -1.0, 0.2]).exp()
+    standardised = (z - torch.tensor([1.0, -2.0, 0.0])) / torch.tensor([0.5, -1.0, 0.2]).double().exp()
     close(torch.tensor(analysis.moments.mean), standardised.mean(0))
     close(torch.tensor(analysis.moments.sd), standardised.std(0))
     assert analysis.radius.mean == pytest.approx(float(standardised.square().mean()))
