@@ -28,10 +28,6 @@ class Base(nn.Module, ABC):
         """Log-density in nats."""
 
     @abstractmethod
-    def standardise(self, z: Tensor) -> Tensor:  # (N, D) -> (N, D)
-        """Map vectors of this density to vectors of independent standard normal numbers."""
-
-    @abstractmethod
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:  # (n, D)
         """Draw ``n`` vectors, with the standard deviation multiplied by ``temperature``."""
 
@@ -57,10 +53,6 @@ class StandardNormal(Base):
     def log_prob(self, z: Tensor) -> Tensor:
         """See :meth:`Base.log_prob`."""
         return _standard_log_prob(z)
-
-    def standardise(self, z: Tensor) -> Tensor:
-        """See :meth:`Base.standardise`."""
-        return z
 
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """See :meth:`Base.sample`."""
@@ -88,11 +80,7 @@ class DiagonalNormal(Base):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """See :meth:`Base.log_prob`."""
-        return _standard_log_prob(self.standardise(z)) - self.log_std.sum()
-
-    def standardise(self, z: Tensor) -> Tensor:
-        """See :meth:`Base.standardise`."""
-        return (z - self.mean) * torch.exp(-self.log_std)
+        return _standard_log_prob((z - self.mean) * torch.exp(-self.log_std)) - self.log_std.sum()
 
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """See :meth:`Base.sample`."""

@@ -400,7 +400,7 @@ def test_latents_are_compared_with_the_learned_density():
     z = base.sample(3000).detach()
     analysis = analyse_latent(ir.Chain([]), z, base=base)
     assert analysis.rejected == []
-    standardised = base.standardise(z).detach()
+    standardised = (z - torch.tensor([1.0, -2.0, 0.0])) / torch.tensor([0.5, -1.0, 0.2]).double().exp()
     close(torch.tensor(analysis.moments.mean), standardised.mean(0))
     close(torch.tensor(analysis.moments.sd), standardised.std(0))
     assert analysis.radius.mean == pytest.approx(float(standardised.square().mean()))
@@ -433,6 +433,8 @@ def test_latents_that_tell_nothing_are_refused():
         analyse_latent(ir.Chain([]), randn(7, 2))
     with pytest.raises(DataError, match="not finite"):
         analyse_latent(ir.Chain([]), torch.full((9, 2), math.nan))
+    with pytest.raises(RecipeError, match="not known how to test a Other"):
+        analyse_latent(ir.Chain([]), randn(9, 2), base=type("Other", (ir.StandardNormal,), {})(2))
     assert str(Fit(0.1, 0.5, 10)) == "KS 0.100 (p = 0.5, n = 10)"
 
 
