@@ -15,7 +15,7 @@ PORT ?= 8097
 .PHONY: help demo test visdom bench scaling mutation-test fault-test lint types wheel-check install clean
 
 help:
-	@echo "make demo   install, train a density of digits, evaluate, sample, invert and certify it (3 minutes)"
+	@echo "make demo   install, train a density of digits, evaluate, sample, invert, certify and report it (3 minutes)"
 	@echo "make test   install and run the tests"
 	@echo "make visdom [PORT=...]   start a visdom server on this machine; needs npm, but no other network"
 	@echo "make bench [RUN=...]   time iresnet and other methods side by side, and invert a trained run (an hour)"
@@ -41,6 +41,7 @@ demo: $(INSTALLED)
 	$(BIN)/iresnet sample $(DEMO) -n 64 --temperature 0.7
 	$(BIN)/iresnet reconstruct $(DEMO)
 	$(BIN)/iresnet certify $(DEMO)
+	$(BIN)/iresnet report $(DEMO)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
@@ -78,7 +79,7 @@ wheel-check: $(INSTALLED)
 	$(BIN)/python -m build --quiet --wheel
 	$(PYTHON) -m venv build/wheel-check
 	build/wheel-check/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
-	cd build/wheel-check && bin/iresnet recipes && bin/iresnet train digits-classify --train.epochs 1 --out run && bin/iresnet certify run
+	cd build/wheel-check && bin/iresnet recipes && bin/iresnet train digits-classify --train.epochs 1 --out run && bin/iresnet certify run && bin/iresnet report run
 
 clean:
 	rm -rf .venv build dist runs .pytest_cache .ruff_cache

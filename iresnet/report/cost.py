@@ -1,6 +1,6 @@
 """What a run took, and on what it ran."""
 
-__all__ = ["cost", "environment", "parameters", "wall_seconds", "when"]
+__all__ = ["cost", "cpu_seconds", "environment", "parameters", "wall_seconds", "when"]
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -25,6 +25,11 @@ def environment(runs: Sequence[RunFiles]) -> Section:
 def wall_seconds(run: RunFiles) -> float | None:
     """Seconds of all processes that trained the run, one after the other."""
     return _total(run, "wall_seconds")
+
+
+def cpu_seconds(run: RunFiles) -> float | None:
+    """The same of CPU time, of the first process each."""
+    return _total(run, "cpu_seconds")
 
 
 def parameters(run: RunFiles) -> tuple[str, int] | None:
@@ -59,7 +64,7 @@ def _total(run: RunFiles, key: str) -> float | None:
 
 def _cost(run: RunFiles) -> list[Block]:
     entries = []
-    wall, cpu = wall_seconds(run), _total(run, "cpu_seconds")
+    wall, cpu = wall_seconds(run), cpu_seconds(run)
     if wall is not None:
         entries.append(("training time", duration(wall)))
     if cpu is not None:

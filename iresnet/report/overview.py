@@ -8,7 +8,7 @@ from typing import Any
 
 from iresnet.report.blocks import Block, Cell, Hint, Panel, Section, Table, Text, Tile, Tiles
 from iresnet.report.certificate import margin_look
-from iresnet.report.cost import parameters, wall_seconds
+from iresnet.report.cost import cpu_seconds, parameters, wall_seconds
 from iresnet.report.reading import RunFiles, subtree
 from iresnet.report.setup import differences, value_text
 from iresnet.report.words import DASH, clipped, duration, estimate, finite, number, percent
@@ -60,7 +60,9 @@ def _facts(run: RunFiles) -> Iterator[_Fact]:
     if found := parameters(run):
         yield _Fact(found[0], number(found[1]))
     if (seconds := wall_seconds(run)) is not None:
-        yield _Fact("training time", duration(seconds))
+        cpu = cpu_seconds(run)
+        note = "" if cpu is None else f"{duration(cpu)} of CPU time"
+        yield _Fact("training time", duration(seconds), note)
 
 
 def _likelihood(run: RunFiles) -> Iterator[_Fact]:
