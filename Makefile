@@ -40,7 +40,9 @@ demo: $(INSTALLED)
 	$(BIN)/iresnet evaluate $(DEMO)
 	$(BIN)/iresnet sample $(DEMO) -n 64 --temperature 0.7
 	$(BIN)/iresnet reconstruct $(DEMO)
+	$(BIN)/iresnet interpolate $(DEMO)
 	$(BIN)/iresnet certify $(DEMO)
+	$(BIN)/iresnet analyse logdet $(DEMO)
 	$(BIN)/iresnet report $(DEMO)
 
 test: $(INSTALLED)
