@@ -54,7 +54,7 @@ def _error(run: Path) -> float:
 
 
 def _calibration(run: Path) -> float:
-    return 100 * _read(run, "evaluation")["classification"]["calibration"]["error"]
+    return 100 * _read(run, "evaluation")["classification"]["calibration"]["ece"]
 
 
 def _worst_block(runs: Sequence[Path]) -> str:

@@ -228,7 +228,7 @@ def test_two_processes_write_and_print_what_one_does(case, trained, shared, tmp_
         (shared / f"{case} {rank}.txt").read_text().replace(str(shared / f"run {case}"), "RUN") for rank in range(2)
     ]
     assert printed == [expected, ""]
-    assert expected.count("wrote RUN") == 1
+    assert expected.count(f"wrote RUN/{written}") == 1
     assert (run / written).read_bytes() == (shared / f"run {case}" / written).read_bytes()
 
 
