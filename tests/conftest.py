@@ -1,5 +1,7 @@
 """Every test starts from the same seed, on one thread; tiny models to test with are trained once."""
 
+import shutil
+
 import hypothesis
 import pytest
 import torch
@@ -45,3 +47,22 @@ def trained(tmp_path_factory):
         return folders[kind]
 
     return folder
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A function that copies a trained run, to write into."""
+    return lambda kind, name="run": shutil.copytree(trained(kind), tmp_path / name)
+
+
+@pytest.fixture
+def call(capsys):
+    """A function that runs one command and returns status, output and complaints."""
+
+    def call(*tokens):
+        from iresnet.cli import run
+
+        status = run([str(token) for token in tokens])
+        return status, *capsys.readouterr()
+
+    return call

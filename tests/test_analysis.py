@@ -30,7 +30,6 @@ from iresnet.analysis.logdet import CANDIDATES
 from iresnet.analysis.reference import Converged, Dense, reference
 from iresnet.analysis.spectra import spectrum
 from iresnet.analysis.visits import visits
-from iresnet.cli import run
 from iresnet.data import Split
 from iresnet.errors import DataError, IResNetError, RecipeError
 
@@ -454,17 +453,6 @@ FAST = {
     "inverse": ("--n", "2", "--coeff", "0.5", "1.2"),
     "latent": ("-n", "100"),
 }
-
-
-@pytest.fixture
-def call(capsys):
-    """A function that runs one command and returns status, output and complaints."""
-
-    def call(*tokens):
-        status = run([str(token) for token in tokens])
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def read(path):

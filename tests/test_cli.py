@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 
 import iresnet as ir
 from iresnet import evaluation
-from iresnet.cli import run
 from iresnet.config import recipe_names
 from iresnet.data import load
 
@@ -36,23 +35,6 @@ POINTS = (
     "--train.batch-size",
     "40",
 )
-
-
-@pytest.fixture
-def call(capsys):
-    """A function that runs one command and returns status, output and complaints."""
-
-    def call(*tokens):
-        status = run([str(token) for token in tokens])
-        return status, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def copied(trained, tmp_path):
-    """A function that copies a trained run, to write into."""
-    return lambda kind: shutil.copytree(trained(kind), tmp_path / "run")
 
 
 def files(folder):

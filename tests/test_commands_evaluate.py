@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -14,29 +13,11 @@ from safetensors.torch import load_file, save_file
 
 import iresnet as ir
 from iresnet import evaluation
-from iresnet.cli import run
 from iresnet.data import Split, load
 from iresnet.evaluation.interpolation import slerp
 from iresnet.runs import Run
 
 KINDS = ("density", "classify", "hybrid", "toy")
-
-
-@pytest.fixture
-def call(capsys):
-    """A function that runs one command and returns status, output and complaints."""
-
-    def call(*tokens):
-        status = run([str(token) for token in tokens])
-        return status, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def copied(trained, tmp_path):
-    """A function that copies a trained run, to write into."""
-    return lambda kind, name="run": shutil.copytree(trained(kind), tmp_path / name)
 
 
 def read(folder, name):

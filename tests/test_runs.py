@@ -248,7 +248,7 @@ def test_a_damaged_env_is_no_obstacle(copied):
 
 
 MODEL_OPTIONS = {
-    "a word": ({"coeff": "abc"}, "--model.coeff must be of type float \| null, got 'abc'"),
+    "a word": ({"coeff": "abc"}, r"--model.coeff must be of type float \| null, got 'abc'"),
     "words": ({"blocks": ["a", "b"]}, "--model.blocks must be of type list of int"),
     "a fraction": ({"n_power_steps": 1.5}, "--model.n-power-steps must be of type int"),
     "a number": ({"logdet": 3}, "--model.logdet must be of type str"),
