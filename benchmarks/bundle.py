@@ -16,6 +16,7 @@ import iresnet
 from iresnet import evaluation
 from iresnet.classifiers import Classifier
 from iresnet.data import Split, load
+from iresnet.flows import Flow
 from iresnet.runs import Run
 
 PLACE = Path(iresnet.__file__).parent / "pretrained"
@@ -40,6 +41,7 @@ def stated(run: Run, data_dir: Path | None) -> dict:
     if isinstance(model, Classifier):
         accuracy = evaluation.classification(model, subset, levels=inputs.levels, seed=0).accuracy
         return {"data": config.data.name, "examples": EXAMPLES, "accuracy": accuracy}
+    assert isinstance(model, Flow)
     score = evaluation.likelihood(model, subset, levels=inputs.levels, seed=0)
     return {"data": config.data.name, "examples": EXAMPLES, "bits_per_dim": asdict(score.bits_per_dim)["mean"]}
 
