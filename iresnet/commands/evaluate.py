@@ -176,15 +176,16 @@ def _baselines(dataset: "Dataset", part: "Split", **noise: int) -> dict[str, Any
 
 
 def _print_likelihoods(scores: dict[str, Any], split: str) -> None:
-    table = _table(f"{split} likelihood", "bits/dim", "95 % interval", "nats", "log-determinant")
+    table = _table(f"{split} likelihood", "bits/dim", "95 % interval", "nats")
     for name, score in scores.items():
         bits = score.bits_per_dim
         interval = f"{bits.mean - bits.half_width:.4f} to {bits.mean + bits.half_width:.4f}"
-        table.add_row(name, f"{bits.mean:.4f}", interval, f"{score.nats.mean:.2f}", score.estimator)
+        table.add_row(name, f"{bits.mean:.4f}", interval, f"{score.nats.mean:.2f}")
     say(table)
 
 
 def _print_uncertainty(score: "Likelihood", n: int, target: float | None) -> None:
+    say(f"log-determinants of this model by {score.estimator}")
     say(str(score.uncertainty))
     if score.dequantise_samples > 1:
         say(f"importance-weighted over {score.dequantise_samples} dequantisation draws")
