@@ -20,7 +20,13 @@ from iresnet.flows import Flow
 from iresnet.runs import Run
 
 PLACE = Path(iresnet.__file__).parent / "pretrained"
-NAMES = ("digits-density", "mnist-density-small", "fashion-mnist-density-small", "mnist-classify-small")
+MODELS = {
+    "digits-density": "digits-density",
+    "mnist-density-small": "mnist-density-small",
+    "fashion-mnist-density-small": "fashion-mnist-density-small",
+    "mnist-classify-small": "mnist-classify-small-0.9",
+}
+"""Names in the package, and the experiments that they are runs of."""
 COPIED = ("config.yaml", "model.safetensors", "certificate.json", "evaluation.json")
 EXAMPLES = 256
 LARGEST = 4 * 1024**2  # bytes
@@ -49,10 +55,11 @@ def stated(run: Run, data_dir: Path | None) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
+    parser.add_argument("--only", nargs="+", choices=[*MODELS], default=[*MODELS])
     parser.add_argument("--data-dir", type=Path, help="a folder of data sets")
     options = parser.parse_args()
-    for name in NAMES:
-        finished = [path.parent for path in (options.runs / name).glob("seed-*/evaluation.json")]
+    for name in options.only:
+        finished = [path.parent for path in (options.runs / MODELS[name]).glob("seed-*/evaluation.json")]
         if not finished:
             print(f"{name}: not trained")
             continue
