@@ -20,9 +20,9 @@ def _read(run: Path, name: str) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
-    """Mean and standard deviation over seeds."""
+    """Mean and standard deviation over seeds, if there are several."""
     mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else f"{mean} (one seed)"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def _over(runs: Sequence[Path], figure: Callable[[Path], float], digits: int) -> str:
