@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 import zuko
-from iresnet.data.uci import UCI
 from report import save
 from torch import Tensor, nn
 
 from iresnet.data import Dataset, load
+from iresnet.data.uci import UCI
 from iresnet.runs import inputs_of
 
 PATIENCE = 20
