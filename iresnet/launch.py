@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
+MOST_A_CORE = 16
+"""Processes for each core, of which more are a slip of the pen that would bring the machine down."""
+
+
 def started_together() -> bool:
     """Whether torchrun, or :func:`launch`, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -23,7 +27,7 @@ def check_processes(processes: int | None, gpus: int | None) -> int:
     """How many processes ``--processes`` or ``--gpus`` ask for; 1 when neither is given.
 
     Raises:
-        RecipeError: when both are given, or there are not as many GPUs.
+        RecipeError: when both are given, or there are not as many GPUs, or far fewer cores.
 
     Example:
         >>> check_processes(None, None)
@@ -41,6 +45,9 @@ def check_processes(processes: int | None, gpus: int | None) -> int:
         raise RecipeError(f"--gpus {gpus} needs as many GPUs, torch finds {found} on this machine{remedy}")
     if processes is not None and 0 < found < processes:
         raise RecipeError(f"--processes {processes} needs a GPU for each, torch finds {found} on this machine")
+    most = MOST_A_CORE * (os.cpu_count() or 1)
+    if processes is not None and not found and processes > most:
+        raise RecipeError(f"--processes {processes} is more than {MOST_A_CORE} for each core: at most {most} here")
     return processes or gpus or 1
 
 

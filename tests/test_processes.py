@@ -50,6 +50,7 @@ ASKED = {
     "more GPUs than there are": (4, None, 5, "needs as many GPUs, torch finds 4"),
     "GPUs without any": (0, None, 2, "use --processes 2 for as many processes on the CPU"),
     "both": (4, 2, 2, "leave out --processes"),
+    "a slip of the pen": (0, 99999, None, "--processes 99999 is more than 16 for each core: at most"),
 }
 """GPUs that there are, ``--processes``, ``--gpus``, and what comes of it."""
 
