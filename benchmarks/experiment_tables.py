@@ -70,48 +70,48 @@ def _origin(runs: Sequence[Path]) -> list[str]:
     return [str(len(runs)), ", ".join(sorted(commits)), _over(runs, _cpu_minutes, 1)]
 
 
+def _by_experiment(first: str, rows: Mapping[str, Sequence[str]], runs: Runs, columns: Sequence[str], n: str) -> str:
+    """A table with a row for each experiment, each of which ends with its certificate and where it comes from."""
+    header = [first, *columns, "largest block bound", n, "commit", "CPU minutes"]
+    return table(header, [[*row, _worst_block(runs[name]), *_origin(runs[name])] for name, row in rows.items()])
+
+
 def density(groups: Groups) -> str:
     """Bits/dim on the test split."""
-    rows = [
-        [f"`{name}`", _over(runs, _bits, 3), f"{max(map(_half_width, runs)):.3f}", _worst_block(runs), *_origin(runs)]
-        for name, runs in groups.get("density", {}).items()
-    ]
-    header = ["recipe", "bits/dim", "half-width of the interval", "largest block bound"]
-    return table([*header, "seeds", "commit", "CPU minutes"], rows)
+    runs = groups.get("density", {})
+    rows = {
+        name: [f"`{name}`", _over(found, _bits, 3), f"{max(map(_half_width, found)):.3f}"]
+        for name, found in runs.items()
+    }
+    return _by_experiment("recipe", rows, runs, ["bits/dim", "half-width of the interval"], "seeds")
 
 
 def toys(groups: Groups) -> str:
     """Nats against those of the law that the points were drawn from."""
-
-    def excess(run: Path) -> float:
-        return _nats(run) - _baseline("true density")(run)
-
-    rows = [
-        [
+    true = _baseline("true density")
+    runs = groups.get("toys", {})
+    rows = {
+        name: [
             name.removeprefix("toy-"),
-            f"{_baseline('true density')(runs[0]):.3f}",
-            _over(runs, _nats, 3),
-            _over(runs, excess, 3),
-            _worst_block(runs),
-            *_origin(runs),
+            f"{true(found[0]):.3f}",
+            _over(found, _nats, 3),
+            _over(found, lambda run: _nats(run) - true(run), 3),
         ]
-        for name, runs in groups.get("toys", {}).items()
-    ]
-    header = ["points", "true, nats", "model, nats", "above the truth", "largest block bound"]
-    return table([*header, "seeds", "commit", "CPU minutes"], rows)
+        for name, found in runs.items()
+    }
+    return _by_experiment("points", rows, runs, ["true, nats", "model, nats", "above the truth"], "seeds")
 
 
 def tables(groups: Groups) -> str:
     """Nats on the test rows, for the same splits and standardisation."""
     splines = json.loads((Path(__file__).parent / "results" / "spline_flow.json").read_text())
-    rows = []
-    for name, runs in groups.get("tables", {}).items():
+    runs, rows = groups.get("tables", {}), {}
+    for name, found in runs.items():
         data = name.removeprefix("uci-")
-        spline = [splines[data][run.name.removeprefix("seed-")]["nats"] for run in runs]
-        gaussian = _over(runs, _baseline("full-covariance Gaussian"), 2)
-        rows.append([data, gaussian, _spread(spline, 2), _over(runs, _nats, 2), _worst_block(runs), *_origin(runs)])
-    header = ["table", "Gaussian", "spline flow", "iresnet", "largest block bound"]
-    return table([*header, "splits", "commit", "CPU minutes"], rows)
+        spline = [splines[data][run.name.removeprefix("seed-")]["nats"] for run in found]
+        gaussian = _over(found, _baseline("full-covariance Gaussian"), 2)
+        rows[name] = [data, gaussian, _spread(spline, 2), _over(found, _nats, 2)]
+    return _by_experiment("table", rows, runs, ["Gaussian", "spline flow", "iresnet"], "splits")
 
 
 def classification(groups: Groups) -> str:
@@ -129,19 +129,12 @@ def classification(groups: Groups) -> str:
 
 def hybrid(groups: Groups) -> str:
     """Both losses, one network."""
-    rows = [
-        [
-            f"`{name}`",
-            _over(runs, _bits, 3),
-            _over(runs, _error, 2),
-            _over(runs, _calibration, 2),
-            _worst_block(runs),
-            *_origin(runs),
-        ]
-        for name, runs in groups.get("hybrid", {}).items()
-    ]
-    header = ["recipe", "bits/dim", "error, %", "calibration error, %", "largest block bound"]
-    return table([*header, "seeds", "commit", "CPU minutes"], rows)
+    runs = groups.get("hybrid", {})
+    rows = {
+        name: [f"`{name}`", _over(found, _bits, 3), _over(found, _error, 2), _over(found, _calibration, 2)]
+        for name, found in runs.items()
+    }
+    return _by_experiment("recipe", rows, runs, ["bits/dim", "error, %", "calibration error, %"], "seeds")
 
 
 def detection(groups: Groups) -> str:

@@ -1,6 +1,6 @@
 """Charts of what was measured, in colours that colour-blind people can tell apart, and never by colour alone."""
 
-__all__ = ["curves", "histograms", "plane_paths"]
+__all__ = ["PALETTE", "curves", "histograms", "plane_paths", "rendered"]
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#777777"
-"""From the palette of Okabe and Ito 2008, https://jfly.uni-koeln.de/color/"""
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
+"""Of Okabe and Ito 2008, https://jfly.uni-koeln.de/color/"""
+
+BLUE, ORANGE, GREEN, PURPLE = PALETTE[:4]
 
 STYLES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"))
 
@@ -38,7 +40,7 @@ def histograms(
         axes.set_title(heading, fontsize=9)
         axes.set_ylabel("share")
     figure.axes[0].legend(fontsize=8)
-    return _image(figure)
+    return rendered(figure)
 
 
 def curves(
@@ -68,7 +70,7 @@ def curves(
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return _image(figure)
+    return rendered(figure)
 
 
 def plane_paths(kinds: Mapping[str, np.ndarray]) -> Image.Image:
@@ -91,14 +93,15 @@ def plane_paths(kinds: Mapping[str, np.ndarray]) -> Image.Image:
             axes.plot(*path[[0, -1]].T, "k*", markersize=9)
     axes.set_aspect("equal", adjustable="datalim")
     axes.legend(fontsize=8)
-    return _image(figure)
+    return rendered(figure)
 
 
 def _row(figure: Figure, n: int) -> list[Axes]:
     return list(figure.subplots(1, n, squeeze=False)[0])
 
 
-def _image(figure: Figure) -> Image.Image:
+def rendered(figure: Figure) -> Image.Image:
+    """The picture of a figure, 100 pixels an inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return Image.open(buffer).convert("RGB")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from iresnet.charts import rendered
 from iresnet.files import write_atomically, write_folder_atomically, writing
 from iresnet.runs import Inputs
 
@@ -104,9 +105,7 @@ def scatter(x: Tensor) -> Image.Image:
     axes = figure.add_subplot()
     axes.plot(*x.numpy().T, ".", markersize=3, alpha=0.5)
     axes.set_aspect("equal")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return Image.open(buffer).convert("RGB")
+    return rendered(figure)
 
 
 def titled(pictures: Mapping[str, Image.Image]) -> Image.Image:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import iresnet as ir
@@ -131,3 +132,15 @@ CONTRACTIONS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 def contraction(name: str) -> tuple[nn.Module, Tensor]:
     g, x = CONTRACTIONS[name]()
     return frozen(g), x
+
+
+def loosen(folder):
+    """Blow up the weights, and make the norm estimates look in one direction only."""
+    state = load_file(folder / "model.safetensors")
+    for name, tensor in state.items():
+        if name.endswith(".original"):
+            state[name] = 5 * tensor
+        if name.endswith(".u"):
+            state[name] = torch.zeros_like(tensor)
+            state[name].view(-1)[0] = 1
+    save_file(state, folder / "model.safetensors")

@@ -65,9 +65,6 @@ class Unit(Base):
         self.seen.append(z)
         return z.new_zeros(len(z))
 
-    def standardise(self, z):
-        raise NotImplementedError
-
     def sample(self, n, *, temperature=1.0, generator=None):
         raise NotImplementedError
 

@@ -1,6 +1,6 @@
 """The figures of the analyses, in colours that differ for colour-blind people, with a marker or a dash for each."""
 
-__all__ = ["COLOURS", "draw_inverse", "draw_latent", "draw_lipschitz", "draw_logdet", "png"]
+__all__ = ["draw_inverse", "draw_latent", "draw_lipschitz", "draw_logdet", "png"]
 
 import io
 import math
@@ -22,9 +22,7 @@ from iresnet.analysis.inverse import InverseAnalysis, Subject
 from iresnet.analysis.latent import PROBABILITIES, LatentAnalysis
 from iresnet.analysis.lipschitz import LipschitzAnalysis
 from iresnet.analysis.logdet import EstimatorRow, LogDetAnalysis
-
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe and Ito's palette."""
+from iresnet.charts import PALETTE
 
 MARKERS = "osD^vP*Xp<>"
 DASHES = ("-", "--", "-.")
@@ -48,11 +46,11 @@ def _panels(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]
 # -- log-determinants ------------------------------------------------------------------------------------------------
 
 FAMILIES = {
-    "series, Gaussian": {"color": COLOURS[1], "marker": "s", "linestyle": "--"},
-    "series, Rademacher": {"color": COLOURS[0], "marker": "o", "linestyle": "-."},
-    "Krylov": {"color": COLOURS[2], "marker": "^", "linestyle": "-"},
-    "roulette": {"color": COLOURS[3], "marker": "D", "linestyle": ""},
-    "Krylov, tol=0.01": {"color": COLOURS[6], "marker": "*", "linestyle": "", "markersize": 10},
+    "series, Gaussian": {"color": PALETTE[1], "marker": "s", "linestyle": "--"},
+    "series, Rademacher": {"color": PALETTE[0], "marker": "o", "linestyle": "-."},
+    "Krylov": {"color": PALETTE[2], "marker": "^", "linestyle": "-"},
+    "roulette": {"color": PALETTE[3], "marker": "D", "linestyle": ""},
+    "Krylov, tol=0.01": {"color": PALETTE[6], "marker": "*", "linestyle": "", "markersize": 10},
 }
 
 
@@ -110,9 +108,9 @@ def draw_lipschitz(analysis: LipschitzAnalysis) -> Figure:
     _draw_spectra(figure, spectra, analysis)
     _draw_bounds(layers, analysis.layers, "layer, from data to latent", "Layers")
     coefficients = [math.nan if row.coeff is None else row.coeff for row in analysis.layers]
-    layers.plot(range(1, len(coefficients) + 1), coefficients, "_", color=COLOURS[6], markersize=9, label="coefficient")
+    layers.plot(range(1, len(coefficients) + 1), coefficients, "_", color=PALETTE[6], markersize=9, label="coefficient")
     _draw_bounds(blocks, analysis.blocks, "block, from data to latent", "Blocks")
-    blocks.axhline(1, color=COLOURS[6], linestyle=":", label="1: no longer proved invertible")
+    blocks.axhline(1, color=PALETTE[6], linestyle=":", label="1: no longer proved invertible")
     for panel in (layers, blocks):
         panel.legend(fontsize=8)
         panel.grid(alpha=0.3)
@@ -137,12 +135,12 @@ def _draw_spectra(figure: Figure, panel: Axes, analysis: LipschitzAnalysis) -> N
 def _draw_bounds(panel: Axes, rows: Sequence[Any], xlabel: str, title: str) -> None:
     numbers = range(1, len(rows) + 1)
     upper = [row.upper if math.isfinite(row.upper) else math.nan for row in rows]
-    panel.plot(numbers, upper, "v", color=COLOURS[4], label="proved from above")
-    panel.plot(numbers, [row.lower for row in rows], "^", color=COLOURS[0], label="found from below")
+    panel.plot(numbers, upper, "v", color=PALETTE[4], label="proved from above")
+    panel.plot(numbers, [row.lower for row in rows], "^", color=PALETTE[0], label="found from below")
     panel.vlines(numbers, [row.lower for row in rows], upper, color="grey", linewidth=1)
     unknown = [i for i, row in zip(numbers, rows, strict=True) if not math.isfinite(row.upper)]
     if unknown:
-        panel.plot(unknown, [1] * len(unknown), "x", color=COLOURS[6], label="no upper bound known")
+        panel.plot(unknown, [1] * len(unknown), "x", color=PALETTE[6], label="no upper bound known")
     panel.set(xlabel=xlabel, ylabel="Lipschitz constant", title=title)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -181,7 +179,7 @@ def _looks() -> Any:
     """A line style for each of several lines."""
     return (
         {"color": c, "marker": m, "linestyle": d, "markersize": 4}
-        for c, m, d in zip(cycle(COLOURS[:7]), cycle(MARKERS), cycle(DASHES), strict=False)
+        for c, m, d in zip(cycle(PALETTE[:7]), cycle(MARKERS), cycle(DASHES), strict=False)
     )
 
 
@@ -221,10 +219,10 @@ def _draw_lengths(panel: Axes, analysis: LatentAnalysis) -> None:
     assert radius is not None
     edges, dims = np.log(radius.edges), analysis.dims
     density = np.array(radius.counts) / analysis.n / np.diff(edges)
-    panel.stairs(density, np.exp(edges), fill=True, color=COLOURS[5], label="data")
+    panel.stairs(density, np.exp(edges), fill=True, color=PALETTE[5], label="data")
     spread = 5 * radius.claimed_sd
     x = np.exp(np.linspace(min(edges[0], -spread), max(edges[-1], spread), 2000))
-    panel.plot(x, dims * x * stats.chi2.pdf(dims * x, dims), color=COLOURS[4], label="claimed: chi-square")
+    panel.plot(x, dims * x * stats.chi2.pdf(dims * x, dims), color=PALETTE[4], label="claimed: chi-square")
     panel.set(xlabel="squared length / D", ylabel="density of its logarithm", title=f"Lengths, {_test(radius.test)}")
     panel.set_xscale("log")
     panel.xaxis.set_major_formatter("{x:g}")
@@ -272,7 +270,7 @@ def _draw_points(panel: Axes, analysis: LatentAnalysis, class_names: Sequence[st
     for i, label in enumerate(groups):
         chosen = points if label is None else points[labels == label]
         name = None if label is None else class_names[label] if label < len(class_names) else str(label)
-        look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "color": COLOURS[i % len(COLOURS)]}
+        look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "color": PALETTE[i % len(PALETTE)]}
         panel.plot(chosen[:, 0], chosen[:, -1], linestyle="", markersize=4, alpha=0.8, label=name, **look)
     share = 100 * analysis.projection.share
     panel.set(
@@ -284,7 +282,7 @@ def _draw_points(panel: Axes, analysis: LatentAnalysis, class_names: Sequence[st
 
 def _draw_variances(panel: Axes, analysis: LatentAnalysis) -> None:
     variances = analysis.projection.variances
-    panel.plot(range(1, len(variances) + 1), variances, "o-", color=COLOURS[0])
+    panel.plot(range(1, len(variances) + 1), variances, "o-", color=PALETTE[0])
     panel.set(xlabel="principal component", ylabel="variance", title="Largest variances")
     panel.set_yscale("log")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))

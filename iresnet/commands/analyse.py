@@ -305,12 +305,10 @@ def _save(
     target: "Run | None" = None,
 ) -> None:
     """Write analysis/NAME.png and .json, with the weights that they are of."""
-    import hashlib
-
     from iresnet.analysis.figures import png
 
     target = target or folder
-    sha256 = hashlib.sha256(folder.model_file.read_bytes()).hexdigest()
     target.write_file(f"analysis/{name}.png", png(figure))
-    path = target.write_json(f"analysis/{name}.json", {"model_sha256": sha256, **about, **analysis.to_dict()})
+    tree = {"model_sha256": folder.weights_sha256(), **about, **analysis.to_dict()}
+    path = target.write_json(f"analysis/{name}.json", tree)
     say(f"wrote {path} and {path.with_suffix('.png')}")

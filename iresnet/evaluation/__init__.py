@@ -24,7 +24,6 @@ __all__ = [
     "likelihood",
     "paths",
     "reconstruction",
-    "sample",
     "solver_errors",
     "true_density",
     "uniform_baseline",
@@ -39,6 +38,6 @@ from iresnet.evaluation.interpolation import KINDS, Path, paths
 from iresnet.evaluation.inversion import Reconstruction, reconstruction
 from iresnet.evaluation.likelihood import Estimate, Likelihood, likelihood
 from iresnet.evaluation.ood import detect
-from iresnet.evaluation.sampling import decode, sample
+from iresnet.evaluation.sampling import decode
 from iresnet.evaluation.solving import BUDGETS, Spent, evaluations_to, solver_errors
 from iresnet.evaluation.uncertainty import Uncertainty

@@ -4,6 +4,7 @@ __all__ = ["ANALYSES", "RunFiles", "evenly", "read_run", "sublist", "subtree"]
 
 import hashlib
 import json
+import math
 import shlex
 import struct
 from collections.abc import Iterator, Sequence
@@ -108,7 +109,7 @@ class RunFiles:
             with self.model_file.open("rb") as file:
                 (size,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(min(size, _LARGEST_HEADER)))
-            return sum(_product(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+            return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
         except (OSError, struct.error, ValueError, LookupError, AttributeError, TypeError, RecursionError):
             return None
 
@@ -215,10 +216,3 @@ def _read_lines(run: RunFiles, name: str) -> Iterator[dict[str, Any]]:
     if damaged:
         lines = "1 line" if damaged == 1 else f"{damaged} lines"
         run.troubles.append(f"{lines} of {name} cannot be read, and left out")
-
-
-def _product(numbers: list[int]) -> int:
-    result = 1
-    for n in numbers:
-        result *= n
-    return result
