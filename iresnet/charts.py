@@ -1,8 +1,7 @@
 """Charts of what was measured, in colours that colour-blind people can tell apart, and never by colour alone."""
 
-__all__ = ["PALETTE", "curves", "histograms", "plane_paths", "rendered"]
+__all__ = ["curves", "histograms", "plane_paths"]
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
-"""Of Okabe and Ito 2008, https://jfly.uni-koeln.de/color/"""
+from iresnet.pictures import PALETTE, rendered
 
 BLUE, ORANGE, GREEN, PURPLE = PALETTE[:4]
 
@@ -98,10 +96,3 @@ def plane_paths(kinds: Mapping[str, np.ndarray]) -> Image.Image:
 
 def _row(figure: Figure, n: int) -> list[Axes]:
     return list(figure.subplots(1, n, squeeze=False)[0])
-
-
-def rendered(figure: Figure) -> Image.Image:
-    """The picture of a figure, 100 pixels an inch."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return Image.open(buffer).convert("RGB")

@@ -1,6 +1,6 @@
 """Pictures of data: grids of images, scatter plots of points, tables of everything else."""
 
-__all__ = ["draw", "draw_each", "image_grid", "png", "scatter", "titled"]
+__all__ = ["PALETTE", "draw", "draw_each", "image_grid", "png", "rendered", "scatter", "titled"]
 
 import io
 import math
@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from iresnet.charts import rendered
 from iresnet.files import write_atomically, write_folder_atomically, writing
 from iresnet.runs import Inputs
+
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
+"""Of Okabe and Ito 2008, https://jfly.uni-koeln.de/color/"""
 
 
 def draw(x: Tensor, inputs: Inputs, path: Path, *, columns: int | None = None) -> Path:
@@ -135,6 +137,13 @@ def _shades(x: Tensor, levels: int | None) -> Tensor:  # (N, C, H, W) -> (N, 3, 
     # Values of integer data lie in [k, k + 1) after dequantisation: the floor, over the largest integer, shows k.
     shown = (x.floor() / (white - 1) if levels else x / white).nan_to_num(0.0).clamp(0, 1)
     return shown[:, :3] if x.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
+
+
+def rendered(figure: Figure) -> Image.Image:
+    """The picture of a figure, 100 pixels an inch."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return Image.open(buffer).convert("RGB")
 
 
 def png(picture: Image.Image) -> bytes:

@@ -22,7 +22,7 @@ from iresnet.analysis.inverse import InverseAnalysis, Subject
 from iresnet.analysis.latent import PROBABILITIES, LatentAnalysis
 from iresnet.analysis.lipschitz import LipschitzAnalysis
 from iresnet.analysis.logdet import EstimatorRow, LogDetAnalysis
-from iresnet.charts import PALETTE
+from iresnet.pictures import PALETTE
 
 MARKERS = "osD^vP*Xp<>"
 DASHES = ("-", "--", "-.")
