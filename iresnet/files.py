@@ -1,11 +1,11 @@
-"""Files and folders that are there whole or not at all, and failures to write that say what to do."""
+"""Files and folders that are there whole or not at all, failures to write that say what to do, and short names."""
 
-__all__ = ["remove_folder", "write_atomically", "write_folder_atomically", "writing"]
+__all__ = ["distinct_names", "remove_folder", "write_atomically", "write_folder_atomically", "writing"]
 
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,9 +78,11 @@ def _sync(folder: Path) -> None:
 
 
 _ADVICE = {
-    errno.EACCES: "make it writable",
-    errno.EPERM: "make it writable",
-    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable or ",
+    errno.EPERM: "make it writable or ",
+    errno.EROFS: "make it writable or ",
+    errno.ENOSPC: "free the space or ",
+    errno.EDQUOT: "free the space or ",
 }
 
 
@@ -90,5 +92,15 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "free the space")
-        raise RunError(f"cannot write {path}: {error.strerror}; {advice} or choose another --out") from error
+        advice = _ADVICE.get(error.errno or 0, "")
+        raise RunError(f"cannot write {path}: {error.strerror}; {advice}choose another --out") from error
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Names of files or folders, with as much of their paths as it takes to tell them apart."""
+    paths = [path.absolute() for path in paths]
+    for n in range(1, max((len(path.parts) for path in paths), default=1)):
+        names = [str(Path(*path.parts[-n:])) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return [str(path) for path in paths]

@@ -352,6 +352,13 @@ def test_runs_are_compared_by_what_is_known(copied, call, tmp_path):
     assert float(table[0]["bits/dim"]) == likelihood["mean"]
 
 
+def test_runs_are_headed_by_what_tells_them_apart(copied, call):
+    """Folders of seeds have the same name in each experiment, and long paths do not fit over a column."""
+    toy, density = copied("toy", "one/seed-0"), copied("density", "two/seed-0")
+    heading = call("compare", toy, density)[1].splitlines()[0].split()
+    assert heading == ["run", "one/seed-0", "two/seed-0"]
+
+
 def test_stale_results_are_called_stale_and_different_data_apart(copied, call):
     density, toy = copied("density", "a"), copied("toy", "b")
     assert call("certify", density)[0] == 0

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from iresnet.console import say
+from iresnet.files import distinct_names
 
 if TYPE_CHECKING:
     from iresnet.comparison import Cell, Row
@@ -65,8 +66,8 @@ def _table(rows: "list[Row]", headings: list[str]) -> Table:
     """Runs from left to right, as there are fewer of them than there are facts."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", no_wrap=True)
-    for row in rows:
-        table.add_column(row.run, justify="right", overflow="fold")
+    for name in distinct_names([Path(row.run) for row in rows]):
+        table.add_column(name, justify="right", overflow="fold")
     table.add_row("recipe", *(row.recipe for row in rows))
     table.add_row("task", *(row.task for row in rows))
     table.add_row("data", *(row.data for row in rows))

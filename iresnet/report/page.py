@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from iresnet.errors import RunError
-from iresnet.files import write_atomically
+from iresnet.files import distinct_names, write_atomically
 from iresnet.report.analyses import analyses
 from iresnet.report.blocks import Section
 from iresnet.report.certificate import certificate
@@ -57,7 +57,7 @@ def render(runs: Sequence[RunFiles]) -> str:
     Args:
         runs: what was read.
     """
-    names = _names(runs)
+    names = [clipped(name) for name in distinct_names([run.path for run in runs])]
     letters = list(LETTERS[: len(runs)]) if len(runs) > 1 else [""]
     return _template().render(
         title=names[0] if len(runs) == 1 else f"{len(runs)} runs side by side",
@@ -96,16 +96,6 @@ def _sections(runs: Sequence[RunFiles], names: Sequence[str], letters: Sequence[
         environment(runs),
         rerun(runs),
     ]
-
-
-def _names(runs: Sequence[RunFiles]) -> list[str]:
-    """Names of the folders, with more of the path where they would be the same."""
-    paths = [run.path.absolute() for run in runs]
-    for n in range(1, max(len(path.parts) for path in paths)):
-        names = [str(Path(*path.parts[-n:])) for path in paths]
-        if len(set(names)) == len(set(paths)):
-            return [clipped(name) for name in names]
-    return [clipped(str(path)) for path in paths]
 
 
 def _lead(runs: Sequence[RunFiles]) -> str:
