@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from iresnet.errors import RecipeError
+
 
 class Base(nn.Module, ABC):
     """A density of latent vectors (N, D) that can be evaluated and sampled.
@@ -30,6 +32,16 @@ class Base(nn.Module, ABC):
     @abstractmethod
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:  # (n, D)
         """Draw ``n`` vectors, with the standard deviation multiplied by ``temperature``."""
+
+    def moments(self) -> tuple[Tensor, Tensor]:  # (D,) or ()
+        """Mean and standard deviation of a normal density, for what asks for one: spherical paths, tests of latents.
+
+        Raises:
+            RecipeError: for a density that is not normal with independent features.
+        """
+        raise RecipeError(
+            f"{type(self).__name__} is not known to be normal: if it is, with independent features, give it moments()"
+        )
 
 
 class StandardNormal(Base):
@@ -58,6 +70,10 @@ class StandardNormal(Base):
         """See :meth:`Base.sample`."""
         return temperature * _noise(self.anchor, n, self.features, generator)
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """See :meth:`Base.moments`."""
+        return self.anchor, self.anchor + 1
+
 
 class DiagonalNormal(Base):
     r"""A normal density with learned mean and standard deviation for each feature; starts as the standard one.
@@ -85,6 +101,10 @@ class DiagonalNormal(Base):
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """See :meth:`Base.sample`."""
         return self.mean + temperature * self.log_std.exp() * _noise(self.mean, n, self.features, generator)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """See :meth:`Base.moments`."""
+        return self.mean, self.log_std.exp()
 
 
 BASES: dict[str, type[Base]] = {"standard-normal": StandardNormal, "diagonal-normal": DiagonalNormal}

@@ -31,6 +31,7 @@ from iresnet.analysis.reference import Converged, Dense, reference
 from iresnet.analysis.spectra import spectrum
 from iresnet.analysis.visits import visits
 from iresnet.data import Split
+from iresnet.distributions import Base
 from iresnet.errors import DataError, IResNetError, RecipeError
 
 KINDS = ("density", "classify", "hybrid", "toy")
@@ -432,8 +433,8 @@ def test_latents_that_tell_nothing_are_refused():
         analyse_latent(ir.Chain([]), randn(7, 2))
     with pytest.raises(DataError, match="not finite"):
         analyse_latent(ir.Chain([]), torch.full((9, 2), math.nan))
-    with pytest.raises(RecipeError, match="not known how to test a Other"):
-        analyse_latent(ir.Chain([]), randn(9, 2), base=type("Other", (ir.StandardNormal,), {})(2))
+    with pytest.raises(RecipeError, match=r"Other is not known to be normal: .* give it moments"):
+        analyse_latent(ir.Chain([]), randn(9, 2), base=type("Other", (Base,), {"log_prob": None, "sample": None})(2))
     assert str(Fit(0.1, 0.5, 10)) == "KS 0.100 (p = 0.5, n = 10)"
 
 

@@ -1,6 +1,6 @@
 """Whether latents are distributed as the base density claims, and what their main directions show."""
 
-__all__ = ["STANDARDISE", "Fit", "LatentAnalysis", "Moments", "Projection", "Radius", "analyse_latent", "scales_of"]
+__all__ = ["Fit", "LatentAnalysis", "Moments", "Projection", "Radius", "analyse_latent", "scales_of"]
 
 import math
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from scipy import stats
 from torch import Tensor
 
 from iresnet.bijections import Chain, FactorOut
-from iresnet.distributions import Base, DiagonalNormal, StandardNormal
-from iresnet.errors import DataError, RecipeError
+from iresnet.distributions import Base
+from iresnet.errors import DataError
 
 LEVEL = 1e-3
 """Below this p-value a claim is rejected."""
@@ -25,13 +25,6 @@ PROBABILITIES = np.array([1e-4, 1e-3, *np.linspace(0.01, 0.99, 50), 0.999, 0.999
 
 KEPT = 500
 """Examples whose projection is kept."""
-
-
-STANDARDISE: dict[type[Base], Callable[[Any, Tensor], Tensor]] = {
-    StandardNormal: lambda base, z: z,
-    DiagonalNormal: lambda base, z: (z - base.mean) * torch.exp(-base.log_std),
-}
-"""How vectors of a base density, (N, D), become independent standard normal numbers, if they are what it claims."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +219,7 @@ def analyse_latent(
 
     Raises:
         DataError: when there are too few examples for statistics, fewer than 8, or latents are not finite.
-        RecipeError: for a base density that is not in :data:`STANDARDISE`.
+        RecipeError: for a base density without :meth:`~iresnet.Base.moments`.
 
     Reference:
         On the distribution of the largest eigenvalue in principal components analysis, Johnstone 2001,
@@ -244,12 +237,11 @@ def analyse_latent(
         raise DataError(
             f"statistics of latents need at least 8 examples, got {len(x)}; raise --n or take another split"
         )
-    if base is not None and type(base) not in STANDARDISE:
-        raise RecipeError(f"it is not known how to test a {type(base).__name__}: add it to analysis.latent.STANDARDISE")
+    mean, std = base.moments() if base is not None else (0.0, 1.0)
     parts = []
     for batch in x.split(batch_size):
         z = encode(batch).flatten(1)
-        parts.append((z if base is None else STANDARDISE[type(base)](base, z)).double().cpu())
+        parts.append(((z - mean) / std).double().cpu())
         progress(sum(map(len, parts)))
     u = torch.cat(parts).numpy()
     if not np.isfinite(u).all():

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from iresnet.classifiers import Classifier, Hybrid
-from iresnet.distributions import Base, DiagonalNormal, StandardNormal
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.evaluation.likelihood import default_estimator
 from iresnet.evaluation.shares import shared
@@ -132,21 +131,8 @@ def _way(kind: str, flow: Flow | None) -> Callable[[Tensor, Tensor, float], Tens
         return lambda a, b, t: (1 - t) * a + t * b
     if flow is None:
         raise IResNetError("this model has no density, and so no sphere to stay on: use --kind linear")
-    mean, std = _standard(flow.base)
+    mean, std = flow.base.moments()
     return lambda a, b, t: mean + std * slerp((a - mean) / std, (b - mean) / std, t)
-
-
-def _standard(base: Base) -> tuple[Tensor | float, Tensor | float]:
-    """Mean and standard deviation of a normal density."""
-    match base:
-        case StandardNormal():
-            return 0.0, 1.0
-        case DiagonalNormal():
-            return base.mean, base.log_std.exp()
-        case _:
-            raise IResNetError(
-                f"spherical paths need a normal base density, got {type(base).__name__}: use linear ones"
-            )
 
 
 def _bits(flow: Flow, x: Tensor) -> Tensor:  # (n, steps, *E) -> (n, steps)
