@@ -13,6 +13,7 @@ from rich.table import Table
 from iresnet.commands.arguments import Count, DataDir, RunFolder, Seed, load_run, open_run
 from iresnet.console import progress, say
 from iresnet.errors import RunError
+from iresnet.files import distinct_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -173,11 +174,11 @@ def inverse(
     options = {"n": n, "split": split, "data_dir": data_dir, "seed": seed}
     subjects, solvers, points = [], (), len(STEPS)
     with progress("curves", (len(runs) + len(copies) + len(SOLVERS)) * points) as advance:
-        for path in runs:
+        for path, name in zip(runs, distinct_names(runs), strict=True):
             first = path == runs[0]
             done = len(subjects) * points
             found, curves = _inverses(
-                path, copies, lambda more, done=done: advance(done + more), solve=first, **options
+                path, name, copies, lambda more, done=done: advance(done + more), solve=first, **options
             )
             subjects += found
             solvers = solvers or curves
@@ -192,6 +193,7 @@ def inverse(
 
 def _inverses(
     path: Path,
+    name: str,
     copies: Sequence[float],
     advance: Any,
     *,
@@ -214,7 +216,7 @@ def _inverses(
     def advance_by(done: int) -> None:
         advance(len(subjects) * len(STEPS) + done)
 
-    subjects.append(analyse_inverse(bijection, x, label=path.name, scale=scale, progress=advance_by))
+    subjects.append(analyse_inverse(bijection, x, label=name, scale=scale, progress=advance_by))
     own = subjects[0].coeff
     for coeff in copies if own is not None else ():
         if coeff != own:
