@@ -97,8 +97,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Names of files or folders, with as much of their paths as it takes to tell them apart."""
+    """Names of files or folders: as much of their paths as it takes to tell them apart.
+
+    Example:
+        >>> distinct_names([Path("runs/digits/seed-0"), Path("runs/mnist/seed-0")])
+        ['digits', 'mnist']
+    """
     paths = [path.absolute() for path in paths]
+    while len(set(paths)) > 1 and len({path.name for path in paths}) == 1:
+        paths = [path.parent for path in paths]  # what all end with tells nothing
     for n in range(1, max((len(path.parts) for path in paths), default=1)):
         names = [str(Path(*path.parts[-n:])) for path in paths]
         if len(set(names)) == len(set(paths)):

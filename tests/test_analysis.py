@@ -519,7 +519,7 @@ def test_inverses_of_several_runs_are_curves_of_one_figure(trained, tmp_path, ca
     status, _, err = call("analyse", "inverse", first, trained("toy"), "--n", 2, "--out", tmp_path / "both")
     assert (status, err) == (0, "")
     tree = read(tmp_path / "both" / "analysis" / "inverse.json")
-    assert [subject["label"] for subject in tree["subjects"]] == ["first/toy", f"{trained('toy').parent.name}/toy"]
+    assert [subject["label"] for subject in tree["subjects"]] == ["first", trained("toy").parent.name]
     assert tree["runs"] == [str(first), str(trained("toy"))]
     assert not (first / "analysis").exists()
     status, _, err = call("analyse", "inverse", first, trained("toy"), "--coeff", 0.5)

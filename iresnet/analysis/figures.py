@@ -72,7 +72,7 @@ def draw_logdet(analysis: LogDetAnalysis) -> Figure:
     for panel in (bias, sd):
         _bits_axis(panel, analysis.nats_per_bit)
     note = f"{analysis.n} examples, {analysis.draws} probes each\nbars: 2 standard errors\nhollow: bias within them"
-    _legend(legend, sd, f"{note}\n{textwrap.fill(f'compared with {analysis.method}', 45)}")
+    _legend(legend, sd, f"{note}\n{_fill(f'compared with {analysis.method}')}")
     return figure
 
 
@@ -156,23 +156,30 @@ def draw_inverse(analysis: InverseAnalysis) -> Figure:
     figure, (network, blocks, solvers, legend) = _panels(2, 2, 7.6)
     for subject, look in zip(analysis.subjects, _looks(), strict=False):
         ending = " (diverges)" if subject.curve.diverges else ""
-        network.plot(subject.curve.steps, _clipped(subject.curve.largest), label=f"{subject.title}{ending}", **look)
+        network.plot(
+            subject.curve.steps, _clipped(subject.curve.largest), label=_fill(f"{subject.title}{ending}"), **look
+        )
         _draw_blocks(blocks, subject, look)
     for curve, look in zip(analysis.solvers, _looks(), strict=False):
         solvers.plot(curve.evaluations, _clipped(curve.largest), label=curve.solver, **look)
     error = "largest error (share of the data's range)"
-    network.set(title="Whole network, fixed-point iteration", xlabel="iterations in each block", ylabel=error)
-    blocks.set(
-        title="Worst block by itself (dots: proved, $L^k$)", xlabel="iterations", ylabel="error / error at the start"
-    )
+    network.set(title="Network, fixed-point iteration", xlabel="iterations in each block", ylabel=error)
+    blocks.set(title="Worst block (dots: proved, $L^k$)", xlabel="iterations", ylabel="error / error at the start")
     solvers.set(
-        title=f"Solvers, {analysis.subjects[0].title}", xlabel="evaluations and products in each block", ylabel=error
+        title=_fill(f"Solvers, {analysis.subjects[0].title}"),
+        xlabel="evaluations and products in each block",
+        ylabel=error,
     )
     for panel in (network, blocks, solvers):
         panel.set_yscale("log")
     solvers.legend(fontsize=8)
     _legend(legend, network, f"{analysis.n} examples; drawn up to an error of {CEILING:g}")
     return figure
+
+
+def _fill(text: str) -> str:
+    """Lines as long as a panel is wide."""
+    return textwrap.fill(text, 42)
 
 
 def _looks() -> Any:

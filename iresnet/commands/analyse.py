@@ -293,7 +293,8 @@ def _claims(analysis: "LatentAnalysis") -> Table:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if 0 < i < len(columns) - 1 else "left", no_wrap=True)
+        number = 0 < i < len(columns) - 1  # never broken, as names and verdicts may be
+        table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
     return table
 
 
