@@ -62,7 +62,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "lengths of each process": ("            dist.broadcast(u, src=0)\n", "            pass\n"),
     },
     ("jacobian.py", "test_jacobian.py"): {
-        "slope of ELU": ("y.clamp(max=0).add_(1)", "y.clamp(max=0).add_(0.9)"),
+        "slope of ELU": ("clamp_(max=0).exp2_()", "clamp_(max=0).exp_()"),
         "slope of the slope of ELU": ("of_slope * (slope < 1)", "of_slope * (slope <= 1)"),
         "slope of ReLU everywhere": ("(x > 0).to(x.dtype)", "torch.ones_like(x)"),
         "not transposed": ("lambda w: F.linear(w, weight.t())", "lambda w: F.linear(w, weight)"),
@@ -138,8 +138,11 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("solvers.py", "test_solvers.py"): {
         "error bound without its denominator": ("lipschitz / (1 - lipschitz) if", "lipschitz if"),
-        "everything has converged": ("converged[active] = done", "converged[active] = True"),
-        "converged samples stay": ("keep = finite & ~done", "keep = finite"),
+        "everything has converged": (
+            "converged[left], steps[left] = done[leave], step",
+            "converged[left], steps[left] = True, step",
+        ),
+        "converged samples stay": ("leave = ~finite | done | stepper", "leave = ~finite | done.all() | stepper"),
         "NaN stays": ("finite = torch.isfinite(largest)", "finite = torch.ones_like(largest, dtype=torch.bool)"),
         "bad steps kept": ("back = ~self.plain & ~(ratio <= self.rate)", "back = ~self.plain & (ratio > 1e9)"),
         "rate of plain steps not learnt": ("torch.maximum(self.rate, ratio.clamp(max=1.0))", "self.rate"),
@@ -148,14 +151,74 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "growth never forgiven": ("torch.where(halved, 1.0, self.growth)", "self.growth"),
         "Anderson of the wrong sign": ("self.x + self.r - torch.einsum", "self.x + self.r + torch.einsum"),
         "Newton of the wrong sign": ("self.x + space.inverse()", "self.x - space.inverse()"),
-        "steps not counted": ("steps[active] += 1", "steps[active] += 0"),
-        "products not counted": ("evaluations[active] += stepper.products", "evaluations[active] += 0"),
+        "steps not counted": (
+            "converged[left], steps[left] = done[leave], step\n",
+            "converged[left], steps[left] = done[leave], 1\n",
+        ),
+        "products not counted": ("steps + stepper.products * (steps - 1).clamp(min=0)", "steps"),
     },
     ("flows.py", "test_flows.py"): {
-        "log-determinant subtracted": ("self.base.log_prob(z) + total", "self.base.log_prob(z) - total"),
+        "log-determinant subtracted": ("self.log_prior + self.logdet", "self.log_prior - self.logdet"),
         "nats for bits": ("(x[0].numel() * math.log(2))", "x[0].numel()"),
     },
     ("evaluation/likelihood.py", "test_evaluation.py test_uncertainty.py"): {
         "a narrower interval": ("1.96 * float(values.std())", "1.6 * float(values.std())"),
+    },
+    ("evaluation/calibration.py", "test_detection.py"): {
+        "gaps of bins not weighted": (
+            "np.bincount(members, gaps, n_bins)).sum()) / len(gaps)",
+            "gaps).sum()) / len(gaps)",
+        ),
+        "chance without chance": ("(rng.random(len(p)) < p) - p", "(0.5 < p) - p"),
+    },
+    ("evaluation/detection.py", "test_detection.py"): {
+        "the share of the wrong set": ("(ranks[m:] - rankdata(high)) / m", "(ranks[m:] - rankdata(high)) / n"),
+        "variance of one set": ("beaten.var(ddof=1) / n + beating.var(ddof=1) / m", "beaten.var(ddof=1) / n"),
+        "95 % of the wrong side": ("math.floor(n - 0.95 * n + 1e-9) + 1", "math.floor(0.95 * n + 1e-9) + 1"),
+        "ties not reached": ('high, side="left")', 'high, side="right")'),
+    },
+    ("evaluation/intervals.py", "test_detection.py test_evaluation.py"): {
+        "not Wilson's centre": ("(p + z**2 / (2 * n)) / (1 + z**2 / n)", "p"),
+    },
+    ("evaluation/ood.py", "test_detection.py"): {
+        "typicality with a sign": (".mean(1) - mean).abs()", ".mean(1) - mean)"),
+        "typical of the test split": ("float(train.bits_per_dim.mean())", "float(inside.bits_per_dim.mean())"),
+        "entropy of the wrong sign": ("return -(log_p.exp() * log_p).sum(1)", "return (log_p.exp() * log_p).sum(1)"),
+    },
+    ("evaluation/interpolation.py", "test_commands_evaluate.py"): {
+        "arc from the wrong end": (
+            "left = torch.where(arc, ((1 - t) * angle).sin()",
+            "left = torch.where(arc, (t * angle).sin()",
+        ),
+        "not standardised": ("slerp((a - mean) / std, (b - mean) / std, t)", "slerp(a, b, t)"),
+    },
+    ("evaluation/solving.py", "test_commands_evaluate.py"): {
+        "errors not of the range": ("error = errors / scale", "error = errors"),
+        "the last block's evaluations": (".double().mean(0)\n    return error", ".double()[-1]\n    return error"),
+    },
+    ("evaluation/conditional.py", "test_commands_evaluate.py"): {
+        "every latent accepted": ("z[coins < probabilities[:, label]]", "z[coins < 2 * probabilities[:, label]]"),
+    },
+    ("analysis/logdet.py", "test_analysis.py"): {
+        "bias error of one probe": ("float(difference.var()) / draws", "float(difference.var())"),
+        "products not counted": ("products.append(1)", "products.append(2)"),
+    },
+    ("analysis/inverse.py", "test_analysis.py"): {
+        "the first step that is good": (
+            "reached = above[-1] + 1 if above else 0",
+            "reached = above[0] + 1 if above else 0",
+        ),
+        "a bound of one step more": ("e <= self.bound**k * (1", "e <= self.bound ** (k + 1) * (1"),
+    },
+    ("analysis/latent.py", "test_analysis.py"): {
+        "chi-square of one dimension": ("stats.chi2(dims).cdf", "stats.chi2(dims - 1).cdf"),
+        "not standardised": ("((z - mean) / std)", "(z - mean)"),
+    },
+    ("distributions.py", "test_analysis.py test_commands_evaluate.py"): {
+        "logarithm for a deviation": ("return self.mean, self.log_std.exp()", "return self.mean, self.log_std"),
+    },
+    ("data/uci.py", "test_data_uci.py"): {
+        "noise of one width": ("x + resolution * torch.rand", "x + resolution.mean() * torch.rand"),
+        "other noise for each split": ("manual_seed(0))\n    train", "manual_seed(split_seed))\n    train"),
     },
 }
