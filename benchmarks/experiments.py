@@ -75,7 +75,10 @@ GROUPS: dict[str, dict[str, Experiment]] = {
         "fashion-mnist-density-small": Experiment("fashion-mnist-density-small", evaluation=("--ood", "mnist")),
         "cifar10-density-small": Experiment("cifar10-density-small"),
     },
-    "hybrid": {name: Experiment(name) for name in ("digits-hybrid", "mnist-hybrid-small")},
+    "hybrid": {
+        "digits-hybrid": Experiment("digits-hybrid", evaluation=("--ood", "mnist")),
+        "mnist-hybrid-small": Experiment("mnist-hybrid-small", evaluation=("--ood", "fashion-mnist")),
+    },
     "toys": {f"toy-{name}": Experiment("toy-density", ("--data.name", name)) for name in TOYS},
     "tables": {
         f"uci-{name}": Experiment(recipe, ("--data.name", name, *_epochs(name)), split=True)
