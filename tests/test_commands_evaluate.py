@@ -165,6 +165,23 @@ def test_samples_of_a_class_are_those_of_accepted_latents(copied, call):
     assert (folder / "samples" / "samples-3.png").is_file()
 
 
+def test_latents_of_a_class_have_the_joint_density():
+    """p(z | y) is p(z) p(y | z) / p(y): its mean and p(y) by quadrature, within four standard errors."""
+    model = ir.Hybrid(ir.Flow(ir.Affine(), ir.StandardNormal(1)), n_classes=2)
+    model.head = torch.nn.Linear(1, 2)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.tensor([[0.0], [2.0]]))
+        model.head.bias.copy_(torch.tensor([0.0, 0.5]))
+    z = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    joint = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi) * torch.sigmoid(2 * z + 0.5)
+    share = float(torch.trapezoid(joint, z))
+    mean = float(torch.trapezoid(z * joint, z)) / share
+    n = 20_000
+    accepted = evaluation.latents_of_class(model, 1, n, generator=torch.Generator().manual_seed(0))
+    assert abs(accepted.rate - share) < 4 * math.sqrt(share * (1 - share) / accepted.n_tried)
+    assert abs(float(accepted.z.mean()) - mean) < 4 * float(accepted.z.std()) / math.sqrt(n)
+
+
 def test_single_samples_of_points_are_a_table(copied, call):
     folder = copied("toy")
     assert call("sample", folder, "-n", 7, "--individual")[0] == 0
@@ -222,6 +239,18 @@ def test_a_budget_of_one_step_is_one_step():
         assert point.mean == pytest.approx(float(error.mean() / (x.max() - x.min())))
     assert evaluation.evaluations_to(found["fixed-point"], 0.0) == math.inf
     assert evaluation.evaluations_to(found["fixed-point"], found["fixed-point"][1].largest) == 2
+
+
+def test_evaluations_are_the_mean_over_blocks():
+    """A map that is 0 is solved by the first step, another takes more."""
+    easy, hard = (ir.ResidualBlock(ir.networks.mlp(2, 8, coeff=coeff)).double().eval() for coeff in (1e-12, 0.9))
+    x = torch.randn(5, 2, dtype=torch.float64)
+    found = evaluation.solver_errors(ir.Chain([hard, easy]), Split(x), {"anderson": ir.Anderson}, levels=None)
+    solver = ir.Anderson(atol=evaluation.solving.ATOL, rtol=0.0)
+    with torch.no_grad():
+        spent = [block.solve(z, solver=solver).evaluations for block, z in ((hard, hard(x)), (easy, easy(hard(x))))]
+    assert float(spent[0].double().mean()) > float(spent[1].double().mean()) + 1
+    assert found["anderson"][-1].evaluations == pytest.approx(float(torch.stack(spent).double().mean()), abs=0.3)
 
 
 def test_the_difference_is_drawn_and_its_scale_is_said(copied, call):
