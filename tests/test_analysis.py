@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import statistics
 
 import numpy as np
 import pytest
@@ -115,6 +116,14 @@ def test_biases_add_up_over_blocks_and_average_over_examples():
     assert analysis.logdet == pytest.approx(float(exact.mean()))
     (row,) = analysis.rows  # of a single term: the trace
     assert abs(row.bias - float((traces - exact).mean())) < 4 * row.bias_error
+
+
+def test_the_error_of_a_bias_is_its_spread_over_seeds():
+    series = [c for c in CANDIDATES if (c.family, c.size) == ("series, Gaussian", 2)]
+    block, x = linear_block(matrix(4)), randn(2, 4)
+    rows = [analyse_logdet(block, x, draws=32, seed=10_000 * i, candidates=series).rows[0] for i in range(100)]
+    claimed = statistics.fmean(row.bias_error for row in rows)
+    assert statistics.stdev(row.bias for row in rows) == pytest.approx(claimed, rel=0.4)
 
 
 def test_large_blocks_are_compared_with_what_converges_to_the_dense_value(monkeypatch):
