@@ -1,8 +1,7 @@
 """The figures of the analyses, in colours that differ for colour-blind people, with a marker or a dash for each."""
 
-__all__ = ["draw_inverse", "draw_latent", "draw_lipschitz", "draw_logdet", "png"]
+__all__ = ["draw_inverse", "draw_latent", "draw_lipschitz", "draw_logdet"]
 
-import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -28,19 +27,17 @@ MARKERS = "osD^vP*Xp<>"
 DASHES = ("-", "--", "-.")
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a file, 900 pixels wide."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=900 / figure.get_figwidth())
-    return buffer.getvalue()
-
-
 def _panels(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(9, height), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels:
         panel.grid(alpha=0.3)
     return figure, panels
+
+
+def _fill(text: str) -> str:
+    """Lines as long as a panel is wide."""
+    return textwrap.fill(text, 42)
 
 
 # -- log-determinants ------------------------------------------------------------------------------------------------
@@ -175,11 +172,6 @@ def draw_inverse(analysis: InverseAnalysis) -> Figure:
     solvers.legend(fontsize=8)
     _legend(legend, network, f"{analysis.n} examples; drawn up to an error of {CEILING:g}")
     return figure
-
-
-def _fill(text: str) -> str:
-    """Lines as long as a panel is wide."""
-    return textwrap.fill(text, 42)
 
 
 def _looks() -> Any:

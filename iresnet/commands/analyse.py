@@ -308,10 +308,10 @@ def _save(
     target: "Run | None" = None,
 ) -> None:
     """Write analysis/NAME.png and .json, with the weights that they are of."""
-    from iresnet.analysis.figures import png
+    from iresnet.pictures import png, rendered
 
     target = target or folder
-    target.write_file(f"analysis/{name}.png", png(figure))
+    target.write_file(f"analysis/{name}.png", png(rendered(figure)))
     tree = {"model_sha256": folder.weights_sha256(), **about, **analysis.to_dict()}
     path = target.write_json(f"analysis/{name}.json", tree)
     say(f"wrote {path} and {path.with_suffix('.png')}")
