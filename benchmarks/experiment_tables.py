@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, from the folders of runs."""
+"""The tables of docs/results.md, from what docs/results keeps of the runs."""
 
 __all__ = ["TABLES"]
 
@@ -7,16 +7,17 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import Path as Run  # the folder of a run in the archive of its experiment
 
 from report import table
 
-Runs = Mapping[str, Sequence[Path]]  # the runs of each experiment
+Runs = Mapping[str, Sequence[Run]]  # the runs of each experiment
 Groups = Mapping[str, Runs]
 
 
-def _read(run: Path, name: str) -> dict[str, Any]:
+def _read(run: Run, name: str) -> dict[str, Any]:
     path = run / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
@@ -25,39 +26,39 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def _over(runs: Sequence[Path], figure: Callable[[Path], float], digits: int) -> str:
+def _over(runs: Sequence[Run], figure: Callable[[Run], float], digits: int) -> str:
     return _spread([figure(run) for run in runs], digits)
 
 
-def _cpu_minutes(run: Path) -> float:
+def _cpu_minutes(run: Run) -> float:
     return sum(session["cpu_seconds"] for session in _read(run, "cost")["sessions"]) / 60
 
 
-def _bits(run: Path) -> float:
+def _bits(run: Run) -> float:
     return _read(run, "evaluation")["likelihood"]["bits_per_dim"]["mean"]
 
 
-def _half_width(run: Path) -> float:
+def _half_width(run: Run) -> float:
     return _read(run, "evaluation")["likelihood"]["bits_per_dim"]["half_width"]
 
 
-def _nats(run: Path) -> float:
+def _nats(run: Run) -> float:
     return _read(run, "evaluation")["likelihood"]["nats"]["mean"]
 
 
-def _baseline(name: str) -> Callable[[Path], float]:
+def _baseline(name: str) -> Callable[[Run], float]:
     return lambda run: _read(run, "evaluation")["baselines"][name]["nats"]["mean"]
 
 
-def _error(run: Path) -> float:
+def _error(run: Run) -> float:
     return 100 * (1 - _read(run, "evaluation")["classification"]["accuracy"])
 
 
-def _calibration(run: Path) -> float:
+def _calibration(run: Run) -> float:
     return 100 * _read(run, "evaluation")["classification"]["calibration"]["ece"]
 
 
-def _worst_block(runs: Sequence[Path]) -> str:
+def _worst_block(runs: Sequence[Run]) -> str:
     """The largest upper bound of a block in any of the runs."""
     certificates = [_read(run, "certificate") for run in runs]
     if not all(certificate.get("certified") for certificate in certificates):
@@ -65,7 +66,7 @@ def _worst_block(runs: Sequence[Path]) -> str:
     return f"{max(block['upper'] for c in certificates for block in c['blocks']):.3f}"
 
 
-def _origin(runs: Sequence[Path]) -> list[str]:
+def _origin(runs: Sequence[Run]) -> list[str]:
     commits = {_read(run, "origin")["commit"] for run in runs}
     return [str(len(runs)), ", ".join(sorted(commits)), _over(runs, _cpu_minutes, 1)]
 
@@ -140,14 +141,13 @@ def hybrid(groups: Groups) -> str:
 def detection(groups: Groups) -> str:
     """AUROC and FPR95 of every score, for every run that was shown other data."""
     rows = []
-    for runs in (runs for group in groups.values() for runs in group.values()):
+    for name, runs in (item for group in groups.values() for item in group.items()):
         found = [_read(run, "evaluation").get("ood", {}) for run in runs]
         for other in found[0]:
             for score in found[0][other]:
                 each = [detections[other][score] for detections in found]
                 rows.append(
-                    [f"`{runs[0].parent.name}`", other, score]
-                    + [_spread([e[key] for e in each], 3) for key in ("auroc", "fpr95")]
+                    [f"`{name}`", other, score] + [_spread([e[key] for e in each], 3) for key in ("auroc", "fpr95")]
                 )
     return table(["trained", "against", "score", "AUROC", "FPR95"], rows)
 

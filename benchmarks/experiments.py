@@ -1,11 +1,12 @@
 """Train, evaluate and certify everything that docs/results.md reports, and write that page.
 
-    python benchmarks/experiments.py RUNS [--only density ...] [--seeds 3] [--data-dir DIR]    # train what is missing
-    python benchmarks/experiments.py RUNS --tables                                               # the page alone
+    python benchmarks/experiments.py RUNS [--only density ...] [--seeds 0 1 2] [--data-dir DIR]    # what is missing
+    python benchmarks/experiments.py RUNS --tables                                                   # the page alone
 
 Each run is a folder RUNS/EXPERIMENT/seed-N, made by the command line alone; one that is complete is left as it is, one
 that was interrupted is continued. What the runs say goes into docs/results/*.zip: configuration, metrics, certificate,
-evaluation, cost and environment of each seed.
+evaluation, cost and environment of each seed. The page is written from these archives; a seed that RUNS lacks stays in
+them as it is.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,47 +115,57 @@ def _iresnet(*tokens: str) -> None:
     print((process.stdout + process.stderr).strip().splitlines()[-1:], flush=True)
 
 
-def complete(runs: Path) -> Iterator[tuple[str, str, list[Path]]]:
-    """Group, name and runs of each experiment of which there is any."""
-    for group, experiments in GROUPS.items():
-        for name in experiments:
-            folders = sorted(path.parent for path in (runs / name).glob("seed-*/evaluation.json"))
-            if folders:
-                yield group, name, folders
-
-
 def archive(name: str, folders: list[Path]) -> None:
-    """Keep what the runs of an experiment say, without where the data lay."""
+    """Keep what the runs of an experiment say, without where the data lay, beside the seeds that are kept already."""
     RAW.mkdir(exist_ok=True)
+    renewed = {folder.name for folder in folders}
+    kept = [run / file for run in archived(name) if run.name not in renewed for file in KEPT]
+    entries = [path for path in (*kept, *(folder / file for folder in folders for file in KEPT)) if path.exists()]
+    contents = {f"{path.parent.name}/{path.name}": _published(path) for path in entries}
     with zipfile.ZipFile(RAW / f"{name}.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
-        for path in (folder / kept for folder in folders for kept in KEPT if (folder / kept).exists()):
-            content = path.read_text()
-            if path.name == "env.json":
-                content = json.dumps({k: v for k, v in json.loads(content).items() if k != "data_dir"}, indent=2)
-            entry = zipfile.ZipInfo(f"{path.parent.name}/{path.name}")  # of 1980: the same file each time
+        for place in sorted(contents):
+            entry = zipfile.ZipInfo(place)  # of 1980: the same file each time
             entry.compress_type = zipfile.ZIP_DEFLATED
-            file.writestr(entry, content)
+            file.writestr(entry, contents[place])
+
+
+def _published(path: Path | zipfile.Path) -> str:
+    content = path.read_text(encoding="utf-8")
+    if path.name != "env.json":
+        return content
+    return json.dumps({k: v for k, v in json.loads(content).items() if k != "data_dir"}, indent=2)
+
+
+def archived(name: str) -> list[zipfile.Path]:
+    """The runs of an experiment that docs/results keeps, in order of their seeds."""
+    path = RAW / f"{name}.zip"
+    return sorted(zipfile.Path(path).iterdir(), key=lambda run: run.name) if path.exists() else []
+
+
+def results() -> dict[str, dict[str, list[zipfile.Path]]]:
+    """All that docs/results keeps, by group and experiment."""
+    everything = {group: {name: archived(name) for name in experiments} for group, experiments in GROUPS.items()}
+    return {group: {name: runs for name, runs in found.items() if runs} for group, found in everything.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of the runs")
     parser.add_argument("--only", nargs="+", choices=[*GROUPS], default=[*GROUPS], help="groups to train")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--data-dir", type=Path, help="a folder of data sets")
     parser.add_argument("--tables", action="store_true", help="train nothing")
     options = parser.parse_args()
     if options.data_dir:
         os.environ["IRESNET_DATA"] = str(options.data_dir.absolute())
-    for seed in range(0 if options.tables else options.seeds):
+    for seed in [] if options.tables else options.seeds:
         for group in options.only:
             for name, experiment in GROUPS[group].items():
                 train(experiment, seed, options.runs / name / f"seed-{seed}")
-    results: dict[str, dict[str, list[Path]]] = {}
-    for group, name, folders in complete(options.runs):
-        archive(name, folders)
-        results.setdefault(group, {})[name] = folders
-    insert_all(TABLES, results, page=PAGE)  # pyright: ignore[reportArgumentType]
+    for name in (name for experiments in GROUPS.values() for name in experiments):
+        if folders := [path.parent for path in (options.runs / name).glob("seed-*/evaluation.json")]:
+            archive(name, folders)
+    insert_all(TABLES, results(), page=PAGE)
 
 
 if __name__ == "__main__":

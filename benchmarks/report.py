@@ -7,10 +7,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 Results = dict[str, dict[str, Any]]  # of each model
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "numerics.md"
@@ -42,7 +43,7 @@ def number(x: float, digits: int = 2) -> str:
     return f"{x:.{max(0, digits - 1 - exponent)}f}"
 
 
-def insert_all(tables: Mapping[str, Callable[[Results], str]], results: Results, *, page: Path = PAGE) -> None:
+def insert_all(tables: Mapping[str, Callable[[T], str]], results: T, *, page: Path = PAGE) -> None:
     """Print the tables, and put each between the markers of its name in the page; nothing else there is touched."""
     content = page.read_text(encoding="utf-8")
     for name, make in tables.items():
