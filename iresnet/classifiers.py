@@ -2,11 +2,14 @@
 
 __all__ = ["Classifier", "Hybrid"]
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from iresnet.batchnorm import LazyBatchNorm
-from iresnet.bijections import Bijection
+from iresnet.batchnorm import BatchNorm, LazyBatchNorm
+from iresnet.bijections import Bijection, latent_images
 from iresnet.errors import IResNetError
 from iresnet.flows import Density, Flow, check_finite
 from iresnet.logdet import LogDetEstimator
@@ -17,14 +20,45 @@ class _Head(nn.Module):
 
     def __init__(self, n_classes: int):
         super().__init__()
-        if n_classes < 2:
-            raise IResNetError(f"a classifier needs at least 2 classes, got {n_classes}")
         self.norm = LazyBatchNorm()
         self.linear = nn.LazyLinear(n_classes)
 
     def forward(self, features: Tensor) -> Tensor:  # (N, C, ...) -> (N, n_classes)
         pixels = features.flatten(2) if features.dim() > 2 else features.unsqueeze(2)
         return self.linear(torch.relu(self.norm(pixels)).mean(2))
+
+
+class _ImageHead(nn.Module):
+    """Features of each image that a latent vector consists of, side by side, and a linear layer.
+
+    Latents are no features: they are to look like noise. So each image passes two convolutions, with batch norm and
+    ReLU, before the mean over its pixels.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], hidden: int, n_classes: int):
+        super().__init__()
+        self.shapes = [tuple(shape) for shape in shapes]
+        self.branches = nn.ModuleList(_branch(shape[0], hidden) for shape in self.shapes)
+        self.linear = nn.Linear(2 * hidden * len(self.shapes), n_classes)
+
+    def forward(self, z: Tensor) -> Tensor:  # (N, D) -> (N, n_classes)
+        parts = z.split([math.prod(shape) for shape in self.shapes], dim=1)
+        images = [part.view(len(z), *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        features = [branch(x).mean((2, 3)) for branch, x in zip(self.branches, images, strict=True)]
+        return self.linear(torch.cat(features, dim=1))
+
+
+def _branch(channels: int, hidden: int) -> nn.Sequential:
+    """(N, C, H, W) -> (N, 2 hidden, ceil(H / 2), ceil(W / 2)). Batch norm has the biases."""
+    wide = 2 * hidden
+    first = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
+    second = nn.Conv2d(hidden, wide, 3, stride=2, padding=1, bias=False)
+    return nn.Sequential(first, BatchNorm(hidden), nn.ReLU(), second, BatchNorm(wide), nn.ReLU())
+
+
+def _check_classes(n_classes: int) -> None:
+    if n_classes < 2:
+        raise IResNetError(f"a classifier needs at least 2 classes, got {n_classes}")
 
 
 class Classifier(nn.Module):
@@ -49,6 +83,7 @@ class Classifier(nn.Module):
 
     def __init__(self, network: nn.Module, n_classes: int):
         super().__init__()
+        _check_classes(n_classes)
         self.network = network
         self.head = _Head(n_classes)
 
@@ -82,12 +117,23 @@ class Classifier(nn.Module):
 class Hybrid(nn.Module):
     r"""A flow whose latent vector also feeds a classification head: :math:`\log p(x)` and :math:`p(y|x)` in one pass.
 
+    The head need not be invertible, so nothing constrains it. Where latents consist of images (see
+    :func:`~iresnet.bijections.latent_images`), each of these passes two convolutions, to ``hidden`` and ``2 * hidden``
+    channels, with batch norm and ReLU; the means over pixels of all of them feed a linear layer. Other latents pass
+    batch norm, ReLU and a linear layer.
+
     Args:
         flow: the density.
         n_classes: number of classes.
+        hidden: channels of the head, for images.
+
+    Raises:
+        IResNetError: for fewer than two classes, or no channels.
 
     Reference:
-        Hybrid Models with Deep and Invertible Features, Nalisnick et al. 2019, https://arxiv.org/abs/1902.02767
+        Hybrid Models with Deep and Invertible Features, Nalisnick et al. 2019, https://arxiv.org/abs/1902.02767, for
+        both losses; Residual Flows for Invertible Generative Modeling, Chen et al. 2019,
+        https://arxiv.org/abs/1906.02735, for a convolution on the latents of each scale.
 
     Example:
         >>> import iresnet as ir
@@ -97,10 +143,14 @@ class Hybrid(nn.Module):
         (torch.Size([5]), torch.Size([5, 3]))
     """
 
-    def __init__(self, flow: Flow, n_classes: int):
+    def __init__(self, flow: Flow, n_classes: int, *, hidden: int = 32):
         super().__init__()
+        _check_classes(n_classes)
+        if not isinstance(hidden, int) or hidden < 1:
+            raise IResNetError(f"the head of a hybrid needs at least 1 channel, got {hidden}")
         self.flow = flow
-        self.head = _Head(n_classes)
+        images = latent_images(flow.bijection)
+        self.head = _ImageHead(images, hidden, n_classes) if images else _Head(n_classes)
 
     @property
     def bijection(self) -> Bijection:

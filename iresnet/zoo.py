@@ -351,6 +351,7 @@ def build(
     mean: float | Tensor | None = None,
     std: float | Tensor | None = None,
     base: str = "diagonal-normal",
+    head_hidden: int = 32,
     **options: Any,
 ) -> Model:
     r"""Build a model by the name of its architecture.
@@ -365,6 +366,7 @@ def build(
             expected on [0, 256), and 0 for vectors.
         std: the data is then divided by this. Default: 256 for images and 1 for vectors.
         base: base density, a key of :data:`iresnet.distributions.BASES`.
+        head_hidden: channels of the head of a hybrid of images.
         options: arguments of the architecture.
 
     Returns:
@@ -393,7 +395,7 @@ def build(
     )
     network = ARCHITECTURES[name](tuple(shape), **options)
     scaled = Chain([scale, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(scale, *network)  # pyright: ignore[reportArgumentType]
-    return _TASKS[task](scaled, tuple(shape), n_classes, base)
+    return _TASKS[task](scaled, tuple(shape), n_classes=n_classes, base=base, head_hidden=head_hidden)
 
 
 def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:
@@ -415,7 +417,7 @@ def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:
         )
 
 
-def _flow(chain: Chain, shape: Shape, n_classes: int, base: str) -> Flow:  # noqa: ARG001
+def _flow(chain: Chain, shape: Shape, *, base: str, **_: Any) -> Flow:
     if base not in BASES:
         raise UnknownNameError("base density", base, BASES)
     z = _dry_forward(chain, shape)
@@ -423,14 +425,14 @@ def _flow(chain: Chain, shape: Shape, n_classes: int, base: str) -> Flow:  # noq
     return Flow(flat, BASES[base](math.prod(shape)))
 
 
-def _classifier(network: nn.Module, shape: Shape, n_classes: int, base: str) -> Classifier:  # noqa: ARG001
+def _classifier(network: nn.Module, shape: Shape, *, n_classes: int, **_: Any) -> Classifier:
     classifier = Classifier(network, n_classes)
     _dry_forward(classifier, shape)
     return classifier
 
 
-def _hybrid(chain: Chain, shape: Shape, n_classes: int, base: str) -> Hybrid:
-    hybrid = Hybrid(_flow(chain, shape, n_classes, base), n_classes)
+def _hybrid(chain: Chain, shape: Shape, *, n_classes: int, base: str, head_hidden: int) -> Hybrid:
+    hybrid = Hybrid(_flow(chain, shape, base=base), n_classes, hidden=head_hidden)
     _dry_forward(hybrid, shape)
     return hybrid
 

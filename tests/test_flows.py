@@ -196,6 +196,8 @@ BAD = {
     "temperature that is not a number": (lambda: toy().sample(1, temperature=math.nan), "not be negative"),
     "no flatten": (lambda: ir.Flow(ir.Squeeze(), ir.StandardNormal(4)).log_prob(torch.zeros(1, 1, 2, 2)), "Flatten"),
     "one class": (lambda: ir.Classifier(ir.Squeeze(), 1), "at least 2 classes"),
+    "hybrid of one class": (lambda: ir.Hybrid(toy(), 1), "at least 2 classes"),
+    "head without channels": (lambda: ir.Hybrid(toy(), 2, hidden=0), "at least 1 channel, got 0"),
 }
 
 

@@ -1,6 +1,6 @@
-"""Maps that move elements and change none: squeeze, factor out, flatten, and injective padding."""
+"""Maps that move elements and change none: squeeze, factor out, flatten, injective padding; what latents consist of."""
 
-__all__ = ["FactorOut", "Flatten", "InjectivePad", "Squeeze"]
+__all__ = ["FactorOut", "Flatten", "InjectivePad", "Squeeze", "latent_images"]
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iresnet.bijections.base import Bijection, Solve
+from iresnet.bijections.base import Bijection, Chain, Solve
 from iresnet.errors import IResNetError
 from iresnet.logdet import LogDetEstimator
 
@@ -202,3 +202,30 @@ class InjectivePad(Bijection):
     def extra_repr(self) -> str:
         """Describe the map."""
         return f"channels={self.channels}"
+
+
+def latent_images(bijection: Bijection) -> list[tuple[int, ...]]:
+    """Shapes (C, H, W) of the images that the latent vectors of a bijection consist of, in their order.
+
+    Args:
+        bijection: a map that ends by flattening images, of which :class:`FactorOut` may have taken parts before.
+
+    Returns:
+        The shapes, whose elements are those of a latent vector; none when it is not known to consist of images.
+
+    Example:
+        >>> latent_images(Chain([Squeeze(), FactorOut((4, 8, 8), Chain([Squeeze(), Flatten((8, 4, 4))]))]))
+        [(2, 8, 8), (8, 4, 4)]
+        >>> latent_images(Flatten((5,)))
+        []
+    """
+    match bijection:
+        case Chain() if len(bijection.bijections):
+            return latent_images(bijection.bijections[-1])  # pyright: ignore[reportArgumentType]
+        case FactorOut():
+            rest = latent_images(bijection.rest)
+            return rest and [bijection.out_shape, *rest]
+        case Flatten() if len(bijection.shape) == 3:
+            return [bijection.shape]
+        case _:
+            return []
