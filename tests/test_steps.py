@@ -253,13 +253,11 @@ def test_layers_that_leave_their_coefficient_are_logged(tiny, tmp_path):
 
 # -- patience --------------------------------------------------------------------------------------------------------
 
-WORSE = ("--optim.lr", "1", "--optim.adam-lr", "5", "--optim.schedule", "constant", "--optim.warmup-epochs", "6")
-"""Learning rates that grow until nothing is learned any more."""
-
 
 @pytest.mark.parametrize("ema", ["null", "0.5"])
-def test_a_run_ends_when_it_gets_no_better_and_saves_the_best(ema, tiny, tmp_path):
-    options = (*WORSE, "--train.epochs", "12", "--train.patience", "2", "--train.keep-checkpoints", "1")
+def test_a_run_ends_when_it_gets_no_better_and_saves_the_best(ema, tiny, tmp_path, worse_after):
+    worse_after(60)
+    options = ("--train.epochs", "12", "--train.patience", "2", "--train.keep-checkpoints", "1")
     config = settings(tiny, "hybrid", *options, "--train.ema", ema)
     at = At()
     run = train(config, tmp_path / "run", callbacks=[at])
@@ -278,9 +276,9 @@ def test_a_run_ends_when_it_gets_no_better_and_saves_the_best(ema, tiny, tmp_pat
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
-def test_a_best_snapshot_that_is_damaged_is_named_and_the_last_model_stays(tiny, tmp_path):
-    options = (*WORSE, "--train.epochs", "12", "--train.patience", "2")
-    config = settings(tiny, "hybrid", *options)
+def test_a_best_snapshot_that_is_damaged_is_named_and_the_last_model_stays(tiny, tmp_path, worse_after):
+    worse_after(60)
+    config = settings(tiny, "hybrid", "--train.epochs", "12", "--train.patience", "2")
     run = train(config, tmp_path / "run")
     losses = {line["step"]: line["loss"] for line in lines(run, "validation")}
     best = run.state / f"step-{min(losses, key=losses.get):08d}"
