@@ -113,6 +113,8 @@ def _iresnet(*tokens: str) -> None:
         [sys.executable, "-m", "iresnet", *tokens], env=environment, capture_output=True, text=True
     )
     print((process.stdout + process.stderr).strip().splitlines()[-1:], flush=True)
+    if process.returncode:
+        raise SystemExit(f"iresnet {tokens[0]} ended with status {process.returncode}: the experiments stop here")
 
 
 def archive(name: str, folders: list[Path]) -> None:

@@ -221,4 +221,12 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "noise of one width": ("x + resolution * torch.rand", "x + resolution.mean() * torch.rand"),
         "other noise for each split": ("manual_seed(0))\n    train", "manual_seed(split_seed))\n    train"),
     },
+    ("bijections/reshape.py", "test_hybrids.py"): {
+        "parts of latents in the wrong order": ("[bijection.out_shape, *rest]", "[*rest, bijection.out_shape]"),
+        "a rest that is not known": ("return rest and [", "return ["),
+    },
+    ("classifiers.py", "test_hybrids.py"): {
+        "a convolution without ReLU": ("BatchNorm(wide), nn.ReLU()", "BatchNorm(wide), nn.Identity()"),
+        "every pixel twice": ("3, stride=2, padding=1", "3, stride=1, padding=1"),
+    },
 }
