@@ -146,8 +146,9 @@ def archived(name: str) -> list[zipfile.Path]:
 
 def results() -> dict[str, dict[str, list[zipfile.Path]]]:
     """All that docs/results keeps, by group and experiment."""
-    everything = {group: {name: archived(name) for name in experiments} for group, experiments in GROUPS.items()}
-    return {group: {name: runs for name, runs in found.items() if runs} for group, found in everything.items()}
+    return {
+        group: {name: runs for name in experiments if (runs := archived(name))} for group, experiments in GROUPS.items()
+    }
 
 
 def main() -> None:

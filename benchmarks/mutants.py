@@ -222,11 +222,14 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "other noise for each split": ("manual_seed(0))\n    train", "manual_seed(split_seed))\n    train"),
     },
     ("bijections/reshape.py", "test_hybrids.py"): {
-        "parts of latents in the wrong order": ("[bijection.out_shape, *rest]", "[*rest, bijection.out_shape]"),
-        "a rest that is not known": ("return rest and [", "return ["),
+        "parts of latents in the wrong order": (
+            "[bijection.out_shape, *latent_parts(bijection.rest)]",
+            "[*latent_parts(bijection.rest), bijection.out_shape]",
+        ),
     },
     ("classifiers.py", "test_hybrids.py"): {
         "a convolution without ReLU": ("BatchNorm(wide), nn.ReLU()", "BatchNorm(wide), nn.Identity()"),
+        "images though the rest is not known": ("if len(images) == len(parts) else", "if images else"),
         "every pixel twice": ("3, stride=2, padding=1", "3, stride=1, padding=1"),
     },
 }

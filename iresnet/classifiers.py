@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from iresnet.batchnorm import BatchNorm, LazyBatchNorm
-from iresnet.bijections import Bijection, latent_images
+from iresnet.bijections import Bijection, latent_parts
 from iresnet.errors import IResNetError
 from iresnet.flows import Density, Flow, check_finite
 from iresnet.logdet import LogDetEstimator
@@ -37,7 +37,7 @@ class _ImageHead(nn.Module):
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], hidden: int, n_classes: int):
         super().__init__()
-        self.shapes = [tuple(shape) for shape in shapes]
+        self.shapes = shapes
         self.branches = nn.ModuleList(_branch(shape[0], hidden) for shape in self.shapes)
         self.linear = nn.Linear(2 * hidden * len(self.shapes), n_classes)
 
@@ -118,7 +118,7 @@ class Hybrid(nn.Module):
     r"""A flow whose latent vector also feeds a classification head: :math:`\log p(x)` and :math:`p(y|x)` in one pass.
 
     The head need not be invertible, so nothing constrains it. Where latents consist of images (see
-    :func:`~iresnet.bijections.latent_images`), each of these passes two convolutions, to ``hidden`` and ``2 * hidden``
+    :func:`~iresnet.bijections.latent_parts`), each of these passes two convolutions, to ``hidden`` and ``2 * hidden``
     channels, with batch norm and ReLU; the means over pixels of all of them feed a linear layer. Other latents pass
     batch norm, ReLU and a linear layer.
 
@@ -149,8 +149,9 @@ class Hybrid(nn.Module):
         if not isinstance(hidden, int) or hidden < 1:
             raise IResNetError(f"the head of a hybrid needs at least 1 channel, got {hidden}")
         self.flow = flow
-        images = latent_images(flow.bijection)
-        self.head = _ImageHead(images, hidden, n_classes) if images else _Head(n_classes)
+        parts = latent_parts(flow.bijection)
+        images = [shape for shape in parts if shape]
+        self.head = _ImageHead(images, hidden, n_classes) if len(images) == len(parts) else _Head(n_classes)
 
     @property
     def bijection(self) -> Bijection:

@@ -115,7 +115,8 @@ def test_the_published_sizes_are_built_whole_and_in_their_variants(recipe, overr
     blocks = [m for m in model.modules() if isinstance(m, (ir.ResidualBlock, PlainBlock))]
     assert len(blocks) == sum(load_config(recipe).model["blocks"])
     assert {isinstance(block, PlainBlock) for block in blocks} == {config.model["name"] == "resnet"}
-    assert all(sum(isinstance(m, torch.nn.Conv2d) for m in block.modules()) == 3 for block in blocks)
+    in_head = 2 * len(config.model["blocks"]) if config.task.kind == "hybrid" else 0
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in model.modules()) == 3 * len(blocks) + in_head
     coeffs = {m.coeff for m in model.modules() if isinstance(m, PowerIteration)}
     coeff = config.model.get("coeff", 0.9)
     assert coeffs == (set() if config.model["name"] == "resnet" else {math.inf if coeff is None else coeff})

@@ -5,7 +5,7 @@ __all__ = ["Fit", "LatentAnalysis", "Moments", "Projection", "Radius", "analyse_
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from iresnet.bijections import Chain, FactorOut
+from iresnet.bijections import latent_parts
 from iresnet.distributions import Base
 from iresnet.errors import DataError
 
@@ -267,20 +267,9 @@ def scales_of(encode: Callable[[Tensor], Tensor], dims: int) -> list[tuple[str, 
         >>> scales_of(ir.FactorOut((4, 2, 2), ir.Flatten((2, 2, 2))), 16)
         [('scale 1', 0, 8), ('scale 2', 8, 16)]
     """
-    edges = [0]
-    for size in _factored_out(encode):
-        edges.append(edges[-1] + size)
-    edges.append(dims)
+    *factored_out, _ = latent_parts(encode)
+    edges = [*accumulate((math.prod(shape) for shape in factored_out if shape), initial=0), dims]
     return [(f"scale {i}", *pair) for i, pair in enumerate(pairwise(edges), start=1)]
-
-
-def _factored_out(encode: Callable[[Tensor], Tensor]) -> list[int]:
-    match encode:
-        case Chain():
-            return [size for part in encode.bijections for size in _factored_out(part)]  # pyright: ignore[reportArgumentType]
-        case FactorOut():
-            return [math.prod(encode.out_shape), *_factored_out(encode.rest)]
-    return []
 
 
 def _moments(u: np.ndarray) -> Moments:  # (N, D)

@@ -13,7 +13,7 @@ __all__ = [
     "ResidualBlock",
     "Squeeze",
     "invert",
-    "latent_images",
+    "latent_parts",
     "logdet_of_one_part",
 ]
 
@@ -21,5 +21,5 @@ from iresnet.bijections.actnorm import ActNorm
 from iresnet.bijections.base import Bijection, Chain
 from iresnet.bijections.elementwise import Affine, Logit
 from iresnet.bijections.inversion import Inversion, invert
-from iresnet.bijections.reshape import FactorOut, Flatten, InjectivePad, Squeeze, latent_images
+from iresnet.bijections.reshape import FactorOut, Flatten, InjectivePad, Squeeze, latent_parts
 from iresnet.bijections.residual import ResidualBlock, logdet_of_one_part

@@ -1,8 +1,9 @@
 """Maps that move elements and change none: squeeze, factor out, flatten, injective padding; what latents consist of."""
 
-__all__ = ["FactorOut", "Flatten", "InjectivePad", "Squeeze", "latent_images"]
+__all__ = ["FactorOut", "Flatten", "InjectivePad", "Squeeze", "latent_parts"]
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -204,28 +205,27 @@ class InjectivePad(Bijection):
         return f"channels={self.channels}"
 
 
-def latent_images(bijection: Bijection) -> list[tuple[int, ...]]:
-    """Shapes (C, H, W) of the images that the latent vectors of a bijection consist of, in their order.
+def latent_parts(bijection: Callable[[Tensor], Tensor]) -> list[tuple[int, ...] | None]:
+    """Shapes (C, H, W) of the images that leave a model at its scales and make up its latent vectors, in their order.
 
     Args:
-        bijection: a map that ends by flattening images, of which :class:`FactorOut` may have taken parts before.
+        bijection: a map that ends by flattening an image, of which :class:`FactorOut` may have taken parts before.
 
     Returns:
-        The shapes, whose elements are those of a latent vector; none when it is not known to consist of images.
+        The shapes, one for each scale; None for the last when it is not known to be an image.
 
     Example:
-        >>> latent_images(Chain([Squeeze(), FactorOut((4, 8, 8), Chain([Squeeze(), Flatten((8, 4, 4))]))]))
+        >>> latent_parts(Chain([Squeeze(), FactorOut((4, 8, 8), Chain([Squeeze(), Flatten((8, 4, 4))]))]))
         [(2, 8, 8), (8, 4, 4)]
-        >>> latent_images(Flatten((5,)))
-        []
+        >>> latent_parts(Flatten((5,)))
+        [None]
     """
     match bijection:
         case Chain() if len(bijection.bijections):
-            return latent_images(bijection.bijections[-1])  # pyright: ignore[reportArgumentType]
+            return latent_parts(bijection.bijections[-1])
         case FactorOut():
-            rest = latent_images(bijection.rest)
-            return rest and [bijection.out_shape, *rest]
+            return [bijection.out_shape, *latent_parts(bijection.rest)]
         case Flatten() if len(bijection.shape) == 3:
             return [bijection.shape]
         case _:
-            return []
+            return [None]
