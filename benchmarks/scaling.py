@@ -116,7 +116,9 @@ def calibrated() -> Device:
     scale = matrix.max(0)
     per_flop, per_byte, per_kernel = nnls(matrix / scale, np.ones(len(seconds)))[0] / scale
     rates = [1 / rate if rate else float("inf") for rate in (per_flop, per_byte)]
-    return Device({"float32": rates[0]}, rates[1], efficiency=1.0, launch=float(per_kernel), asynchronous=False)
+    return Device(
+        {"float32": rates[0]}, rates[1], efficiency=1.0, launch=float(per_kernel), floor=0.0, asynchronous=False
+    )
 
 
 # -- two processes ---------------------------------------------------------------------------------------------------

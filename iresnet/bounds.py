@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from iresnet.activations import ACTIVATIONS
+from iresnet.devices import device_of
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, linearize
-from iresnet.lipschitz import DenseConcat, LipschitzConv2d, LipschitzLinear, hold_weights, replace_weights
+from iresnet.lipschitz import DenseConcat, LipschitzConv2d, LipschitzLinear, replace_weights
 from iresnet.operators import largest_absolute_sum, same_conv, same_conv_transpose, torus_matrices
 
 # -- from above: proved ----------------------------------------------------------------------------------------------
@@ -40,7 +41,9 @@ def bounds(*classes: type[nn.Module]) -> Callable[[BoundRule], BoundRule]:
 def upper_bound(module: nn.Module, norm: float = 2.0) -> float:
     r"""Return a number that the Lipschitz constant of ``module`` does not exceed.
 
-    Computed in float64 from the weights as they are used in eval mode. In the Euclidean norm a dense layer is bounded
+    Computed in float64 from the weights as they are used in eval mode, which are normalised in float64 too, so that the
+    bound is the same on every device; what the rounding of a layer's own type may add to its norm is allowed for. In
+    the Euclidean norm a dense layer is bounded
     by its singular values; a convolution by those of its matrix where that is small, else of the circular convolution
     that it is a compression of; a sequence by the product. Infinite for a module without a rule: an unknown layer is
     never certified.
@@ -59,25 +62,46 @@ def upper_bound(module: nn.Module, norm: float = 2.0) -> float:
     """
     if norm not in (1, 2, math.inf):
         raise IResNetError(f"Lipschitz constants are bounded in the norms 1, 2 and infinity, got {norm}")
+    with torch.no_grad(), replace_weights(module, _exact_weights(module, above=True)):
+        return _bound(module, norm)
+
+
+def _bound(module: nn.Module, norm: float) -> float:
     # Hooks, and a forward put into the instance, change what the class computes.
     changed = bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
     rule = None if changed else BOUNDS.get(type(module).forward)
-    if rule is None:
-        return math.inf
-    with torch.no_grad(), hold_weights(module, iterate=False):
-        bound = rule(module, norm)
+    bound = math.inf if rule is None else rule(module, norm)
     return bound if math.isfinite(bound) else math.inf
+
+
+@torch.no_grad()
+def _exact_weights(module: nn.Module, *, above: bool) -> list[Tensor]:
+    """Normalised weights of the Lipschitz layers inside, in float64.
+
+    They are larger, or smaller, than the weights in use by as much as rounding to the layer's own type can move these.
+    Weights that are held are those in use.
+    """
+    layers = [m for m in module.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d))]
+    weights = []
+    for layer in layers:
+        weight, normalisation = layer.unnormalised_weight, layer.normalisation
+        if normalisation.held is not None:
+            weights.append(normalisation.held.double())
+            continue
+        units = normalisation.rounding_above if above else -normalisation.rounding_below
+        weights.append((1 + units * torch.finfo(weight.dtype).eps) * normalisation.normalise(weight.double()))
+    return weights
 
 
 @bounds(nn.Sequential)
 def _sequential_bound(g: nn.Sequential, norm: float) -> float:
-    return math.prod(upper_bound(layer, norm) for layer in g)
+    return math.prod(_bound(layer, norm) for layer in g)
 
 
 @bounds(DenseConcat)
 def _dense_concat_bound(g: DenseConcat, norm: float) -> float:
     a, b = g.weights().double().tolist()
-    parts = torch.tensor([a, b * upper_bound(g.f, norm)], dtype=torch.float64)
+    parts = torch.tensor([a, b * _bound(g.f, norm)], dtype=torch.float64)
     return float(torch.linalg.vector_norm(parts, norm)) * _ROUNDING
 
 
@@ -191,11 +215,9 @@ def lower_bound(g: nn.Module, norm: float = 2.0, *, search_steps: int = 0, n_poi
     if shape is None:
         return 0.0
     generator = torch.Generator().manual_seed(0)
-    device = next(g.parameters()).device
+    device = device_of(g)
     x, u = (torch.randn(n_points, *shape, generator=generator, dtype=torch.float64).to(device) for _ in range(2))
-    layers = [m for m in g.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d))]
-    with torch.no_grad(), hold_weights(g, iterate=False):
-        weights = [layer.weight.double() for layer in layers]  # as they are used
+    weights = _exact_weights(g, above=False)
     exact = copy.deepcopy(g).double().requires_grad_(False)
     with replace_weights(exact, weights):
         try:

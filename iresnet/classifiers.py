@@ -13,6 +13,7 @@ from iresnet.bijections import Bijection, latent_parts
 from iresnet.errors import IResNetError
 from iresnet.flows import Density, Flow, check_finite
 from iresnet.logdet import LogDetEstimator
+from iresnet.precision import default_precision
 
 
 class _Head(nn.Module):
@@ -25,7 +26,8 @@ class _Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:  # (N, C, ...) -> (N, n_classes)
         pixels = features.flatten(2) if features.dim() > 2 else features.unsqueeze(2)
-        return self.linear(torch.relu(self.norm(pixels)).mean(2))
+        with default_precision(training=self.training, device=features.device):
+            return self.linear(torch.relu(self.norm(pixels)).mean(2))
 
 
 class _ImageHead(nn.Module):
@@ -44,8 +46,9 @@ class _ImageHead(nn.Module):
     def forward(self, z: Tensor) -> Tensor:  # (N, D) -> (N, n_classes)
         parts = z.split([math.prod(shape) for shape in self.shapes], dim=1)
         images = [part.view(len(z), *shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        features = [branch(x).mean((2, 3)) for branch, x in zip(self.branches, images, strict=True)]
-        return self.linear(torch.cat(features, dim=1))
+        with default_precision(training=self.training, device=z.device):
+            features = [branch(x).mean((2, 3)) for branch, x in zip(self.branches, images, strict=True)]
+            return self.linear(torch.cat(features, dim=1))
 
 
 def _branch(channels: int, hidden: int) -> nn.Sequential:

@@ -100,7 +100,8 @@ class TrainConfig:
     batch_size: int = _option(64, "examples a step, over all processes")
     seed: int = _option(0, "of weights, order, noise and probes")
     sharding: str = _option("ddp", "ddp: all weights in each process; fsdp: a part in each, for models beyond a device")
-    precision: str = _option("float32", "float32, bf16 or fp16: mixed precision of the products")
+    precision: str = _option("tf32", "of the products: tf32 (float32 where the device has none), float32, bf16 or fp16")
+    deterministic: bool = _option(False, "take only algorithms that give the same bits each time, also on a GPU")
     compile: bool = _option(
         False, "compile the residual blocks (minutes, once for each architecture), for faster steps"
     )
@@ -310,7 +311,7 @@ def from_dict(cls: type, tree: Any, where: str = "") -> Any:
 
 
 def _raise_unknown(cls: type, where: str, key: str, value: Any) -> typing.NoReturn:
-    flags = ["config", "data-dir", "out", "resume", "dry-run"] if not where else []
+    flags = ["config", "data-dir", "out", "resume", "dry-run", "device", "processes", "gpus"] if not where else []
     valid = [name.replace("_", "-") for name, _, _ in options(cls, where)] + flags
     while isinstance(value, dict) and value:  # an unknown section: name the option that was meant
         inner, value = next(iter(value.items()))

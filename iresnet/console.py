@@ -1,6 +1,6 @@
 """What the command line prints, and which of several processes prints it."""
 
-__all__ = ["complain", "err", "is_main", "progress", "say", "show_thread_failure", "show_warning"]
+__all__ = ["announce", "complain", "err", "is_main", "progress", "say", "show_thread_failure", "show_warning"]
 
 import os
 from collections.abc import Callable, Iterator
@@ -25,10 +25,20 @@ def _first_to_say(message: str) -> bool:
     return once(message)
 
 
+_announced: list[str] = []
+
+
+def announce(what: str) -> None:
+    """Have a line printed before the first result of this command, and not at all when there is none."""
+    _announced[:] = [what]
+
+
 def say(what: Any) -> None:
     """Print a result, which all processes have."""
     if is_main():
-        out.print(what)
+        for line in (*_announced, what):
+            out.print(line)
+    _announced.clear()
 
 
 def is_main() -> bool:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from iresnet.devices import random_device
 from iresnet.errors import RecipeError
 
 
@@ -116,4 +117,5 @@ def _standard_log_prob(z: Tensor) -> Tensor:
 
 
 def _noise(like: Tensor, n: int, features: int, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(n, features, dtype=like.dtype, device=like.device, generator=generator)
+    device = random_device(generator, like)
+    return torch.randn(n, features, dtype=like.dtype, device=device, generator=generator).to(like.device)

@@ -142,7 +142,7 @@ def check_sampling(n: int, temperature: float) -> None:
 
 def check_finite(x: Tensor, training: bool) -> None:  # (N, *E)
     """Refuse data that are not finite, where asking does not make a training step wait for its device."""
-    if (training and x.device.type != "cpu") or torch.compiler.is_compiling():
+    if (training and not x.is_cpu) or x.is_meta or torch.compiler.is_compiling():
         return
     finite = torch.isfinite(x).flatten(1).all(1)
     if not bool(finite.all()):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from iresnet.errors import IResNetError
 from iresnet.logdet import Hutchinson, Quadratic
+from iresnet.precision import without_autocast
 
 
 class Krylov(Hutchinson):
@@ -104,9 +105,13 @@ class KrylovSpace:
 
     def extend(self) -> None:
         """Multiply the newest vector with A and orthogonalise, twice, against all."""
-        m = self.steps = self.steps + 1
+        r = self.product(self.Q[:, self.steps])
+        self.steps += 1
+        with without_autocast(r.device):
+            self._orthogonalise(r, self.steps)
+
+    def _orthogonalise(self, r: Tensor, m: int) -> None:
         basis = self.Q[:, :m]
-        r = self.product(self.Q[:, m - 1])
         size = r.norm(dim=1)
         h, r = _project_out(basis, r)
         correction, self.left = _project_out(basis, r)
@@ -123,7 +128,8 @@ class KrylovSpace:
 
     def inverse(self) -> Tensor:  # (N, D)
         """Return :math:`(I+A)^{-1} v`: see :meth:`solve`."""
-        return self._improved(self._shifted(torch.ones(1))[0])
+        with without_autocast(self.Q.device):
+            return self._improved(self._shifted(self.length.new_ones(1), self.steps)[0])
 
     def solve(self) -> tuple[Tensor, Tensor]:  # (N,), (N, D)
         r"""Return :math:`v^T \log(I+A) v`, projected, and :math:`(I+A)^{-1} v`, projected and then improved.
@@ -132,15 +138,17 @@ class KrylovSpace:
         nothing: it lies along what the last product left outside of the space. The error of w + r is A times that of w,
         up to the sign, so it is smaller for every contraction.
         """
-        value, y = self._small(self.steps)
-        return value, self._improved(y)
+        with without_autocast(self.Q.device):
+            value, y = self._small(self.steps)
+            return value, self._improved(y)
 
     def last_change(self) -> Tensor:  # (N,)
         """Size of the change that the last step made to the value: 0 once the space is closed or complete."""
         if self.steps == self.Q.shape[2]:
             return torch.zeros_like(self.length)
-        before = self._small(self.steps - 1)[0] if self.steps > 1 else torch.zeros_like(self.length)
-        return (self._small(self.steps)[0] - before).abs()
+        with without_autocast(self.Q.device):
+            before = self._small(self.steps - 1)[0] if self.steps > 1 else torch.zeros_like(self.length)
+            return (self._small(self.steps)[0] - before).abs()
 
     def _small(self, m: int) -> tuple[Tensor, Tensor]:  # (N,), (N, m)
         r"""Return :math:`|v|^2 e_1^T \log(I+H) e_1` and :math:`(I+H)^{-1} e_1` for the first m steps; computed once.
@@ -149,16 +157,17 @@ class KrylovSpace:
         :math:`\log(I+H) e_1 = \int_0^1 H (I + tH)^{-1} e_1 \, dt`. The inverse is the same system at t = 1.
         """
         if m not in self._solved:
-            y = self._shifted(torch.cat([_NODES, torch.ones(1)]), m)
-            integral = torch.einsum("t,tnm->nm", _WEIGHTS.to(y), y[:-1])
+            t, weights = _quadrature_like(self.H)
+            y = self._shifted(t, m)
+            integral = torch.einsum("t,tnm->nm", weights, y[:-1])
             self._solved[m] = self.length.square() * (self.H[:, 0, :m] * integral).sum(1), y[-1]
         return self._solved[m]
 
-    def _shifted(self, t: Tensor, m: int | None = None) -> Tensor:  # (T,) -> (T, N, m)
-        """Solve (I + t H) y = e_1 for every t."""
-        H = self.H[:, : m or self.steps, : m or self.steps]
+    def _shifted(self, t: Tensor, m: int) -> Tensor:  # (T,) -> (T, N, m)
+        """Solve (I + t H) y = e_1 for every t and the first m steps."""
+        H = self.H[:, :m, :m]
         identity = torch.eye(H.shape[1], dtype=H.dtype, device=H.device)
-        systems = identity + t.to(H)[:, None, None, None] * H
+        systems = identity + t[:, None, None, None] * H
         # solve_ex does not stop on a singular system (a map that is no contraction): the NaN shows in the result.
         return torch.linalg.solve_ex(systems, identity[:, :1].expand(*systems.shape[:-1], 1))[0][..., 0]
 
@@ -184,3 +193,15 @@ def _nodes(n: int) -> tuple[Tensor, Tensor]:
 
 
 _NODES, _WEIGHTS = _nodes(16)
+_NODES_AND_1 = torch.cat([_NODES, _NODES.new_ones(1)])
+_COPIES: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+
+
+def _quadrature_like(H: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes, with t = 1 behind them, and weights on the device of H: copied there once, since copies are waited for."""
+    if torch.compiler.is_compiling():
+        return _NODES_AND_1.to(H), _WEIGHTS.to(H)
+    key = H.dtype, H.device
+    if key not in _COPIES:
+        _COPIES[key] = _NODES_AND_1.to(H), _WEIGHTS.to(H)
+    return _COPIES[key]

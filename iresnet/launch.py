@@ -23,8 +23,13 @@ def started_together() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def check_processes(processes: int | None, gpus: int | None) -> int:
+def check_processes(processes: int | None, gpus: int | None, device: str = "auto") -> int:
     """How many processes ``--processes`` or ``--gpus`` ask for; 1 when neither is given.
+
+    Args:
+        processes: the first of the two options.
+        gpus: the second.
+        device: what ``--device`` says: processes on the CPU need no GPUs.
 
     Raises:
         RecipeError: when both are given, or there are not as many GPUs, or far fewer cores.
@@ -37,14 +42,18 @@ def check_processes(processes: int | None, gpus: int | None) -> int:
         return 1
     import torch
 
-    found = torch.cuda.device_count()
+    found = 0 if device == "cpu" else torch.cuda.device_count()
     if processes is not None and gpus is not None:
         raise RecipeError("--gpus N starts N processes, one for each GPU: leave out --processes")
+    if gpus is not None and device == "cpu":
+        raise RecipeError(f"--gpus {gpus} and --device cpu contradict each other: leave out one of them")
     if gpus is not None and gpus > found:
         remedy = "" if found else f"; use --processes {gpus} for as many processes on the CPU"
         raise RecipeError(f"--gpus {gpus} needs as many GPUs, torch finds {found} on this machine{remedy}")
     if processes is not None and 0 < found < processes:
-        raise RecipeError(f"--processes {processes} needs a GPU for each, torch finds {found} on this machine")
+        raise RecipeError(
+            f"--processes {processes} needs a GPU for each, torch finds {found} on this machine; or use --device cpu"
+        )
     most = MOST_A_CORE * (os.cpu_count() or 1)
     if processes is not None and not found and processes > most:
         raise RecipeError(f"--processes {processes} is more than {MOST_A_CORE} for each core: at most {most} here")

@@ -2,6 +2,7 @@
 
 __all__ = ["Exact", "Hutchinson", "LogDetEstimate", "LogDetEstimator", "Quadratic", "at_least_float32"]
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from torch import Tensor
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.jacobian import Linearization
 from iresnet.operators import to_events, to_vectors
+from iresnet.precision import without_autocast
 from iresnet.probes import PROBES
 
 
@@ -66,6 +68,13 @@ class LogDetEstimator(ABC):
             linearisation computed anew, and gives the same numbers: so a block need not keep its graph.
         """
 
+    def drawing_from(self, generator: torch.Generator) -> "LogDetEstimator":  # noqa: ARG002
+        """Return this estimator with this source of randomness; itself where it has one of its own, or needs none.
+
+        A generator on the CPU gives the same probes on every device.
+        """
+        return self
+
     @abstractmethod
     def estimate(self, jacobian: Linearization, *, lipschitz: float = math.inf) -> LogDetEstimate:
         """Estimate the log-determinant of every sample and report on it, without gradients.
@@ -106,7 +115,9 @@ class Exact(LogDetEstimator):
 
     def _logdet(self, jacobian: Linearization) -> Tensor:
         dense = self._dense(jacobian)
-        return torch.linalg.slogdet(torch.eye(dense.shape[-1], dtype=dense.dtype, device=dense.device) + dense)[1]
+        with without_autocast(dense.device):
+            identity = torch.eye(dense.shape[-1], dtype=dense.dtype, device=dense.device)
+            return torch.linalg.slogdet(identity + dense)[1]
 
     @torch.no_grad()
     def estimate(self, jacobian: Linearization, *, lipschitz: float = math.inf) -> LogDetEstimate:  # noqa: ARG002
@@ -175,6 +186,14 @@ class Hutchinson(LogDetEstimator):
         self.n_probes = n_probes
         self.probe = probe
         self.generator = generator
+
+    def drawing_from(self, generator: torch.Generator) -> "Hutchinson":
+        """See :meth:`LogDetEstimator.drawing_from`."""
+        if self.generator is not None:
+            return self
+        other = copy.copy(self)
+        other.generator = generator
+        return other
 
     @abstractmethod
     def _solve(self, vjp: Callable[[Tensor], Tensor], v: Tensor) -> Quadratic:

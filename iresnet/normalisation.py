@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.operators import apply, apply_transpose, largest_absolute_sum, torus_matrices
+from iresnet.precision import use_precision
 
 
 class Normalisation(nn.Module, ABC):
@@ -36,6 +37,12 @@ class Normalisation(nn.Module, ABC):
 
     norm: float = 2.0
     """p of the operator norm that is bounded, from the p-norm to the p-norm."""
+
+    rounding_above: float = 0.0
+    """Units of rounding of its type by which a normalised weight may be larger than if computed in float64."""
+
+    rounding_below: float = 128.0
+    """The same for one that is smaller: norms are rounded up, where they bound from above."""
 
     def __init__(self, coeff: float | None):
         super().__init__()
@@ -74,8 +81,8 @@ class Normalisation(nn.Module, ABC):
 
     def normalise(self, weight: Tensor) -> Tensor:
         """Scale the weight with the present state, moving nothing."""
-        # The norm is taken in full precision also when the surrounding products are not.
-        with torch.autocast(weight.device.type, enabled=False):
+        # The norm is taken in float32 proper also when the surrounding products are not.
+        with use_precision("float32", weight.device):
             return weight / torch.clamp(self.sigma(weight) / self.coeff, min=1.0)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -117,6 +124,9 @@ class PowerIteration(Normalisation):
         True
     """
 
+    rounding_above = 32.0
+    rounding_below = 32.0
+
     u: Tensor
 
     def __init__(
@@ -137,7 +147,8 @@ class PowerIteration(Normalisation):
 
     def sigma(self, weight: Tensor) -> Tensor:
         """:math:`|W u|`, a lower bound of the norm."""
-        return apply(weight, self.u.clone()).norm()  # a copy: backward may come after the next iteration
+        u = self.u.to(weight.dtype, copy=True)  # a copy: backward may come after the next iteration
+        return apply(weight, u).norm()
 
     def advance(self, weight: Tensor) -> None:
         """Run power iterations until u stands still, at most ``n_steps``."""
@@ -146,7 +157,7 @@ class PowerIteration(Normalisation):
     @torch.no_grad()
     def iterate(self, weight: Tensor, n_steps: int, tol: float = 0.0) -> None:
         """Run ``n_steps`` power iterations on the buffer, or fewer once it moves by less than ``tol``."""
-        with torch.autocast(weight.device.type, enabled=False):
+        with use_precision("float32", weight.device):
             for _ in range(n_steps):
                 u = apply_transpose(weight, apply(weight, self.u))
                 # A zero weight maps u to 0, where it would stay for ever; the old direction is as good as any.
@@ -162,7 +173,7 @@ class PowerIteration(Normalisation):
         last = torch.zeros((), dtype=weight.dtype, device=weight.device)
         for _ in range(0, max_steps, 10):
             self.iterate(weight, 10)
-            sigma = apply(weight, self.u).norm()
+            sigma = self.sigma(weight)
             if bool((sigma - last).abs() <= tol * sigma):
                 return
             last = sigma

@@ -9,19 +9,21 @@ from functools import lru_cache
 import torch
 from torch import Generator, Tensor
 
+from iresnet.devices import random_device
 from iresnet.operators import to_events
 
 
 def _rademacher(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
     """Independent signs."""
     for _ in range(n):
-        yield to_events(_vectors(like).bernoulli_(0.5, generator=generator).mul_(2).sub_(1), like.shape)
+        signs = _vectors(like, generator).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+        yield to_events(signs.to(like.device), like.shape)
 
 
 def _gaussian(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
     """Independent normal numbers: for comparison with what was published."""
     for _ in range(n):
-        yield to_events(_vectors(like).normal_(generator=generator), like.shape)
+        yield to_events(_vectors(like, generator).normal_(generator=generator).to(like.device), like.shape)
 
 
 def _hadamard(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
@@ -36,26 +38,26 @@ def _hadamard(like: Tensor, n: int, generator: Generator | None) -> Iterator[Ten
         and Orginos 2013, https://arxiv.org/abs/1302.4018
     """
     (signs,) = _rademacher(like, 1, generator)
-    numbers = _numbers(tuple(like.shape[1:])).to(like.device)
+    numbers = _numbers(tuple(like.shape[1:]), like.device)
     for row in range(n):
         yield signs * (1 - 2 * _parity(row & numbers)).to(like.dtype)
 
 
-def _vectors(like: Tensor) -> Tensor:  # (N, *E) -> (N, D)
-    """What is drawn depends on the shape, and not on the layout in memory, which a compiler may change."""
-    return like.new_empty(len(like), math.prod(like.shape[1:]))
+def _vectors(like: Tensor, generator: Generator | None) -> Tensor:  # (N, *E) -> (N, D)
+    """Room for what is drawn, which depends on the shape, and not on the layout in memory: a compiler may change it."""
+    return like.new_empty(len(like), math.prod(like.shape[1:]), device=random_device(generator, like))
 
 
 @lru_cache(maxsize=64)
-def _numbers(shape: tuple[int, ...]) -> Tensor:  # (*E,)
+def _numbers(shape: tuple[int, ...], device: torch.device) -> Tensor:  # (*E,)
     """Number elements so that those that agree in the last bits are far apart.
 
     Of an image (C, H, W) the last bits tell channels apart, the next one colours the pixels like a chess board, the one
     after splits its squares by rows; then the same again on the coarser boards that are left.
     """
     if len(shape) != 3:
-        return torch.arange(math.prod(shape)).view(shape)
-    c, h, w = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
+        return torch.arange(math.prod(shape), device=device).view(shape)
+    c, h, w = torch.meshgrid(*(torch.arange(n, device=device) for n in shape), indexing="ij")
     bits = [c >> b for b in range((shape[0] - 1).bit_length())]
     for b in range((max(shape[1:]) - 1).bit_length()):
         bits += [(h >> b) + (w >> b), h >> b]

@@ -125,8 +125,16 @@ class Run:
         self.samples = self.path / "samples"
 
     @classmethod
-    def create(cls, path: str | Path, config: Config, inputs: Inputs, *, data_dir: str | Path | None = None) -> "Run":
-        """Start a new run folder, and note in it where the data came from.
+    def create(
+        cls,
+        path: str | Path,
+        config: Config,
+        inputs: Inputs,
+        *,
+        data_dir: str | Path | None = None,
+        device: torch.device | None = None,
+    ) -> "Run":
+        """Start a new run folder, and note in it where the data came from and where it is trained.
 
         Raises:
             RunError: when there is one already, or the folder cannot be written.
@@ -138,7 +146,7 @@ class Run:
                 run.samples.mkdir(parents=True, exist_ok=True)
                 run.state.mkdir(exist_ok=True)
             write_atomically(run.config_file, text)
-            run.write_environment(data_dir)
+            run.write_environment(data_dir, device)
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)  # it was empty or not there
             raise
@@ -170,10 +178,10 @@ class Run:
             raise RunError(f"{path} is not a run folder (no config.yaml in it); make one with: iresnet train RECIPE")
         return run
 
-    def write_environment(self, data_dir: str | Path | None) -> None:
+    def write_environment(self, data_dir: str | Path | None, device: torch.device | None) -> None:
         """Note where the data came from, and on what the run began, unless that is known."""
         if not self.read_json("env.json"):
-            self.write_json("env.json", _environment(data_dir))
+            self.write_json("env.json", _environment(data_dir, device or torch.device("cpu")))
 
     def remove_leftovers(self) -> None:
         """Remove the halves of files that a killed process left; only for the process that writes the run."""
@@ -287,7 +295,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _environment(data_dir: str | Path | None) -> dict[str, Any]:
+def _environment(data_dir: str | Path | None, device: torch.device) -> dict[str, Any]:
     packages = ("iresnet", "torch", "numpy", "accelerate", "safetensors")
     return {
         "data_dir": str(Path(data_dir).absolute()) if data_dir else None,
@@ -295,6 +303,6 @@ def _environment(data_dir: str | Path | None) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         **{name: metadata.version(name) for name in packages},
     }

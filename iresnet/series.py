@@ -164,15 +164,18 @@ class RussianRoulette(Hutchinson):
         self.lengths = lengths
 
     def _solve(self, vjp: Callable[[Tensor], Tensor], v: Tensor) -> Quadratic:
-        survival = [LENGTHS[self.lengths](k, self.p) for k in range(1, self._draw(v.device) + 1)]
+        survival = [LENGTHS[self.lengths](k, self.p) for k in range(1, self._draw() + 1)]
         weights = [1.0] * self.n_exact + [1 / chance for chance in survival]
         value, w = _series(vjp, v, weights)
         return Quadratic(value, w, lambda lipschitz: torch.zeros_like(value), len(weights))
 
-    def _draw(self, device: torch.device) -> int:
-        """Invert the survival function at a uniform number that all processes share."""
-        where = self.generator.device if self.generator else device
-        u = torch.rand((), dtype=torch.float64, generator=self.generator, device=where).to(device)
+    def _draw(self) -> int:
+        """Invert the survival function at a uniform number that all processes share.
+
+        The host has to know the length, so it draws it, unless it was given the generator of another device.
+        """
+        device = self.generator.device if self.generator else "cpu"
+        u = torch.rand((), dtype=torch.float64, generator=self.generator, device=device).cpu()
         if dist.is_available() and dist.is_initialized() and not _OWN_LENGTHS.get():
             dist.broadcast(u, src=0)
         uniform, k = float(u), 0

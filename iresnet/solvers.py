@@ -14,6 +14,7 @@ from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, linearize
 from iresnet.krylov import KrylovSpace
 from iresnet.operators import to_events, to_vectors
+from iresnet.precision import use_precision
 
 Jacobian = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
 """From x, (n, D), and the indices of its samples to the products v -> J v."""
@@ -26,6 +27,8 @@ class Solution:
     Attributes:
         value: the solution x, (N, \*E).
         converged: whether the last step was within the tolerance.
+        stagnated: whether the residual had fallen a hundredfold and then stood still, above the tolerance, for the last
+            half of the steps: it has met the rounding of the map.
         residual: largest change of any element in the last step, :math:`|x_k - x_{k-1}|_\infty`.
         steps: steps that the sample took part in, each with one evaluation of f.
         evaluations: evaluations of f and products with its Jacobian that were spent on the sample.
@@ -35,6 +38,7 @@ class Solution:
 
     value: Tensor
     converged: Tensor
+    stagnated: Tensor
     residual: Tensor
     steps: Tensor
     evaluations: Tensor
@@ -59,6 +63,8 @@ class Solver(ABC):
     :math:`\sqrt D`. Samples that have converged or diverge leave the batch, so hard samples do not make easy ones pay,
     nor spoil them.
 
+    A step cannot get below the rounding of the map, so all of a solve runs without autocast and without TF32.
+
     Args:
         atol: tolerance on the largest change of an element in one step.
         rtol: the same, relative to the largest element; four units of rounding when None.
@@ -81,7 +87,6 @@ class Solver(ABC):
     def _start(self, x: Tensor, jacobian: Jacobian) -> "Stepper":
         """Return the memory of a solve that starts at x, (N, D)."""
 
-    @torch.no_grad()
     def solve(
         self,
         f: Callable[[Tensor, Tensor], Tensor],
@@ -102,11 +107,22 @@ class Solver(ABC):
         Returns:
             The solution of every sample and its report.
         """
+        with torch.no_grad(), use_precision("float32", x.device):
+            return self._solve(f, x, lipschitz, linearized)
+
+    def _solve(
+        self,
+        f: Callable[[Tensor, Tensor], Tensor],
+        x: Tensor,
+        lipschitz: float,
+        linearized: Callable[[Tensor, Tensor], Linearization] | None,
+    ) -> Solution:
         n, shape = len(x), x.shape
         value = to_vectors(x).clone()
         residual = x.new_full((n,), math.inf)
         distance = x.new_full((n,), math.inf)
         converged = torch.zeros(n, dtype=torch.bool, device=x.device)
+        stagnated = torch.zeros_like(converged)
         steps = torch.zeros(n, dtype=torch.long, device=x.device)
         active = torch.arange(n, device=x.device)
 
@@ -129,6 +145,7 @@ class Solver(ABC):
                 left = active[leave]
                 value[left], residual[left], distance[left] = fv[leave], largest[leave], length[leave]
                 converged[left], steps[left] = done[leave], step
+                stagnated[left] = (~done & stepper.stands_still())[leave]
                 active = active[~leave]
                 if len(active) == 0:
                     break
@@ -137,7 +154,7 @@ class Solver(ABC):
         evaluations = steps + stepper.products * (steps - 1).clamp(min=0)
         factor = lipschitz / (1 - lipschitz) if lipschitz < 1 else math.inf
         bound = torch.where(distance == 0, 0.0, factor * distance)
-        return Solution(to_events(value, shape), converged, residual, steps, evaluations, bound)
+        return Solution(to_events(value, shape), converged, stagnated, residual, steps, evaluations, bound)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(atol={self.atol}, max_steps={self.max_steps})"
@@ -160,6 +177,10 @@ class Stepper:
         self.r = x.new_zeros(n, d)  # f(x) - x
         self.size = x.new_full((n,), math.inf)  # |r|
         self.lowest = self.size  # when it was last halved
+        self.highest = x.new_zeros(n)
+        self.mark = self.size  # when it had last fallen to an eighth, and the step at which that was
+        self.marked_at = torch.zeros(n, dtype=torch.long, device=x.device)
+        self.observed = 0
         self.growth = x.new_ones(n)  # by plain steps since then
         self.growth_allowed = 10 * math.sqrt(d)
         self.rate = x.new_full((n,), 0.5)
@@ -173,6 +194,11 @@ class Stepper:
         halved = size <= 0.5 * self.lowest
         self.growth = torch.where(halved, 1.0, self.growth)
         self.lowest = torch.where(halved, size, self.lowest)
+        self.highest = torch.maximum(self.highest, size)
+        self.observed += 1
+        fell = size <= self.mark / 8
+        self.mark = torch.where(fell, size, self.mark)
+        self.marked_at = torch.where(fell, self.observed, self.marked_at)
         self.learn(x, r)
         back = ~self.plain & ~(ratio <= self.rate)
         if bool(back.any()):
@@ -181,6 +207,10 @@ class Stepper:
             size = torch.where(back, self.size, size)
         self.x, self.r, self.size, self.plain = x, r, size, back
         return self.growth > self.growth_allowed
+
+    def stands_still(self) -> Tensor:  # (n,)
+        """Whether a residual fell a hundredfold, and then not to an eighth in the last half of the steps."""
+        return (2 * self.marked_at <= self.observed) & (self.lowest <= 0.01 * self.highest)
 
     def learn(self, x: Tensor, r: Tensor) -> None:
         """Remember what the last step showed, which holds also where it is taken back."""

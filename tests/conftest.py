@@ -1,8 +1,12 @@
-"""Every test starts from the same seed, on one thread; tiny models to test with are trained once."""
+"""Every test starts from the same seed, on one thread; tiny models to test with are trained once.
+
+Laws hold on every device: tests that use ``device`` run on the CPU and, where there is one, on a GPU.
+"""
 
 import shutil
 
 import hypothesis
+import pretend
 import pytest
 import torch
 
@@ -14,6 +18,52 @@ hypothesis.settings.load_profile("laws")
 @pytest.fixture(autouse=True)
 def _same_seed():
     torch.manual_seed(0)
+
+
+# -- devices ---------------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device", action="append", help="run on this device: cpu, cuda, pretend; all that are here by default"
+    )
+
+
+def pytest_generate_tests(metafunc):
+    if "device" in metafunc.fixturenames:
+        here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        metafunc.parametrize("device", metafunc.config.getoption("device") or here, indirect=True)
+
+
+@pytest.fixture
+def device(request, monkeypatch):
+    """The name of a device, which commands and trainings of the test take by themselves."""
+    if request.param == pretend.NAME:
+        pretend.register()
+    monkeypatch.setattr("iresnet.devices._automatic", lambda: request.param)
+    return request.param
+
+
+@pytest.fixture
+def default_device(device):
+    """The same, and tensors that are made without a device are there."""
+    before = torch.get_default_device()
+    torch.set_default_device(device)
+    torch.manual_seed(0)
+    yield device
+    torch.set_default_device(before)
+
+
+@pytest.fixture
+def pretended():
+    """The name of the pretended device, made known to torch."""
+    if not pretend.AVAILABLE:
+        pytest.skip("this torch has no devices that are written in Python")
+    pretend.register()
+    return pretend.NAME
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
 
 
 SMALL = ("--model.hidden", "8", "--train.epochs", "1", "--train.batch-size", "64", "--train.snapshot-every", "1")
@@ -35,16 +85,18 @@ def tiny():
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A function from the kind to the folder of a tiny run, trained when first asked for; read it, copy it to write."""
+    from iresnet import devices
     from iresnet.config import load_config
     from iresnet.training import train
 
     folders = {}
 
     def folder(kind):
-        if kind not in folders:
+        key = kind, devices._automatic()
+        if key not in folders:
             recipe, *changes = TINY[kind]
-            folders[kind] = train(load_config(recipe, changes), tmp_path_factory.mktemp("runs") / kind).path
-        return folders[kind]
+            folders[key] = train(load_config(recipe, changes), tmp_path_factory.mktemp("runs") / kind).path
+        return folders[key]
 
     return folder
 

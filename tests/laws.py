@@ -73,6 +73,17 @@ def frozen(module: nn.Module, scale: float = 3.0) -> nn.Module:
     return module
 
 
+def trained_like(shape: tuple[int, ...], hidden: int) -> nn.Module:
+    """A map whose layers are at their coefficients."""
+    g = ir.networks.conv_bottleneck(shape, hidden, coeff=0.9)
+    for layer in g:
+        if isinstance(layer, ir.LipschitzConv2d):
+            with torch.no_grad():
+                layer.unnormalised_weight.mul_(5)
+                layer.normalisation.converge(layer.unnormalised_weight)
+    return g.eval()
+
+
 def lipschitz_layers(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if isinstance(m, (ir.LipschitzLinear, ir.LipschitzConv2d))]
 

@@ -14,6 +14,8 @@ from iresnet import bijections
 from iresnet.errors import ConvergenceWarning, IResNetError
 from iresnet.zoo import SOLVERS, make_solver
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 EXACT = {"logdet": ir.Exact(), "solver": ir.Anderson(1e-12, max_steps=1000)}
 
 

@@ -13,6 +13,8 @@ import iresnet as ir
 from iresnet.bounds import upper_bound
 from iresnet.errors import IResNetError
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 
 def toy(**options):
     return ir.zoo.build("toy-mlp", shape=(3,), blocks=2, hidden=8, **options)

@@ -24,6 +24,7 @@ from iresnet import evaluation
 from iresnet.config import recipe_names
 from iresnet.data import load
 
+ON_CPU = "computed on CPU (1 threads)\n"
 KINDS = ("density", "classify", "hybrid", "toy")
 POINTS = (
     "toy-density",
@@ -97,6 +98,8 @@ def test_a_run_from_the_first_command_to_the_last(kind, tiny, call, tmp_path):
     status, out, err = call("train", *tiny[kind], "--out", folder)
     assert status == 0
     assert f"next: iresnet evaluate {folder}" in out
+    told, _, err = err.partition("\n")
+    assert told == "training on CPU (1 threads)"
     assert err.startswith("epoch 1, step ")
     assert ", certified\n" in err
     model = ir.load(folder)
@@ -113,7 +116,7 @@ def test_a_run_from_the_first_command_to_the_last(kind, tiny, call, tmp_path):
         assert err == "iresnet: this run is a classifier without a density; train one with --task.nll-weight 1\n"
     else:
         status, out, err = call("sample", folder, "-n", "4", "--temperature", "0.7")
-        assert (status, out, err) == (0, f"wrote {folder / 'samples' / 'samples.png'}\n", "")
+        assert (status, out, err) == (0, f"{ON_CPU}wrote {folder / 'samples' / 'samples.png'}\n", "")
 
     status, out, err = call("reconstruct", folder, "-n", 3)
     assert (status, err) == (0, "")
@@ -169,7 +172,7 @@ def test_a_table_from_the_first_command_to_the_last(call, tmp_path):
         assert (status, err) == (0, "")
     result = json.loads((folder / "evaluation.json").read_text())
     assert list(result["baselines"]) == ["full-covariance Gaussian"]
-    assert call("sample", folder, "-n", 50)[1] == f"wrote {folder / 'samples' / 'samples.csv'}\n"
+    assert call("sample", folder, "-n", 50)[1] == f"{ON_CPU}wrote {folder / 'samples' / 'samples.csv'}\n"
     samples = np.loadtxt(folder / "samples" / "samples.csv", delimiter=",")
     assert samples.shape == (50, 3)
     assert np.abs(samples.mean(0) - x.mean(0)).max() < 2 * x.std(0).max()  # in the units of the table
@@ -228,21 +231,28 @@ def test_a_standard_error_and_several_draws_can_be_asked_for(copied, call):
     assert f"standard error {error:.2g} after 256 of 300 examples, 0.08 was asked for\n" in out
 
 
+def lines_of(rows):
+    return dict(line.split(maxsplit=1) for line in rows)
+
+
 def test_a_dry_run_prints_the_cost_and_writes_nothing(tiny, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, err = call("train", *tiny["density"], "--train.epochs", 9, "--dry-run")
     assert (status, err) == (0, "")
     measured, predicted = out.split("\n\n")
     header, *rows = measured.replace("per step", "").replace("run ", "").splitlines()
-    assert header == "measured here, on a few examples"
-    lines = dict(line.split(maxsplit=1) for line in rows)
+    assert header == "measured on CPU (1 threads)"
+    assert "at batch size 64, estimated from a few examples" in lines_of(rows)["time"]
+    lines = lines_of(rows)
     assert lines.keys() == {"parameters", "loss", "memory", "time", "full"}
     assert lines["full"].startswith(f"{9 * (1297 // 64)} steps, ")
     assert int(lines["parameters"].replace(",", "")) > 1000
     assert "batch size 64" in lines["memory"]
     header, _, *rows = predicted.splitlines()
-    assert header.startswith("predicted, not measured: batches of 64 over all devices in float32, ")
-    assert [row.split()[:2] for row in rows] == [[n, name] for name in ("a100", "h100") for n in ("1", "8", "64")]
+    assert header.startswith("predicted, not measured: batches of 64 over all devices in tf32, ")
+    assert [row.split()[:2] for row in rows] == [
+        [n, name] for name in ("a100", "h100", "h200") for n in ("1", "8", "64")
+    ]
     assert not list(tmp_path.iterdir())
 
 
@@ -328,7 +338,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tiny, call, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
-    assert err.startswith("iresnet: stopped after step ")
+    assert err.startswith("training on CPU (1 threads)\niresnet: stopped after step ")
     assert err.endswith(f" of 600, saved in {folder}; continue with the same command and --resume\n")
     assert err.count("\n") == 1
     assert ir.certify(ir.load(folder)).certified

@@ -109,15 +109,23 @@ def test_reading_an_expanded_tensor_is_reading_what_it_holds():
 # -- the model -------------------------------------------------------------------------------------------------------
 
 WORK = Count(flops=6 * 10**12, bytes=10**9, kernels=1000, in_use=(10**9,))
-DEVICE = Device({"float32": 1e13, "bf16": 2e13}, bandwidth=1e12, link=1e11, network=1e10, efficiency=0.5, launch=1e-5)
+DEVICE = Device(
+    {"float32": 1e13, "bf16": 2e13},
+    bandwidth=1e12,
+    link=1e11,
+    network=1e10,
+    efficiency=0.5,
+    launch=1e-5,
+    floor=1e-6,
+)
 
 
 def test_seconds_are_the_closed_form():
-    assert DEVICE.seconds(WORK) == pytest.approx(1.2 + 0.002)
-    assert DEVICE.seconds(WORK, "bf16") == pytest.approx(0.6 + 0.002)
+    assert DEVICE.seconds(WORK) == pytest.approx(1.2 + 0.002 + 0.001)
+    assert DEVICE.seconds(WORK, "bf16") == pytest.approx(0.6 + 0.002 + 0.001)
     many = replace(WORK, kernels=10**6)
     assert DEVICE.seconds(many) == pytest.approx(10.0)  # the host is slower than the device
-    assert replace(DEVICE, asynchronous=False).seconds(many) == pytest.approx(10.0 + 1.202)
+    assert replace(DEVICE, asynchronous=False).seconds(many) == pytest.approx(10.0 + 1.202 + 1.0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 64])
@@ -144,11 +152,11 @@ def workload(**changes):
     return Workload(StepCounts((2, 4), counted(2), counted(4)), **{**run, **changes})
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_one_device_waits_for_nobody_and_more_share_the_work(device):
-    one, eight, many = (predict(workload(), device, n) for n in (1, 8, 64))
+@pytest.mark.parametrize("kind", DEVICES)
+def test_one_device_waits_for_nobody_and_more_share_the_work(kind):
+    one, eight, many = (predict(workload(), kind, n) for n in (1, 8, 64))
     assert (one.exchanged, one.exchange_seconds) == (0, 0)
-    assert one.step_seconds == pytest.approx(DEVICES[device].seconds(workload().counts.at(128)))
+    assert one.step_seconds == pytest.approx(DEVICES[kind].seconds(workload().counts.at(128)))
     assert one.memory == 10**9 + 128 * 10**8
     assert eight.memory == 10**9 + 16 * 10**8 + 4 * 10**8  # with the buckets of the gradients
     assert one.step_seconds / 8 < eight.step_seconds < one.step_seconds
@@ -166,14 +174,14 @@ def test_a_run_that_does_not_fit_is_told():
     assert ("too much" in small, "too much" in large) == (False, True)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_the_exchange_hides_behind_the_backward_pass_but_for_its_last_bucket(device):
+@pytest.mark.parametrize("kind", DEVICES)
+def test_the_exchange_hides_behind_the_backward_pass_but_for_its_last_bucket(kind):
     work = workload(batch_size=128 * 1000)  # so much that all else fits behind
-    prediction = predict(work, device, 8)
-    exchange = DEVICES[device].exchange_seconds(prediction.exchanged, 8)
+    prediction = predict(work, kind, 8)
+    exchange = DEVICES[kind].exchange_seconds(prediction.exchanged, 8)
     assert prediction.exchange_seconds == pytest.approx(exchange / math.ceil(prediction.exchanged / BUCKET))
     nothing = workload(batch_size=8, parameters=10**11)
-    assert predict(nothing, device, 8).exchange_seconds > 0.5 * predict(nothing, device, 8).step_seconds
+    assert predict(nothing, kind, 8).exchange_seconds > 0.5 * predict(nothing, kind, 8).step_seconds
 
 
 def test_a_table_has_a_line_for_each_prediction():

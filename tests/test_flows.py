@@ -14,6 +14,8 @@ from iresnet.bijections import Bijection
 from iresnet.distributions import BASES
 from iresnet.errors import IResNetError
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 LOG_2 = math.log(2)
 
 

@@ -9,6 +9,8 @@ from iresnet.data import dequantise, load
 from iresnet.lipschitz import hold_weights
 from iresnet.zoo import SOLVERS, make_solver
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 N = 20
 
 

@@ -9,6 +9,8 @@ import iresnet as ir
 from iresnet.activations import ACTIVATIONS, make_activation
 from iresnet.jacobian import RULES, _transformed
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 
 class Doubled(nn.ELU):
     def forward(self, x):

@@ -19,7 +19,7 @@ FILES = {
 SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalisation", "activations", "bounds", "solvers"}
-NUMERICS |= {"logdet", "krylov", "series", "probes", "operators"}
+NUMERICS |= {"logdet", "krylov", "series", "probes", "operators", "precision", "devices"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
 MODELS |= {"batchnorm", "classifiers", "resnet"}
 USE = MODELS | {"data", "config", "runs", "pictures", "processes", "files"}
@@ -28,7 +28,7 @@ ALLOWED = {
     "errors": set(),
     **dict.fromkeys(NUMERICS - {"errors"}, NUMERICS),
     "networks": NUMERICS,
-    "distributions": {"errors"},
+    "distributions": {"errors", "devices"},
     "bijections": NUMERICS,
     "flows": NUMERICS | {"bijections", "distributions"},
     "batchnorm": NUMERICS,
@@ -39,7 +39,7 @@ ALLOWED = {
     "config": {"errors"},
     "files": {"errors"},
     "report": {"errors", "config", "files"},
-    "data": {"errors"},
+    "data": {"errors", "devices"},
     "recipes": {"errors", "config"},
     "launch": {"errors"},
     "processes": {"errors", "launch"},

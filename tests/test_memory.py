@@ -15,6 +15,8 @@ from iresnet.errors import UnknownNameError
 from iresnet.lipschitz import hold_weights
 from iresnet.zoo import LOGDETS, make_logdet
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 SAVING = sorted(set(MEMORY) - {"keep"})
 UPSTREAM = {
     "equal": lambda n: torch.full((n,), -0.7, dtype=torch.float64),

@@ -10,6 +10,8 @@ from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.normalisation import NORMALISATIONS, GramIteration
 from iresnet.operators import same_conv, torus_matrices
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 LAYERS = {
     "linear": lambda name: ir.LipschitzLinear(5, 7, 0.8, normalisation=name),
     "wide linear": lambda name: ir.LipschitzLinear(9, 2, 0.8, normalisation=name),

@@ -13,6 +13,8 @@ from iresnet.bijections.memory import MEMORY
 from iresnet.config import TaskConfig
 from iresnet.training.task import Task
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 PARTS = (2, 3, 5)
 
 

@@ -159,7 +159,7 @@ CLASSIFIER = {
         "schedule": "step",
         "clip_norm": None,
     },
-    "train": {"batch_size": 128, "epochs": 200, "precision": "float32"},
+    "train": {"batch_size": 128, "epochs": 200, "precision": "tf32"},
     "task": {"nll_weight": 0, "ce_weight": 1},
     "data": {"name": "cifar10", "augment": ("pad-crop", "flip"), "pad_to": None},
 }

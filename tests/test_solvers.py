@@ -13,6 +13,8 @@ from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization
 from iresnet.zoo import SOLVERS, make_solver
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 N, D = 5, 6
 
 

@@ -300,5 +300,5 @@ def test_another_number_of_processes_goes_on_with_other_noise(tiny, tmp_path):
     checkpoint = read_checkpoint(run)
     shutil.rmtree(run.state)
     write_checkpoint(run, replace(checkpoint, step=10, random=2 * checkpoint.random), keep=1)
-    with pytest.warns(RunWarning, match="was saved by 2 processes and continues with 1: with other noise and probes"):
+    with pytest.warns(RunWarning, match="by 2 processes on the CPU and continues with 1 on the CPU: with other noise"):
         train(settings(tiny, "toy"), tmp_path / "run", resume=True)

@@ -466,7 +466,8 @@ def test_a_dry_run_counts_and_writes_nothing(tiny, tmp_path, monkeypatch):
     assert result.n_steps == 7 * (1297 // 64)
     assert result.state_bytes >= 4 * 4 * result.parameters  # weights, gradients and two moments
     assert result.example_bytes > 64 * 4
-    assert result.example_seconds + result.step_seconds > 0
+    assert result.seconds > 0
+    assert not result.timed
     assert math.isfinite(result.loss)
     assert not list(tmp_path.iterdir())
 
@@ -483,7 +484,7 @@ def test_the_memory_of_a_dry_run_is_that_of_a_step_of_the_whole_batch(tiny):
 
 
 def test_a_dry_run_predicts_for_the_precision_of_the_recipe(tiny):
-    full, half = (dry_run(settings(tiny, "density", "--train.precision", name)) for name in ("float32", "bf16"))
+    full, half = (dry_run(settings(tiny, "density", "--train.precision", name)) for name in ("tf32", "bf16"))
     assert half.workload.precision == "bf16"
     assert half.workload.counts.at(64).memory < full.workload.counts.at(64).memory
     assert [p.exchanged for p in half.predictions()] == [p.exchanged for p in full.predictions()]

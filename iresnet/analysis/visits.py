@@ -26,7 +26,7 @@ def examples(split: Split, n: int, *, levels: int | None, seed: int = 0) -> Spli
         torch.Size([4, 1, 2, 2])
     """
     chosen = torch.from_numpy(permutation(len(split), seed)[:n]).to(split.x.device)
-    noise = Generator(split.x.device).manual_seed(seed)
+    noise = Generator().manual_seed(seed)
     x = dequantise(split.x[chosen], levels=levels, generator=noise, dtype=torch.float64)
     return Split(x, None if split.y is None else split.y[chosen])
 

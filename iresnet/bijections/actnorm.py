@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from iresnet.bijections.base import Bijection, Solve
 from iresnet.logdet import LogDetEstimator
+from iresnet.precision import without_autocast
 
 
 class ActNorm(Bijection):
@@ -72,7 +73,8 @@ class ActNorm(Bijection):
         if not self.training or self._known_initialised:
             return
         if not bool(self.initialised):
-            mean, variance = _moments(x)
+            with without_autocast(x.device):
+                mean, variance = _moments(x)
             self.shift.copy_(-mean)
             # A constant channel, such as a padded one, keeps its scale: dividing by nothing would blow up its shift.
             self.log_scale.copy_(-0.5 * torch.log(torch.where(variance > 1e-8, variance, 1.0)))

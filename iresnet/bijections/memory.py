@@ -93,7 +93,8 @@ class _Scaled(torch.autograd.Function):
     """Log-determinants whose gradients, of their sum, are known.
 
     Those of x belong to one sample each and are scaled by its upstream weight. Those of the parameters belong to all:
-    they are scaled when the weights are equal, as in a mean, and computed anew when not.
+    they are scaled when the weights are equal, as in a mean, and computed anew when not. On the CPU that is seen from
+    their values; elsewhere, where looking would wait for the device, from their being one number that is expanded.
     """
 
     @staticmethod
@@ -113,7 +114,8 @@ class _Scaled(torch.autograd.Function):
         of_x, *of_tensors = ctx.early
         if of_x is not None:
             of_x = upstream.view(-1, *[1] * (of_x.dim() - 1)) * of_x
-        if bool((upstream == upstream[:1]).all()):
+        expanded = upstream.stride() == (0,)
+        if expanded or (upstream.is_cpu and bool((upstream == upstream[:1]).all())):
             of_tensors = [None if grad is None else upstream[:1].sum() * grad for grad in of_tensors]
         else:
             of_tensors = ctx.weighted(upstream)

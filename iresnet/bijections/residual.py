@@ -20,6 +20,7 @@ from iresnet.krylov import Krylov
 from iresnet.lipschitz import hold_weights
 from iresnet.logdet import LogDetEstimator
 from iresnet.operators import channels_last
+from iresnet.precision import default_precision, use_precision
 from iresnet.solvers import Anderson, Solution, Solver
 
 
@@ -97,7 +98,7 @@ class ResidualBlock(Bijection):
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
         x = channels_last(x)
-        with hold_weights(self.g):
+        with default_precision(training=self.training, device=x.device), hold_weights(self.g):
             return self._run(MEMORY[self.memory].forward)(self.g, x)
 
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
@@ -105,7 +106,7 @@ class ResidualBlock(Bijection):
         x = channels_last(x)
         ways, estimator = MEMORY[self.memory], logdet or self.logdet
         forward, forward_and_logdet = self._run(ways.forward), self._run(ways.forward_and_logdet)
-        with hold_weights(self.g):
+        with default_precision(training=self.training, device=x.device), hold_weights(self.g):
             self._check_independence(x)
             z, value = one_part(
                 lambda x: forward(self.g, x),
@@ -135,7 +136,8 @@ class ResidualBlock(Bijection):
     def solve(self, z: Tensor, *, solver: Solver | None = None, lipschitz: float | None = None) -> Solution:
         """Solve x + g(x) = z and report on every sample; without gradients, which :meth:`inverse` has.
 
-        The weights are held for the whole solve, in train mode too.
+        The weights are held for the whole solve, in train mode too. It runs in float32 proper at least, whatever
+        autocast and TF32 allow: see :class:`~iresnet.solvers.Solver`.
 
         Args:
             z: outputs of the block, (N, *E).
@@ -147,6 +149,7 @@ class ResidualBlock(Bijection):
             The solution, with an error bound when the block is certified.
         """
         bound = upper_bound(self.g) if lipschitz is None else lipschitz
+        z = self._as_weights(z)
         with torch.no_grad(), hold_weights(self.g, iterate=False):
 
             def linearized(x: Tensor, active: Tensor) -> Linearization:
@@ -166,15 +169,21 @@ class ResidualBlock(Bijection):
         Warns:
             ConvergenceWarning: with residual, steps and advice, when a sample did not converge.
         """
+        z = self._as_weights(z)
         solution = solve(self, z) if solve else self._solve_or_warn(z)
         if not torch.is_grad_enabled():
             return solution.value
-        with hold_weights(self.g, iterate=False):
+        with use_precision("float32", z.device), hold_weights(self.g, iterate=False):
             jacobian = linearize(self.g, solution.value)
         x = z - jacobian.value
         if x.requires_grad:
             x.register_hook(lambda upstream: self._solve_transposed(jacobian.vjp, upstream))
         return x
+
+    def _as_weights(self, z: Tensor) -> Tensor:
+        """Take latents that autocast has rounded in the type of the weights."""
+        weight = next(self.g.parameters(), z)
+        return z.to(torch.promote_types(z.dtype, weight.dtype))
 
     def _solve_or_warn(self, z: Tensor) -> Solution:
         solution = self.solve(z, lipschitz=math.inf)
@@ -242,9 +251,39 @@ def _refuse_unsound(name: str, module: nn.Module) -> None:
 def _warn_unless_converged(solution: Solution, solver: Solver) -> None:
     if bool(solution.converged.all()):
         return
+    stagnated = bool((solution.converged | solution.stagnated).all())
     warnings.warn(
-        f"the inverse of a residual block did not converge: {solution}. Seal the model (iresnet.seal) so that g "
-        f"contracts, raise max_steps={solver.max_steps} or atol={solver.atol}, or compute in float64.",
+        f"the inverse of a residual block did not converge: {solution}. "
+        + (_advice_on_rounding(solution, solver) if stagnated else _advice_on_contraction(solver)),
         ConvergenceWarning,
         stacklevel=4,
     )
+
+
+def _advice_on_contraction(solver: Solver) -> str:
+    return (
+        f"Seal the model (iresnet.seal) so that g contracts, raise max_steps={solver.max_steps} or atol={solver.atol}, "
+        "or compute in float64."
+    )
+
+
+def _advice_on_rounding(solution: Solution, solver: Solver) -> str:
+    """Compare the last residual with the rounding of its type, from which the precision of g can be told."""
+    value = solution.value
+    size = float(value.abs().max())
+    units = float(solution.residual[solution.stagnated].max()) / max(size * torch.finfo(value.dtype).eps, 1e-300)
+    dtype = str(value.dtype).removeprefix("torch.")
+    found = (
+        f"The residual fell, and then stood still at {units:.0f} units of rounding of {dtype} (elements are up to "
+        f"{size:.3g}): that is the rounding of g. "
+    )
+    if units > ROUNDING_UNITS:
+        return found + (
+            f"So g computes in less than {dtype}, as in TF32 or bf16: let it compute in {dtype} (docs/precision.md), or "
+            f"raise atol={solver.atol}."
+        )
+    return found + f"Raise atol={solver.atol}, or compute in float64."
+
+
+ROUNDING_UNITS = 8
+"""Units of rounding of the largest element that a map in that type makes at the most; more are of another precision."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter, validators
 from rich.table import Table
 
-from iresnet.commands.arguments import Count, DataDir, RunFolder, Seed, load_run, open_run
+from iresnet.commands.arguments import Count, DataDir, DeviceName, RunFolder, Seed, load_run, open_run
 from iresnet.console import progress, say
 from iresnet.errors import RunError
 from iresnet.files import distinct_names
@@ -42,6 +42,7 @@ def logdet(
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
+    device: DeviceName = "auto",
 ) -> None:
     """Measure bias and spread of log-determinant estimators against the exact value.
 
@@ -60,10 +61,11 @@ def logdet(
     from iresnet.analysis import analyse_logdet, bijection_of, examples
     from iresnet.analysis.figures import draw_logdet
     from iresnet.bijections import ResidualBlock
+    from iresnet.devices import device_of
 
-    folder, model, dataset, part = open_run(run, data_dir, split)
+    folder, model, dataset, part = open_run(run, data_dir, split, device)
     bijection = bijection_of(model).double()
-    x = examples(part, n or _affordable(part.x[0].numel()), levels=dataset.levels, seed=seed).x
+    x = examples(part, n or _affordable(part.x[0].numel()), levels=dataset.levels, seed=seed).x.to(device_of(model))
     blocks = sum(isinstance(module, ResidualBlock) for module in bijection.modules())
     with progress("blocks at examples", blocks * len(x)) as advance:
         analysis = analyse_logdet(bijection, x, draws=draws, seed=seed, progress=advance)
@@ -87,7 +89,7 @@ def _estimators(analysis: "LogDetAnalysis") -> Table:
 
 
 @analyse.command
-def lipschitz(run: RunFolder) -> None:
+def lipschitz(run: RunFolder, *, device: DeviceName = "auto") -> None:
     """Take singular values of every layer, with bounds from below and above.
 
     Spectra are exact for dense layers, 1x1 convolutions, and convolutions of a small enough matrix; else those of the
@@ -100,7 +102,7 @@ def lipschitz(run: RunFolder) -> None:
     from iresnet.analysis.figures import draw_lipschitz
     from iresnet.analysis.lipschitz import layers_of
 
-    folder, model, inputs = load_run(run)
+    folder, model, inputs = load_run(run, device)
     with progress("layers", len(layers_of(model, inputs.shape))) as advance:
         analysis = analyse_lipschitz(model, inputs.shape, progress=advance)
     say(_layers(analysis))
@@ -148,6 +150,7 @@ def inverse(
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
+    device: DeviceName = "auto",
 ) -> None:
     """Measure errors of inverses against iterations, beside the rate that the certificate proves.
 
@@ -171,7 +174,7 @@ def inverse(
     if coeff and len(runs) > 1:
         raise RunError("--coeff rescales the layers of a single run; give one run, or leave it out")
     copies = [] if len(runs) > 1 else coeff or COEFFICIENTS
-    options = {"n": n, "split": split, "data_dir": data_dir, "seed": seed}
+    options = {"n": n, "split": split, "data_dir": data_dir, "seed": seed, "device": device}
     subjects, solvers, points = [], (), len(STEPS)
     with progress("curves", (len(runs) + len(copies) + len(SOLVERS)) * points) as advance:
         for path, name in zip(runs, distinct_names(runs), strict=True):
@@ -202,14 +205,16 @@ def _inverses(
     split: str,
     data_dir: Path | None,
     seed: int,
+    device: str,
 ) -> "tuple[list[Subject], Any]":
     """A run and its rescaled copies, and the curves of all solvers when they are wanted."""
     from iresnet.analysis import analyse_inverse, bijection_of, examples, rescaled, solver_curves
     from iresnet.analysis.inverse import STEPS
+    from iresnet.devices import device_of
 
-    _, model, dataset, part = open_run(path, data_dir, split)
+    _, model, dataset, part = open_run(path, data_dir, split, device)
     bijection = bijection_of(model).double()
-    x = examples(part, n, levels=dataset.levels, seed=seed).x
+    x = examples(part, n, levels=dataset.levels, seed=seed).x.to(device_of(model))
     scale = float(dataset.levels or (part.x.max() - part.x.min())) or 1.0
     subjects: list[Subject] = []
 
@@ -244,6 +249,7 @@ def latent(
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
+    device: DeviceName = "auto",
 ) -> None:
     """Test whether latents are distributed as the base density claims, and project them on two directions.
 
@@ -260,15 +266,17 @@ def latent(
     from iresnet.analysis.figures import draw_latent
     from iresnet.classifiers import Classifier
     from iresnet.commands.arguments import flow_of
+    from iresnet.devices import device_of
 
-    folder, model, dataset, part = open_run(run, data_dir, split)
+    folder, model, dataset, part = open_run(run, data_dir, split, device)
     if isinstance(model, Classifier):
         encode, base = model.features, None
     else:
         encode, base = model.bijection, flow_of(model).base
     chosen = examples(part, n, levels=dataset.levels, seed=seed)
     with progress("latents", len(chosen)) as advance:
-        analysis = analyse_latent(encode, chosen.x.float(), chosen.y, base=base, progress=advance)
+        x = chosen.x.float().to(device_of(model))
+        analysis = analyse_latent(encode, x, chosen.y, base=base, progress=advance)
     if analysis.radius:
         say(_claims(analysis))
     say(str(analysis))

@@ -3,12 +3,15 @@
 __all__ = [
     "Count",
     "DataDir",
+    "DeviceName",
     "Gpus",
+    "Precision",
     "Processes",
     "RunFolder",
     "Seed",
     "Several",
     "flow_of",
+    "found_device",
     "load_run",
     "open_run",
     "spread",
@@ -19,10 +22,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
+from iresnet.console import announce
 from iresnet.errors import RecipeError, RunError, UnknownNameError
 from iresnet.launch import check_processes, started_together
 
 if TYPE_CHECKING:
+    import torch
+
     from iresnet.data import Dataset, Split
     from iresnet.flows import Flow
     from iresnet.runs import Inputs, Run
@@ -35,6 +41,16 @@ DataDir = Annotated[
         help="Folder of data sets; then $IRESNET_DATA, the user cache and the hub are tried.",
         validator=validators.Path(exists=True, file_okay=False),
     ),
+]
+DeviceName = Annotated[
+    str,
+    Parameter(
+        name="--device", help="Where to compute: auto (a GPU when there is one), cpu, cuda, or one of several: cuda:1."
+    ),
+]
+Precision = Annotated[
+    str,
+    Parameter(help="Of convolutions and matrix products: float32, tf32 (on GPUs that have it) or bf16."),
 ]
 Count = Annotated[int, Parameter(name=["--n", "-n"], validator=validators.Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**63))]
@@ -58,28 +74,38 @@ class Several(Exception):  # noqa: N818
         self.n = n
 
 
-def spread(processes: int | None, gpus: int | None) -> None:
+def spread(processes: int | None, gpus: int | None, device: str) -> None:
     """Have the command run in several processes, unless this one is already one of them."""
-    if not started_together() and check_processes(processes, gpus) > 1:
-        raise Several(check_processes(processes, gpus))
+    if not started_together() and check_processes(processes, gpus, device) > 1:
+        raise Several(check_processes(processes, gpus, device))
 
 
-def load_run(path: Path) -> "tuple[Run, Model, Inputs]":
-    """Open a run folder: the folder, its model, and what the model knows of its data."""
+def found_device(name: str) -> "torch.device":
+    """Find the device of ``--device``, and tell with the results which it is."""
+    from iresnet.devices import choose_device, describe_device
+
+    device = choose_device(name)
+    announce(f"computed on {describe_device(device)}")
+    return device
+
+
+def load_run(path: Path, device: str) -> "tuple[Run, Model, Inputs]":
+    """Open a run folder: the folder, its model on the device, and what the model knows of its data."""
     from iresnet.runs import Run
 
     folder = Run.open(path)
-    return folder, folder.load_model(), folder.read_config()[1]
+    model = folder.load_model()
+    return folder, model.to(found_device(device)), folder.read_config()[1]
 
 
-def open_run(path: Path, data_dir: Path | None, split: str) -> "tuple[Run, Model, Dataset, Split]":
-    """Open a run folder with its data, refused when they are not those it was trained on."""
+def open_run(path: Path, data_dir: Path | None, split: str, device: str) -> "tuple[Run, Model, Dataset, Split]":
+    """Open a run folder with its data, refused when they are not those it was trained on; the model on the device."""
     from iresnet.data import load
 
     splits = ("train", "validation", "test")
     if split not in splits:
         raise UnknownNameError("split", split, splits)
-    folder, model, _ = load_run(path)
+    folder, model, _ = load_run(path, device)
     config, inputs = folder.read_config()
     dataset = load(config.data.name, data_dir or folder.data_dir, **config.data.options)
     if (dataset.shape, dataset.levels, dataset.class_names) != (inputs.shape, inputs.levels, inputs.class_names):

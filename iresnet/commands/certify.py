@@ -6,12 +6,15 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from iresnet.commands.arguments import RunFolder, load_run
+from iresnet.commands.arguments import DeviceName, RunFolder, load_run
 from iresnet.console import say
 
 
 def certify(
-    run: RunFolder, *, search_steps: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 100
+    run: RunFolder,
+    *,
+    search_steps: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 100,
+    device: DeviceName = "auto",
 ) -> int:
     """Bound the Lipschitz constant of every layer and block; writes certificate.json; exit status 1 if not certified.
 
@@ -24,7 +27,7 @@ def certify(
     """
     from iresnet.certificates import certify as certify_model
 
-    folder, model, _ = load_run(run)
+    folder, model, _ = load_run(run, device)
     certificate = certify_model(model, search_steps=search_steps)
     sha256 = folder.weights_sha256()
     stored = folder.read_json("certificate.json")

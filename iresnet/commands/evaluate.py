@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter, validators
 from rich.table import Table
 
-from iresnet.commands.arguments import DataDir, Gpus, Processes, RunFolder, Seed, flow_of, open_run, spread
+from iresnet.commands.arguments import (
+    DataDir,
+    DeviceName,
+    Gpus,
+    Precision,
+    Processes,
+    RunFolder,
+    Seed,
+    flow_of,
+    open_run,
+    spread,
+)
 from iresnet.console import err, is_main, progress, say
 
 if TYPE_CHECKING:
@@ -37,6 +48,8 @@ def evaluate(
     seed: Seed = 0,
     standard_error: float | None = None,
     dequantise_samples: int = 1,
+    precision: Precision = "float32",
+    device: DeviceName = "auto",
     processes: Processes = None,
     gpus: Gpus = None,
 ) -> None:
@@ -64,28 +77,35 @@ def evaluate(
         standard_error: Of the mean bits/dim, at which to stop before the end of the split.
         dequantise_samples: Noise draws for each example, whose mean density is a tighter bound.
     """
-    spread(processes, gpus)
+    spread(processes, gpus, device)
     from iresnet.classifiers import Classifier, Hybrid
+    from iresnet.devices import device_of
+    from iresnet.precision import use_precision
 
-    folder, model, dataset, part = open_run(run, data_dir, split)
+    folder, model, dataset, part = open_run(run, data_dir, split, device)
     others = dict(_other(name, data_dir or folder.data_dir, dataset, split) for name in ood or ())
     part = part.shuffled(seed, examples) if examples else part
     result = _result(folder, model, dataset, part, split)
-    accuracy, score = None, None
+    result["precision"] = precision
+    accuracy, score, baselines, found = None, None, {}, {}
     asked = standard_error is not None or dequantise_samples != 1
-    if asked or not isinstance(model, Classifier):  # a classifier of which a density is asked is refused
-        draws = {"dequantise_samples": dequantise_samples, "seed": seed}
-        score, baselines = _density(flow_of(model), dataset, part, standard_error, draws)
+    with use_precision(precision, device_of(model)):
+        if asked or not isinstance(model, Classifier):  # a classifier of which a density is asked is refused
+            draws = {"dequantise_samples": dequantise_samples, "seed": seed}
+            score, baselines = _density(flow_of(model), dataset, part, standard_error, draws)
+        if isinstance(model, (Classifier, Hybrid)):
+            accuracy = _predictions(model, part, dataset.levels, seed)
+        if others:
+            found = _detections(model, dataset, part, others, seed)
+    if score:
         result |= {"likelihood": asdict(score), "baselines": {name: asdict(b) for name, b in baselines.items()}}
         _print_likelihoods({"this model": score, **baselines}, split)
         _print_uncertainty(score, len(part), standard_error)
-    if isinstance(model, (Classifier, Hybrid)):
-        accuracy = _predictions(model, part, dataset.levels, seed)
+    if accuracy:
         result["classification"] = asdict(accuracy)
         say(f"{split} {accuracy}")
         say(str(accuracy.calibration))
     _print_classes(dataset.class_names, accuracy, score)
-    found = _detections(model, dataset, part, others, seed) if others else {}
     for name, scores in found.items():
         how = {"positive": "other data", "split": split, "seed": seed, "preparation": others[name][1]}
         result["ood"][name] = {score: asdict(value) | how for score, value in scores.items()}

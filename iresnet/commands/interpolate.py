@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from iresnet.commands.arguments import DataDir, Gpus, Processes, RunFolder, Seed, open_run, spread
+from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, RunFolder, Seed, open_run, spread
 from iresnet.console import is_main, progress, say
 from iresnet.errors import DataError
 
@@ -30,6 +30,7 @@ def interpolate(
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
+    device: DeviceName = "auto",
     processes: Processes = None,
     gpus: Gpus = None,
 ) -> None:
@@ -52,16 +53,17 @@ def interpolate(
         data_dir: Folder of data sets.
         seed: Of the pairs and the dequantisation noise.
     """
-    spread(processes, gpus)
+    spread(processes, gpus, device)
+    from iresnet.devices import device_of
     from iresnet.evaluation import KINDS, paths
 
-    folder, model, dataset, part = open_run(run, data_dir, split)
-    first, last = _pairs(dataset, part, n, seed)
+    folder, model, dataset, part = open_run(run, data_dir, split, device)
+    first, last = (x.to(device_of(model)) for x in _pairs(dataset, part, n, seed))
     with progress("paths", n * steps * len(kind or KINDS)) as advance:
         found = paths(model, first, last, steps=steps, kinds=kind, progress=lambda done: advance(n * done))
     for path in found:
         if path.bits_per_dim is not None:
-            ends, middle = path.bits_per_dim[:, [0, -1]].mean(), path.bits_per_dim[:, steps // 2].mean()
+            ends, middle = path.bits_per_dim[:, :: steps - 1].mean(), path.bits_per_dim[:, steps // 2].mean()
             say(f"{path.kind}: {float(ends):.4f} bits/dim at the ends, {float(middle):.4f} in the middle")
     if is_main():
         for written in _write(folder, folder.read_config()[1], found):

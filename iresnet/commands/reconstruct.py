@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter, validators
 from rich.table import Table
 
-from iresnet.commands.arguments import Count, DataDir, Gpus, Processes, RunFolder, Seed, open_run, spread
+from iresnet.commands.arguments import Count, DataDir, DeviceName, Gpus, Processes, RunFolder, Seed, open_run, spread
 from iresnet.console import is_main, progress, say
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def reconstruct(
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
+    device: DeviceName = "auto",
     processes: Processes = None,
     gpus: Gpus = None,
 ) -> None:
@@ -54,11 +55,11 @@ def reconstruct(
         data_dir: Folder of data sets.
         seed: Of the dequantisation noise.
     """
-    spread(processes, gpus)
+    spread(processes, gpus, device)
     from iresnet import evaluation
     from iresnet.zoo import SOLVERS
 
-    folder, model, dataset, part = open_run(run, data_dir, split)
+    folder, model, dataset, part = open_run(run, data_dir, split, device)
     bijection, levels = model.bijection, dataset.levels
     with progress("inversion", len(part)) as advance:
         result = evaluation.reconstruction(bijection, part, levels=levels, seed=seed, progress=advance)
@@ -105,9 +106,11 @@ def _draw(
     import torch
 
     from iresnet.data import dequantise
+    from iresnet.devices import device_of
     from iresnet.pictures import draw
 
     x = dequantise(part.x[:n], levels=inputs.levels, generator=torch.Generator().manual_seed(seed))
+    x = x.to(device_of(bijection))
     with torch.no_grad():
         back = bijection.inverse(bijection(x))
     sheets, how = [x, back], "above: data, below: data -> latent -> data"

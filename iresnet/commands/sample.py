@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from iresnet.commands.arguments import Count, Gpus, Processes, RunFolder, Seed, flow_of, load_run, spread
+from iresnet.commands.arguments import Count, DeviceName, Gpus, Processes, RunFolder, Seed, flow_of, load_run, spread
 from iresnet.console import is_main, progress, say
 from iresnet.errors import RecipeError, UnknownNameError
 
@@ -25,6 +25,7 @@ def sample(
     temperature: float = 1.0,
     individual: Annotated[bool, Parameter(negative="")] = False,
     seed: Seed = 0,
+    device: DeviceName = "auto",
     processes: Processes = None,
     gpus: Gpus = None,
 ) -> None:
@@ -43,14 +44,14 @@ def sample(
             samples to one CSV file.
         seed: Of the latents.
     """
-    spread(processes, gpus)
+    spread(processes, gpus, device)
     import torch
 
     from iresnet import evaluation
     from iresnet.flows import check_sampling
     from iresnet.pictures import draw, draw_each
 
-    folder, model, inputs = load_run(run)
+    folder, model, inputs = load_run(run, device)
     generator = torch.Generator().manual_seed(seed)
     name = "samples"
     flow = flow_of(model)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from iresnet.commands.arguments import DataDir, Gpus, Processes, spread
+from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, spread
 from iresnet.config import Config, load_config, options, recipe_names
 from iresnet.console import err, say
 from iresnet.errors import Interrupted, RecipeError
@@ -24,6 +24,7 @@ def train(
     compile: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002 (the name of the option)
     tracker: Annotated[list[str] | None, Parameter(negative="--no-tracker")] = None,
     verbose: Annotated[bool, Parameter(negative="")] = False,
+    device: DeviceName = "auto",
     processes: Processes = None,
     gpus: Gpus = None,
 ) -> None:
@@ -52,11 +53,11 @@ def train(
 
     data_dir = data_dir or _data_dir_of(recipe)
     if dry_run:
-        say(str(training.dry_run(settings, data_dir=data_dir)))
+        say(str(training.dry_run(settings, data_dir=data_dir, device=device)))
         return
-    spread(processes, gpus)
+    spread(processes, gpus, device)
     folder = out or Path("runs") / settings.name
-    _train(settings, recipe, folder, data_dir, resume=resume, verbose=verbose)
+    _train(settings, recipe, folder, data_dir, device=device, resume=resume, verbose=verbose)
 
 
 def _source(recipe: str, overrides: tuple[str, ...], config: Path | None) -> tuple[str, tuple[str, ...]]:
@@ -78,13 +79,15 @@ def _data_dir_of(recipe: str) -> Path | None:
     return Path(folder) if folder else None
 
 
-def _train(config: Config, recipe: str, folder: Path, data_dir: Path | None, *, resume: bool, verbose: bool) -> None:
+def _train(
+    config: Config, recipe: str, folder: Path, data_dir: Path | None, *, device: str, resume: bool, verbose: bool
+) -> None:
     from iresnet import training
     from iresnet.training.progress import BlockLog, ProgressBar
 
     callbacks = [ProgressBar(err), *([BlockLog(err)] if verbose else ())]
     try:
-        result = training.train(config, folder, data_dir=data_dir, resume=resume, callbacks=callbacks)
+        result = training.train(config, folder, data_dir=data_dir, device=device, resume=resume, callbacks=callbacks)
     except Interrupted as error:
         raise Interrupted(f"{error}; continue with the same command and --resume") from error
     say(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")

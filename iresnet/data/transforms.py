@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from iresnet.devices import random_device
 from iresnet.errors import DataError, UnknownNameError
 
 
@@ -26,7 +27,7 @@ def dequantise(
     Args:
         x: integers from 0 to ``levels - 1``, or continuous data, shape ``(N, *E)``.
         levels: number of integer values, or ``None`` for continuous data, which is only cast.
-        generator: source of the noise, on the device of ``x``.
+        generator: source of the noise; one on the CPU gives the same noise for every device.
         dtype: ``torch.float32`` or ``torch.float64``.
 
     Returns:
@@ -51,8 +52,8 @@ def dequantise(
     x = x.to(dtype)
     if levels is None:
         return x
-    noise = torch.rand(x.shape, generator=generator, dtype=dtype, device=x.device)
-    return torch.minimum(x + noise, torch.nextafter(x + 1, x))  # 255 + 0.99999997 would round to 256
+    noise = torch.rand(x.shape, generator=generator, dtype=dtype, device=random_device(generator, x))
+    return torch.minimum(x + noise.to(x.device), torch.nextafter(x + 1, x))  # 255 + 0.99999997 would round to 256
 
 
 def flip(x: Tensor, *, generator: Generator | None = None) -> Tensor:  # (N, C, H, W) -> (N, C, H, W)
@@ -60,7 +61,7 @@ def flip(x: Tensor, *, generator: Generator | None = None) -> Tensor:  # (N, C, 
 
     Args:
         x: images, shape ``(N, C, H, W)``, of any type.
-        generator: source of the coins, on the device of ``x``.
+        generator: source of the coins; one on the CPU gives the same coins for every device.
 
     Returns:
         The images, shape ``(N, C, H, W)``.
@@ -74,8 +75,8 @@ def flip(x: Tensor, *, generator: Generator | None = None) -> Tensor:  # (N, C, 
         True
     """
     _check_images(x)
-    coin = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
-    return torch.where(coin, x.flip(-1), x)
+    coin = torch.rand(len(x), 1, 1, 1, generator=generator, device=random_device(generator, x)) < 0.5
+    return torch.where(coin.to(x.device), x.flip(-1), x)
 
 
 def _zero(i: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -114,7 +115,7 @@ def pad_crop(
         padding: pixels added on each side; shifts are uniform on ``-padding..padding`` in both directions.
         mode: what the added pixels are: ``"zero"``, ``"reflect"`` (mirrored, the edge not repeated) or
             ``"symmetric"`` (mirrored, the edge repeated).
-        generator: source of the shifts, on the device of ``x``.
+        generator: source of the shifts; one on the CPU gives the same shifts for every device.
 
     Returns:
         The shifted images, shape ``(N, C, H, W)``.
@@ -134,7 +135,8 @@ def pad_crop(
     n, channels, height, width = x.shape
     if not 0 <= padding < min(height, width):
         raise DataError(f"padding must lie in 0..{min(height, width) - 1} for {height}x{width} images, got {padding}")
-    shift = torch.randint(-padding, padding + 1, (2, n, 1), generator=generator, device=x.device)
+    device = random_device(generator, x)
+    shift = torch.randint(-padding, padding + 1, (2, n, 1), generator=generator, device=device).to(x.device)
     rows, inside_rows = PADDINGS[mode](shift[0] + torch.arange(height, device=x.device), height)  # (N, H)
     columns, inside_columns = PADDINGS[mode](shift[1] + torch.arange(width, device=x.device), width)  # (N, W)
     sample = torch.arange(n, device=x.device)[:, None, None, None]

@@ -70,7 +70,7 @@ def gaussian_baseline(dataset: Dataset, split: Split, *, dequantise_samples: int
     )  # share of a feature's variance, by those before it
     if int(info) or not float(unexplained.min()) > 1e-10:
         raise DataError(f"the covariance of {len(x)} examples in {dims} dimensions is singular: no Gaussian baseline")
-    noise = torch.Generator(split.x.device).manual_seed(seed)
+    noise = torch.Generator().manual_seed(seed)
     examples = split.shuffled(seed).x
     log_probs = []
     for _ in range(dequantise_samples):

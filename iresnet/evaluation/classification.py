@@ -91,7 +91,7 @@ def classification(
     if split.y is None:
         raise DataError("the split has no labels to predict")
     parameter = next(model.parameters())
-    generator = Generator(parameter.device).manual_seed(seed)
+    generator = Generator().manual_seed(seed)
     batches = Batches(split.to(parameter.device), batch_size, shuffle=False, drop_last=False).epoch()
     drawn = (classifier_input(model, x, levels, generator) for x, _ in batches)
     model.eval()

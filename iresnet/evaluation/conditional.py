@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from iresnet.classifiers import Hybrid
+from iresnet.devices import random_device
 from iresnet.errors import IResNetError
 from iresnet.flows import check_sampling
 from iresnet.lipschitz import hold_weights
@@ -80,8 +81,8 @@ def latents_of_class(
             z = model.flow.base.sample(batch_size, temperature=temperature, generator=generator)
             probabilities = model.head(z).softmax(1)
             _check_label(label, probabilities.shape[1])
-            coins = torch.rand(batch_size, dtype=z.dtype, device=z.device, generator=generator)
-            taken.append(z[coins < probabilities[:, label]])
+            coins = torch.rand(batch_size, dtype=z.dtype, device=random_device(generator, z), generator=generator)
+            taken.append(z[coins.to(z.device) < probabilities[:, label]])
             n_taken, n_tried = n_taken + len(taken[-1]), n_tried + batch_size
             _check_hope(n, n_taken, n_tried, label)
     return Accepted(torch.cat(taken)[:n], n_taken / n_tried, n_tried)

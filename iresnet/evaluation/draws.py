@@ -16,14 +16,18 @@ from iresnet.flows import Flow
 class Draws:
     """Log-densities under noise and probes that follow from one seed.
 
-    All noise draws of an example meet the same probes, of torch's global generator, which is left changed. What errors
-    of the log-determinants they share cancels in importance weights.
+    They are drawn on the CPU, so that they are the same on every device. All noise draws of an example meet the same
+    probes. What errors of the log-determinants they share cancels in importance weights.
 
     Args:
         flow: the density.
         levels: values that an integer component takes, none for continuous data.
         n_draws: K, noise draws for each example.
         seed: of noise and probes.
+
+    Attributes:
+        of_probes: the generator that an estimator is to draw from; those that draw from torch's global one find it
+            with the same seeds.
 
     Raises:
         DataError: several draws of continuous data, which have no noise.
@@ -35,8 +39,9 @@ class Draws:
         parameter = next(flow.parameters(), torch.zeros(()))
         self.flow, self.levels, self.n_draws = flow, levels, n_draws
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.noise = Generator(self.device).manual_seed(seed)
+        self.noise = Generator().manual_seed(seed)
         self.probes = Generator().manual_seed(seed)
+        self.of_probes = Generator()
 
     def draw(self, x: Tensor, n_probes: int = 1) -> "Drawn":  # (N, *E)
         """Take the next random numbers for K noise draws of these examples, all of which meet the same L probes."""
@@ -48,7 +53,7 @@ class Draws:
 
     def log_probs(self, drawn: "Drawn") -> Tensor:  # (K, L, N)
         """Evaluate examples with the random numbers that were taken for them."""
-        noise = Generator(self.device)
+        noise = Generator()
         noise.set_state(drawn.noise)
         draws = (noisy(drawn.x, self.levels, noise, self.dtype) for _ in range(self.n_draws))
         return torch.stack([torch.stack([self._log_prob(y, seed) for seed in drawn.seeds]) for y in draws])
@@ -67,6 +72,7 @@ class Draws:
         self.probes.set_state(state[1])
 
     def _log_prob(self, y: Tensor, seed: int) -> Tensor:  # (N, *E) -> (N,)
+        self.of_probes.manual_seed(seed)
         torch.manual_seed(seed)
         return finite(self.flow.log_prob(y).double().cpu())
 

@@ -136,9 +136,7 @@ def _way(kind: str, flow: Flow | None) -> Callable[[Tensor, Tensor, float], Tens
 
 
 def _bits(flow: Flow, x: Tensor) -> Tensor:  # (n, steps, *E) -> (n, steps)
-    devices = [x.device] if x.is_cuda else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        dims = math.prod(x.shape[2:])
-        log_prob = flow.log_prob(x.flatten(0, 1), logdet=default_estimator(dims))
+    dims = math.prod(x.shape[2:])
+    estimator = default_estimator(dims).drawing_from(torch.Generator().manual_seed(0))
+    log_prob = flow.log_prob(x.flatten(0, 1), logdet=estimator)
     return -log_prob.view(x.shape[:2]) / (dims * math.log(2))

@@ -62,7 +62,7 @@ def reconstruction(
     tensors = chain(bijection.parameters(), bijection.buffers())
     tensor = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
     split = split.to(tensor.device)
-    generator = torch.Generator(tensor.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     scale = float(levels or (split.x.max() - split.x.min())) or 1.0
     batches = Batches(split, batch_size, shuffle=False, drop_last=False).epoch()
     drawn = (noisy(x, levels, generator, tensor.dtype) for x, _ in batches)

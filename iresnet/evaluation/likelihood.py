@@ -100,8 +100,8 @@ def likelihood(
     and its expectation only improves with K. The interval covers images, noise and probes together, each example with
     its own; ``uncertainty`` tells their parts apart, from a few examples that are evaluated repeatedly.
 
-    All draws of an example meet the same probes (of torch's global generator): what errors of the log-determinant they
-    share cancels in the importance weights. What is left makes the bound too good, by at most ``uncertainty.weights``;
+    All draws of an example meet the same probes: what errors of the log-determinant they share cancels in the
+    importance weights. What is left makes the bound too good, by at most ``uncertainty.weights``;
     ``Exact``, more probes and ``Krylov`` with a small ``tol`` lower it. :class:`~iresnet.RussianRoulette` draws one
     length for a batch, so its errors are not independent and the interval is too narrow.
 
@@ -146,7 +146,7 @@ def likelihood(
     with (
         torch.random.fork_rng(devices=[draws.device] if draws.device.type == "cuda" else []),
         hold_weights(flow),
-        recording(flow, estimator) as record,
+        recording(flow, estimator.drawing_from(draws.of_probes)) as record,
     ):
         nats, total = _evaluate(draws, x.split(batch_size), record, target, progress)
         spent = total.mean(len(nats), dequantise_samples)

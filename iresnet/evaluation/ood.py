@@ -118,9 +118,10 @@ def given(
         tensor([1.3257, 1.3257, 1.3257], dtype=torch.float64)
     """
     dims = split.x[0].numel()
-    estimator = logdet or default_estimator(dims)
+    of_probes = Generator()
+    estimator = (logdet or default_estimator(dims)).drawing_from(of_probes)
     parameter = next(model.parameters(), torch.zeros(()))
-    noise, probes = Generator(parameter.device).manual_seed(seed), Generator().manual_seed(seed)
+    noise, probes = Generator().manual_seed(seed), Generator().manual_seed(seed)
 
     def drawn() -> Iterator[tuple[Tensor, int]]:
         for x in split.x.to(parameter.device).split(batch_size):
@@ -129,6 +130,7 @@ def given(
             yield seen, int(torch.randint(2**31, (), generator=probes))
 
     def evaluate(batch: tuple[Tensor, int]) -> tuple[Tensor | None, Tensor | None]:
+        of_probes.manual_seed(batch[1])
         torch.manual_seed(batch[1])
         log_prob, logits = _outputs(model, batch[0], estimator)
         bits = None if log_prob is None else -finite(log_prob.double().cpu()) / (dims * math.log(2))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.data import Split
+from iresnet.devices import device_of
 from iresnet.evaluation.draws import noisy
 from iresnet.evaluation.shares import shared
 from iresnet.lipschitz import hold_weights
@@ -76,8 +77,8 @@ def solver_errors(
         True
     """
     exact = copy.deepcopy(bijection).double().eval()
-    device = next((t.device for t in exact.parameters()), split.x.device)
-    noise = torch.Generator(device).manual_seed(seed)
+    device = device_of(exact)
+    noise = torch.Generator().manual_seed(seed)
     batches = [noisy(x, levels, noise, torch.float64) for x in split.x.to(device).split(batch_size)]
     scale = float(levels or (split.x.max() - split.x.min())) or 1.0
     found: dict[str, list[Spent]] = {name: [] for name in solvers}

@@ -6,6 +6,9 @@ import re
 from importlib import resources
 from pathlib import Path
 
+import torch
+
+from iresnet.devices import choose_device
 from iresnet.errors import RunError, nearest
 from iresnet.runs import Run
 from iresnet.zoo import Model
@@ -24,19 +27,21 @@ def pretrained_names() -> list[str]:
     return sorted(folder.name for folder in _bundled().iterdir() if (folder / "config.yaml").is_file())
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
     """Rebuild a trained model, sealed, from where it is found first: a folder, the package, the hub.
 
     Args:
         path: a run folder; or the name of a model that comes with the package, see :func:`pretrained_names`; or
             ``owner/name`` of a repository of the Hugging Face hub that holds the ``config.yaml`` and the
             ``model.safetensors`` of a run.
+        device: where to put it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``, a GPU when there is one.
 
     Returns:
-        A :class:`~iresnet.Flow`, :class:`~iresnet.Classifier` or :class:`~iresnet.Hybrid` in eval mode, on the CPU.
+        A :class:`~iresnet.Flow`, :class:`~iresnet.Classifier` or :class:`~iresnet.Hybrid` in eval mode.
 
     Raises:
         RunError: when there is no sound run.
+        RecipeError: when there is no such device.
 
     Example:
         >>> load("digits-density").sample(2).shape
@@ -45,13 +50,17 @@ def load(path: str | Path) -> Model:
         Traceback (most recent call last):
         iresnet.errors.RunError: digits-densty is not a run folder (no config.yaml in it), nor ...; did you mean ...
     """
+    return _find(path).load_model().to(choose_device(device))
+
+
+def _find(path: str | Path) -> Run:
     name = str(path)
     if Path(path).exists():
-        return Run.open(path).load_model()
+        return Run.open(path)
     if name in pretrained_names():
-        return Run(_bundled() / name).load_model()
+        return Run(_bundled() / name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return Run(_download(name)).load_model()
+        return Run(_download(name))
     hint = nearest(name, pretrained_names())
     raise RunError(
         f"{name} is not a run folder (no config.yaml in it), nor one of the models that come with the package "

@@ -23,13 +23,17 @@ from iresnet.zoo import Model
 
 @dataclass(frozen=True)
 class Started:
-    """Training begins, or continues, after ``step`` of ``n_steps`` steps; the first may need compiling."""
+    """Training begins, or continues, after ``step`` of ``n_steps`` steps; the first may need compiling.
+
+    ``device`` is the name of the device, for a person.
+    """
 
     step: int
     n_steps: int
     steps_per_epoch: int
     batch_size: int
     compiled: bool = False
+    device: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,11 @@ from iresnet.training.counting import Count, StepCounts
 EFFICIENCY = 0.5
 """The one assumption about kernels and links: they sustain half of the published peak rates."""
 
-LAUNCH = 15e-6
-"""Seconds in which a host launches a kernel from Python, autograd included: as measured on one, see docs/scaling.md."""
+LAUNCH = 21e-6
+"""Seconds of the host for an operation launched from Python, autograd included: as measured, see docs/scaling.md."""
+
+FLOOR = 2.8e-6
+"""Seconds of the device for an operation however small, as measured beside a GPU's peak rates, see docs/scaling.md."""
 
 BACKWARD = 0.5
 """Share of a step behind which gradients travel, being ready one by one: the backward pass."""
@@ -36,6 +39,7 @@ class Device:
         per_machine: devices of a machine.
         efficiency: share of all peak rates that is sustained.
         launch: seconds of the host for a kernel.
+        floor: seconds of the device for a kernel, besides what its rates give.
         asynchronous: whether the host launches kernels while others run; it does not where they run on it.
     """
 
@@ -49,6 +53,7 @@ class Device:
     per_machine: int = 8
     efficiency: float = EFFICIENCY
     launch: float = LAUNCH
+    floor: float = FLOOR
     asynchronous: bool = True
 
     def seconds(self, count: Count, precision: str = "float32") -> float:
@@ -57,8 +62,9 @@ class Device:
         return max(times) if self.asynchronous else sum(times)
 
     def run_seconds(self, count: Count, precision: str = "float32") -> float:
-        r"""Time of the kernels, :math:`F / (e \hat{F}) + B / (e \hat{B})` for F operations and B bytes: no overlap."""
-        return (count.flops / self.flops[precision] + count.bytes / self.bandwidth) / self.efficiency
+        r"""Time of K kernels, :math:`F / (e \hat{F}) + B / (e \hat{B}) + K t_0` for F operations and B bytes."""
+        work = count.flops / self.flops[precision] + count.bytes / self.bandwidth
+        return work / self.efficiency + count.kernels * self.floor
 
     def launch_seconds(self, count: Count) -> float:
         """Time that the host takes to launch all kernels."""
@@ -74,26 +80,34 @@ class Device:
 
 DEVICES: dict[str, Device] = {
     "a100": Device(
-        flops={"float32": 156e12, "bf16": 312e12, "fp16": 312e12},
+        flops={"float32": 19.5e12, "tf32": 156e12, "bf16": 312e12, "fp16": 312e12},
         bandwidth=2.039e12,
         memory=80e9,
         link=300e9,
         network=25e9,
     ),
     "h100": Device(
-        flops={"float32": 494.7e12, "bf16": 989.4e12, "fp16": 989.4e12},
+        flops={"float32": 66.9e12, "tf32": 494.7e12, "bf16": 989.4e12, "fp16": 989.4e12},
         bandwidth=3.35e12,
         memory=80e9,
         link=450e9,
         network=50e9,
     ),
+    "h200": Device(
+        flops={"float32": 66.9e12, "tf32": 494.7e12, "bf16": 989.4e12, "fp16": 989.4e12},
+        bandwidth=4.8e12,
+        memory=141e9,
+        link=450e9,
+        network=50e9,
+    ),
 }
-"""By name. Convolutions of float32 recipes run in TF32, torch's default.
+"""By name.
 
 References:
     NVIDIA A100 Tensor Core GPU, data sheet 2021 (SXM, 80 GB), and DGX A100, data sheet (200 Gb/s for each),
     https://www.nvidia.com/en-us/data-center/a100; NVIDIA H100 Tensor Core GPU, data sheet 2022 (SXM, dense rates: half
-    of those with sparsity), and DGX H100, data sheet (400 Gb/s), https://www.nvidia.com/en-us/data-center/h100;
+    of those with sparsity), and DGX H100, data sheet (400 Gb/s), https://www.nvidia.com/en-us/data-center/h100; NVIDIA
+    H200 Tensor Core GPU, data sheet 2023 (SXM, 141 GB), https://www.nvidia.com/en-us/data-center/h200;
     latencies of rings: NCCL, src/graph/tuning.cc, https://github.com/NVIDIA/nccl
 """
 

@@ -79,7 +79,6 @@ def make_drawing(model: Model, inputs: Inputs, x: Tensor, n: int) -> Drawing:
         invertible = isinstance(model.network, Bijection)
         return Drawing(inputs, n, None, x, model.invert(model.features(x)) if invertible else None)
     flow = model.flow if isinstance(model, Hybrid) else model
-    generator = torch.Generator(x.device).manual_seed(0)
-    samples = flow.sample(n, generator=generator) if n else None
-    x = dequantise(x, levels=inputs.levels, generator=torch.Generator(x.device).manual_seed(0))
+    samples = flow.sample(n, generator=torch.Generator().manual_seed(0)) if n else None
+    x = dequantise(x, levels=inputs.levels, generator=torch.Generator().manual_seed(0))
     return Drawing(inputs, n, samples, x, flow.decode(flow.encode(x)))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 from iresnet.config import Config
 from iresnet.data import Dataset, training_batches
 from iresnet.data import load as load_data
+from iresnet.devices import choose_device, describe_device
 from iresnet.normalisation import PowerIteration
+from iresnet.precision import use_precision
 from iresnet.runs import inputs_of
 from iresnet.training.cost import DEVICES, Prediction, Workload, duration, predict, table
 from iresnet.training.counting import StepCounts, count
@@ -37,8 +40,8 @@ class DryRun:
         loss: of the step that was run.
         state_bytes: weights, gradients and optimiser state.
         example_bytes: what one example adds to the tensors of a step, where they are most.
-        step_seconds: time of a step, apart from its examples.
-        example_seconds: time that each example adds to a step.
+        seconds: time of a step of the whole batch; None where it does not fit into the device's memory.
+        timed: whether such a step was run, and the time is not drawn from two smaller ones.
         batch_size: of the recipe.
         n_steps: of the whole run.
         device: where it was measured.
@@ -49,8 +52,8 @@ class DryRun:
     loss: float
     state_bytes: int
     example_bytes: int
-    step_seconds: float
-    example_seconds: float
+    seconds: float | None
+    timed: bool
     batch_size: int
     n_steps: int
     device: str
@@ -68,19 +71,25 @@ class DryRun:
 
     def _measured(self) -> str:
         memory = (self.state_bytes + self.batch_size * self.example_bytes) / 2**30
-        seconds = self.step_seconds + self.batch_size * self.example_seconds
         return "\n".join(
             [
-                "measured here, on a few examples",
+                f"measured on {self.device}",
                 f"parameters      {self.parameters:,}",
                 f"loss            {self.loss:.4f} after one real step",
                 f"memory          {memory:.2f} GiB estimated at batch size {self.batch_size} "
                 f"({self.state_bytes / 2**20:.0f} MiB of weights and optimiser, "
                 f"{self.example_bytes / 2**20:.1f} MiB an example)",
-                f"time per step   {seconds:.2f} s estimated at batch size {self.batch_size} on {self.device}",
-                f"full run        {self.n_steps:,} steps, {duration(seconds * self.n_steps)} on {self.device}",
+                f"time per step   {self._time()}",
+                f"full run        {self.n_steps:,} steps"
+                + ("" if self.seconds is None else f", {duration(self.seconds * self.n_steps)}"),
             ]
         )
+
+    def _time(self) -> str:
+        if self.seconds is None:
+            return f"not measured: a batch of {self.batch_size} does not fit here; set --train.accumulate"
+        how = "timed" if self.timed else "estimated from a few examples"
+        return f"{self.seconds:.3g} s at batch size {self.batch_size}, {how}"
 
     def _predicted(self) -> str:
         step = self.workload.counts.at(self.batch_size)
@@ -96,16 +105,24 @@ class DryRun:
         return "\n".join(lines)
 
 
-def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[int, int] = (2, 6)) -> DryRun:
-    """Build the full model of a recipe, run real training steps on a few examples, and estimate the whole run.
+def dry_run(
+    config: Config,
+    *,
+    data_dir: str | Path | None = None,
+    device: str | torch.device = "auto",
+    sizes: tuple[int, int] = (2, 6),
+) -> DryRun:
+    """Build the full model of a recipe, run real training steps, and estimate the whole run.
 
-    Steps on two small batches tell the time of a step from that of its examples, which overestimates the time on
-    devices that a few examples do not fill. Two more are counted: operations, bytes and memory are linear in the
-    examples, and :mod:`iresnet.training.cost` predicts from them what the run takes elsewhere. Nothing is written.
+    Steps on two small batches are counted: operations, bytes and memory are linear in the examples, and
+    :mod:`iresnet.training.cost` predicts from them what the run takes elsewhere. Where the device is not the CPU, steps
+    of the whole batch are timed, since a few examples do not fill it; on the CPU, where they may take minutes, those of
+    the two batches tell the time of a step from that of its examples. Nothing is written.
 
     Args:
         config: the recipe.
         data_dir: where data sets are looked for first.
+        device: where to run, see :func:`~iresnet.devices.choose_device`.
         sizes: the two batch sizes, the first of which takes one more step to warm up.
 
     Raises:
@@ -113,17 +130,16 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
     """
     check_settings(config)
     dataset = load_data(config.data.name, data_dir, **config.data.options)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device)
     task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).to(device).train()
     optimiser = make_optimiser(task.model, config.optim)
     batches = [_first_examples(dataset, size, device) for size in sizes]
     step = partial(_step, task, optimiser, precision=config.train.precision)
     loss, _ = step(batches[0])
-    seconds = [step(batch)[1] for batch in batches]
-    example_seconds = max(0.0, (seconds[1] - seconds[0]) / (sizes[1] - sizes[0]))
+    few = [step(batch)[1] for batch in batches]
     slots = [t for state in optimiser.state.values() for t in state.values() if torch.is_tensor(t)]
     state_bytes = 2 * _bytes(task.parameters()) + _bytes(slots)
-    batch_size = config.train.batch_size
+    batch_size, on_cpu = config.train.batch_size, device.type == "cpu"
     workload = Workload(
         counts=_counts(task, step, batches),
         batch_size=batch_size,
@@ -137,13 +153,29 @@ def dry_run(config: Config, *, data_dir: str | Path | None = None, sizes: tuple[
         loss=loss,
         state_bytes=state_bytes,
         example_bytes=workload.counts.at(batch_size).memory // batch_size,
-        step_seconds=max(0.0, seconds[0] - sizes[0] * example_seconds),
-        example_seconds=example_seconds,
+        seconds=_extrapolated(few, sizes, batch_size)
+        if on_cpu
+        else _timed(step, _first_examples(dataset, batch_size, device)),
+        timed=not on_cpu,
         batch_size=batch_size,
         n_steps=workload.n_steps,
-        device=torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads",
+        device=describe_device(device),
         workload=workload,
     )
+
+
+def _extrapolated(seconds: Sequence[float], sizes: tuple[int, int], n: int) -> float:
+    """Time of a step on n examples, linear in them, from those on two batches."""
+    of_example = max(0.0, (seconds[1] - seconds[0]) / (sizes[1] - sizes[0]))
+    return max(0.0, seconds[0] - sizes[0] * of_example) + n * of_example
+
+
+def _timed(step: Callable[[Batch], tuple[float, float]], batch: Batch) -> float | None:
+    """Median time of five steps after one to warm up; None when the device's memory does not hold one."""
+    try:
+        return median([step(batch)[1] for _ in range(6)][1:])
+    except torch.OutOfMemoryError:
+        return None
 
 
 def _first_examples(dataset: Dataset, n: int, device: torch.device) -> Batch:
@@ -159,11 +191,12 @@ def _resident(dataset: Dataset) -> tuple[Tensor | None, ...]:
 def _step(task: Task, optimiser: torch.optim.Optimizer, batch: Batch, precision: str) -> tuple[float, float]:
     """Run one training step as the loop does; return the loss and the seconds."""
     start = time.perf_counter()
-    with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=precision != "float32"):
-        loss, _ = task(*batch)
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()
+    with use_precision("float32" if precision == "float32" else "tf32", batch[0].device):  # backward too
+        with use_precision(precision, batch[0].device):
+            loss, _ = task(*batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
     value = float(loss.detach())  # waits for the device
     return value, time.perf_counter() - start
 

@@ -17,6 +17,7 @@ from iresnet.certificates import Certificate, excesses
 from iresnet.config import Config
 from iresnet.data import Batches, training_batches
 from iresnet.data import load as load_data
+from iresnet.devices import choose_device, describe_device
 from iresnet.errors import Interrupted, RunError, RunWarning
 from iresnet.processes import agreed, average, joined, restarted, world_size
 from iresnet.runs import Inputs, Run, build_model, inputs_of
@@ -41,11 +42,17 @@ from iresnet.training.ema import Ema
 from iresnet.training.faults import NotFinite, Skipped, check_weights
 from iresnet.training.locks import locked
 from iresnet.training.optim import learning_rate
-from iresnet.training.randomness import kept_random_state, random_state, seed_all, set_random_state
-from iresnet.training.settings import PRECISIONS, check_same, check_settings
+from iresnet.training.randomness import (
+    deterministic_algorithms,
+    kept_random_state,
+    random_state,
+    seed_all,
+    set_random_state,
+)
+from iresnet.training.settings import check_same, check_settings
 from iresnet.training.signals import stop_requests
 from iresnet.training.spending import Spending
-from iresnet.training.step import Step
+from iresnet.training.step import Step, means_of
 from iresnet.training.task import Task, make_task
 from iresnet.training.tracking import make_trackings
 from iresnet.training.weights import SHARDINGS
@@ -57,6 +64,7 @@ def train(
     out: str | Path,
     *,
     data_dir: str | Path | None = None,
+    device: str | torch.device = "auto",
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
@@ -70,6 +78,8 @@ def train(
         config: the recipe.
         out: the run folder, new unless resumed.
         data_dir: where data sets are looked for first.
+        device: where to train, see :func:`~iresnet.devices.choose_device`; each of several processes takes a GPU of its
+            own.
         resume: continue the run in ``out``.
         callbacks: told of every event, after the metrics file and the pictures.
 
@@ -82,8 +92,8 @@ def train(
         Interrupted: on SIGINT or SIGTERM, after saving.
         ProcessLost: when another process of the run has ended.
     """
-    with joined(), quietly():
-        trainer = _Trainer(config, data_dir)
+    with joined(), quietly(), deterministic_algorithms(config.train.deterministic):
+        trainer = _Trainer(config, data_dir, choose_device(device))
         main = trainer.accelerator.is_main_process
         resume = resume or (restarted() and Run(out).config_file.exists())
         run = Run.open(out) if resume else Run.free(out) if main else Run(out)
@@ -97,11 +107,11 @@ def train(
 class _Trainer:
     """The pieces of a run: made and checked first, so that bad input is found before anything is written."""
 
-    def __init__(self, config: Config, data_dir: str | Path | None):
+    def __init__(self, config: Config, data_dir: str | Path | None, device: torch.device):
         check_settings(config)
         self.config, self.data_dir = config, data_dir
         self.dataset = dataset = load_data(config.data.name, data_dir, **config.data.options)
-        self.accelerator = make_accelerator(PRECISIONS[config.train.precision])
+        self.accelerator = make_accelerator(config.train.precision, device)
         self.inputs: Inputs = inputs_of(dataset, config.task.kind)
         task = make_task(config, dataset, self.inputs)
         self.batches = training_batches(
@@ -153,16 +163,17 @@ class _Trainer:
                 self._restore(checkpoint)
                 metrics_size = checkpoint.metrics_size
         elif self.accelerator.is_main_process:
-            Run.create(run.path, self.config, self.inputs, data_dir=self.data_dir)
+            Run.create(run.path, self.config, self.inputs, data_dir=self.data_dir, device=self.accelerator.device)
         if self.accelerator.is_main_process:
-            run.write_environment(self.data_dir)
+            run.write_environment(self.data_dir, self.accelerator.device)
             self.callbacks = [JsonlMetrics(run, metrics_size), Pictures(run), Spending(run)]
             self.callbacks += make_trackings(self.config, run)
 
     def fit(self, run: Run) -> None:
         """Train to the end, with checkpoints and snapshots on the way."""
         train = self.config.train
-        self._tell(Started(self.step, self.n_steps, len(self.batches), train.batch_size, train.compile))
+        device = describe_device(self.accelerator.device)
+        self._tell(Started(self.step, self.n_steps, len(self.batches), train.batch_size, train.compile, device))
         try:
             with stop_requests() as stop:
                 while not (self.over or self.stopping):
@@ -225,14 +236,14 @@ class _Trainer:
     def _means(self) -> dict[str, float]:
         """Average over processes and the steps of the window; here the loop waits for the device."""
         window, self.window = self._reduced_window(), []
-        return {name: float(torch.stack([m[name] for m in window]).float().mean()) for name in window[0]}
+        return dict(zip(window[0], means_of(window).tolist(), strict=True))
 
     def _reduced_window(self) -> list[dict[str, Tensor]]:
         """The metrics of the window, averaged over the processes."""
         if world_size() == 1 or not self.window:
             return self.window
-        names, device = list(self.window[0]), self.accelerator.device
-        rows = [torch.stack([metrics[name].double().to(device) for name in names]) for metrics in self.window]
+        names = list(self.window[0])
+        rows = [torch.stack([metrics[name].double() for name in names]) for metrics in self.window]
         return [dict(zip(names, row, strict=True)) for row in average(torch.stack(rows))]
 
     # -- what is written -------------------------------------------------------------------------------------------
@@ -326,14 +337,16 @@ class _Trainer:
 
     def _restore_randomness(self, checkpoint: Checkpoint) -> None:
         rank, n = self.accelerator.process_index, self.accelerator.num_processes
-        if len(checkpoint.random) == n:
+        here = "a GPU" if self.accelerator.device.type == "cuda" else "the CPU"
+        before = {"a GPU" if "cuda" in state else "the CPU" for state in checkpoint.random}
+        if len(checkpoint.random) == n and before == {here}:
             set_random_state(checkpoint.random[rank])
             return
         seed_all(self.config.train.seed + 1 + rank + n * self.step)
         if self.accelerator.is_main_process:
             warnings.warn(
-                f"the run was saved by {len(checkpoint.random)} processes and continues with {n}: with other noise and "
-                "probes than without the interruption",
+                f"the run was saved by {len(checkpoint.random)} processes on {' and '.join(before)} and continues with "
+                f"{n} on {here}: with other noise and probes than without the interruption",
                 RunWarning,
                 stacklevel=2,
             )

@@ -50,6 +50,7 @@ class ProgressBar(Callback):
         match event:
             case Started():
                 self.batch_size = event.batch_size
+                self.console.print(f"training on {event.device}")
                 if event.compiled:
                     self.console.print("compiling: the first step takes minutes, unless the code is on disk")
                     self.compiling = time.monotonic()

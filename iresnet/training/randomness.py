@@ -1,7 +1,8 @@
 """The random states of a process."""
 
-__all__ = ["kept_random_state", "random_state", "seed_all", "set_random_state"]
+__all__ = ["deterministic_algorithms", "kept_random_state", "random_state", "seed_all", "set_random_state"]
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,9 @@ def seed_all(seed: int) -> None:
 
 
 def random_state() -> State:
-    """States of all generators: tensors and plain values."""
+    """States of all generators that are in use: tensors and plain values."""
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
-    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {}
     numpy = (name, torch.from_numpy(np.asarray(keys, np.int64)), *(value for value in rest))
     return {"cpu": torch.get_rng_state(), **cuda, "python": random.getstate(), "numpy": numpy}
 
@@ -46,3 +47,31 @@ def kept_random_state() -> Iterator[None]:
         yield
     finally:
         set_random_state(state)
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Have torch take only algorithms that give the same bits each time on the same device, or leave it as it is.
+
+    Args:
+        wanted: whether to do so; an operation that has no such algorithm then raises a RuntimeError.
+
+    Example:
+        >>> with deterministic_algorithms(True):
+        ...     torch.are_deterministic_algorithms_enabled()
+        True
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic  # a module with a setting that type checkers do not see
+    filled = memory.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # nothing here reads memory that it did not write
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filled

@@ -1,6 +1,6 @@
 """Checks of the settings of training, before anything is written."""
 
-__all__ = ["PRECISIONS", "check_same", "check_settings"]
+__all__ = ["check_same", "check_settings"]
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -8,12 +8,10 @@ from typing import Any
 
 from iresnet.config import Config, leaves
 from iresnet.errors import RecipeError, RunError, UnknownNameError
+from iresnet.precision import PRECISIONS
 from iresnet.runs import Inputs
 from iresnet.training.trackers import check_trackers
 from iresnet.training.weights import SHARDINGS
-
-PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
-"""Names of the precisions, and what accelerate calls them."""
 
 _LARGEST = 3e38  # of float32
 _WITHOUT_EFFECT = ("train.checkpoint_every", "train.keep_checkpoints")  # on what is trained

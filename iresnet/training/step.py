@@ -1,10 +1,11 @@
 """One step of training: done as a whole, or not at all."""
 
-__all__ = ["Step"]
+__all__ = ["Step", "means_of"]
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from iresnet.bijections import ActNorm
 from iresnet.config import Config
+from iresnet.precision import PRECISIONS, use_precision
 from iresnet.training.ema import Ema
 from iresnet.training.faults import NotFinite, blame
 from iresnet.training.optim import set_learning_rate
@@ -45,7 +47,7 @@ class Step:
     ):
         self.accelerator, self.task, self.optimiser, self.ema = accelerator, task, optimiser, ema
         self.own_task: Task = accelerator.unwrap_model(task)
-        self.n_parts = config.train.accumulate
+        self.n_parts, self.precision = config.train.accumulate, config.train.precision
         self.clip_norm = math.inf if config.optim.clip_norm is None else config.optim.clip_norm
         self.maybe_uninitialised = True
 
@@ -65,17 +67,28 @@ class Step:
         """
         before = self._what_forward_changes()
         self.optimiser.zero_grad()
-        metrics = self._differentiate(x, y)
+        with use_precision(self._flags(), x.device):
+            metrics = self._differentiate(x, y)
         norm = whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.task.parameters(), self.clip_norm)))
         if not self._is_finite(metrics["loss"], norm):
-            with kept_random_state():
+            with kept_random_state(), use_precision(self._flags(), x.device):
                 raise NotFinite(self._undo(x, y, metrics["loss"], *before))
         set_learning_rate(self.optimiser, rate)
         self.optimiser.step()
         self.maybe_uninitialised = False
         if self.ema:
             self.ema.update(self.own_task.model)
-        return {**metrics, "grad_norm": norm, "lr": torch.tensor(rate)}
+        # A fill, since a copy from the host would be waited for.
+        return {**metrics, "grad_norm": norm, "lr": torch.full((), rate, device=x.device)}
+
+    def _flags(self) -> str:
+        """The precision of what autocast leaves alone: float32 proper also while ActNorm takes its moments."""
+        return "float32" if self.precision == "float32" or self._uninitialised() else "tf32"
+
+    def _uninitialised(self) -> bool:
+        """Whether an ActNorm has not seen data yet: asked until the first step is done."""
+        norms = [m for m in self.own_task.modules() if isinstance(m, ActNorm)] if self.maybe_uninitialised else []
+        return not all(bool(norm.initialised) for norm in norms)
 
     def _what_forward_changes(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Random state and copies of buffers; and of all weights as long as ActNorm may initialise some."""
@@ -103,13 +116,17 @@ class Step:
 
     @torch.no_grad()
     def _initialise(self, x: Tensor, y: Tensor | None) -> bool:
-        """Initialise from the whole of the first batch when it will come in parts; whether that was done."""
-        if self.n_parts == 1 or not self.maybe_uninitialised:
+        """Initialise from the whole of the first batch, in float32 proper, when it will come in parts or be rounded.
+
+        Returns:
+            Whether that was done.
+        """
+        if (self.n_parts == 1 and PRECISIONS[self.precision] is None) or not self._uninitialised():
             return False
-        if all(m.initialised for m in self.own_task.modules() if isinstance(m, ActNorm)):
-            return False
+        # Where products are rounded, accelerate wraps the task with autocast: this goes past it.
+        run = self.own_task if PRECISIONS[self.precision] is None else partial(Task.forward, self.own_task)
         with kept_random_state():
-            self.own_task(x, y)
+            run(x, y)
         return True
 
     def _is_finite(self, loss: Tensor, norm: Tensor) -> bool:
@@ -132,3 +149,8 @@ class Step:
         reason = blame(self.own_task, self._parts(x, y))
         self.own_task.load_state_dict(state, strict=False)
         return reason
+
+
+def means_of(window: Sequence[dict[str, Tensor]]) -> Tensor:
+    """Average the metrics of several steps, on their device, in the order of their names."""
+    return torch.stack([torch.stack([metrics[name] for metrics in window]).float().mean() for name in window[0]])

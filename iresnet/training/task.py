@@ -4,6 +4,7 @@ __all__ = ["AUGMENTATIONS", "Task", "make_task"]
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +88,7 @@ class Task(nn.Module):
             density, logits = self._outputs(x)
         loss, metrics = x.new_zeros((), dtype=next(self.model.parameters()).dtype), {}
         if density is not None:
-            bits = -density.log_prob.mean() / (x[0].numel() * math.log(2))
+            bits = -_Mean.apply(density.log_prob) / (x[0].numel() * math.log(2))  # pyright: ignore[reportOperatorIssue]
             loss, metrics["bits_per_dim"] = loss + self.weights.nll_weight * bits, bits.detach()
             metrics["log_prior"], metrics["logdet"] = (t.detach().mean() for t in (density.log_prior, density.logdet))
         if logits is not None:
@@ -113,6 +114,19 @@ class Task(nn.Module):
                 return None, self.model(x.float())
             case _:
                 raise TypeError(f"a Task trains a Flow, Classifier or Hybrid, got {type(self.model).__name__}")
+
+
+class _Mean(torch.autograd.Function):
+    """The mean, whose gradient is one number that is expanded: that all examples weigh the same is seen from it."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # (N,) -> ()
+        ctx.n = len(values)
+        return values.mean()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return (upstream / ctx.n).expand(ctx.n)
 
 
 def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:

@@ -72,7 +72,7 @@ class Replicated(Weights):
         inputs: Inputs,  # noqa: ARG002
         first: Callable[[], Batch],  # noqa: ARG002
     ):
-        self.own = task
+        self.own = task.to(accelerator.device)  # before there is an optimiser of its parameters
         self.task, self.optimiser = accelerator.prepare(task, make_optimiser(task.model, config.optim))
 
     def model_state(self) -> State:

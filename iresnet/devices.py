@@ -1,0 +1,93 @@
+"""Devices: which one to compute on, and where random numbers are drawn."""
+
+__all__ = ["choose_device", "describe_device", "device_of", "random_device"]
+
+import os
+from itertools import chain
+
+import torch
+from torch import Generator, Tensor, nn
+
+from iresnet.errors import RecipeError
+
+
+def choose_device(name: str | torch.device = "auto") -> torch.device:
+    """Find a device, and make it torch's current one of its kind.
+
+    Of several processes of a machine each takes the GPU of its number.
+
+    Args:
+        name: ``"auto"``, a GPU when there is one and else the CPU; ``"cpu"``, ``"cuda"``, or one GPU of several,
+            ``"cuda:1"``.
+
+    Returns:
+        The device, of GPUs with its number.
+
+    Raises:
+        RecipeError: when there is no such device, or it has no float64, which certificates need.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    device = _parsed(_automatic() if name == "auto" else name)
+    if device.type == "cuda":
+        device = torch.device("cuda", _gpu_number(device))
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        _check_usable(device)
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    """Name a device to a person, as ``NVIDIA H200 (cuda:0)`` or ``CPU (2 threads)``."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({device})"
+    return f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return where a model is; the CPU for one without parameters and buffers."""
+    tensor = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def random_device(generator: Generator | None, like: Tensor) -> torch.device:
+    """Return where to draw numbers for a tensor: where their generator is, so that its seed decides on every device."""
+    return generator.device if generator else like.device
+
+
+def _automatic() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _parsed(name: str | torch.device) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f"--device is auto, cpu, cuda, or one GPU of several such as cuda:1, got '{name}'") from error
+
+
+def _gpu_number(device: torch.device) -> int:
+    found = torch.cuda.device_count()
+    if not found:
+        raise RecipeError(
+            f"--device {device} needs a GPU, and torch finds none on this machine; use --device cpu, or install the "
+            "build of torch for its GPUs"
+        )
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if together and device.index is not None:
+        raise RecipeError(f"each of several processes takes the GPU of its number: use --device cuda, got '{device}'")
+    number = int(os.environ.get("LOCAL_RANK", "0")) if together else device.index or 0
+    if number >= found:
+        raise RecipeError(f"there is no cuda:{number}: torch finds {found} GPUs on this machine, from cuda:0")
+    return number
+
+
+def _check_usable(device: torch.device) -> None:
+    try:
+        usable = device.type != "meta" and float(torch.ones(1, dtype=torch.float64, device=device)) == 1
+    except (RuntimeError, TypeError, NotImplementedError, AssertionError):
+        usable = False
+    if not usable:
+        raise RecipeError(f"--device {device} is not here, or lacks float64, which certificates need: use --device cpu")

@@ -1,0 +1,116 @@
+"""A training step and a log-density on the meta device, where a wait for the device, or a mix of devices, raises.
+
+There are no values there: ``.item()``, ``bool(tensor)`` and an index by a mask fail, and so does an operation on
+tensors of two devices. So what would stop a GPU, or make it wait, is found on every machine.
+"""
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import iresnet as ir
+from iresnet.config import load_config
+from iresnet.data import load
+from iresnet.runs import inputs_of
+from iresnet.training.ema import Ema
+from iresnet.training.optim import OPTIMISERS, make_optimiser
+from iresnet.training.step import Step, means_of
+from iresnet.training.task import make_task
+
+STEPS = {
+    "density": ("density",),
+    "classify": ("classify", "--data.augment", "[pad-crop, flip]"),
+    "hybrid": ("hybrid",),
+    "toy": ("toy",),
+    **{f"memory {name}": ("density", "--model.memory", name) for name in ("early", "recompute")},
+    **{
+        f"estimator {name}": ("density", "--model.logdet.name", name)
+        for name in ("power-series", "russian-roulette", "exact")
+    },
+    **{
+        f"estimator {name} with memory {memory}": ("density", "--model.logdet.name", name, "--model.memory", memory)
+        for name in ("russian-roulette", "exact")
+        for memory in ("early", "recompute")
+    },
+    **{f"probe {name}": ("density", "--model.logdet.probe", name) for name in ("gaussian", "hadamard")},
+    "many probes": ("density", "--model.logdet.n-probes", "3"),
+    **{
+        f"normalisation {name}": ("density", "--model.normalisation", name, "--model.n-power-steps", "null")
+        for name in ("gram", "l1", "linf")
+    },
+    **{f"activation {name}": ("density", "--model.activation", name) for name in ("lipswish", "maxmin", "relu")},
+    "dense blocks": ("density", "--model.network", "dense-concat"),
+    **{f"optimiser {name}": ("density", "--optim.name", name) for name in OPTIMISERS},
+    "clipped": ("density", "--optim.clip-norm", "1"),
+    "half of the log-determinants": ("density", "--train.logdet-parts", "2"),
+    "half of the log-determinants, early": ("density", "--train.logdet-parts", "2", "--model.memory", "early"),
+    "in parts": ("density", "--train.accumulate", "2"),
+    "averaged": ("density", "--train.ema", "0.9"),
+    "float32": ("density", "--train.precision", "float32"),
+}
+
+
+def step_on_meta(config, monkeypatch):
+    """A step whose model has seen a first batch on the CPU, and a batch for it, both on the meta device."""
+    dataset = load(config.data.name)
+    task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).train()
+    x, y = dataset.train.x[:16], None if dataset.train.y is None else dataset.train.y[:16]
+    task(x, y)
+    task.to("meta")
+    optimiser = make_optimiser(task.model, config.optim)
+    ema = None if config.train.ema is None else Ema(task.model, config.train.ema)
+    step = Step(Accelerator(cpu=True), task, optimiser, config, ema)
+    step.maybe_uninitialised = False
+    monkeypatch.setattr(Step, "_is_finite", lambda *_: True)  # the one wait of a step
+    return step, x.to("meta"), None if y is None else y.to("meta")
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_waits_for_nothing_and_stays_on_its_device(name, tiny, monkeypatch):
+    kind, *changes = STEPS[name]
+    recipe, *small = tiny[kind]
+    step, x, y = step_on_meta(load_config(recipe, [*small, *changes]), monkeypatch)
+    window = [step(x, y, 0.01) for _ in range(2)]
+    means = means_of(window)
+    assert means.is_meta
+    assert means.shape == (len(window[0]),)
+    assert all(p.is_meta and p.grad.is_meta for p in step.own_task.parameters())
+
+
+def test_a_window_that_was_resumed_meets_that_of_new_steps(tiny, monkeypatch):
+    """Metrics of a checkpoint are put on the device; one that stayed on the CPU, the learning rate, stopped the run."""
+    recipe, *small = tiny["density"]
+    step, x, y = step_on_meta(load_config(recipe, small), monkeypatch)
+    metrics = step(x, y, 0.01)
+    assert {value.device.type for value in metrics.values()} == {"meta"}
+    stayed = {**metrics, "lr": torch.tensor(0.01)}
+    with pytest.raises(RuntimeError, match="device"):
+        means_of([metrics, stayed])
+
+
+ESTIMATORS = {
+    "Exact": ir.Exact,
+    "Krylov": ir.Krylov,
+    "PowerSeries": ir.PowerSeries,
+    "RussianRoulette": ir.RussianRoulette,
+}
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("memory", ["keep", "early", "recompute"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_log_density_waits_for_nothing(estimator, memory, mode):
+    options = {"blocks": (1, 1), "strides": (1, 2), "hidden": 8, "memory": memory, "logdet": ESTIMATORS[estimator]()}
+    flow = ir.zoo.build("iresnet-multiscale", shape=(1, 8, 8), **options)
+    flow.log_prob(torch.rand(4, 1, 8, 8))
+    flow = flow.to("meta").train(mode == "train")
+    log_prob = flow.log_prob(torch.empty(4, 1, 8, 8, device="meta"))
+    assert (log_prob.shape, log_prob.is_meta) == ((4,), True)
+    log_prob.sum().backward()
+
+
+def test_a_wait_is_seen():
+    with pytest.raises(RuntimeError):
+        bool(torch.empty((), device="meta") > 0)
+    with pytest.raises(RuntimeError, match="device"):
+        torch.empty(2, device="meta") + torch.ones(2)
