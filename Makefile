@@ -9,14 +9,18 @@ RUN ?= $(DEMO)
 # Models of this size are fastest with one thread a process.
 export OMP_NUM_THREADS ?= 1
 
+# Where make gpu-test runs.
+DEVICE ?= cuda
+
 # Where make visdom starts its server.
 PORT ?= 8097
 
-.PHONY: help demo test visdom bench scaling mutation-test fault-test lint types wheel-check install clean
+.PHONY: help demo test gpu-test visdom bench scaling mutation-test fault-test lint types wheel-check install clean
 
 help:
 	@echo "make demo   install, train a density of digits, evaluate, sample, invert, certify and report it (3 minutes)"
 	@echo "make test   install and run the tests"
+	@echo "make gpu-test [PYTHON=...]   on a machine with a GPU: the laws there, and a table of what is promised (8 minutes)"
 	@echo "make visdom [PORT=...]   start a visdom server on this machine; needs npm, but no other network"
 	@echo "make bench [RUN=...]   time iresnet and other methods side by side, and invert a trained run (an hour)"
 	@echo "make scaling   time and memory against every size of a step, one process and two, predictions (half an hour)"
@@ -47,6 +51,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
+
+# With the Python that is there, in which iresnet is installed: such machines may have no network.
+gpu-test:
+	$(PYTHON) tests/gpu.py --device $(DEVICE)
 
 # The files of its page come from npm; visdom itself would fetch them from several web sites.
 visdom: $(INSTALLED)

@@ -145,7 +145,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "converged[left], steps[left] = done[leave], step",
             "converged[left], steps[left] = True, step",
         ),
-        "converged samples stay": ("leave = ~finite | done | stepper", "leave = ~finite | done.all() | stepper"),
+        "converged samples stay": ("leave = ~finite | done | diverges", "leave = ~finite | done.all() | diverges"),
         "NaN stays": ("finite = torch.isfinite(largest)", "finite = torch.ones_like(largest, dtype=torch.bool)"),
         "bad steps kept": ("back = ~self.plain & ~(ratio <= self.rate)", "back = ~self.plain & (ratio > 1e9)"),
         "rate of plain steps not learnt": ("torch.maximum(self.rate, ratio.clamp(max=1.0))", "self.rate"),
@@ -169,8 +169,11 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("solvers.py", "test_float32.py test_devices.py"): {
         "a solve in TF32": ('with torch.no_grad(), use_precision("float32", x.device):', "with torch.no_grad():"),
-        "slow samples taken for rounding": ("& (self.lowest <= 0.01 * self.highest)", ""),
-        "rounding not noticed": ("(2 * self.marked_at <= self.observed)", "(self.marked_at > self.observed)"),
+        "slow samples taken for rounding": ("fell = (self.lowest <= 0.01 * self.highest) &", "fell ="),
+        "rounding not noticed": (
+            "(diverges | (2 * self.marked_at <= self.observed))",
+            "(self.marked_at < 0)",
+        ),
     },
     ("normalisation.py", "test_devices.py"): {
         "norms in TF32": (

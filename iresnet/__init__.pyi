@@ -38,6 +38,7 @@ __all__ = [
     "load",
     "networks",
     "seal",
+    "use_precision",
     "zoo",
 ]
 
@@ -64,6 +65,7 @@ from .jacobian import linearize
 from .krylov import Krylov
 from .lipschitz import LipschitzConv2d, LipschitzLinear
 from .logdet import Exact, LogDetEstimate, LogDetEstimator
+from .precision import use_precision
 from .pretrained import load
 from .series import PowerSeries, RussianRoulette
 from .solvers import Anderson, FixedPointIteration, NewtonKrylov, Solution, Solver

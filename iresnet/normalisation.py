@@ -148,7 +148,8 @@ class PowerIteration(Normalisation):
     def sigma(self, weight: Tensor) -> Tensor:
         """:math:`|W u|`, a lower bound of the norm."""
         u = self.u.to(weight.dtype, copy=True)  # a copy: backward may come after the next iteration
-        return apply(weight, u).norm()
+        with use_precision("float32", weight.device):
+            return apply(weight, u).norm()
 
     def advance(self, weight: Tensor) -> None:
         """Run power iterations until u stands still, at most ``n_steps``."""
@@ -236,7 +237,8 @@ class GramIteration(Normalisation):
         else:
             matrices = torch.cat(list(torus_matrices(weight, self.image_size, max_numbers=math.inf)))
         rounding = 1 + 64 * torch.finfo(weight.dtype).eps
-        return rounding * self._bound(matrices).max()
+        with use_precision("float32", weight.device):
+            return rounding * self._bound(matrices).max()
 
     def _bound(self, matrices: Tensor) -> Tensor:  # (..., m, n) -> (...)
         gram = matrices.mH @ matrices if matrices.shape[-2] >= matrices.shape[-1] else matrices @ matrices.mH

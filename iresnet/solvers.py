@@ -140,12 +140,13 @@ class Solver(ABC):
             largest, length = change.abs().amax(1), change.norm(dim=1)
             finite = torch.isfinite(largest)  # else inf <= atol + rtol * inf would pass for convergence
             done = finite & (largest <= self.atol + rtol * fv.abs().amax(1))
-            leave = ~finite | done | stepper.observe(v, change, length) | (step == self.max_steps)
+            diverges = stepper.observe(v, change, length)
+            leave = ~finite | done | diverges | (step == self.max_steps)
             if bool(leave.any()):
                 left = active[leave]
                 value[left], residual[left], distance[left] = fv[leave], largest[leave], length[leave]
                 converged[left], steps[left] = done[leave], step
-                stagnated[left] = (~done & stepper.stands_still())[leave]
+                stagnated[left] = (~done & stepper.stands_still(diverges))[leave]
                 active = active[~leave]
                 if len(active) == 0:
                     break
@@ -208,9 +209,13 @@ class Stepper:
         self.x, self.r, self.size, self.plain = x, r, size, back
         return self.growth > self.growth_allowed
 
-    def stands_still(self) -> Tensor:  # (n,)
-        """Whether a residual fell a hundredfold, and then not to an eighth in the last half of the steps."""
-        return (2 * self.marked_at <= self.observed) & (self.lowest <= 0.01 * self.highest)
+    def stands_still(self, diverges: Tensor) -> Tensor:  # (n,) -> (n,)
+        """Whether a residual fell a hundredfold, and then stood still where it was lowest, or seemed to diverge there.
+
+        To stand still is not to fall to an eighth in the last half of the steps.
+        """
+        fell = (self.lowest <= 0.01 * self.highest) & (self.size <= 16 * self.lowest)
+        return fell & (diverges | (2 * self.marked_at <= self.observed))
 
     def learn(self, x: Tensor, r: Tensor) -> None:
         """Remember what the last step showed, which holds also where it is taken back."""

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if pretend.AVAILABLE:
+    pretend.register()  # before the first backward pass, which fixes the number of devices
 hypothesis.settings.register_profile("laws", deadline=None, derandomize=True, max_examples=25, database=None)
 hypothesis.settings.load_profile("laws")
 
@@ -30,16 +32,24 @@ def pytest_addoption(parser):
 
 
 def pytest_generate_tests(metafunc):
+    chosen = metafunc.config.getoption("device")
+    here = ["cuda"] if torch.cuda.is_available() else []
     if "device" in metafunc.fixturenames:
-        here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-        metafunc.parametrize("device", metafunc.config.getoption("device") or here, indirect=True)
+        metafunc.parametrize("device", chosen or ["cpu", *here], indirect=True)
+    if "another_device" in metafunc.fixturenames:
+        metafunc.parametrize("another_device", chosen or [pretend.NAME, *here], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu(request, monkeypatch):
+    """Tests that do not ask for a device run on the CPU, also where there is a GPU."""
+    if "device" not in request.fixturenames:
+        monkeypatch.setattr("iresnet.devices._automatic", lambda: "cpu")
 
 
 @pytest.fixture
 def device(request, monkeypatch):
     """The name of a device, which commands and trainings of the test take by themselves."""
-    if request.param == pretend.NAME:
-        pretend.register()
     monkeypatch.setattr("iresnet.devices._automatic", lambda: request.param)
     return request.param
 
@@ -47,19 +57,25 @@ def device(request, monkeypatch):
 @pytest.fixture
 def default_device(device):
     """The same, and tensors that are made without a device are there."""
-    before = torch.get_default_device()
-    torch.set_default_device(device)
+    torch.set_default_device(None if device == "cpu" else device)
     torch.manual_seed(0)
     yield device
-    torch.set_default_device(before)
+    torch.set_default_device(None)
+
+
+@pytest.fixture
+def another_device(request):
+    """The name of a device that is not the CPU: a GPU where there is one, and the pretended one."""
+    if request.param == pretend.NAME and not pretend.AVAILABLE:
+        pytest.skip("this torch has no devices that are written in Python")
+    return request.param
 
 
 @pytest.fixture
 def pretended():
-    """The name of the pretended device, made known to torch."""
+    """The name of the pretended device."""
     if not pretend.AVAILABLE:
         pytest.skip("this torch has no devices that are written in Python")
-    pretend.register()
     return pretend.NAME
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from precision import round_to_tf32
 from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
@@ -24,6 +25,8 @@ READS = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "is_nonzero
 
 waits: list[str] = []
 """Names of the operations that the host waited for, since :func:`counted_waits` began."""
+
+_counting = False
 
 
 class PretendTensor(Tensor):
@@ -50,7 +53,7 @@ class PretendTensor(Tensor):
         return PretendTensor(parts["values"])
 
     def tolist(self) -> Any:
-        waits.append("tolist")
+        _note("tolist")
         return self.values.tolist()
 
     def numpy(self, *_: Any, **__: Any) -> Any:
@@ -106,6 +109,11 @@ def _note_waits(name: str, args: tuple, tensors: list[Tensor], target: Any) -> N
         isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in tree_leaves(args[1:2])
     )
     if name in READS or by_mask or (name in COPIES and len(places) == 2):
+        _note(name)
+
+
+def _note(name: str) -> None:
+    if _counting:
         waits.append(name)
 
 
@@ -120,17 +128,19 @@ def _rounded(x: Any) -> Any:
     return round_to_tf32(x) if isinstance(x, Tensor) and x.dtype == torch.float32 else x
 
 
-def round_to_tf32(x: Tensor) -> Tensor:
-    """Round to 10 bits of mantissa, to the nearest."""
-    bits = x.clone().view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
-
-
 RESIZED = ("eye", "eye.m", "arange", "arange.start", "arange.start_step", "linspace", "logspace", "randperm")
 RESIZED += ("randperm.generator",)
 """Operations that torch makes of an empty tensor that is resized, as these here cannot be."""
 
 # -- the device ------------------------------------------------------------------------------------------------------
+
+
+class Module(backend_registration._DummyBackendModule if AVAILABLE else object):
+    """What torch asks of a device: the types that its autocast takes, none."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return []
+
 
 _library: Any = None
 
@@ -139,7 +149,7 @@ def register() -> None:
     """Make the device known to torch, once in a process."""
     global _library
     if _library is None:
-        backend_registration._setup_privateuseone_for_python_backend(NAME)
+        backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Module())
         _library = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
         _library[0].fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
         for name in RESIZED:
@@ -152,5 +162,10 @@ def register() -> None:
 @contextlib.contextmanager
 def counted_waits() -> Iterator[list[str]]:
     """Yield a list that names what the host waits for, as it does."""
+    global _counting
     waits.clear()
-    yield waits
+    _counting = True
+    try:
+        yield waits
+    finally:
+        _counting = False

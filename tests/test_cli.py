@@ -340,7 +340,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tiny, call, tmp_path):
     assert (process.returncode, out) == (130, "")
     assert err.startswith("training on CPU (1 threads)\niresnet: stopped after step ")
     assert err.endswith(f" of 600, saved in {folder}; continue with the same command and --resume\n")
-    assert err.count("\n") == 1
+    assert err.count("\n") == 2
     assert ir.certify(ir.load(folder)).certified
     status, out, _ = call(*command, "--resume")
     assert status == 0

@@ -142,17 +142,8 @@ def test_an_unknown_padding_lists_the_known_ones():
         pad_crop(random_images(), mode="symetric")
 
 
-DEVICES = {
-    "cpu": True,
-    "cuda": torch.cuda.is_available(),
-}
-
-
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", RANDOM)
 def test_results_stay_on_the_device_of_the_batch(name, device):
-    if not DEVICES[device]:
-        pytest.skip(f"needs a {device} device")
     x = random_images().to(device)
     for source in (None, torch.Generator(device).manual_seed(0)):
         assert RANDOM[name](x, source).device == x.device

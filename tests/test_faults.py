@@ -129,7 +129,8 @@ def test_a_file_that_may_not_grow_ends_a_run_without_a_traceback(whole, tmp_path
     small = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))}
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **small)
     assert process.returncode == 2
-    *warned, told = process.stderr.splitlines()
+    began, *warned, told = process.stderr.splitlines()
+    assert began.startswith("training on ")
     assert told.startswith(f"iresnet: cannot write {out / 'state' / 'step-00000007'}: File too large")
     assert all(line.startswith("iresnet: warning: ") for line in warned)  # of trackers, whose files do not grow either
     assert not checkpoint_folders(Run(out))

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from laws import trained_like
-from pretend import round_to_tf32
+from precision import round_to_tf32
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import iresnet as ir
@@ -132,7 +132,7 @@ def test_precisions_nest():
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(UnknownNameError, match="unknown precision .float16."), use_precision("float16", "cpu"):
+    with pytest.raises(UnknownNameError, match="unknown precision"), use_precision("float16", "cpu"):
         pass
 
 

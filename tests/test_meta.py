@@ -6,12 +6,12 @@ tensors of two devices. So what would stop a GPU, or make it wait, is found on e
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 import iresnet as ir
 from iresnet.config import load_config
 from iresnet.data import load
 from iresnet.runs import inputs_of
+from iresnet.training.distributed import make_accelerator
 from iresnet.training.ema import Ema
 from iresnet.training.optim import OPTIMISERS, make_optimiser
 from iresnet.training.step import Step, means_of
@@ -59,7 +59,7 @@ def step_on_meta(config, monkeypatch):
     task.to("meta")
     optimiser = make_optimiser(task.model, config.optim)
     ema = None if config.train.ema is None else Ema(task.model, config.train.ema)
-    step = Step(Accelerator(cpu=True), task, optimiser, config, ema)
+    step = Step(make_accelerator(config.train.precision, torch.device("meta")), task, optimiser, config, ema)
     step.maybe_uninitialised = False
     monkeypatch.setattr(Step, "_is_finite", lambda *_: True)  # the one wait of a step
     return step, x.to("meta"), None if y is None else y.to("meta")

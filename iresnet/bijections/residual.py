@@ -279,8 +279,8 @@ def _advice_on_rounding(solution: Solution, solver: Solver) -> str:
     )
     if units > ROUNDING_UNITS:
         return found + (
-            f"So g computes in less than {dtype}, as in TF32 or bf16: let it compute in {dtype} (docs/precision.md), or "
-            f"raise atol={solver.atol}."
+            f"So g computes in less than {dtype}, as in TF32 or bf16: let it compute in {dtype} (docs/precision.md), "
+            f"or raise atol={solver.atol}."
         )
     return found + f"Raise atol={solver.atol}, or compute in float64."
 

@@ -69,7 +69,8 @@ class Step:
         self.optimiser.zero_grad()
         with use_precision(self._flags(), x.device):
             metrics = self._differentiate(x, y)
-        norm = whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.task.parameters(), self.clip_norm)))
+        norm = self.accelerator.clip_grad_norm_(self.task.parameters(), self.clip_norm)
+        norm = whole(torch.as_tensor(norm, device=x.device))
         if not self._is_finite(metrics["loss"], norm):
             with kept_random_state(), use_precision(self._flags(), x.device):
                 raise NotFinite(self._undo(x, y, metrics["loss"], *before))

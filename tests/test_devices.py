@@ -1,0 +1,323 @@
+"""Which device is taken; and everything on another device: a GPU, or a pretended one that takes TF32 too."""
+
+import contextlib
+import copy
+import json
+import shutil
+
+import pretend
+import pytest
+import torch
+from laws import lipschitz_layers
+
+import iresnet as ir
+from iresnet.config import load_config
+from iresnet.devices import _automatic, choose_device, describe_device, device_of
+from iresnet.errors import ConvergenceWarning, Interrupted, RecipeError, RunWarning
+from iresnet.training import Callback, train
+from iresnet.training.callbacks import Stepped
+
+# -- choosing --------------------------------------------------------------------------------------------------------
+
+
+def pretend_gpus(monkeypatch, n):
+    chosen = []
+    monkeypatch.setattr("iresnet.devices._automatic", _automatic)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    return chosen
+
+
+def test_a_gpu_is_taken_when_there_is_one(monkeypatch):
+    pretend_gpus(monkeypatch, 0)
+    assert choose_device() == torch.device("cpu")
+    chosen = pretend_gpus(monkeypatch, 2)
+    assert choose_device() == choose_device("cuda") == torch.device("cuda:0")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert choose_device("cpu") == torch.device("cpu")
+    assert [device.index for device in chosen] == [0, 0, 1]
+    assert describe_device(torch.device("cuda:1")) == "NVIDIA H200 (cuda:1)"
+
+
+def test_each_of_several_processes_takes_its_own(monkeypatch):
+    pretend_gpus(monkeypatch, 4)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device() == torch.device("cuda:3")
+    with pytest.raises(RecipeError, match="each of several processes"):
+        choose_device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "message"),
+    [
+        ("gpu", 1, "got 'gpu'"),
+        ("cuda", 0, "finds none on this machine"),
+        ("cuda:2", 2, "there is no cuda:2"),
+        ("meta", 0, "not here, or lacks float64"),
+        ("mps", 0, "not here, or lacks float64"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(name, n, message, monkeypatch):
+    pretend_gpus(monkeypatch, n)
+    with pytest.raises(RecipeError, match=message):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample", "reconstruct", "interpolate", "certify"])
+def test_commands_refuse_a_device_in_one_line_and_say_which_they_took(command, copied, call):
+    folder = copied("density")
+    status, out, err = call(command, folder, "--device", "cuda:9")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "--device" in err
+    status, out, _ = call(command, folder, "--device", "cpu")
+    assert (status, out.splitlines()[0]) == (0, "computed on CPU (1 threads)")
+
+
+def test_a_model_is_loaded_where_it_is_wanted(trained, another_device):
+    assert device_of(ir.load(trained("density"))) == torch.device("cpu")
+    assert device_of(ir.load(trained("density"), device=another_device)).type == another_device
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def twins(another_device):
+    """A sealed density on the CPU and on another device, and images on both."""
+    options = {"blocks": (2, 2), "strides": (1, 2), "hidden": 32, "coeff": 0.9, "mean": 128.0, "std": 256.0}
+    flow = ir.zoo.build("iresnet-multiscale", shape=(1, 16, 16), logdet=ir.Krylov(3), **options)
+    x = 256 * torch.rand(8, 1, 16, 16)
+    flow.log_prob(x)
+    for name, p in flow.named_parameters():  # as trained weights are, which use all of their coefficient
+        if name.endswith("original"):
+            p.data.mul_(4)
+    ir.seal(flow.eval().requires_grad_(False))
+    return flow, x, copy.deepcopy(flow).to(another_device), x.to(another_device)
+
+
+def test_a_mix_of_devices_is_refused_and_waits_are_seen(pretended):
+    x = torch.ones(3).to(pretended)
+    with pytest.raises(RuntimeError, match="same device"):
+        x + torch.ones(3)
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.stack([x[0], torch.ones(())])
+    assert float((x + torch.ones(())).sum()) == 6  # a number may be on the CPU
+    with pretend.counted_waits() as waits:
+        bool(x.sum() > 0)
+    assert waits
+
+
+def test_convolutions_take_tf32_as_those_of_a_gpu_do(pretended):
+    layer, x = torch.nn.Conv2d(4, 4, 3).requires_grad_(False), torch.randn(2, 4, 8, 8)
+    exact = layer(x)
+    there = layer.to(pretended)(x.to(pretended)).cpu()
+    assert 1e-5 < float((there - exact).abs().max()) < 1e-2
+
+
+def test_every_sample_is_inverted_as_on_the_cpu(twins):
+    flow, x, there, x_there = twins
+    inversions = flow.invert(flow.encode(x)), there.invert(there.encode(x_there))
+    for inversion, data in zip(inversions, (x, x_there), strict=True):
+        assert bool(inversion.converged.all())
+        assert float((inversion.x - data).abs().max()) < 1e-3  # grey values
+    on_cpu, on_device = (int(inversion.evaluations.max()) for inversion in inversions)
+    assert on_device <= on_cpu + 4
+    alone = there.decode(there.encode(x_there)[:1])
+    assert float((alone - inversions[1].x[:1]).abs().max()) < 1e-3
+
+
+def test_without_the_policy_no_inverse_settles(twins, monkeypatch):
+    """What a GPU did before there was one: the rounding of TF32 is far above the tolerance."""
+    _, _, there, x = twins
+    for module in ("solvers", "bijections.residual", "normalisation"):
+        monkeypatch.setattr(f"iresnet.{module}.use_precision", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("iresnet.bijections.residual.default_precision", lambda **_: contextlib.nullcontext())
+    inversion = there.invert(there.encode(x))
+    assert float(inversion.converged.float().mean()) < 0.5
+    with pytest.warns(ConvergenceWarning, match="docs/precision.md"):
+        there.decode(there.encode(x))
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [ir.Krylov(3), ir.Krylov(3, 4, probe="hadamard"), ir.Krylov(tol=1e-3), ir.PowerSeries(), ir.RussianRoulette()],
+    ids=repr,
+)
+def test_a_seed_gives_the_same_probes_and_log_densities(estimator, twins):
+    flow, x, there, x_there = twins
+    seeded = [estimator.drawing_from(torch.Generator().manual_seed(1)) for _ in range(2)]
+    expected, found = flow.log_prob(x, logdet=seeded[0]), there.log_prob(x_there, logdet=seeded[1]).cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)
+
+
+def test_a_seed_gives_the_same_samples(twins):
+    flow, _, there, _ = twins
+    expected, found = (m.sample(4, generator=torch.Generator().manual_seed(1)).cpu() for m in (flow, there))
+    assert float((found - expected).abs().max()) < 1e-3
+
+
+def test_training_takes_tf32_and_evaluation_float32(twins):
+    _, _, there, x = twins
+    exact = there.encode(x)
+    with ir.use_precision("tf32", x.device):
+        rounded = there.encode(x)
+    with ir.use_precision("float32", x.device):
+        asked = there.encode(x)
+    in_training = there.train().encode(x)
+    assert torch.equal(asked, exact)
+    assert float((rounded - exact).abs().max()) > 1e-5
+    torch.testing.assert_close(in_training.cpu(), rounded.cpu(), rtol=1e-3, atol=1e-3)
+    assert float((in_training - exact).abs().max()) > 1e-5
+
+
+def test_certificates_do_not_depend_on_the_device(twins):
+    flow, _, there, _ = twins
+    expected, found = ir.certify(flow, search_steps=3), ir.certify(there, search_steps=3)
+    for a, b in zip((*expected.layers, *expected.blocks), (*found.layers, *found.blocks), strict=True):
+        assert b.upper == pytest.approx(a.upper, rel=1e-10)
+        assert b.lower == pytest.approx(a.lower, rel=1e-6)
+
+
+def test_sealing_leaves_weights_that_are_the_same_to_rounding(twins):
+    flow, _, there, _ = twins
+    ir.seal(there)
+    ir.seal(flow)
+    for a, b in zip(lipschitz_layers(flow), lipschitz_layers(there), strict=True):
+        torch.testing.assert_close(b.weight.cpu(), a.weight, rtol=1e-5, atol=1e-6)
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+class Stop(Callback):
+    """Interrupts a training after so many steps, as SIGTERM does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, event):
+        if isinstance(event, Stepped) and event.step == self.step:
+            import signal
+
+            signal.raise_signal(signal.SIGTERM)
+
+
+def settings(tiny, kind, *changes):
+    recipe, *small = tiny[kind]
+    return load_config(recipe, [*small, "--train.batch-size", "128", "--train.log-every", "4", *changes])
+
+
+OPTIONS = {
+    "hybrid": ("hybrid",),
+    "averaged": ("density", "--train.ema", "0.9", "--optim.name", "muon"),
+    "in parts, half": ("density", "--train.accumulate", "2", "--train.logdet-parts", "2", "--optim.name", "adam"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_run_that_was_interrupted_on_a_device_is_the_same_in_the_end(name, tiny, tmp_path, another_device):
+    """Stopped within a window of metrics, which is restored to the device."""
+    kind, *changes = OPTIONS[name]
+    config = settings(tiny, kind, *changes, "--train.deterministic", "true")
+    whole = train(config, tmp_path / "whole", device=another_device)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", device=another_device, callbacks=[Stop(6)])
+    resumed = train(config, tmp_path / "run", device=another_device, resume=True)
+    assert resumed.model_file.read_bytes() == whole.model_file.read_bytes()
+    assert resumed.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_run_goes_on_on_another_device_with_a_warning_where_noise_differs(tiny, tmp_path, pretended, monkeypatch):
+    config = settings(tiny, "density")
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", device=pretended, callbacks=[Stop(6)])
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    train(config, tmp_path / "run", device="cpu", resume=True)
+    from iresnet.training.loop import read_checkpoint
+
+    def of_a_gpu(*args, **kwargs):
+        checkpoint = read_checkpoint(*args, **kwargs)
+        checkpoint.random[0]["cuda"] = checkpoint.random[0]["cpu"]
+        return checkpoint
+
+    monkeypatch.setattr("iresnet.training.loop.read_checkpoint", of_a_gpu)
+    with pytest.warns(RunWarning, match="on a GPU and continues with 1 on the CPU: with other noise"):
+        train(config, tmp_path / "copy", device="cpu", resume=True)
+
+
+def test_a_step_waits_once_and_for_what_is_known(tiny, tmp_path, pretended):
+    """For whether it is finite; the batch is on the device, and metrics are read every log_every steps."""
+    waited = []
+
+    class Count(Callback):
+        def __call__(self, event):
+            if isinstance(event, Stepped):
+                waited.append(list(pretend.waits))
+                pretend.waits.clear()
+
+    with pretend.counted_waits():
+        train(settings(tiny, "density"), tmp_path / "run", device=pretended, callbacks=[Count()])
+    for step in (4, 5, 6, 8):  # without metrics
+        assert waited[step] == ["_local_scalar_dense"], step
+
+
+def numbers(tree, path=""):
+    """The numbers of a JSON file, by their path."""
+    if isinstance(tree, dict):
+        return {k: v for key, value in tree.items() for k, v in numbers(value, f"{path}/{key}").items()}
+    if isinstance(tree, list):
+        return {k: v for i, value in enumerate(tree) for k, v in numbers(value, f"{path}/{i}").items()}
+    return {path: tree} if isinstance(tree, (int, float)) and not isinstance(tree, bool) else {}
+
+
+COMMANDS = {
+    "evaluate": ("evaluation.json", 1e-5, ("--examples", 64)),
+    "reconstruct": ("reconstruction.json", None, ("--solver-examples", 4)),
+    "interpolate": ("interpolation.json", 1e-4, ("-n", 2)),
+    "certify": ("certificate.json", 1e-6, ()),
+    "analyse logdet": ("analysis/logdet.json", 1e-4, ("--n", 1, "--draws", 2)),
+    "analyse lipschitz": ("analysis/lipschitz.json", 1e-4, ()),
+    "analyse inverse": ("analysis/inverse.json", None, ("--n", 2)),
+    "analyse latent": ("analysis/latent.json", 1e-3, ("--n", 64)),
+    "sample": (None, None, ("-n", 4)),
+}
+
+
+def test_what_commands_save_does_not_depend_on_the_device(trained, tmp_path, call, another_device):
+    """Errors of inverses are rounding, and differ; all else agrees to the stated tolerances. Nothing warns."""
+    folders = {device: shutil.copytree(trained("hybrid"), tmp_path / device) for device in ("cpu", another_device)}
+    for command, (file, tolerance, options) in COMMANDS.items():
+        found = {}
+        for device, folder in folders.items():
+            words = command.split()
+            status, out, err = call(*words, folder, *options, "--device", device)
+            assert (status, err) == (0, ""), command
+            assert out.splitlines()[0] == f"computed on {describe_device(choose_device(device))}"
+            found[device] = numbers(json.loads((folder / file).read_text())) if file else {}
+        expected, other = found.values()
+        assert other.keys() == expected.keys()
+        for path in expected if tolerance else ():
+            assert other[path] == pytest.approx(expected[path], rel=tolerance, abs=tolerance), f"{command} {path}"
+    largest = [json.loads((f / "reconstruction.json").read_text())["largest"] for f in folders.values()]
+    assert max(largest) < 1e-4
+    assert call("report", folders[another_device])[0] == 0
+
+
+def test_the_whole_way_on_a_device_without_a_warning(tiny, tmp_path, call, another_device):
+    folder = tmp_path / "run"
+    status, _, err = call(
+        "train", *tiny["density"], "--train.batch-size", 256, "--out", folder, "--device", another_device
+    )
+    assert status == 0
+    assert "warning" not in err
+    name = describe_device(choose_device(another_device))
+    assert err.splitlines()[0] == f"training on {name}"
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    errors = [line["reconstruction_error"] for line in metrics if "reconstruction_error" in line]
+    assert errors
+    assert max(errors) < 1e-5
+    assert json.loads((folder / "env.json").read_text())["device"] == name.partition(" (")[0]
