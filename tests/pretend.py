@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from precision import round_to_tf32
 from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
@@ -122,6 +121,11 @@ def _note(name: str) -> None:
 
 def _tf32_allowed() -> bool:
     return torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+def round_to_tf32(x: Tensor) -> Tensor:
+    """Round to 10 bits of mantissa, to the nearest."""
+    return ((x.clone().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def _rounded(x: Any) -> Any:

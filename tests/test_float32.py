@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from laws import trained_like
-from precision import round_to_tf32
+from pretend import round_to_tf32
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import iresnet as ir
