@@ -177,8 +177,8 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("normalisation.py", "test_devices.py"): {
         "norms in TF32": (
-            'with use_precision("float32", weight.device):\n            return weight',
-            "with torch.no_grad() if False else torch.enable_grad():\n            return weight",
+            'with use_precision("float32", weight.device):\n            return apply(weight, u).norm()',
+            "return apply(weight, u).norm()",
         ),
     },
     ("bounds.py", "test_devices.py test_lipschitz.py"): {

@@ -75,6 +75,8 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     target = kwargs.get("device")
     if name not in COPIES:
         _refuse_mixtures(name, tensors, here)
+    if kwargs.get("generator") is not None and (here or (target and torch.device(target).type == NAME)):
+        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu'")
     _note_waits(name, args, tensors, target)
     if target is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}

@@ -11,6 +11,7 @@ import torch
 from laws import lipschitz_layers
 
 import iresnet as ir
+from iresnet.bounds import upper_bound
 from iresnet.config import load_config
 from iresnet.devices import _automatic, choose_device, describe_device, device_of
 from iresnet.errors import ConvergenceWarning, Interrupted, RecipeError, RunWarning
@@ -179,6 +180,22 @@ def test_certificates_do_not_depend_on_the_device(twins):
     for a, b in zip((*expected.layers, *expected.blocks), (*found.layers, *found.blocks), strict=True):
         assert b.upper == pytest.approx(a.upper, rel=1e-10)
         assert b.lower == pytest.approx(a.lower, rel=1e-6)
+
+
+def test_norms_are_taken_in_float32_proper(twins):
+    flow, _, there, _ = twins
+    for a, b in zip(lipschitz_layers(flow), lipschitz_layers(there), strict=True):
+        norms = [float(layer.normalisation.sigma(layer.unnormalised_weight)) for layer in (a, b)]
+        assert norms[1] == pytest.approx(norms[0], rel=1e-6)
+
+
+def test_bounds_are_those_of_weights_that_no_device_has_rounded():
+    """The bound of a layer in float32 is that of its twin in float64, and what rounding may add."""
+    layer = ir.LipschitzConv2d(3, 8, 3, image_size=(8, 8)).eval()
+    layer.unnormalised_weight.data.mul_(7)
+    exact = copy.deepcopy(layer).double()
+    may_add = 1 + layer.normalisation.rounding_above * torch.finfo(torch.float32).eps
+    assert upper_bound(layer) == pytest.approx(may_add * upper_bound(exact), rel=1e-13)
 
 
 def test_sealing_leaves_weights_that_are_the_same_to_rounding(twins):
