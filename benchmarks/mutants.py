@@ -164,7 +164,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "TF32 for whoever asks": ("tf32 = self.contexts[False] == 0", "tf32 = self.contexts[True] > 0"),
         "settings not put back": ("self.restore()\n", "pass\n"),
         "newer settings not put back": ("        for key, value in newer:\n            _set(key, value)\n", ""),
-        "autocast left on": ("torch.autocast(kind, enabled=False) if _autocasts(torch.device(device)) else", ""),
+        "autocast left on": ("return without_autocast(torch.device(device))", "return nullcontext()"),
         "models in eval mode take TF32": ("if training or _chosen", "if True or _chosen"),
     },
     ("solvers.py", "test_float32.py test_devices.py"): {

@@ -93,7 +93,7 @@ def _autocast(name: str, device: torch.device | str) -> AbstractContextManager[A
     kind, dtype = torch.device(device).type, PRECISIONS[name]
     if dtype is not None:
         return torch.autocast(kind, dtype)
-    return torch.autocast(kind, enabled=False) if _autocasts(torch.device(device)) else nullcontext()
+    return without_autocast(torch.device(device))
 
 
 def _autocasts(device: torch.device) -> bool:
