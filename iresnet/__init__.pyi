@@ -62,9 +62,8 @@ from .classifiers import Classifier, Hybrid
 from .distributions import DiagonalNormal, StandardNormal
 from .flows import Flow
 from .jacobian import linearize
-from .krylov import Krylov
 from .lipschitz import LipschitzConv2d, LipschitzLinear
-from .logdet import Exact, LogDetEstimate, LogDetEstimator
+from .logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator
 from .precision import use_precision
 from .pretrained import load
 from .series import PowerSeries, RussianRoulette

@@ -4,12 +4,14 @@ __all__ = ["Linearization", "elementwise", "linearize", "linearizes"]
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Product = Callable[[Tensor], Tensor]
 
@@ -22,11 +24,15 @@ class Linearization:
         value: g(x), shape (N, \*E).
         jvp: ``v -> J v`` for every sample at once, (N, \*E) -> (N, \*F); differentiable in v, x and the parameters.
         vjp: ``w -> J^T w``, (N, \*F) -> (N, \*E); differentiable in w, x and the parameters.
+        inputs: what the Jacobian depends on: x, and tensors that are not parameters of g any more when backward comes.
+        again: from these to the linearisation, for derivatives of higher order, which come later.
     """
 
     value: Tensor  # (N, *E)
     jvp: Product
     vjp: Product
+    inputs: tuple[Tensor, ...] = ()
+    again: "Callable[..., Linearization] | None" = None
 
 
 Rule = Callable[[Any, Tensor], Linearization]
@@ -77,7 +83,8 @@ def linearize(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
         True
     """
     rule = _plain_rule(g)
-    return rule(g, x) if rule else _transformed(g, x)
+    found = rule(g, x) if rule else _transformed(g, x)
+    return replace(found, inputs=(x,), again=partial(linearize, g))
 
 
 def _plain_rule(g: Callable) -> Rule | None:
@@ -88,12 +95,34 @@ def _plain_rule(g: Callable) -> Rule | None:
 
 def _transformed(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
     x = x.contiguous()  # torch.func.jvp refuses an x whose elements share memory, as after expand
-    value = g(x)
-    return Linearization(
-        value,
-        jvp=lambda v: torch.func.jvp(g, (x,), (v,))[1],
-        vjp=lambda w: torch.func.vjp(g, x)[1](w)[0],
-    )
+
+    def run(x: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # the only attention that has derivatives of every kind
+            return g(x)
+
+    def jvp(v: Tensor) -> Tensor:
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():  # without it layers of torch take short cuts that have no derivatives
+            product = torch.func.jvp(run, (x,), (v,))[1]
+        return product if differentiable else product.detach()
+
+    def vjp(w: Tensor) -> Tensor:
+        try:
+            return torch.func.vjp(run, x)[1](w)[0]
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+            return _pulled_back(run, x, w)
+
+    return Linearization(g(x), jvp, vjp)
+
+
+def _pulled_back(g: Callable[[Tensor], Tensor], x: Tensor, w: Tensor) -> Tensor:
+    """J^T w by autograd: inside activation checkpoints, which torch.func.vjp refuses to run in."""
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        return torch.autograd.grad(g(x), x, w, create_graph=differentiable)[0]
 
 
 @linearizes(nn.Sequential)

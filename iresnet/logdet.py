@@ -1,18 +1,24 @@
 """The contract of estimators of log det(I + J), the exact one, and what all stochastic ones share."""
 
-__all__ = ["Exact", "Hutchinson", "LogDetEstimate", "LogDetEstimator", "Quadratic", "at_least_float32"]
+__all__ = ["Exact", "Hutchinson", "Krylov", "LogDetEstimate", "LogDetEstimator", "Quadratic", "at_least_float32"]
 
 import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from iresnet.devices import is_readable, is_transforming
 from iresnet.errors import IResNetError, UnknownNameError
+from iresnet.implicit import Product, implicit, refuse_forward_over_forward, solve_linear
 from iresnet.jacobian import Linearization
+from iresnet.krylov import KrylovSpace
 from iresnet.operators import to_events, to_vectors
 from iresnet.precision import without_autocast
 from iresnet.probes import PROBES
@@ -117,7 +123,7 @@ class Exact(LogDetEstimator):
         dense = self._dense(jacobian)
         with without_autocast(dense.device):
             identity = torch.eye(dense.shape[-1], dtype=dense.dtype, device=dense.device)
-            return torch.linalg.slogdet(identity + dense)[1]
+            return _log_abs_det(identity + dense)
 
     @torch.no_grad()
     def estimate(self, jacobian: Linearization, *, lipschitz: float = math.inf) -> LogDetEstimate:  # noqa: ARG002
@@ -137,11 +143,18 @@ class Exact(LogDetEstimator):
                 "use Krylov(tol=1e-3, max_steps=30), or a smaller batch"
             )
         basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:]).expand(d, *x.shape)
-        columns = torch.vmap(jacobian.jvp, chunk_size=max(1, 4096 // n))(basis)  # (D, N, *E)
+        columns = torch.vmap(jacobian.jvp, chunk_size=max(1, 4096 // max(1, n)))(basis)  # (D, N, *E)
         return at_least_float32(columns.flatten(2).permute(1, 2, 0))
 
     def __repr__(self) -> str:
         return "Exact()"
+
+
+def _log_abs_det(matrices: Tensor) -> Tensor:  # (..., D, D) -> (...)
+    if forward_ad._current_level < 0:
+        return torch.linalg.slogdet(matrices)[1]
+    # In torch 2.13 the forward-mode derivative of slogdet has wrong derivatives itself.
+    return torch.linalg.lu_factor_ex(matrices)[0].diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
 
 
 # -- stochastic ------------------------------------------------------------------------------------------------------
@@ -223,17 +236,25 @@ class Hutchinson(LogDetEstimator):
             values.mean(0), spread / math.sqrt(self.n_probes), bias, sum(probe.n_products for probe in probes)
         )
 
-    def _evaluate(self, jacobian: Linearization) -> Iterator[tuple[Tensor, Quadratic]]:
+    def _evaluate(self, jacobian: Linearization) -> Iterator[tuple[Tensor, Quadratic]]:  # with probes (N, D)
         like = at_least_float32(jacobian.value.detach())
-
-        def vjp(q: Tensor) -> Tensor:
-            product = jacobian.vjp(to_events(q, like.shape))
-            _check_square(product, like)
-            return to_vectors(at_least_float32(product))
-
+        _, vjp = _products(jacobian)
         with torch.no_grad():
             for v in PROBES[self.probe](like, self.n_probes, self.generator):
-                yield v, self._solve(vjp, to_vectors(v))
+                # detached, since no_grad does not keep forward-mode derivatives out
+                yield to_vectors(v), self._solve(lambda q: vjp(q).detach(), to_vectors(v))
+
+
+def _products(jacobian: Linearization) -> tuple[Product, Product]:
+    """Jacobian products, J v and J^T w, of vectors (N, D) in float32 at least."""
+    shape, dtype = jacobian.value.shape, jacobian.value.dtype
+
+    def run(product: Product, v: Tensor) -> Tensor:
+        image = product(to_events(v, shape).to(dtype))
+        _check_square(image, jacobian.value)
+        return to_vectors(at_least_float32(image))
+
+    return partial(run, jacobian.jvp), partial(run, jacobian.vjp)
 
 
 def _check_square(product: Tensor, value: Tensor) -> None:  # (N, *E), (N, *F)
@@ -245,10 +266,129 @@ def _check_square(product: Tensor, value: Tensor) -> None:  # (N, *E), (N, *F)
 
 
 def _with_gradient(jacobian: Linearization, v: Tensor, value: Tensor, w: Tensor) -> Tensor:
-    if not (torch.is_grad_enabled() and jacobian.value.requires_grad):
+    if not _is_differentiated(jacobian.value):
         return value
-    surrogate = (w * to_vectors(at_least_float32(jacobian.jvp(v)))).sum(1)
-    return value + surrogate - surrogate.detach()
+    refuse_forward_over_forward()
+    image = _products(jacobian)[0](v)
+    if torch.compiler.is_compiling():  # which has no second derivatives
+        surrogate = (w * image).sum(1)
+    else:
+        surrogate = _Surrogate.apply(image, w, jacobian.again or (lambda *_: jacobian), *jacobian.inputs)
+    return value + surrogate - surrogate.detach()  # pyright: ignore[reportOperatorIssue, reportOptionalMemberAccess]
+
+
+def _is_differentiated(x: Tensor) -> bool:
+    if torch.is_grad_enabled() and x.requires_grad:
+        return True
+    return not torch.compiler.is_compiling() and (is_transforming() or forward_ad._current_level >= 0)
+
+
+class _Surrogate(torch.autograd.Function):
+    r"""The surrogate :math:`w^T J v`, whose gradient is that with w held constant, and whose further ones are not.
+
+    Where the gradient is to be differentiated, w there depends on J as the solution of :math:`(I + J^T) w = v` does.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(image: Tensor, w: Tensor, again: Callable, *inputs: Tensor) -> Tensor:  # noqa: ARG004
+        return (w * image).sum(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ARG004
+        _, w, ctx.again, *of_jacobian = inputs
+        ctx.save_for_backward(w, *of_jacobian)
+        ctx.save_for_forward(w, *of_jacobian)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        w, *inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            w = _differentiable(w, ctx.again, *inputs)
+        return (upstream[:, None] * w, None, None, *[None for _ in inputs])
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        w, *inputs = ctx.saved_tensors
+        return (_differentiable(w, ctx.again, *inputs) * tangent).sum(1)
+
+
+def _differentiable(w: Tensor, again: Callable, *inputs: Tensor) -> Tensor:  # (N, D)
+    """Return w with the derivatives that the solution of (I + J^T) w = v has."""
+
+    def equation(w: Tensor, *inputs: Tensor) -> tuple[Tensor, Product, Product]:
+        jvp, vjp = _products(again(*inputs))
+        return -w - vjp(w), vjp, jvp
+
+    return implicit(equation(w, *inputs)[0], w, equation, solve_linear, *inputs)
+
+
+class Krylov(Hutchinson):
+    r"""Projects I + J on a Krylov space and takes the exact logarithm there: the default.
+
+    Arnoldi on :math:`A = J^T` from the probe v gives an orthonormal basis Q (D x m) and :math:`H = Q^T A Q`, with
+
+    .. math::
+        v^T \log(I + A) v \approx |v|^2 e_1^T \log(I + H) e_1, \quad (I + A)^{-1} v \approx w + (v - (I + A) w), \;
+        w = |v| Q (I + H)^{-1} e_1.
+
+    Exact when m reaches D, or earlier when the space closes (J zero, a multiple of the identity, of low rank).
+
+    Args:
+        n_steps: m, Jacobian products for each probe.
+        n_probes: probes averaged for each sample.
+        tol: when given, steps are added until the value of every sample changes by at most ``tol`` nats, and
+            ``n_steps`` is not used. Waits for the device at each step, so it is for evaluation.
+        max_steps: the largest number of steps with ``tol``.
+        probe: ``"rademacher"``, ``"hadamard"`` (see :class:`~iresnet.logdet.Hutchinson`) or ``"gaussian"``.
+        generator: source of randomness; torch's global one when None.
+
+    Reference:
+        Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature, Ubaru, Chen and Saad 2017,
+        https://doi.org/10.1137/16M1104974 (symmetric case); Matrix Computations, Golub and Van Loan 2013, ch. 10
+        (Arnoldi)
+
+    Example:
+        >>> from iresnet import linearize
+        >>> J = linearize(lambda x: -0.9 * x, torch.zeros(2, 3, dtype=torch.float64))
+        >>> bool(torch.allclose(Krylov(1)(J), 3 * torch.tensor(0.1, dtype=torch.float64).log()))
+        True
+    """
+
+    def __init__(
+        self,
+        n_steps: int = 4,
+        n_probes: int = 1,
+        *,
+        tol: float | None = None,
+        max_steps: int = 30,
+        probe: str = "rademacher",
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__(n_probes, probe, generator)
+        if min(n_steps, max_steps) < 1:
+            raise IResNetError(f"n_steps and max_steps must be at least 1, got {n_steps} and {max_steps}")
+        if tol is not None and not tol > 0:
+            raise IResNetError(f"tol is a change in nats and must be positive, got {tol}")
+        self.n_steps = n_steps
+        self.tol = tol
+        self.max_steps = max_steps
+
+    def _solve(self, vjp: Callable[[Tensor], Tensor], v: Tensor) -> Quadratic:
+        limit = self.n_steps if self.tol is None else self.max_steps
+        space = KrylovSpace(vjp, v, min(limit, v.shape[1]))
+        while not space.complete:
+            space.extend()
+            # At most one wait for the device a step, and none without a tolerance.
+            if self.tol is not None and space.steps > 1 and is_readable(v) and space.settled(self.tol):
+                break
+        value, w = space.solve()
+        return Quadratic(value, w, lambda lipschitz: space.last_change(), space.steps)
+
+    def __repr__(self) -> str:
+        steps = f"n_steps={self.n_steps}" if self.tol is None else f"tol={self.tol}, max_steps={self.max_steps}"
+        return f"Krylov({steps}, n_probes={self.n_probes})"
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from iresnet.devices import is_readable
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.logdet import Hutchinson, Quadratic
 
@@ -176,6 +177,11 @@ class RussianRoulette(Hutchinson):
         """
         device = self.generator.device if self.generator else "cpu"
         u = torch.rand((), dtype=torch.float64, generator=self.generator, device=device).cpu()
+        if not is_readable(u):
+            raise IResNetError(
+                "RussianRoulette draws one length for all samples, which torch.vmap and torch.compile cannot do; use "
+                "Krylov there"
+            )
         if dist.is_available() and dist.is_initialized() and not _OWN_LENGTHS.get():
             dist.broadcast(u, src=0)
         uniform, k = float(u), 0

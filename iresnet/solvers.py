@@ -1,8 +1,18 @@
 """Solvers of fixed-point equations x = f(x), sample by sample."""
 
-__all__ = ["Anderson", "FixedPointIteration", "Jacobian", "NewtonKrylov", "Solution", "Solver", "Stepper"]
+__all__ = [
+    "Anderson",
+    "FixedPointIteration",
+    "Jacobian",
+    "NewtonKrylov",
+    "Solution",
+    "Solver",
+    "Stepper",
+    "warn_unless_converged",
+]
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iresnet.errors import IResNetError
+from iresnet.errors import ConvergenceWarning, IResNetError
 from iresnet.jacobian import Linearization, linearize
 from iresnet.krylov import KrylovSpace
 from iresnet.operators import to_events, to_vectors
@@ -370,3 +380,57 @@ class _NewtonStepper(Stepper):
         while not space.complete:
             space.extend()
         return self.x + space.inverse()
+
+
+# -- what to do without convergence ------------------------------------------------------------------------------------
+
+
+def warn_unless_converged(what: str, solution: Solution, solver: Solver) -> None:
+    """Warn, with residual, steps and advice, when a sample did not converge.
+
+    Args:
+        what: was solved for, to begin the message with.
+        solution: what was found.
+        solver: that found it.
+
+    Warns:
+        ConvergenceWarning: see above.
+    """
+    if bool(solution.converged.all()):
+        return
+    stagnated = bool((solution.converged | solution.stagnated).all())
+    warnings.warn(
+        f"{what} did not converge: {solution}. "
+        + (_advice_on_rounding(solution, solver) if stagnated else _advice_on_contraction(solver)),
+        ConvergenceWarning,
+        stacklevel=4,
+    )
+
+
+def _advice_on_contraction(solver: Solver) -> str:
+    return (
+        f"Seal the model (iresnet.seal) so that g contracts, raise max_steps={solver.max_steps} or atol={solver.atol}, "
+        "or compute in float64."
+    )
+
+
+def _advice_on_rounding(solution: Solution, solver: Solver) -> str:
+    """Compare the last residual with the rounding of its type, from which the precision of g can be told."""
+    value = solution.value
+    size = float(value.abs().max())
+    units = float(solution.residual[solution.stagnated].max()) / max(size * torch.finfo(value.dtype).eps, 1e-300)
+    dtype = str(value.dtype).removeprefix("torch.")
+    found = (
+        f"The residual fell, and then stood still at {units:.0f} units of rounding of {dtype} (elements are up to "
+        f"{size:.3g}): that is the rounding of g. "
+    )
+    if units > ROUNDING_UNITS:
+        return found + (
+            f"So g computes in less than {dtype}, as in TF32 or bf16: let it compute in {dtype} (docs/precision.md), "
+            f"or raise atol={solver.atol}."
+        )
+    return found + f"Raise atol={solver.atol}, or compute in float64."
+
+
+ROUNDING_UNITS = 8
+"""Units of rounding of the largest element that a map in that type makes at the most; more are of another precision."""

@@ -27,8 +27,7 @@ from iresnet.classifiers import Classifier, Hybrid
 from iresnet.distributions import BASES
 from iresnet.errors import RecipeError, UnknownNameError
 from iresnet.flows import Flow
-from iresnet.krylov import Krylov
-from iresnet.logdet import Exact, LogDetEstimator
+from iresnet.logdet import Exact, Krylov, LogDetEstimator
 from iresnet.resnet import PlainBlock
 from iresnet.series import PowerSeries, RussianRoulette
 from iresnet.solvers import Anderson, FixedPointIteration, NewtonKrylov, Solver

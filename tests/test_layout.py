@@ -19,7 +19,7 @@ FILES = {
 SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalisation", "activations", "bounds", "solvers"}
-NUMERICS |= {"logdet", "krylov", "series", "probes", "operators", "precision", "devices"}
+NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
 MODELS |= {"batchnorm", "classifiers", "resnet"}
 USE = MODELS | {"data", "config", "runs", "pictures", "processes", "files"}
