@@ -34,6 +34,7 @@ __all__ = [
     "Squeeze",
     "StandardNormal",
     "certify",
+    "dequantise",
     "linearize",
     "load",
     "networks",
@@ -59,6 +60,7 @@ from .bijections import (
 )
 from .certificates import Certificate, certify, seal
 from .classifiers import Classifier, Hybrid
+from .data.transforms import dequantise
 from .distributions import DiagonalNormal, StandardNormal
 from .flows import Flow
 from .jacobian import linearize

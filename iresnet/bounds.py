@@ -14,7 +14,7 @@ from iresnet.activations import ACTIVATIONS
 from iresnet.devices import device_of
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, linearize
-from iresnet.lipschitz import DenseConcat, LipschitzConv2d, lipschitz_layers, replace_weights
+from iresnet.lipschitz import DenseConcat, LipschitzConv2d, LipschitzLinear, lipschitz_layers, replace_weights
 from iresnet.operators import largest_absolute_sum, same_conv, same_conv_transpose, torus_matrices
 
 # -- from above: proved ----------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def _softplus_bound(g: nn.Softplus, norm: float) -> float:  # noqa: ARG001
     return 1.0 if g.threshold >= 20 else math.inf
 
 
-@bounds(nn.Linear)
+@bounds(nn.Linear, LipschitzLinear)
 def _linear_bound(g: nn.Linear, norm: float) -> float:
     return _largest_singular_value(g.weight) if norm == 2 else _absolute(g.weight, norm)
 

@@ -3,7 +3,7 @@
 __all__ = ["Linearization", "elementwise", "linearize", "linearizes"]
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 Product = Callable[[Tensor], Tensor]
 
@@ -94,35 +95,84 @@ def _plain_rule(g: Callable) -> Rule | None:
 
 
 def _transformed(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
-    x = x.contiguous()  # torch.func.jvp refuses an x whose elements share memory, as after expand
+    """Linearise by transforms of torch.func, on tensors in the order of memory that all layers take."""
+    x = x.contiguous()
 
     def run(x: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):  # the only attention that has derivatives of every kind
+        with sdpa_kernel(SDPBackend.MATH), _PlainNorms():  # the only attention that has derivatives of every kind
             return g(x)
 
-    def jvp(v: Tensor) -> Tensor:
-        differentiable = torch.is_grad_enabled()
-        with torch.enable_grad():  # without it layers of torch take short cuts that have no derivatives
-            product = torch.func.jvp(run, (x,), (v,))[1]
-        return product if differentiable else product.detach()
+    try:
+        value, pull_back, *_ = torch.func.vjp(run, x)
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        return _in_a_checkpoint(run, x)
 
     def vjp(w: Tensor) -> Tensor:
-        try:
-            return torch.func.vjp(run, x)[1](w)[0]
-        except RuntimeError as error:
-            if "saved tensor hooks" not in str(error):
-                raise
-            return _pulled_back(run, x, w)
+        return pull_back(w.contiguous())[0]
 
-    return Linearization(g(x), jvp, vjp)
+    def jvp(v: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return torch.func.jvp(run, (x,), (v.contiguous(),))[1]
+        # The transpose of w -> J^T w: in torch 2.13 forward mode has wrong derivatives itself, of solve and of det.
+        return torch.func.vjp(vjp, torch.zeros_like(value))[1](v.contiguous())[0]
+
+    return Linearization(value, jvp, vjp)
 
 
-def _pulled_back(g: Callable[[Tensor], Tensor], x: Tensor, w: Tensor) -> Tensor:
-    """J^T w by autograd: inside activation checkpoints, which torch.func.vjp refuses to run in."""
-    differentiable = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+class _PlainNorms(TorchFunctionMode):
+    """Layer and instance norms as what they consist of: in torch 2.13 their derivatives from the third on are wrong."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return {F.layer_norm: _layer_norm, F.instance_norm: _instance_norm}.get(func, func)(*args, **(kwargs or {}))
+
+
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    y = _standardised(x, tuple(range(-len(shape), 0)), eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def _instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not use_input_stats:
+        return F.instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    y = _standardised(x, tuple(range(2, x.dim())), eps)
+    channels = (-1, *[1] * (x.dim() - 2))
+    y = y if weight is None else y * weight.view(channels)
+    return y if bias is None else y + bias.view(channels)
+
+
+def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    centered = x - x.mean(dims, keepdim=True)
+    return centered * (centered.square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+def _in_a_checkpoint(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
+    """Linearise by autograd inside an activation checkpoint, where torch.func.vjp refuses to run."""
+    as_they_are = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+    with torch.enable_grad(), as_they_are:
         x = x if x.requires_grad else x.detach().requires_grad_()
-        return torch.autograd.grad(g(x), x, w, create_graph=differentiable)[0]
+        value = g(x)
+        w = torch.zeros_like(value, requires_grad=True)
+        (of_w,) = torch.autograd.grad(value, x, w, create_graph=True)
+
+    def transposed(of: Tensor, by: Tensor, v: Tensor) -> Tensor:
+        with as_they_are:
+            return torch.autograd.grad(of, by, v, retain_graph=True, create_graph=torch.is_grad_enabled())[0]
+
+    return Linearization(value, partial(transposed, of_w, w), partial(transposed, value, x))
 
 
 @linearizes(nn.Sequential)

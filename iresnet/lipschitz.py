@@ -172,6 +172,25 @@ class LipschitzLinear(LipschitzLayer, nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
         self._normalise(normalisation, coeff=coeff, n_steps=n_steps)
 
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Linear)
+        """Multiply; see the class."""
+        self._check_size(input)
+        return super().forward(input)
+
+    def _check_size(self, x: Tensor) -> None:
+        if x.shape[-1:] != (self.in_features,):
+            raise IResNetError(
+                f"this layer takes {self.in_features} features in the last dimension, got a tensor of shape "
+                f"{tuple(x.shape)}"
+            )
+
+
+@linearizes(LipschitzLinear)
+def _lipschitz_linear(g: LipschitzLinear, x: Tensor) -> Linearization:
+    g._check_size(x)
+    weight = g.weight
+    return Linearization(F.linear(x, weight, g.bias), lambda v: F.linear(v, weight), lambda w: F.linear(w, weight.t()))
+
 
 class LipschitzConv2d(LipschitzLayer, nn.Conv2d):
     """A zero-padded "same" convolution with operator norm at most about ``coeff`` (see :mod:`iresnet.normalisation`).
@@ -225,6 +244,11 @@ class LipschitzConv2d(LipschitzLayer, nn.Conv2d):
         return same_conv(input, self.weight, self.bias)
 
     def _check_size(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise IResNetError(
+                f"this convolution takes batches of images (N, {self.in_channels}, {self.image_size[0]}, "
+                f"{self.image_size[1]}), got a tensor of shape {tuple(x.shape)}"
+            )
         if x.shape[-2:] != self.image_size:
             raise IResNetError(
                 f"this convolution's bound holds for images of {self.image_size[0]}x{self.image_size[1]}, got "

@@ -1,6 +1,16 @@
 """The contract of estimators of log det(I + J), the exact one, and what all stochastic ones share."""
 
-__all__ = ["Exact", "Hutchinson", "Krylov", "LogDetEstimate", "LogDetEstimator", "Quadratic", "at_least_float32"]
+__all__ = [
+    "EXACT_LIMIT",
+    "Exact",
+    "Hutchinson",
+    "Krylov",
+    "LogDetEstimate",
+    "LogDetEstimator",
+    "Quadratic",
+    "at_least_float32",
+    "default_logdet",
+]
 
 import copy
 import math
@@ -41,6 +51,8 @@ class LogDetEstimate:
     n_products: int
 
     def __str__(self) -> str:
+        if not len(self.value):
+            return "no samples"
         return (
             f"mean {float(self.value.mean()):.4f} nats, standard error {float(self.standard_error.mean()):.4f}, bias "
             f"{float(self.bias.mean()):.1e} (means of {len(self.value)} samples, {self.n_products} products each)"
@@ -130,12 +142,12 @@ class Exact(LogDetEstimator):
         """Compute the log-determinant of every sample; nothing is uncertain."""
         value = self._logdet(jacobian)
         none = torch.zeros_like(value)
-        return LogDetEstimate(value, none, none, jacobian.value[0].numel())
+        return LogDetEstimate(value, none, none, jacobian.value.shape[1:].numel())
 
     def _dense(self, jacobian: Linearization) -> Tensor:  # (N, D, D)
         x = jacobian.value
         _check_square(jacobian.vjp(torch.zeros_like(x)), x)
-        n, d = x.shape[0], x[0].numel()
+        n, d = len(x), x.shape[1:].numel()
         gib = n * d * d * x.element_size() / 2**30
         if gib > self.max_gib:
             raise IResNetError(
@@ -188,7 +200,8 @@ class Hutchinson(LogDetEstimator):
     has the right value too. Nothing ever differentiates through a series.
 
     Several independent ``"rademacher"`` probes average their errors. A power of two of ``"hadamard"`` ones cancels most
-    of them where J is that of convolutions, so that 64 come close to the exact value.
+    of them where J is that of convolutions, so that 64 come close to the exact value; ``"fixed"`` ones are Hadamard
+    probes that are the same at each call and for each sample.
     """
 
     def __init__(self, n_probes: int, probe: str, generator: torch.Generator | None):
@@ -341,7 +354,8 @@ class Krylov(Hutchinson):
         tol: when given, steps are added until the value of every sample changes by at most ``tol`` nats, and
             ``n_steps`` is not used. Waits for the device at each step, so it is for evaluation.
         max_steps: the largest number of steps with ``tol``.
-        probe: ``"rademacher"``, ``"hadamard"`` (see :class:`~iresnet.logdet.Hutchinson`) or ``"gaussian"``.
+        probe: ``"rademacher"``, ``"hadamard"`` or ``"fixed"`` (see :class:`~iresnet.logdet.Hutchinson`), or
+            ``"gaussian"``.
         generator: source of randomness; torch's global one when None.
 
     Reference:
@@ -389,6 +403,30 @@ class Krylov(Hutchinson):
     def __repr__(self) -> str:
         steps = f"n_steps={self.n_steps}" if self.tol is None else f"tol={self.tol}, max_steps={self.max_steps}"
         return f"Krylov({steps}, n_probes={self.n_probes})"
+
+
+EXACT_LIMIT = 128
+"""Dimensions up to which the dense log-determinant is cheap."""
+
+
+def default_logdet(features: int, *, training: bool) -> LogDetEstimator:
+    """Return the estimator of those who chose none: cheap in training, and else one to be trusted.
+
+    In eval mode it is exact up to :data:`EXACT_LIMIT` dimensions. Above, 64 probes that are always the same make it a
+    function of the sample alone, without chance. Its error on bundled densities of 28x28 images, with 9 and 12 blocks,
+    was 0.024 nats at most.
+
+    Args:
+        features: D, dimensions of an event.
+        training: whether for a step of training.
+
+    Example:
+        >>> default_logdet(2, training=False), default_logdet(784, training=False)
+        (Exact(), Krylov(tol=0.01, max_steps=30, n_probes=64))
+    """
+    if training:
+        return Krylov()
+    return Exact() if features <= EXACT_LIMIT else Krylov(tol=1e-2, n_probes=64, probe="fixed")
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -24,9 +24,15 @@ from torch import Tensor
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Images with the channels of a pixel side by side in memory, and the same shape; other tensors as they are."""
+    """Images with the channels of a pixel side by side in memory, and the same shape; other tensors as they are.
+
+    A single image has its channels one after the other: its convolutions are as fast so, and in torch 2.13 the
+    instance norm of one image has wrong gradients where those that reach it have their channels side by side.
+    """
+    if x.dim() != 4:
+        return x
     # Not contiguous(memory_format=...), which torch.vmap refuses.
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if x.dim() == 4 else x
+    return x.contiguous() if len(x) == 1 else x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def to_vectors(x: Tensor) -> Tensor:  # (N, *E) -> (N, D)

@@ -55,6 +55,8 @@ class Solution:
     error_bound: Tensor
 
     def __str__(self) -> str:
+        if not len(self.converged):
+            return "no samples"
         error = float(self.error_bound.max())
         return (
             f"{int(self.converged.sum())} of {len(self.converged)} samples converged; residual at most "

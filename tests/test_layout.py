@@ -44,7 +44,7 @@ ALLOWED = {
     "launch": {"errors"},
     "processes": {"errors", "launch"},
     "console": {"launch", "processes"},
-    "__init__": MODELS | {"pretrained"},
+    "__init__": MODELS | {"data", "pretrained"},
     "__main__": {"cli"},
 }
 """Which parts of the package a part may import besides itself; a part that is not listed may import USE."""

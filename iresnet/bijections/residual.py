@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from iresnet.bijections.base import Bijection, Solve
+from iresnet.bijections.base import Bijection, Solve, check_dtype, check_events
 from iresnet.bijections.memory import MEMORY, compiled, linearize_held
 from iresnet.bijections.part import one_part
 from iresnet.bounds import upper_bound
@@ -20,7 +20,7 @@ from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.implicit import Product, implicit, solve_linear
 from iresnet.jacobian import Linearization, linearize
 from iresnet.lipschitz import hold_weights
-from iresnet.logdet import Krylov, LogDetEstimator
+from iresnet.logdet import LogDetEstimator, default_logdet
 from iresnet.operators import channels_last
 from iresnet.precision import default_precision, use_precision
 from iresnet.solvers import Anderson, Solution, Solver, warn_unless_converged
@@ -35,7 +35,8 @@ class ResidualBlock(Bijection):
         g: a map with Lipschitz constant below 1 that keeps the shape and treats samples independently, usually a
             sequence of contractive layers (:mod:`iresnet.networks`). Nothing here makes it contract:
             :func:`iresnet.certify` tells whether it does.
-        logdet: estimator of the log-determinant.
+        logdet: estimator of the log-determinant. By default ``Krylov()`` in train mode, and one without chance in eval
+            mode: see :func:`iresnet.logdet.default_logdet`.
         solver: solver of the inverse.
         memory: what is kept for backward: ``"keep"`` everything; ``"early"`` differentiates the log-determinant in
             forward and keeps the graph of the plain network, at no cost while all samples have the same upstream
@@ -46,9 +47,9 @@ class ResidualBlock(Bijection):
 
     Raises:
         UnknownNameError: for an unknown ``memory``.
-        IResNetError: when g holds a batch norm, which mixes samples, or a layer that overwrites its input; at use, when
-            g changes the shape of its input, and at the first log-determinant when the value of a sample depends on the
-            others or on chance.
+        IResNetError: when g holds a layer that mixes samples (batch norm), is random (dropout), keeps running
+            statistics or overwrites its input; at use, when g changes the shape of its input, and at the first
+            log-determinant, in train and in eval mode, when the value of a sample depends on the others or on chance.
 
     Reference:
         Invertible Residual Networks, Behrmann et al. 2019, https://arxiv.org/abs/1811.00995
@@ -76,11 +77,11 @@ class ResidualBlock(Bijection):
         for name, module in g.named_modules():
             _refuse_unsound(name, module)
         self.g = g
-        self.logdet = logdet or Krylov()
+        self.logdet = logdet
         self.solver = solver or Anderson()
         self.memory = memory
         self.last_logdet: Tensor | None = None
-        self._independent = False  # known not to mix samples
+        self._independent: set[bool] = set()  # modes, train or eval, in which g is known not to mix samples
         self._compiled = False
 
     def compile(self) -> None:
@@ -98,14 +99,17 @@ class ResidualBlock(Bijection):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
+        self._check(x)
         x = channels_last(x)
         with default_precision(training=self.training, device=x.device), hold_weights(self.g):
             return self._run(MEMORY[self.memory].forward)(self.g, x)
 
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
+        self._check(x)
         x = channels_last(x)
         ways, estimator = MEMORY["keep" if is_transforming() else self.memory], logdet or self.logdet
+        estimator = estimator or default_logdet(x.shape[1:].numel(), training=self.training)
         forward, forward_and_logdet = self._run(ways.forward), self._run(ways.forward_and_logdet)
         with default_precision(training=self.training, device=x.device), hold_weights(self.g):
             self._check_independence(x)
@@ -119,21 +123,26 @@ class ResidualBlock(Bijection):
             self.last_logdet = value.detach()
         return z, value
 
+    def _check(self, x: Tensor) -> None:
+        check_events(x, "a residual block")
+        check_dtype(x, "a residual block", self.g)
+
     def _run(self, run: Callable) -> Callable:
         return compiled(run) if self._compiled and torch.is_grad_enabled() else run
 
     @torch.no_grad()
     def _check_independence(self, x: Tensor) -> None:
-        """Once, and without the graph of a compiled step: a sample alone must get the value that it gets in company."""
-        if self._independent or len(x) < 2 or torch.compiler.is_compiling():
+        """Once in each mode, and not in compiled code: a sample gets the same value alone and in company."""
+        if self.training in self._independent or len(x) == 0 or not is_readable(x):
             return
-        together, alone = self.g(x[:2])[:1], self.g(x[:1])
+        company = x[:2] if len(x) > 1 else torch.cat([x, 2 * x + 1])
+        together, alone = self.g(company)[:1], self.g(x[:1])
         if bool(((together - alone).abs() > 1e-2 * alone.abs().max()).any()):  # never where it is not finite
             raise IResNetError(
                 "g gives a sample another value when it comes alone: it mixes samples or is random (dropout), so that "
                 "no sample has a Jacobian of its own; g must be a function of each sample"
             )
-        self._independent = True
+        self._independent.add(self.training)
 
     def solve(self, z: Tensor, *, solver: Solver | None = None, lipschitz: float | None = None) -> Solution:
         """Solve x + g(x) = z and report on every sample; without gradients, which :meth:`inverse` has.
@@ -193,8 +202,11 @@ class ResidualBlock(Bijection):
 
     def _as_weights(self, z: Tensor) -> Tensor:
         """Take latents that autocast has rounded in the type of the weights."""
+        check_events(z, "the inverse of a residual block")
         weight = next(self.g.parameters(), z)
-        return z.to(torch.promote_types(z.dtype, weight.dtype))
+        z = z.to(torch.promote_types(z.dtype, weight.dtype))
+        check_dtype(z, "the inverse of a residual block", self.g)
+        return z
 
     def _solve_or_warn(self, z: Tensor) -> Solution:
         solution = self.solve(z, lipschitz=math.inf)
@@ -239,6 +251,16 @@ def _refuse_unsound(name: str, module: nn.Module) -> None:
         raise IResNetError(
             f"'{name}' in g is a batch norm: it mixes samples, so no sample has a Jacobian of its own; put an ActNorm "
             "before the block"
+        )
+    if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+        raise IResNetError(
+            f"'{name}' in g is a dropout with p={module.p}: g must be a function, or its inverse and log-determinant "
+            "are those of another map; leave it out"
+        )
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
+        raise IResNetError(
+            f"'{name}' in g keeps running statistics, so g is another map in train and in eval mode; build it with "
+            "track_running_stats=False"
         )
     if getattr(module, "inplace", False):
         raise IResNetError(
