@@ -8,7 +8,6 @@ __all__ = [
     "LogDetEstimate",
     "LogDetEstimator",
     "Quadratic",
-    "at_least_float32",
     "default_logdet",
 ]
 
@@ -29,7 +28,7 @@ from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.implicit import Product, implicit, refuse_forward_over_forward, solve_linear
 from iresnet.jacobian import Linearization
 from iresnet.krylov import KrylovSpace
-from iresnet.operators import to_events, to_vectors
+from iresnet.operators import at_least_float32, to_events, to_vectors
 from iresnet.precision import without_autocast
 from iresnet.probes import PROBES
 
@@ -243,7 +242,7 @@ class Hutchinson(LogDetEstimator):
         """
         probes = [probe for _, probe in self._evaluate(jacobian)]
         values = torch.stack([probe.value for probe in probes])
-        spread = values.std(0) if self.n_probes > 1 else torch.full_like(values[0], math.inf)
+        spread = values.std(0) if self.n_probes > 1 and values.numel() else torch.full_like(values[0], math.inf)
         bias = torch.stack([probe.bias(lipschitz) for probe in probes]).mean(0)
         return LogDetEstimate(
             values.mean(0), spread / math.sqrt(self.n_probes), bias, sum(probe.n_products for probe in probes)
@@ -427,8 +426,3 @@ def default_logdet(features: int, *, training: bool) -> LogDetEstimator:
     if training:
         return Krylov()
     return Exact() if features <= EXACT_LIMIT else Krylov(tol=1e-2, n_probes=64, probe="fixed")
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Reductions and small solves run in float32 at least, whatever the Jacobian products run in."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

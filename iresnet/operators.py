@@ -3,6 +3,7 @@
 __all__ = [
     "apply",
     "apply_transpose",
+    "at_least_float32",
     "channels_last",
     "largest_absolute_sum",
     "same_conv",
@@ -33,6 +34,11 @@ def channels_last(x: Tensor) -> Tensor:
         return x
     # Not contiguous(memory_format=...), which torch.vmap refuses.
     return x.contiguous() if len(x) == 1 else x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Reductions and small solves run in float32 at least, whatever the Jacobian products run in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def to_vectors(x: Tensor) -> Tensor:  # (N, *E) -> (N, D)

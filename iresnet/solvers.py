@@ -23,7 +23,7 @@ from torch import Tensor
 from iresnet.errors import ConvergenceWarning, IResNetError
 from iresnet.jacobian import Linearization, linearize
 from iresnet.krylov import KrylovSpace
-from iresnet.operators import to_events, to_vectors
+from iresnet.operators import at_least_float32, to_events, to_vectors
 from iresnet.precision import use_precision
 
 Jacobian = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
@@ -130,24 +130,30 @@ class Solver(ABC):
         linearized: Callable[[Tensor, Tensor], Linearization] | None,
     ) -> Solution:
         n, shape = len(x), x.shape
-        value = to_vectors(x).clone()
-        residual = x.new_full((n,), math.inf)
-        distance = x.new_full((n,), math.inf)
+        value = at_least_float32(to_vectors(x)).clone()
+        residual = value.new_full((n,), math.inf)
+        distance = value.new_full((n,), math.inf)
         converged = torch.zeros(n, dtype=torch.bool, device=x.device)
         stagnated = torch.zeros_like(converged)
         steps = torch.zeros(n, dtype=torch.long, device=x.device)
         active = torch.arange(n, device=x.device)
 
+        def events(v: Tensor) -> Tensor:
+            return to_events(v, shape).to(x.dtype)
+
+        def vectors(x: Tensor) -> Tensor:
+            return at_least_float32(to_vectors(x))
+
         def jacobian(v: Tensor, active: Tensor) -> Callable[[Tensor], Tensor]:
-            x = to_events(v, shape)
-            at_x = linearized(x, active) if linearized else linearize(lambda x: f(x, active), x)
-            return lambda u: to_vectors(at_x.jvp(to_events(u, shape)))
+            at = events(v)
+            at_x = linearized(at, active) if linearized else linearize(lambda x: f(x, active), at)
+            return lambda u: vectors(at_x.jvp(events(u)))
 
         stepper = self._start(value, jacobian)
         rtol = 4 * torch.finfo(x.dtype).eps if self.rtol is None else self.rtol
         v = value.clone()
         for step in range(1, self.max_steps + 1 if n else 0):
-            fv = to_vectors(f(to_events(v, shape), active))
+            fv = vectors(f(events(v), active))
             change = fv - v
             largest, length = change.abs().amax(1), change.norm(dim=1)
             finite = torch.isfinite(largest)  # else inf <= atol + rtol * inf would pass for convergence
@@ -167,7 +173,7 @@ class Solver(ABC):
         evaluations = steps + stepper.products * (steps - 1).clamp(min=0)
         factor = lipschitz / (1 - lipschitz) if lipschitz < 1 else math.inf
         bound = torch.where(distance == 0, 0.0, factor * distance)
-        return Solution(to_events(value, shape), converged, stagnated, residual, steps, evaluations, bound)
+        return Solution(events(value), converged, stagnated, residual, steps, evaluations, bound)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(atol={self.atol}, max_steps={self.max_steps})"
