@@ -305,7 +305,7 @@ BAD = {
     "alpha of one half": (lambda: ir.Logit(0.5), r"\(0, 0.5\)"),
     "no channels": (lambda: ir.InjectivePad(0), "at least 1 channel"),
     "one channel to halve": (lambda: ir.FactorOut((1, 2, 2), ir.Flatten((1, 2, 2))), "at least 2 channels"),
-    "another shape": (lambda: ir.Flatten((2, 3))(torch.zeros(1, 3, 2)), r"\(2, 3\), got \(3, 2\)"),
+    "another shape": (lambda: ir.Flatten((2, 3))(torch.zeros(1, 3, 2)), r"\(N, 2, 3\), got \(1, 3, 2\)"),
 }
 
 
@@ -339,6 +339,9 @@ def test_actnorm_leaves_the_scale_of_a_constant_channel():
     {
         "batch norm": (torch.nn.BatchNorm1d(3), "mixes samples"),
         "in place": (torch.nn.ReLU(inplace=True), "overwrites its input"),
+        "dropout": (torch.nn.Dropout(0.1), "p=0.1"),
+        "dropout of channels": (torch.nn.Dropout2d(0.5), "p=0.5"),
+        "running statistics": (torch.nn.InstanceNorm1d(3, track_running_stats=True), "track_running_stats=False"),
     }.values(),
 )
 def test_unsound_layers_are_refused(layer, words):
@@ -351,7 +354,36 @@ class Mixing(torch.nn.Module):
         return 0.3 * (x - x.mean(0))
 
 
-@pytest.mark.parametrize("g", [Mixing(), torch.nn.Dropout(0.5)])
-def test_maps_that_mix_samples_or_are_random_are_refused_at_the_first_log_determinant(g):
-    with pytest.raises(ValueError, match="mixes samples or is random"):
-        ir.ResidualBlock(g).forward_and_logdet(torch.randn(5, 3))
+class InTraining(torch.nn.Module):
+    """A map that is a function of each sample in eval mode alone."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return 0.3 * (self.change(x) if self.training else x)
+
+
+UNSOUND = {
+    "mixing": (Mixing, (5, 2)),
+    "mixing in training": (lambda: InTraining(lambda x: x - x.mean(0)), (5, 2)),
+    "dropout of its own": (lambda: InTraining(torch.nn.functional.dropout), (5, 1)),
+    "random slopes": (lambda: InTraining(lambda x: torch.nn.functional.rrelu(x, training=True)), (5, 1)),
+}
+
+
+@pytest.mark.parametrize("evaluated_before", [True, False])
+@pytest.mark.parametrize("name", UNSOUND)
+def test_maps_that_mix_samples_or_are_random_are_refused_at_the_first_log_determinant(name, evaluated_before):
+    make, batches = UNSOUND[name]
+    for n in batches:
+        block = ir.ResidualBlock(make())
+        if evaluated_before and name != "mixing":
+            block.eval().forward_and_logdet(torch.randn(5, 3))
+        with pytest.raises(ValueError, match="mixes samples or is random"):
+            block.train().forward_and_logdet(-1 - torch.rand(n, 3))
+
+
+def test_dropout_without_chance_is_none():
+    ir.ResidualBlock(torch.nn.Sequential(torch.nn.Dropout(0.0), ir.LipschitzLinear(3, 3)))

@@ -11,6 +11,7 @@ import iresnet as ir
 from iresnet.bijections import logdet_of_one_part, part
 from iresnet.bijections.memory import MEMORY
 from iresnet.config import TaskConfig
+from iresnet.errors import IResNetError
 from iresnet.training.task import Task
 
 pytestmark = pytest.mark.usefixtures("default_device")
@@ -97,7 +98,7 @@ def test_the_whole_batch_takes_no_random_numbers_and_no_copy():
 
 def test_it_ends_with_the_context_also_after_an_error():
     block = ir.ResidualBlock(ir.networks.mlp(2, 8).eval(), logdet=ir.Exact())
-    with pytest.raises(RuntimeError), logdet_of_one_part(nn.Sequential(block), 2):
+    with pytest.raises(IResNetError), logdet_of_one_part(nn.Sequential(block), 2):
         block.forward_and_logdet(torch.randn(4, 3))
     assert bool((block.forward_and_logdet(torch.randn(4, 2))[1] != 0).all())
 

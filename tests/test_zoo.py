@@ -335,7 +335,11 @@ def test_names_build_what_they_say(registry, make):
         assert type(made) is type(make({"name": name})) is kind
         assert make(made) is made
         assert repr(made).startswith(kind.__name__)
-    assert isinstance(make(None), (ir.Krylov, ir.Anderson))
+
+
+def test_without_a_name_there_are_the_defaults():
+    assert make_logdet(None) is None
+    assert isinstance(make_solver(None), ir.Anderson)
 
 
 @pytest.mark.parametrize("name", BASES)
