@@ -108,7 +108,8 @@ def open_run(path: Path, data_dir: Path | None, split: str, device: str) -> "tup
     folder, model, _ = load_run(path, device)
     config, inputs = folder.read_config()
     dataset = load(config.data.name, data_dir or folder.data_dir, **config.data.options)
-    if (dataset.shape, dataset.levels, dataset.class_names) != (inputs.shape, inputs.levels, inputs.class_names):
+    same = (dataset.shape, dataset.levels, dataset.class_names) == (inputs.shape, inputs.levels, inputs.class_names)
+    if not same or (inputs.columns and dataset.columns != inputs.columns):
         raise RunError(f"{path} was trained on other data than {dataset}; give its --data-dir")
     return folder, model, dataset, getattr(dataset, split)
 

@@ -1,0 +1,98 @@
+"""Make examples of the values of a table: fill gaps, add noise to integers, keep values apart in float32."""
+
+__all__ = ["prepare"]
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+
+from iresnet.data.columns import Column
+from iresnet.data.dataset import Split
+from iresnet.data.discrete import is_discrete
+from iresnet.errors import DataError
+
+_FAR = 1000
+"""Standard deviations from 0 beyond which float32 is too coarse for a column: it rounds to a ten-thousandth of one."""
+
+
+def prepare(
+    splits: Sequence[Split], columns: Sequence[Column], where: str, *, dequantise: bool = False
+) -> tuple[list[Split], tuple[Column, ...]]:
+    """Turn values, in float64 and NaN where they are missing, into examples.
+
+    A missing value becomes one of those of the training split, drawn at random: the median of all would be a value that
+    comes again and again, and have no density. Noise is uniform on [0, 1) for integers and categories, so that a
+    log-density is a bound of the log-probability of what was recorded, and of the smallest distance of two values for
+    other discrete columns. What is subtracted from a column of integers is one, so that they stay integers.
+
+    Args:
+        splits: the training split, and others; examples of shape ``(N, D)``.
+        columns: of the table.
+        where: what to name in an error.
+        dequantise: add noise to discrete columns, the same every time.
+
+    Returns:
+        The splits in float32, and the columns with what was done to them.
+
+    Raises:
+        DataError: nothing but missing values in a column of the training split.
+
+    Example:
+        >>> split = Split(torch.tensor([[1.0], [torch.nan], [2.0], [9.0]], dtype=torch.float64))
+        >>> (filled,), (column,) = prepare([split], [Column("age", 1)], "people.csv")
+        >>> filled.x[1, 0] in (1.0, 2.0, 9.0), column.missing
+        (True, 1)
+    """
+    sizes = [len(split) for split in splits]
+    values = torch.cat([split.x for split in splits]).double().split([column.width for column in columns], dim=1)
+    generator = Generator().manual_seed(0)
+    parts: list[Tensor] = []
+    prepared: list[Column] = []
+    for given, part in zip(columns, values, strict=True):
+        x, column = _fill(part, given, sizes[0], where, generator)
+        offset = 0.0 if column.categories else _offset(x[: sizes[0]], integer=column.integer)
+        noisy = dequantise and bool(is_discrete(x[: sizes[0]]).all())
+        parts.append(_spread(x - offset, _step(x, column), generator) if noisy else (x - offset).float())
+        prepared.append(replace(column, offset=offset, noisy=noisy))
+    x = torch.cat(parts, dim=1).split(sizes)
+    return [Split(part, split.y) for part, split in zip(x, splits, strict=True)], tuple(prepared)
+
+
+def _fill(
+    x: Tensor, column: Column, n_train: int, where: str, generator: Generator
+) -> tuple[Tensor, Column]:  # (N, width)
+    """Put values of the training split in place of those that are missing."""
+    gaps = x.isnan().any(1)
+    n = int(gaps.sum())
+    if n == 0:
+        return x, column
+    known = x[:n_train][~gaps[:n_train]]
+    if len(known) == 0:
+        raise DataError(
+            f"{where}: {column.title} has no value in the training split; drop it (--data.drop '{column.title}')"
+        )
+    x = x.clone()
+    x[gaps] = known[torch.randint(len(known), (n,), generator=generator)]
+    return x, replace(column, missing=n)
+
+
+def _offset(x: Tensor, *, integer: bool) -> float:  # (n, 1)
+    """What to subtract from a column so that float32 keeps its values apart; 0 for most columns."""
+    if len(x) < 2 or not 0 < float(x.std()) * _FAR < float(x.abs().max()):
+        return 0.0
+    mean = float(x.mean())
+    return float(round(mean)) if integer or float(x.std()) > 1 else mean
+
+
+def _step(x: Tensor, column: Column) -> float:  # (N, width)
+    """The distance of values that follow each other."""
+    return 1.0 if column.integer or column.categories else float(x.unique().diff().min())
+
+
+def _spread(x: Tensor, step: float, generator: Generator) -> Tensor:  # (N, width), float32
+    """Add uniform noise on [0, step)."""
+    noisy = x + step * torch.rand(x.shape, generator=generator, dtype=x.dtype)
+    end = (x + step).float()
+    return torch.minimum(noisy.float(), torch.nextafter(end, torch.full_like(end, -torch.inf)))
