@@ -75,12 +75,15 @@ def check_density(dataset: Dataset) -> None:
 
 
 def _discrete(dataset: Dataset) -> Iterator[tuple[int, str]]:
+    """Columns that recur to the same values, and got no noise."""
     x = dataset.train.x
+    noisy = [column.noisy for column in dataset.columns for _ in range(column.width)]
     for i in torch.nonzero(is_discrete(x)).flatten().tolist():
         values, counts = x[:, i].unique(return_counts=True)
         integer = bool((values == values.round()).all())
         often = f"takes {len(values)} values in {len(x)} rows, one of them {int(counts.max())} times"
-        yield i, "holds integers" if integer else often
+        if not noisy[i]:
+            yield i, "holds integers" if integer else often
 
 
 def _dependent(dataset: Dataset) -> Iterator[tuple[int, str]]:

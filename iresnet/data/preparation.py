@@ -52,9 +52,12 @@ def prepare(
     prepared: list[Column] = []
     for given, part in zip(columns, values, strict=True):
         x, column = _fill(part, given, sizes[0], where, generator)
-        offset = 0.0 if column.categories else _offset(x[: sizes[0]], integer=column.integer)
-        noisy = dequantise and bool(is_discrete(x[: sizes[0]]).all())
-        parts.append(_spread(x - offset, _step(x, column), generator) if noisy else (x - offset).float())
+        noisy = dequantise and _recurs(x[: sizes[0]])
+        step = _step(x, column) if noisy else 0.0
+        spread = x + step * torch.rand(x.shape, generator=generator, dtype=x.dtype) if noisy else x
+        offset = 0.0 if column.categories else _offset(spread[: sizes[0]], integer=column.integer)
+        rounded = (spread - offset).float()
+        parts.append(_below(rounded, (x + step - offset).float()) if noisy else rounded)
         prepared.append(replace(column, offset=offset, noisy=noisy))
     x = torch.cat(parts, dim=1).split(sizes)
     return [Split(part, split.y) for part, split in zip(x, splits, strict=True)], tuple(prepared)
@@ -78,12 +81,9 @@ def _fill(
     return x, replace(column, missing=n)
 
 
-def _offset(x: Tensor, *, integer: bool) -> float:  # (n, 1)
-    """What to subtract from a column so that float32 keeps its values apart; 0 for most columns."""
-    if len(x) < 2 or not 0 < float(x.std()) * _FAR < float(x.abs().max()):
-        return 0.0
-    mean = float(x.mean())
-    return float(round(mean)) if integer or float(x.std()) > 1 else mean
+def _recurs(x: Tensor) -> bool:  # (n, width)
+    """Whether a column is discrete; a constant one is nothing at all, with or without noise."""
+    return bool(is_discrete(x).all() and (x != x[0]).any())
 
 
 def _step(x: Tensor, column: Column) -> float:  # (N, width)
@@ -91,8 +91,15 @@ def _step(x: Tensor, column: Column) -> float:  # (N, width)
     return 1.0 if column.integer or column.categories else float(x.unique().diff().min())
 
 
-def _spread(x: Tensor, step: float, generator: Generator) -> Tensor:  # (N, width), float32
-    """Add uniform noise on [0, step)."""
-    noisy = x + step * torch.rand(x.shape, generator=generator, dtype=x.dtype)
-    end = (x + step).float()
-    return torch.minimum(noisy.float(), torch.nextafter(end, torch.full_like(end, -torch.inf)))
+def _offset(x: Tensor, *, integer: bool) -> float:  # (n, 1)
+    """What to subtract from a column so that float32 keeps its values apart; 0 for most columns."""
+    median, deviation = float(x.median()), float(x.std(correction=0))
+    centre = float(round(median)) if integer or deviation > 1 else median
+    apart = min(len(x.unique()), len((x - centre).float().unique()))
+    merged = len(x.float().unique()) < 0.99 * apart
+    return centre if merged or 0 < deviation * _FAR < float(x.abs().max()) else 0.0
+
+
+def _below(x: Tensor, end: Tensor) -> Tensor:
+    """Keep what was rounded up to the end of its cell within it."""
+    return torch.minimum(x, torch.nextafter(end, torch.full_like(end, -torch.inf)))

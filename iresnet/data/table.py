@@ -51,9 +51,7 @@ class Choice:
     impute: bool = False
 
 
-def read_table(
-    path: Path, choice: Choice | None = None, *, target: str | int | None = None, like: Table | None = None
-) -> Table:
+def read_table(path: Path, choice: Choice | None = None, *, like: Table | None = None) -> Table:
     """Read a table of numbers: text (``.csv``, ``.tsv``, ``.txt``, ``.data``, also with ``.gz``) or ``.parquet``.
 
     Columns of text are separated by commas, semicolons, tabs, bars or, failing those, white space. A first line
@@ -63,8 +61,7 @@ def read_table(
     Args:
         path: the file.
         choice: which columns, and how.
-        target: short for a choice of this target.
-        like: a table whose columns, categories and classes this one has to have.
+        like: a table whose columns, categories and classes this one has to have, in any order.
 
     Returns:
         The table. Class names are the values of the target column in numerical or alphabetical order.
@@ -78,29 +75,23 @@ def read_table(
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "flowers.csv"
         >>> _ = path.write_text("length,width,kind\\n1.5,0.25,rose\\n2.5,0.5,lily\\n2,0.75,rose\\n1,0.5,lily\\n")
-        >>> split, class_names, columns = read_table(path, target="kind")
+        >>> split, class_names, columns = read_table(path, Choice(target="kind"))
         >>> split.x[0].tolist(), split.y.tolist(), class_names, [column.name for column in columns]
         ([1.5, 0.25], [1, 0, 1, 0], ('lily', 'rose'), ['length', 'width'])
     """
-    choice = choice or Choice(target)
-    source = ParquetSource.read(path) if path.suffix == ".parquet" else TextSource.read(path)
+    choice = choice or Choice()
+    source = ParquetSource.read(path) if path.suffix.lower() == ".parquet" else TextSource.read(path)
     label = None if choice.target is None else _target(source, choice.target)
-    chosen = _chosen(source, choice, label)
-    one_hot = _named(source, choice.one_hot) & set(chosen)
+    chosen = _chosen(source, choice, label) if like is None else _alike(source, like)
+    one_hot = set(_named(source, choice.one_hot)) & set(chosen)
     source.check_names([*chosen, *([] if label is None else [label])])
-    known = {column.title: column for column in like.columns} if like else None
-    if known is not None and list(known) != [source.title(i) for i in chosen]:
-        raise DataError(
-            f"{path}: expected the columns {', '.join(known)}, as in the training data, got "
-            f"{', '.join(source.title(i) for i in chosen)}"
-        )
+    known = {column.title: column.categories for column in like.columns} if like else {}
     numeric = [i for i in chosen if i not in one_hot]
     numbers = dict(zip(numeric, source.numbers(numeric, missing=choice.impute).T, strict=True))
     parts, columns = [], []
     for i in chosen:
         if i in one_hot:
-            categories = known[source.title(i)].categories if known else ()
-            part, categories = _categories(source, i, categories, missing=choice.impute)
+            part, categories = _categories(source, i, known.get(source.title(i), ()), missing=choice.impute)
             columns.append(Column(source.name(i), i + 1, categories=categories))
         else:
             part = numbers[i][:, None]
@@ -126,21 +117,31 @@ def _target(source: Source, target: str | int) -> int:
     return position % source.width
 
 
-def _named(source: Source, names: Sequence[str]) -> set[int]:
+def _named(source: Source, names: Sequence[str]) -> list[int]:
     titles = source.titles
     for name in names:
         if name not in titles:
             raise UnknownNameError("column", name, titles)
-    return {titles.index(name) for name in names}
+    return [titles.index(name) for name in names]
 
 
 def _chosen(source: Source, choice: Choice, label: int | None) -> list[int]:
-    wanted = _named(source, choice.columns) or set(range(source.width))
-    features = sorted(wanted - _named(source, choice.drop) - {label})
+    wanted = set(_named(source, choice.columns) or range(source.width))
+    features = sorted(wanted - set(_named(source, choice.drop)) - {label})
     if not features:
         rest = f"beside the target, got only {choice.target}" if label is not None else "that are not dropped, got none"
         raise DataError(f"{source.path}: expected columns {rest}")
     return features
+
+
+def _alike(source: Source, like: Table) -> list[int]:
+    """The columns of another table, in its order; further ones are not read."""
+    missing = [column.title for column in like.columns if column.title not in source.titles]
+    if missing:
+        raise DataError(
+            f"{source.path}: expected the columns of the training data, got none called {', '.join(missing)}"
+        )
+    return _named(source, [column.title for column in like.columns])
 
 
 def _categories(

@@ -185,7 +185,7 @@ def _test_split(
     like = Table(splits["train"], class_names, columns) if _suffix(path) in _TABLES else None
     found, names, _ = _read(path, replace(reading, test=None), like)
     if set(found) != {"train"}:
-        raise DataError(f"{path}: expected one split, the test examples, got {', '.join(found)}")
+        raise DataError(f"{path}: expected one split, the test examples, got {', '.join(sorted(found))}")
     if names and not set(names) <= set(class_names):
         raise DataError(f"{path}: expected the classes {', '.join(class_names)}, got {', '.join(names)}")
     split = found["train"]
