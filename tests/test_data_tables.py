@@ -15,7 +15,7 @@ from data_fixtures import isolated  # noqa: F401
 from laws import close
 
 import iresnet as ir
-from iresnet.data import load
+from iresnet.data import alike, load
 from iresnet.data.columns import Column, to_columns, to_values
 from iresnet.data.discrete import is_discrete
 from iresnet.data.table import Choice, read_table
@@ -116,6 +116,37 @@ def test_times_are_trained_on_and_sampled_as_what_they_are(call, tmp_path):
     _, inputs = Run(tmp_path / "far").read_config()
     x = ir.load(tmp_path / "far").sample(200, generator=torch.Generator().manual_seed(0))
     assert to_columns(inputs.columns, x)[0].tolist() == times.tolist()
+
+
+def test_other_tables_are_compared_in_the_units_of_the_model(tmp_path):
+    first, later = (
+        load(
+            write(tmp_path / f"{day}.csv", "time,value", [START + 86400 * day + 7 * np.arange(500) + 0.5, normal(500)])
+        )
+        for day in (0, 1)
+    )
+    x = alike(later, "test", (2,), None, first.columns)[0].x
+    close(x[:, 0].double() + first.columns[0].offset, later.test.x[:, 0].double() + later.columns[0].offset, 0.01)
+    assert float(x[:, 0].min()) > 80_000
+    other = load(write(tmp_path / "other.csv", "value,time", [normal(500), normal(500)]))
+    with pytest.raises(DataError, match=r"the model's data have the features .*'time', 'value'.*: give the same"):
+        alike(other, "test", (2,), None, first.columns)
+
+
+@pytest.mark.usefixtures("isolated")
+def test_a_run_is_refused_data_that_are_read_in_another_way(call, tmp_path):
+    times = START + np.random.default_rng(0).permutation(3600)[:500] + 0.5
+    write(tmp_path / "t.csv", "time,value", [times, normal(500)])
+    trained(call, "t.csv", tmp_path / "run", "--data-dir", tmp_path)
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other" / "t.csv", "time,value", [times + 86400, normal(500)])
+    status, _, err = call("evaluate", tmp_path / "run", "--data-dir", tmp_path / "other")
+    assert (status, "was trained on other data than t: 400 train" in err) == (2, True)
+    config = tmp_path / "run" / "config.yaml"
+    tree = yaml.safe_load(config.read_text())
+    tree["inputs"].pop("columns")  # as a run of a version that subtracted nothing
+    config.write_text(yaml.safe_dump(tree))
+    assert call("evaluate", tmp_path / "run")[0] == 2
 
 
 # -- headers -----------------------------------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ def test_all_of_another_file_or_folder_is_the_test_split(tmp_path):
     write_folder(tmp_path / "c" / "test", X[:9])
     with pytest.raises(DataError, match="expected one split, the test examples, got test, train"):
         load("a", tmp_path, test="c")
-    with pytest.raises(DataError, match="c: has a test split of its own; leave out --data.test"):
+    with pytest.raises(DataError, match=r"c: has a test split of its own; leave out --data.test"):
         load("c", tmp_path, test="a")
 
 
@@ -457,6 +457,7 @@ def test_bad_data_is_told_in_one_line(case, tmp_path):
     with pytest.raises((DataError, UnknownNameError), match=message) as caught:
         load(path, **options)
     assert "\n" not in str(caught.value)
+    assert "<" not in str(caught.value).replace("<U1", "")  # files are named, not objects
 
 
 def test_image_size_is_refused_for_idx_files(tmp_path):

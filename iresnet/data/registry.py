@@ -96,7 +96,7 @@ def load(
         test=None if test is None else _find(test, data_dir),
     )
     if stream:
-        _refuse(f"{name} (streamed)", own, split_seed)
+        _refuse(str(name), own, split_seed, "data that are read in memory, without --data.stream")
         dataset = load_streamed(name, data_dir)
     elif name in UCI:
         _refuse(str(name), own)
@@ -109,10 +109,10 @@ def load(
     return dataset if pad_to is None else pad_images(dataset, pad_to)
 
 
-def _refuse(name: str, own: Reading, split_seed: int = 0) -> None:
+def _refuse(name: str, own: Reading, split_seed: int = 0, to: str = "a folder or file of your own") -> None:
     for option in [*own.given, *(["split_seed"] if split_seed else [])]:
         flag = option.replace("_", "-")
-        raise DataError(f"{name}: {option} applies only to a folder or file of your own, leave it out (--data.{flag})")
+        raise DataError(f"{name}: {option} applies only to {to}, leave it out (--data.{flag})")
 
 
 def _find(name: str | Path, data_dir: str | Path | None) -> Path:

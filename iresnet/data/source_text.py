@@ -4,7 +4,7 @@ __all__ = ["TextSource"]
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,14 +103,12 @@ class TextSource(Source):
                     raise self.fault(row, column, field)
         return x
 
-    def _rows(self) -> list[list[str]]:
-        rows = []
+    def _rows(self) -> Iterator[list[str]]:
         for number, line in self.lines:
             fields = _fields(line, self.delimiter)
             if len(fields) != self.width:
                 raise DataError(f"{self.path}, line {number}: expected {self.width} columns, got {len(fields)}")
-            rows.append(fields)
-        return rows
+            yield fields
 
     def texts(self, column: int) -> list[str]:
         """See :meth:`Source.texts`."""
