@@ -99,7 +99,7 @@ def test_times_are_trained_on_and_sampled_as_what_they_are(call, tmp_path):
     bits = []
     for path in (far, near):
         said = trained(call, path, tmp_path / path.stem, "--data.dequantise", "true")
-        assert ("column time: read less 17000" in said) == (path == far)
+        assert ("time: read less 17000" in said) == (path == far)
         assert call("evaluate", tmp_path / path.stem)[0] == 0
         score = json.loads((tmp_path / path.stem / "evaluation.json").read_text())
         bits += [
@@ -328,8 +328,8 @@ def test_a_table_of_everything_from_the_first_command_to_the_last(call, tmp_path
         "true",
     )
     said = trained(call, tmp_path / "t.csv", tmp_path / "run", *asked)
-    assert "column age: 30 missing values replaced by others\n" in said
-    assert "column city: a feature for each of Oslo, Paris, Rome\n" in said
+    assert "age: 30 missing values replaced by others\n" in said
+    assert "city: a feature for each of Oslo, Paris, Rome\n" in said
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["one_hot"] == ["city"]
     for command, *options in (("evaluate",), ("reconstruct",), ("interpolate",), ("sample", "-n", 40), ("report",)):
         assert call(command, tmp_path / "run", *options)[0] == 0

@@ -145,25 +145,20 @@ def offsets(columns: Sequence[Column], dims: int) -> Tensor:  # (D,)
     return torch.tensor(found or [0.0] * dims, dtype=torch.float64)
 
 
-def _called(column: Column) -> str:
-    return f"column {column.name}" if column.name else column.title
-
-
 def describe(columns: Sequence[Column]) -> list[str]:
     """Say what was done to the values of a table, a line for each thing done.
 
     Example:
-        >>> describe([Column("age", 2, missing=4), Column("time", 3, offset=1.7e9)])
-        ['column age: 4 missing values replaced by others', 'column time: read less 1700000000, to keep values apart']
+        >>> describe([Column("age", 2, noisy=True, missing=4), Column("time", 3, offset=1.7e9, noisy=True)])
+        ['age: 4 missing values replaced by others', 'time: read less 1700000000, ...', 'noise ... added to age, time']
     """
     said = []
     for column in columns:
         if column.missing:
-            said.append(f"{_called(column)}: {column.missing} missing values replaced by others")
+            said.append(f"{column.title}: {column.missing} missing values replaced by others")
         if column.categories:
-            said.append(f"{_called(column)}: a feature for each of {', '.join(column.categories)}")
-        if column.noisy:
-            said.append(f"{_called(column)}: uniform noise of one step added")
+            said.append(f"{column.title}: a feature for each of {', '.join(column.categories)}")
         if column.offset:
-            said.append(f"{_called(column)}: read less {column.offset:.17g}, to keep values apart")
-    return said
+            said.append(f"{column.title}: read less {column.offset:.17g}, so that float32 keeps its values apart")
+    noisy = [column.title for column in columns if column.noisy]
+    return [*said, f"noise of one step added to {', '.join(noisy)}"] if noisy else said
