@@ -291,7 +291,11 @@ def _contiguous(model: Model) -> dict[str, Tensor]:
 
 
 def _jsonable(tree: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in tree.items()}
+    """Without tuples, and without what a column does not have."""
+    columns = [{k: v for k, v in column.items() if v or k == "name"} for column in tree["columns"]]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in tree.items()} | {
+        "columns": columns
+    }
 
 
 def _one_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from data_fixtures import isolated  # noqa: F401
+from data_fixtures import examples, isolated, write_parquet  # noqa: F401 (isolated)
 from laws import close
 
 import iresnet as ir
@@ -388,6 +388,13 @@ def test_columns_of_a_test_file_go_by_their_names(tmp_path):
     assert (len(dataset.train), len(dataset.validation)) == (36, 4)
 
 
+def test_integers_are_those_of_all_splits(tmp_path):
+    np.savez(tmp_path / "t.npz", x=np.stack([np.arange(40), np.arange(40) % 3], 1))
+    np.savez(tmp_path / "test.npz", x=np.array([[1.5, 1], [2, 2]]))
+    dataset = load(tmp_path / "t.npz", test=tmp_path / "test.npz", dequantise=True)
+    assert [column.integer for column in dataset.columns] == [False, True]
+
+
 # -- Parquet -----------------------------------------------------------------------------------------------------------
 
 
@@ -434,6 +441,13 @@ def test_bad_parquet_tables_are_told_in_one_line(case, tmp_path):
     columns, options, message = BAD_PARQUET[case]
     with pytest.raises((DataError, UnknownNameError), match=message):
         load(parquet(tmp_path / "t.parquet", **columns), **options)
+
+
+def test_a_single_file_of_images_is_no_table(tmp_path):
+    write_parquet(tmp_path, {"train": examples(20, 1, 8, n_classes=2)})
+    (path,) = tmp_path.iterdir()
+    with pytest.raises(DataError, match=r"got images; give the folder of such files, .*"):
+        load(path)
 
 
 def test_a_damaged_parquet_file_is_told(tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from iresnet.data.columns import Column, feature_titles
+from iresnet.data.columns import feature_titles
 from iresnet.data.dataset import Dataset
 from iresnet.errors import DataError
 
@@ -15,8 +15,6 @@ _FEW = 10
 """A column of so many rows for each value has few values, and a value in one of so many rows comes again and again."""
 _FOLLOWS = 1e-10
 """Share of a column's variance that the columns before it leave open, below which it follows from them."""
-
-
 _SHOWN = 8
 """Columns that a message names."""
 
@@ -104,15 +102,13 @@ def _dependent(dataset: Dataset) -> Iterator[tuple[int, str]]:
 
 
 def _titles(dataset: Dataset) -> list[str]:
-    """What to call the features in a message: name and position."""
-    titles = feature_titles(dataset.columns or [Column("", i + 1) for i in range(dataset.shape[0])])
+    """What to call the features in a message: position and name."""
     if not dataset.columns:
-        return [title.replace("column", "feature" if len(dataset.shape) == 1 else "channel") for title in titles]
-    positions = [column.position for column in dataset.columns for _ in range(column.width)]
-    return [
-        title if title.startswith("column ") else f"column {position} ({title})"
-        for title, position in zip(titles, positions, strict=True)
-    ]
+        kind = "feature" if len(dataset.shape) == 1 else "channel"
+        return [f"{kind} {i + 1}" for i in range(dataset.shape[0])]
+    owners = [column for column in dataset.columns for _ in range(column.width)]
+    titles = zip(owners, feature_titles(dataset.columns), strict=True)
+    return [f"column {column.position} ({title})" if column.name else title for column, title in titles]
 
 
 def _drop(dataset: Dataset, features: list[int]) -> str:

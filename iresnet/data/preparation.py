@@ -16,6 +16,9 @@ from iresnet.errors import DataError
 _FAR = 1000
 """Standard deviations from 0 beyond which float32 is too coarse for a column: it rounds to a ten-thousandth of one."""
 
+_APART = 0.9
+"""Share of the values of a column that float32 has to keep apart as they are."""
+
 
 def prepare(
     splits: Sequence[Split], columns: Sequence[Column], where: str, *, dequantise: bool = False
@@ -52,6 +55,7 @@ def prepare(
     prepared: list[Column] = []
     for given, part in zip(columns, values, strict=True):
         x, column = _fill(part, given, sizes[0], where, generator)
+        column = replace(column, integer=not column.categories and bool((x == x.round()).all()))
         noisy = dequantise and _recurs(x[: sizes[0]])
         step = _step(x, column) if noisy else 0.0
         spread = x + step * torch.rand(x.shape, generator=generator, dtype=x.dtype) if noisy else x
@@ -96,8 +100,9 @@ def _offset(x: Tensor, *, integer: bool) -> float:  # (n, 1)
     median, deviation = float(x.median()), float(x.std(correction=0))
     centre = float(round(median)) if integer or deviation > 1 else median
     apart = min(len(x.unique()), len((x - centre).float().unique()))
-    merged = len(x.float().unique()) < 0.99 * apart
-    return centre if merged or 0 < deviation * _FAR < float(x.abs().max()) else 0.0
+    merged = len(x.float().unique()) < _APART * apart
+    far = apart > 1 and deviation * _FAR < float(x.abs().max())
+    return centre if merged or far else 0.0
 
 
 def _below(x: Tensor, end: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ class Source(ABC):
 
     Attributes:
         path: the file.
-        names: of the columns; empty for those without.
+        names: of the columns; each is empty where there is none.
     """
 
     def __init__(self, path: Path, names: Sequence[str]):
@@ -36,10 +36,6 @@ class Source(ABC):
     def titles(self) -> list[str]:
         """What options call the columns."""
         return [self.title(i) for i in range(self.width)]
-
-    def name(self, column: int) -> str:
-        """The name of a column in the file, if any."""
-        return self.names[column]
 
     def title(self, column: int) -> str:
         """The name, or ``column 3`` without one."""

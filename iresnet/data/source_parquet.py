@@ -40,6 +40,10 @@ class ParquetSource(Source):
             raise DataError(f"{path}: expected rows of numbers, got an empty table")
         if len(set(content.column_names)) < content.num_columns:
             raise DataError(f"{path}: expected a name of its own for each column, got {content.column_names}"[:300])
+        if any(pa.types.is_struct(column.type) for column in content.columns):
+            raise DataError(
+                f"{path}: expected columns of numbers, got images; give the folder of such files, {path.parent}"
+            )
         return cls(path, content)
 
     def place(self, row: int, column: int) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from iresnet.data.columns import Column
 from iresnet.data.dataset import Split
@@ -85,23 +86,24 @@ def read_table(path: Path, choice: Choice | None = None, *, like: Table | None =
     chosen = _chosen(source, choice, label) if like is None else _alike(source, like)
     one_hot = set(_named(source, choice.one_hot)) & set(chosen)
     source.check_names([*chosen, *([] if label is None else [label])])
+    x, columns = _features(source, chosen, one_hot, like, missing=choice.impute)
+    if label is None:
+        return Table(Split(x), (), columns)
+    y, class_names = _classes(source, label, like.class_names if like else ())
+    return Table(Split(x, torch.from_numpy(y)), class_names, columns)
+
+
+def _features(
+    source: Source, chosen: Sequence[int], one_hot: set[int], like: Table | None, *, missing: bool
+) -> tuple[Tensor, tuple[Column, ...]]:  # (N, D)
     known = {column.title: column.categories for column in like.columns} if like else {}
     numeric = [i for i in chosen if i not in one_hot]
-    numbers = dict(zip(numeric, source.numbers(numeric, missing=choice.impute).T, strict=True))
-    parts, columns = [], []
-    for i in chosen:
-        if i in one_hot:
-            part, categories = _categories(source, i, known.get(source.title(i), ()), missing=choice.impute)
-            columns.append(Column(source.name(i), i + 1, categories=categories))
-        else:
-            part = numbers[i][:, None]
-            columns.append(Column(source.name(i), i + 1, integer=is_integer(part)))
-        parts.append(part)
-    x = torch.from_numpy(np.ascontiguousarray(np.concatenate(parts, axis=1)))
-    if label is None:
-        return Table(Split(x), (), tuple(columns))
-    y, class_names = _classes(source, label, like.class_names if like else ())
-    return Table(Split(x, torch.from_numpy(y)), class_names, tuple(columns))
+    parts = {i: part[:, None] for i, part in zip(numeric, source.numbers(numeric, missing=missing).T, strict=True)}
+    categories: dict[int, tuple[str, ...]] = {}
+    for i in one_hot:
+        parts[i], categories[i] = _categories(source, i, known.get(source.title(i), ()), missing=missing)
+    columns = tuple(Column(source.names[i], i + 1, categories=categories.get(i, ())) for i in chosen)
+    return torch.from_numpy(np.concatenate([parts[i] for i in chosen], axis=1)), columns
 
 
 def _target(source: Source, target: str | int) -> int:

@@ -16,7 +16,6 @@ from iresnet.data.folder import read_image_folder
 from iresnet.data.idx import read_idx
 from iresnet.data.parquet import read_any_parquet
 from iresnet.data.preparation import prepare
-from iresnet.data.source import is_integer
 from iresnet.data.split import Splits, hold_out, numbered_classes
 from iresnet.data.table import Choice, Table, read_table
 from iresnet.errors import DataError
@@ -160,11 +159,9 @@ def _read_folder(folder: Path, reading: Reading) -> tuple[Splits, tuple[str, ...
 
 def _columns_of(splits: Splits) -> tuple[Column, ...]:
     """Columns without names, of vectors; none of images."""
-    parts = [split.x for split in splits.values()]
-    if any(part.ndim != 2 or part.shape[1] != parts[0].shape[1] for part in parts):
-        return ()
-    integer = [all(is_integer(part[:, i].numpy()) for part in parts) for i in range(parts[0].shape[1])]
-    return tuple(Column("", i + 1, integer=known) for i, known in enumerate(integer))
+    shapes = {split.x.shape[1:] for split in splits.values()}
+    shape = shapes.pop()
+    return () if shapes or len(shape) > 1 else tuple(Column("", i + 1) for i in range(*shape))
 
 
 def _test_split(
