@@ -332,7 +332,16 @@ def test_a_table_of_everything_from_the_first_command_to_the_last(call, tmp_path
     assert "age: 30 missing values replaced by others\n" in said
     assert "city: a feature for each of Oslo, Paris, Rome\n" in said
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["one_hot"] == ["city"]
-    for command, *options in (("evaluate",), ("reconstruct",), ("interpolate",), ("sample", "-n", 40), ("report",)):
+    others = write(
+        tmp_path / "others.csv", "height,more,income,city,age", zip(*[(9.5, "x", 1.5, "Rome", 3)] * 50, strict=True)
+    )
+    for command, *options in (
+        ("evaluate", "--ood", others),
+        ("reconstruct",),
+        ("interpolate",),
+        ("sample", "-n", 40),
+        ("report",),
+    ):
         assert call(command, tmp_path / "run", *options)[0] == 0
     header, *rows = rows_of(tmp_path / "run" / "samples" / "samples.csv")
     assert header == ["city", "age", "height", "income"]

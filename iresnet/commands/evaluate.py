@@ -83,7 +83,7 @@ def evaluate(
     from iresnet.precision import use_precision
 
     folder, model, dataset, part = open_run(run, data_dir, split, device)
-    others = dict(_other(name, data_dir, folder, dataset, split) for name in ood or ())
+    others = dict(_other(name, data_dir or folder.data_dir, dataset, split) for name in ood or ())
     part = part.shuffled(seed, examples) if examples else part
     result = _result(folder, model, dataset, part, split)
     result["precision"] = precision
@@ -132,16 +132,11 @@ def _result(folder: "Run", model: "Model", dataset: "Dataset", part: "Split", sp
 # -- measure ---------------------------------------------------------------------------------------------------------
 
 
-def _other(
-    name: str, data_dir: "Path | None", folder: "Run", dataset: "Dataset", split: str
-) -> "tuple[str, tuple[Split, str]]":
+def _other(name: str, data_dir: "str | Path | None", dataset: "Dataset", split: str) -> "tuple[str, tuple[Split, str]]":
     """The name of other data, and their examples in the form of the model's own, with how they came to it."""
-    from iresnet.data import DATASETS, alike, load
+    from iresnet.data import alike, load
 
-    given = folder.read_config()[0].data.options
-    of_tables = ("target", "columns", "drop", "one_hot", "impute", "dequantise")
-    options = {key: given[key] for key in of_tables} if dataset.columns and name not in DATASETS else {}
-    other = load(name, data_dir or folder.data_dir, **options)
+    other = load(name, data_dir, like=dataset.columns)
     return other.name, alike(other, split, dataset.shape, dataset.levels, dataset.columns)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from iresnet.data.columns import Column
 from iresnet.data.dataset import Dataset
 from iresnet.data.digits import digits
 from iresnet.data.padding import pad_images
@@ -44,6 +45,7 @@ def load(
     dequantise: bool = False,
     keys: Mapping[str, str] | None = None,
     test: str | Path | None = None,
+    like: Sequence[Column] = (),
 ) -> Dataset:
     """Load a data set by its name, or from the user's own folder or file.
 
@@ -68,6 +70,7 @@ def load(
         dequantise: for a table: add uniform noise of one step to columns of integers or few values.
         keys: for ``.npz``: the names that ``x``, ``y``, ``train_x``, ... have in the file.
         test: for your own data: another file or folder, all of which is the test split.
+        like: for a table: columns of another data set, which are read as they were there, and no others.
 
     Returns:
         The data set on the CPU.
@@ -105,7 +108,7 @@ def load(
         _refuse(str(name), own, split_seed)
         dataset = DATASETS[str(name)](data_dir)
     else:
-        dataset = load_path(_find(name, data_dir), own, split_seed=split_seed)
+        dataset = load_path(_find(name, data_dir), own, split_seed=split_seed, like=like)
     return dataset if pad_to is None else pad_images(dataset, pad_to)
 
 

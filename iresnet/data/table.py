@@ -52,7 +52,9 @@ class Choice:
     impute: bool = False
 
 
-def read_table(path: Path, choice: Choice | None = None, *, like: Table | None = None) -> Table:
+def read_table(
+    path: Path, choice: Choice | None = None, *, like: Sequence[Column] = (), classes: Sequence[str] = ()
+) -> Table:
     """Read a table of numbers: text (``.csv``, ``.tsv``, ``.txt``, ``.data``, also with ``.gz``) or ``.parquet``.
 
     Columns of text are separated by commas, semicolons, tabs, bars or, failing those, white space. A first line
@@ -62,7 +64,8 @@ def read_table(path: Path, choice: Choice | None = None, *, like: Table | None =
     Args:
         path: the file.
         choice: which columns, and how.
-        like: a table whose columns, categories and classes this one has to have, in any order.
+        like: columns of another table, which this one has to have, in any order, with their categories alone.
+        classes: the only ones that the target column may have.
 
     Returns:
         The table. Class names are the values of the target column in numerical or alphabetical order.
@@ -83,20 +86,20 @@ def read_table(path: Path, choice: Choice | None = None, *, like: Table | None =
     choice = choice or Choice()
     source = ParquetSource.read(path) if path.suffix.lower() == ".parquet" else TextSource.read(path)
     label = None if choice.target is None else _target(source, choice.target)
-    chosen = _chosen(source, choice, label) if like is None else _alike(source, like)
+    chosen = _alike(source, like) if like else _chosen(source, choice, label)
     one_hot = set(_named(source, choice.one_hot)) & set(chosen)
     source.check_names([*chosen, *([] if label is None else [label])])
     x, columns = _features(source, chosen, one_hot, like, missing=choice.impute)
     if label is None:
         return Table(Split(x), (), columns)
-    y, class_names = _classes(source, label, like.class_names if like else ())
+    y, class_names = _classes(source, label, tuple(classes))
     return Table(Split(x, torch.from_numpy(y)), class_names, columns)
 
 
 def _features(
-    source: Source, chosen: Sequence[int], one_hot: set[int], like: Table | None, *, missing: bool
+    source: Source, chosen: Sequence[int], one_hot: set[int], like: Sequence[Column], *, missing: bool
 ) -> tuple[Tensor, tuple[Column, ...]]:  # (N, D)
-    known = {column.title: column.categories for column in like.columns} if like else {}
+    known = {column.title: column.categories for column in like}
     numeric = [i for i in chosen if i not in one_hot]
     parts = {i: part[:, None] for i, part in zip(numeric, source.numbers(numeric, missing=missing).T, strict=True)}
     categories: dict[int, tuple[str, ...]] = {}
@@ -136,14 +139,14 @@ def _chosen(source: Source, choice: Choice, label: int | None) -> list[int]:
     return features
 
 
-def _alike(source: Source, like: Table) -> list[int]:
+def _alike(source: Source, like: Sequence[Column]) -> list[int]:
     """The columns of another table, in its order; further ones are not read."""
-    missing = [column.title for column in like.columns if column.title not in source.titles]
+    missing = [column.title for column in like if column.title not in source.titles]
     if missing:
         raise DataError(
             f"{source.path}: expected the columns of the training data, got none called {', '.join(missing)}"
         )
-    return _named(source, [column.title for column in like.columns])
+    return _named(source, [column.title for column in like])
 
 
 def _categories(

@@ -2,7 +2,7 @@
 
 __all__ = ["Reading", "load_path"]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from iresnet.data.idx import read_idx
 from iresnet.data.parquet import read_any_parquet
 from iresnet.data.preparation import prepare
 from iresnet.data.split import Splits, hold_out, numbered_classes
-from iresnet.data.table import Choice, Table, read_table
+from iresnet.data.table import Choice, read_table
 from iresnet.errors import DataError
 
 _ARRAYS = (".npz", ".npy")
@@ -80,7 +80,9 @@ _IS_FOR = {
 """What an option is for: how to call it, for what, and the suffixes of such files."""
 
 
-def load_path(path: Path, reading: Reading | None = None, *, split_seed: int = 0) -> Dataset:
+def load_path(
+    path: Path, reading: Reading | None = None, *, split_seed: int = 0, like: Sequence[Column] = ()
+) -> Dataset:
     """Load a data set from a folder or file of the user.
 
     A split that the source does not have is a fixed random tenth of the training examples.
@@ -90,6 +92,7 @@ def load_path(path: Path, reading: Reading | None = None, *, split_seed: int = 0
             in a ``.parquet`` or text file such as ``.csv`` or ``.txt``, also with ``.gz`` after it.
         reading: how it is read.
         split_seed: of the random order from which the splits are taken that the source does not have.
+        like: columns of another table: those of this one are read, filled and dequantised as they were.
 
     Returns:
         The data set: uint8 images with 256 levels, or float32 examples.
@@ -105,7 +108,11 @@ def load_path(path: Path, reading: Reading | None = None, *, split_seed: int = 0
         plane: 40 train, 5 validation, 5 test; 2, continuous, no labels
     """
     reading = reading or Reading()
-    splits, class_names, columns = _read(path, reading)
+    if like and _suffix(path) in _TABLES:
+        reading = replace(reading, one_hot=tuple(column.title for column in like if column.categories), impute=True)
+    if any(column.noisy for column in like):
+        reading = replace(reading, dequantise=True)
+    splits, class_names, columns = _read(path, reading, like)
     if reading.test is not None:
         splits["test"] = _test_split(Path(reading.test), path, reading, splits, class_names, columns)
     parts = hold_out(splits, str(path), shuffle=True, seed=split_seed)
@@ -120,7 +127,7 @@ def load_path(path: Path, reading: Reading | None = None, *, split_seed: int = 0
 
 
 def _read(
-    path: Path, reading: Reading, like: Table | None = None
+    path: Path, reading: Reading, like: Sequence[Column] = (), classes: Sequence[str] = ()
 ) -> tuple[Splits, tuple[str, ...], tuple[Column, ...]]:
     """Splits, names of the classes, and the columns of vectors."""
     suffix = _suffix(path)
@@ -133,7 +140,7 @@ def _read(
         splits = read_arrays(path, keys=reading.keys)
         return splits, numbered_classes(splits), _columns_of(splits)
     if suffix in _TABLES:
-        table = read_table(path, reading.choice, like=like)
+        table = read_table(path, reading.choice, like=like, classes=classes)
         return {"train": table.split}, table.class_names, table.columns
     raise DataError(f"{path}: expected a folder or a file ending in {', '.join(_ARRAYS + _TABLES)}, got '{suffix}'")
 
@@ -179,8 +186,7 @@ def _test_split(
         raise DataError(f"{path}: no such folder or file; give the path of the test examples (--data.test)")
     if (_suffix(path) in _TABLES) != (_suffix(of) in _TABLES):
         raise DataError(f"{path}: expected test examples in the form of {of}, got a {_suffix(path)}")
-    like = Table(splits["train"], class_names, columns) if _suffix(path) in _TABLES else None
-    found, names, _ = _read(path, replace(reading, test=None), like)
+    found, names, _ = _read(path, replace(reading, test=None), columns, class_names)
     if set(found) != {"train"}:
         raise DataError(f"{path}: expected one split, the test examples, got {', '.join(sorted(found))}")
     if names and not set(names) <= set(class_names):
