@@ -280,6 +280,10 @@ REFUSED = {
         r"line 2, column 2 \(when\): expected a finite number, got '2024.*--data.drop 'when'",
     ),
     "categories": ({"drop": ["column 1", "when"]}, r"column 3 \(city\).*--data.one-hot 'city'"),
+    "a column of text": (
+        {"drop": ["column 1", "when"]},
+        "the column holds no numbers: drop it .--data.drop 'city'. or make",
+    ),
     "gaps": (
         {"drop": ["column 1", "when"], "one_hot": ["city"]},
         r"column 4 \(age\): .*got 'NA'; .*--data.impute true",

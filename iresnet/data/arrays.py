@@ -32,7 +32,7 @@ def read_arrays(path: Path, *, keys: Mapping[str, str] | None = None) -> Splits:
         keys: names in the file of those of ``x``, ``y``, ``train_x``, ... that have others; the rest is not read.
 
     Returns:
-        The splits: uint8 images of shape ``(C, H, W)``, images of float32, or vectors of float64.
+        The splits: uint8 images of shape ``(C, H, W)``, images of float32, or vectors of float32 or float64.
 
     Raises:
         DataError: damaged, other keys, labels that do not fit, or an array that is neither images nor a table.
@@ -102,7 +102,8 @@ def _examples(where: str, x: np.ndarray) -> Tensor:
         raise DataError(
             f"{where}: expected finite float32 numbers, got {rounded[index]} at {index}; remove or replace it"
         )
-    return torch.from_numpy(np.ascontiguousarray(x, np.float64) if x.ndim == 2 else rounded)
+    exact = x.ndim == 2 and x.dtype not in (np.float16, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(x, np.float64) if exact else rounded)
 
 
 def _as_uint8(where: str, x: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from iresnet.data.columns import Column
 from iresnet.data.dataset import Split
-from iresnet.data.discrete import is_discrete
+from iresnet.data.discrete import is_discrete, sample
 from iresnet.errors import DataError
 
 _FAR = 1000
@@ -49,12 +49,12 @@ def prepare(
         (True, 1)
     """
     sizes = [len(split) for split in splits]
-    values = torch.cat([split.x for split in splits]).double().split([column.width for column in columns], dim=1)
+    values = torch.cat([split.x for split in splits]).split([column.width for column in columns], dim=1)
     generator = Generator().manual_seed(0)
     parts: list[Tensor] = []
     prepared: list[Column] = []
     for given, part in zip(columns, values, strict=True):
-        x, column = _fill(part, given, sizes[0], where, generator)
+        x, column = _fill(part.double(), given, sizes[0], where, generator)
         column = replace(column, integer=not column.categories and bool((x == x.round()).all()))
         noisy = dequantise and _recurs(x[: sizes[0]])
         step = _step(x, column) if noisy else 0.0
@@ -99,8 +99,9 @@ def _offset(x: Tensor, *, integer: bool) -> float:  # (n, 1)
     """What to subtract from a column so that float32 keeps its values apart; 0 for most columns."""
     median, deviation = float(x.median()), float(x.std(correction=0))
     centre = float(round(median)) if integer or deviation > 1 else median
-    apart = min(len(x.unique()), len((x - centre).float().unique()))
-    merged = len(x.float().unique()) < _APART * apart
+    some = sample(x)
+    apart = min(len(some.unique()), len((some - centre).float().unique()))
+    merged = len(some.float().unique()) < _APART * apart
     far = apart > 1 and deviation * _FAR < float(x.abs().max())
     return centre if merged or far else 0.0
 

@@ -83,18 +83,19 @@ class Source(ABC):
     def fault(self, row: int, column: int, value: str) -> DataError:
         """The error of a value that is no finite number."""
         title = self.title(column)
+        numbers = [is_number(text) for text in self.texts(column)]
         if value.lower() in MISSING:
             advice = (
                 f"fill it in, have it replaced by another of the column (--data.impute true), or drop the column "
                 f"(--data.drop '{title}')"
             )
-        elif is_number(value):
-            advice = "correct or remove the line"
-        else:
+        elif 2 * sum(numbers) < len(numbers):
             advice = (
-                f"correct or remove the line, or, if the column holds no numbers, drop it (--data.drop '{title}') or "
-                f"make features of its categories (--data.one-hot '{title}')"
+                f"the column holds no numbers: drop it (--data.drop '{title}') or make features of its categories "
+                f"(--data.one-hot '{title}')"
             )
+        else:
+            advice = "correct or remove the line"
         return DataError(f"{self.place(row, column)}: expected a finite number, got '{value[:50]}'; {advice}")
 
 
