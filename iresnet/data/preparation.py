@@ -53,16 +53,11 @@ def prepare(
     generator = Generator().manual_seed(0)
     parts: list[Tensor] = []
     prepared: list[Column] = []
-    for given, part in zip(columns, values, strict=True):
-        x, column = _fill(part.double(), given, sizes[0], where, generator)
-        column = replace(column, integer=not column.categories and bool((x == x.round()).all()))
-        noisy = dequantise and _recurs(x[: sizes[0]])
-        step = _step(x, column) if noisy else 0.0
-        spread = x + step * torch.rand(x.shape, generator=generator, dtype=x.dtype) if noisy else x
-        offset = 0.0 if column.categories else _offset(spread[: sizes[0]], integer=column.integer)
-        rounded = (spread - offset).float()
-        parts.append(_below(rounded, (x + step - offset).float()) if noisy else rounded)
-        prepared.append(replace(column, offset=offset, noisy=noisy))
+    for column, part in zip(columns, values, strict=True):
+        x, column = _fill(part.double(), column, sizes[0], where, generator)
+        x, column = _rounded(x, column, sizes[0], generator if dequantise else None)
+        parts.append(x)
+        prepared.append(column)
     x = torch.cat(parts, dim=1).split(sizes)
     return [Split(part, split.y) for part, split in zip(x, splits, strict=True)], tuple(prepared)
 
@@ -85,6 +80,18 @@ def _fill(
     return x, replace(column, missing=n)
 
 
+def _rounded(x: Tensor, column: Column, n_train: int, noise: Generator | None) -> tuple[Tensor, Column]:  # (N, width)
+    """A column in float32: with noise if it is discrete, and less what would be lost."""
+    column = replace(column, integer=not column.categories and bool((x == x.round()).all()))
+    noisy = noise is not None and _recurs(x[:n_train])
+    step = _step(x, column) if noisy else 0.0
+    spread = x + step * torch.rand(x.shape, generator=noise, dtype=x.dtype) if noisy else x
+    offset = 0.0 if column.categories else _offset(spread[:n_train], integer=column.integer)
+    rounded = (spread - offset).float()
+    found = _below(rounded, (x + step - offset).float()) if noisy else rounded
+    return found, replace(column, offset=offset, noisy=noisy)
+
+
 def _recurs(x: Tensor) -> bool:  # (n, width)
     """Whether a column is discrete; a constant one is nothing at all, with or without noise."""
     return bool(is_discrete(x).all() and (x != x[0]).any())
@@ -98,12 +105,12 @@ def _step(x: Tensor, column: Column) -> float:  # (N, width)
 def _offset(x: Tensor, *, integer: bool) -> float:  # (n, 1)
     """What to subtract from a column so that float32 keeps its values apart; 0 for most columns."""
     median, deviation = float(x.median()), float(x.std(correction=0))
-    centre = float(round(median)) if integer or deviation > 1 else median
+    center = float(round(median)) if integer or deviation > 1 else median
     some = sample(x)
-    apart = min(len(some.unique()), len((some - centre).float().unique()))
+    apart = min(len(some.unique()), len((some - center).float().unique()))
     merged = len(some.float().unique()) < _APART * apart
     far = apart > 1 and deviation * _FAR < float(x.abs().max())
-    return centre if merged or far else 0.0
+    return center if merged or far else 0.0
 
 
 def _below(x: Tensor, end: Tensor) -> Tensor:
