@@ -527,5 +527,11 @@ def test_samples_of_images_are_arrays_that_can_be_trained_on(copied, call, tmp_p
     with torch.no_grad():
         assert float((model.decode(z).floor().clamp(0, 16) == x).float().mean()) > 0.999
     assert len(load(tmp_path / "s.npz").train) == 24
-    status, _, err = call("sample", folder, "--out", tmp_path / "s.csv")
-    assert (status, "a file ending in .png, .npz" in err) == (2, True)
+    for options, message in (
+        (("--out", tmp_path / "s.csv"), "a file ending in .png, .npz"),
+        (("--out", tmp_path / "s.png", "--individual"), "--individual writes several files"),
+    ):
+        status, told, err = call("sample", folder, *options)
+        assert (status, told, message in err) == (2, "", True)
+    assert call("sample", folder, "-n", 3, "--out", tmp_path / "folder", "--individual")[0] == 0
+    assert len(list((tmp_path / "folder" / "samples").iterdir())) == 3

@@ -3,7 +3,7 @@
 __all__ = ["sample"]
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeGuard
 
 from cyclopts import Parameter
 
@@ -58,7 +58,7 @@ def sample(
     from iresnet.pictures import draw, draw_each, write
 
     folder, model, inputs = load_run(run, device)
-    _check_out(out, inputs)
+    _check_out(out, inputs, individual=individual)
     generator = torch.Generator().manual_seed(seed)
     name = "samples"
     flow = flow_of(model)
@@ -73,7 +73,7 @@ def sample(
         samples = evaluation.decode(flow, z.detach(), progress=advance)
     if not is_main():
         return
-    if out is not None and out.suffix and not out.is_dir():
+    if _is_file(out):
         say(f"wrote {write(samples, inputs, out)}")
         return
     place = (out or folder.samples) / name
@@ -84,10 +84,17 @@ def sample(
         say(f"wrote {path}")
 
 
-def _check_out(out: Path | None, inputs: "Inputs") -> None:
+def _is_file(out: Path | None) -> TypeGuard[Path]:
+    """Whether all samples go to one file; else to a folder, the run's own when there is no other."""
+    return out is not None and bool(out.suffix) and not out.is_dir()
+
+
+def _check_out(out: Path | None, inputs: "Inputs", *, individual: bool) -> None:
     """Refuse a file that samples cannot be written to, before they are drawn."""
-    if out is None or not out.suffix or out.is_dir():
+    if not _is_file(out):
         return
+    if individual:
+        raise RecipeError(f"--individual writes several files: give a folder as --out, got {out}")
     kinds = {3: (".png", ".npz")}.get(len(inputs.shape), (".csv", ".npz", *([".png"] if inputs.shape == (2,) else [])))
     if out.suffix.lower() not in kinds:
         raise RecipeError(f"--out {out}: samples of this run go to a folder or a file ending in {', '.join(kinds)}")
