@@ -159,6 +159,7 @@ HEADERS = {
     "numbers above integers": ("0,1,2\n" + INTEGERS, (), 50, ["0", "1", "2"]),
     "names": ("a,b\n" + BODY, (), 50, ["a", "b"]),
     "none": (BODY, (), 50, ["", ""]),
+    "numbers from 1": ("1,2,3\n" + "0.5,1.5,2.5\n" * 20, (), 20, ["1", "2", "3"]),
     "none, from 1": ("1,2,3\n" + INTEGERS, (), 51, ["", "", ""]),
     "one column": ("0\n" + "1.5\n2.5\n" * 10, (), 20, ["0"]),
     "row numbers": (",a\n" + BODY, ("column 1",), 50, ["a"]),

@@ -134,12 +134,13 @@ def _is_header(path: Path, first: list[str], rows: list[list[str]]) -> bool:
     if not any(map(is_number, first)):
         return True
     numbered = [field for i, field in enumerate(first) if field or i > 0]  # row numbers have no name
+    real = bool(rows) and all("." in field or "e" in field for row in rows for field in row)
+    if numbered == [str(i + 1) for i in range(len(numbered))]:
+        return len(first) > 2 and real
     if numbered != [str(i) for i in range(len(numbered))]:
         return False
-    if len(first) > 2 or len(numbered) < len(first):
+    if len(first) > 2 or len(numbered) < len(first) or real:
         return True
-    if all("." in field or "e" in field for row in rows for field in row):
-        return bool(rows)
     raise DataError(
         f"{path}, line 1: {', '.join(first)} may be the numbers of the columns or a row; write names there, or above it"
     )

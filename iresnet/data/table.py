@@ -58,7 +58,7 @@ def read_table(
     """Read a table of numbers: text (``.csv``, ``.tsv``, ``.txt``, ``.data``, also with ``.gz``) or ``.parquet``.
 
     Columns of text are separated by commas, semicolons, tabs, bars or, failing those, white space. A first line
-    without any number, or one that numbers the columns from 0, is the header. Without one, columns are called
+    without any number, or one that numbers the columns, is the header. Without one, columns are called
     ``column 1`` and so on. Every column is a feature, but for what is chosen.
 
     Args:
