@@ -228,6 +228,13 @@ def test_noise_of_one_step_gives_them_one(case, tmp_path):
     assert float(noise.max()) < (step if case != "many zeros" else 0.1)
 
 
+def test_large_real_numbers_are_no_integers_for_being_rounded(tmp_path):
+    large = 5e7 + 2e7 * np.random.default_rng(0).uniform(-1, 1, 200)
+    dataset = load(write(tmp_path / "t.csv", "a,b", [large, B]))
+    assert bool((every(dataset)[:, 0] == every(dataset)[:, 0].round()).all())
+    inputs_of(dataset, "density")
+
+
 def test_columns_of_real_numbers_are_no_discrete_ones():
     x = torch.stack([torch.tensor(A), torch.tensor(A).round(decimals=2), torch.tensor(TENTHS), torch.tensor(ZEROS)], 1)
     assert is_discrete(x).tolist() == [False, False, True, True]

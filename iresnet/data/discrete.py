@@ -26,10 +26,14 @@ def is_discrete(x: Tensor) -> Tensor:  # (N, D) -> (D,)
         >>> is_discrete(torch.tensor([[1.0, 0.5], [2.0, 1.0], [2.0, 0.25]])).tolist()
         [True, False]
     """
+    return (x == x.round()).all(0) | _recurs(x)
+
+
+def _recurs(x: Tensor) -> Tensor:  # (N, D) -> (D,)
     some = sample(x)
     counts = [column.unique(return_counts=True)[1] for column in some.T]
     few = [len(count) * _FEW <= len(some) or int(count.max()) > max(2, len(some) // _FEW) for count in counts]
-    return (x == x.round()).all(0) | torch.tensor(few)
+    return torch.tensor(few)
 
 
 def sample(x: Tensor) -> Tensor:  # (N, D) -> (n, D)
@@ -79,15 +83,18 @@ def check_density(dataset: Dataset) -> None:
 
 
 def _discrete(dataset: Dataset) -> Iterator[tuple[int, str]]:
-    """Columns that recur to the same values, and got no noise."""
+    """Columns that got no noise, of integers (before they were rounded to float32) or of values that recur."""
     x = dataset.train.x
-    noisy = [column.noisy for column in dataset.columns for _ in range(column.width)]
-    for i in torch.nonzero(is_discrete(x)).flatten().tolist():
-        values, counts = x[:, i].unique(return_counts=True)
-        integer = bool((values == values.round()).all())
-        often = f"takes {len(values)} values in {len(x)} rows, one of them {int(counts.max())} times"
-        if not noisy[i]:
-            yield i, "holds integers" if integer else often
+    recurs = _recurs(x)
+    owners = [column for column in dataset.columns for _ in range(column.width)]
+    for i, column in enumerate(owners):
+        if column.noisy:
+            continue
+        if column.integer or column.categories:
+            yield i, "holds integers"
+        elif recurs[i]:
+            counts = x[:, i].unique(return_counts=True)[1]
+            yield i, f"takes {len(counts)} values in {len(x)} rows, one of them {int(counts.max())} times"
 
 
 def _dependent(dataset: Dataset) -> Iterator[tuple[int, str]]:
