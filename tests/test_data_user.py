@@ -441,6 +441,7 @@ BAD = {
     "folder: drop": (files(a_png=A), {"drop": ["a"]}, "drop is for tables .* not for this folder"),
     "folder: dequantise": (files(a_png=A), {"dequantise": True}, "images of integers always are"),
     "folder: mode": (files(a_png=A), {"mode": "rgb"}, r"unknown mode of images 'rgb' \(valid: L, RGB\)"),
+    "folder: 32 bit": (saved("I"), {"mode": "L"}, "mode I has no range of grey levels; save it with 8 or 16 bits"),
     "folder: no size": (files(a_png=A), {"image_size": 0}, "must be at least 1, got 0"),
     "npz: dequantised images": (array(x=X), {"dequantise": True}, "dequantise is for tables"),
     "folder: target": (files(a_png=A), {"target": 0}, "target column is for tables .* not for this folder"),

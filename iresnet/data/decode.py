@@ -132,10 +132,10 @@ def _lossless(name: str, image: Image.Image) -> Image.Image:
 
 
 def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == "F":
-        raise DataError(f"{name}: real numbers have no range of grey levels; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode in ("F", "I"):
+        raise DataError(f"{name}: mode {image.mode} has no range of grey levels; save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         above = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
