@@ -284,6 +284,32 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "noise of one width": ("x + resolution * torch.rand", "x + resolution.mean() * torch.rand"),
         "other noise for each split": ("manual_seed(0))\n    train", "manual_seed(split_seed))\n    train"),
     },
+    ("data/preparation.py", "test_data_tables.py"): {
+        "noise of the whole range": ("else float(x.unique().diff().min())", "else float(x.unique().diff().max())"),
+        "values that merge": ("if merged or far else", "if far else"),
+        "values far from 0": ("if merged or far else", "if merged else"),
+        "gaps filled by the median": (
+            "known[torch.randint(len(known), (n,), generator=generator)]",
+            "known.median(0).values",
+        ),
+    },
+    ("data/discrete.py", "test_data_tables.py"): {
+        "integers are no fault": ("if column.integer or column.categories:", "if column.categories:"),
+        "only copies": ("if float(left[i, i]) < _FOLLOWS:", "if False:"),
+    },
+    ("data/columns.py", "test_data_tables.py"): {
+        "integers rounded to the nearest": (
+            "np.floor(values.astype(np.float64))",
+            "np.rint(values.astype(np.float64))",
+        ),
+        "single precision": (
+            "x[:, 0].astype(np.float64) + column.offset if column.offset",
+            "(x[:, 0] + np.float32(column.offset)) if column.offset",
+        ),
+    },
+    ("evaluation/baselines.py", "test_evaluation.py"): {
+        "a covariance of one example": ("if len(x) < 2 * dims:", "if len(x) < 2:"),
+    },
     ("bijections/reshape.py", "test_hybrids.py"): {
         "parts of latents in the wrong order": (
             "[bijection.out_shape, *latent_parts(bijection.rest)]",

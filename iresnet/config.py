@@ -41,17 +41,33 @@ def _option(default: Any, doc: str) -> Any:
 class DataConfig:
     """What is modelled."""
 
-    name: str = _option("digits", "data set, or path of a folder of images, .npz, .npy or .csv")
+    name: str = _option("digits", "data set, or path of a folder of images, .npz, .npy, .parquet or .csv")
     pad_to: int | None = _option(None, "surround images with zeros up to this height and width")
     augment: tuple[str, ...] = _option((), "augmentations of training images: pad-crop, flip")
     stream: bool = _option(False, "read training images from Parquet files as they are needed, for data beyond memory")
     shuffle_buffer: int = _option(10_000, "stream: examples that are read and shuffled together, by each process")
     split_seed: int = _option(0, "of random splits: of UCI tables, and of your own data without splits")
+    image_size: int | None = _option(
+        None, "your images: scale the shorter side to this, and cut out the central square"
+    )
+    mode: str | None = _option(None, "your images: convert them to RGB or L (grey), whatever they are")
+    target: str | int | None = _option(None, "your table: column of class labels, by name, or by position from 0")
+    columns: tuple[str | int, ...] = _option(
+        (), "your table: read these columns alone; those without a name: 'column 3'"
+    )
+    drop: tuple[str | int, ...] = _option((), "your table: leave these columns out")
+    one_hot: tuple[str | int, ...] = _option((), "your table: columns of categories, a feature for each category")
+    impute: bool = _option(False, "your table: put others of the column, drawn at random, in place of missing values")
+    dequantise: bool = _option(False, "your table: add uniform noise of one step to columns of integers or few values")
+    keys: tuple[str, ...] = _option((), "your .npz: what its arrays are, if not called so: [x=images,y=labels]")
+    test: str | None = _option(None, "your data: another file or folder, all of which is the test split")
 
     @property
     def options(self) -> dict[str, Any]:
         """What :func:`iresnet.data.load` takes besides the name and the folder of data sets."""
-        return {"pad_to": self.pad_to, "stream": self.stream, "split_seed": self.split_seed}
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        given["keys"] = {key: name for key, _, name in (pair.partition("=") for pair in self.keys)}
+        return {key: value for key, value in given.items() if key not in ("name", "augment", "shuffle_buffer")}
 
 
 @dataclass(frozen=True)
@@ -327,7 +343,8 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
         return from_dict(typing.cast(type, kind), value, f"{where}.")
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
-        return None if value is None else _coerce(value, args[0], where)
+        fitting = (arg for arg in args if isinstance(value, typing.get_origin(arg) or arg))
+        return None if value is None else _coerce(value, next(fitting, args[0]), where)
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_coerce(item, args[0], where) for item in items)

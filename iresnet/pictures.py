@@ -1,6 +1,6 @@
 """Pictures of data: grids of images, scatter plots of points, tables of everything else."""
 
-__all__ = ["PALETTE", "draw", "draw_each", "image_grid", "png", "rendered", "scatter", "titled"]
+__all__ = ["PALETTE", "draw", "draw_each", "image_grid", "png", "rendered", "scatter", "titled", "write"]
 
 import io
 import math
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from iresnet.data.columns import offsets, to_csv, to_values
 from iresnet.files import write_atomically, write_folder_atomically, writing
 from iresnet.runs import Inputs
 
@@ -32,18 +33,49 @@ def draw(x: Tensor, inputs: Inputs, path: Path, *, columns: int | None = None) -
     Returns:
         The file: a PNG for images and for points in the plane, a CSV for longer vectors.
     """
+    picture = len(inputs.shape) == 3 or inputs.shape == (2,)
+    return write(x, inputs, path.with_name(path.name + (".png" if picture else ".csv")), columns=columns)
+
+
+def write(x: Tensor, inputs: Inputs, path: Path, *, columns: int | None = None) -> Path:
+    r"""Write examples to one file, as its suffix says.
+
+    Args:
+        x: examples on the scale of the data, (N, \*E).
+        inputs: what the data are.
+        path: ``.csv``: a table as the model was trained on; ``.npz``: an array ``x`` of images, uint8 if the data are
+            integers, or of vectors, float64, in the units of the table; else the PNG of a grid of images or of points.
+        columns: width of a grid of images; about square when None.
+
+    Returns:
+        The file; its folder is made.
+    """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     x = x.detach().float().cpu()
-    if len(inputs.shape) == 3:
-        content, suffix = png(image_grid(x, levels=inputs.levels, columns=columns)), ".png"
-    elif inputs.shape == (2,):
-        content, suffix = png(scatter(x)), ".png"
-    else:
-        content, suffix = _csv(x), ".csv"
-    path = path.with_name(path.name + suffix)
+    match path.suffix.lower():
+        case ".csv":
+            content = to_csv(inputs.columns, x)
+        case ".npz":
+            content = _npz(x, inputs)
+        case _ if len(inputs.shape) == 3:
+            content = png(image_grid(x, levels=inputs.levels, columns=columns))
+        case _:
+            content = png(scatter(x.double() + offsets(inputs.columns, 2)))
     write_atomically(path, content)
     return path
+
+
+def _npz(x: Tensor, inputs: Inputs) -> bytes:
+    if len(inputs.shape) == 1:
+        values = to_values(inputs.columns, x)
+    elif inputs.levels:
+        values = x.nan_to_num(0.0).floor().clamp(0, inputs.levels - 1).byte().numpy()
+    else:
+        values = x.numpy()
+    buffer = io.BytesIO()
+    np.savez(buffer, x=values)
+    return buffer.getvalue()
 
 
 def draw_each(x: Tensor, inputs: Inputs, path: Path) -> Path:
@@ -59,7 +91,7 @@ def draw_each(x: Tensor, inputs: Inputs, path: Path) -> Path:
     """
     x = x.detach().float().cpu()
     if len(inputs.shape) != 3:
-        write_atomically(path.with_name(path.name + ".csv"), _csv(x))
+        write_atomically(path.with_name(path.name + ".csv"), to_csv(inputs.columns, x))
         return path.with_name(path.name + ".csv")
     images = (_shades(x, inputs.levels) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     width = len(str(len(images) - 1))
@@ -150,10 +182,4 @@ def png(picture: Image.Image) -> bytes:
     """A picture as the content of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _csv(x: Tensor) -> str:
-    buffer = io.StringIO()
-    np.savetxt(buffer, x.flatten(1).numpy(), delimiter=",", fmt="%.6g")
     return buffer.getvalue()

@@ -24,7 +24,7 @@ from torch import Tensor
 from iresnet import zoo
 from iresnet.certificates import Certificate, finite_or_none, seal
 from iresnet.config import Config, check_types, from_dict, to_yaml
-from iresnet.data import Dataset
+from iresnet.data import Column, Dataset, check_columns, check_density
 from iresnet.errors import DataError, RecipeError, RunError
 from iresnet.files import write_atomically, writing
 from iresnet.zoo import Model
@@ -40,6 +40,7 @@ class Inputs:
         class_names: names of the classes, empty without labels.
         mean: subtracted from the data, one number or one a channel or feature.
         std: the data is then divided by it.
+        columns: of a table, what its features stand for: what was subtracted from them, noise, categories.
     """
 
     shape: tuple[int, ...]
@@ -47,6 +48,7 @@ class Inputs:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    columns: tuple[Column, ...] = ()
 
 
 def inputs_of(dataset: Dataset, kind: str) -> Inputs:
@@ -60,19 +62,20 @@ def inputs_of(dataset: Dataset, kind: str) -> Inputs:
         kind: ``density``, ``classify`` or ``hybrid``.
 
     Raises:
-        DataError: when a task needs labels that are not there, or a feature is constant.
+        DataError: when a task needs labels that are not there, a feature is constant, or a density is asked of columns
+            that have none.
     """
     if kind != "density" and not dataset.n_classes:
         raise DataError(f"{dataset.name} has no labels, which the task '{kind}' needs; use --task.ce-weight 0")
     if dataset.levels is not None and kind != "classify":
         mean, std = (dataset.levels / 2,), (float(dataset.levels),)
     else:
+        check_columns(dataset)
+        if kind != "classify":
+            check_density(dataset)
         values = dataset.train.x.transpose(0, 1).flatten(1).double()
-        deviation = values.std(dim=1)
-        for i in torch.nonzero(deviation == 0).flatten().tolist():
-            raise DataError(f"feature {i} of {dataset.name} is constant: it has no density; drop it")
-        mean, std = tuple(values.mean(dim=1).tolist()), tuple(deviation.tolist())
-    return Inputs(dataset.shape, dataset.levels, dataset.class_names, mean, std)
+        mean, std = tuple(values.mean(dim=1).tolist()), tuple(values.std(dim=1).tolist())
+    return Inputs(dataset.shape, dataset.levels, dataset.class_names, mean, std, dataset.columns)
 
 
 def build_model(config: Config, inputs: Inputs) -> Model:
@@ -288,7 +291,11 @@ def _contiguous(model: Model) -> dict[str, Tensor]:
 
 
 def _jsonable(tree: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in tree.items()}
+    """Without tuples, and without what a column does not have."""
+    columns = [{k: v for k, v in column.items() if v or k == "name"} for column in tree["columns"]]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in tree.items()} | {
+        "columns": columns
+    }
 
 
 def _one_line(error: Exception) -> str:

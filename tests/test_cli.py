@@ -162,6 +162,13 @@ def write_table(path, n=300):
     return x
 
 
+def read_rows(path):
+    """The numbers below the header that the table had."""
+    header, _, rows = path.read_text().partition("\n")
+    assert header == "a,b,c"
+    return np.loadtxt(rows.splitlines(), delimiter=",")
+
+
 def test_a_table_from_the_first_command_to_the_last(call, tmp_path):
     x = write_table(tmp_path / "points.csv")
     folder = tmp_path / "run"
@@ -173,10 +180,10 @@ def test_a_table_from_the_first_command_to_the_last(call, tmp_path):
     result = json.loads((folder / "evaluation.json").read_text())
     assert list(result["baselines"]) == ["full-covariance Gaussian"]
     assert call("sample", folder, "-n", 50)[1] == f"{ON_CPU}wrote {folder / 'samples' / 'samples.csv'}\n"
-    samples = np.loadtxt(folder / "samples" / "samples.csv", delimiter=",")
+    samples = read_rows(folder / "samples" / "samples.csv")
     assert samples.shape == (50, 3)
     assert np.abs(samples.mean(0) - x.mean(0)).max() < 2 * x.std(0).max()  # in the units of the table
-    rows = np.loadtxt(folder / "samples" / "reconstructions.csv", delimiter=",")
+    rows = read_rows(folder / "samples" / "reconstructions.csv")
     assert np.allclose(rows[:10], rows[10:], atol=1e-2)
 
 
@@ -364,6 +371,8 @@ def write_bad(folder):
     write(folder, "empty.csv", "")
     write(folder, "constant.csv", "".join(f"{i},7\n" for i in range(50)))
     write(folder, "few.csv", "1,2\n3,4\n")
+    write(folder, "three.csv", "1.5,2.5\n3.5,4.5\n0.5,9.5\n")
+    write(folder, "integers.csv", "x,n\n" + "".join(f"{i**1.5},{i % 7}\n" for i in range(50)))
     write_table(folder / "points.csv")
     np.savez(folder / "whole.npz", x=examples(50, 1, 8)[0])
     write(folder, "cut.npz", (folder / "whole.npz").read_bytes()[:500])
@@ -415,8 +424,24 @@ BAD_TRAINING = {
     "NaN in a table": (on("nan.csv"), "nan.csv, line 3, column 2 (b): expected a finite number, got 'nan'"),
     "a missing field": (on("ragged.csv"), "ragged.csv, line 2: expected 2 columns, got 1"),
     "an empty table": (on("empty.csv"), "expected a table of numbers, got an empty file"),
-    "a constant feature": (on("constant.csv"), "feature 1 of constant is constant"),
+    "a constant column": (on("constant.csv"), "column 2; drop the column (--data.drop '[column 2]')"),
     "too few rows": (on("few.csv"), "2 examples are too few"),
+    "three rows": (on("three.csv"), "a standard deviation need at least 2 training examples, got 1"),
+    "integers in a density": (
+        on("integers.csv"),
+        "column 2 (n) holds integers; drop the column (--data.drop '[n]'), or add",
+    ),
+    "a mode of a table": (
+        on("points.csv", "--data.mode", "RGB"),
+        "mode is for folders of images, not for this .csv file",
+    ),
+    "columns of images": (on("mine", "--data.drop", "[a]"), "drop is for tables"),
+    "columns of a published set": (
+        train("--data.drop", "[a]"),
+        "digits: drop applies only to a folder or file of your own",
+    ),
+    "a column that is not there": (on("points.csv", "--data.drop", "d"), "unknown column 'd' (valid: a, b, c)"),
+    "a name that YAML takes for another value": (on("points.csv", "--data.drop", "on"), "--data.drop must be of type"),
     "images of mixed sizes": (on("mixed", recipe="digits-density"), "00006.png"),
     "a broken image": (on("broken", recipe="digits-density"), "00003.png"),
     "a folder without images": (on("empty", recipe="digits-density"), "no images found"),

@@ -1,5 +1,6 @@
 """Configurations: what can be written is read with its type, and everything else is refused in one line."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from iresnet.config import (
     recipe_names,
     to_yaml,
 )
+from iresnet.data import load
 from iresnet.errors import IResNetError, RecipeError, UnknownNameError
 
 
@@ -245,3 +247,20 @@ def test_what_an_architecture_lacks_is_left_out_when_it_is_named(based):
 def test_bases_that_cannot_be_are_refused(based, text, message):
     with pytest.raises(IResNetError, match=message):
         load_config(based("a.yaml", text))
+
+
+def test_options_of_your_own_data_are_those_that_load_takes():
+    tokens = [
+        "--data.keys",
+        "[x=images,y=labels]",
+        "--data.drop",
+        "[id,3]",
+        "--data.target",
+        "-1",
+        "--data.test",
+        "b.npz",
+    ]
+    options = load_config("digits-density", tokens).data.options
+    assert options["keys"] == {"x": "images", "y": "labels"}
+    assert (options["drop"], options["target"], options["test"]) == (("id", 3), -1, "b.npz")
+    assert options.keys() == inspect.signature(load).parameters.keys() - {"name", "data_dir", "like"}

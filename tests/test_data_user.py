@@ -145,6 +145,36 @@ def test_arrays_are_read_as_they_were_written(case, tmp_path):
     assert dataset.n_classes == (3 if content[0][1] is not None else 0)
 
 
+def test_arrays_of_other_names_are_told_apart_by_keys(tmp_path):
+    np.savez(
+        tmp_path / "a.npz", images=X[:20], labels=Y[:20], others=X[20:], x_val=X[:5], y_val=Y[:5], extra=np.zeros(2)
+    )
+    keys = {"train_x": "images", "train_y": "labels", "validation_x": "x_val", "validation_y": "y_val"}
+    dataset = load(tmp_path / "a.npz", keys=keys)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (18, 5, 2)
+    with pytest.raises(
+        DataError, match=r"got extra, images, labels, .*; rename them, or tell which is which, as in --data"
+    ):
+        load(tmp_path / "a.npz")
+
+
+def test_all_of_another_file_or_folder_is_the_test_split(tmp_path):
+    write_folder(tmp_path / "a", X[:20], Y[:20])
+    write_folder(tmp_path / "b", X[20:][Y[20:] != 1], Y[20:][Y[20:] != 1])
+    np.savez(tmp_path / "a.npz", x=X[:20])
+    np.savez(tmp_path / "b.npz", x=X[20:])
+    folder, array = load("a", tmp_path, test="b"), load(tmp_path / "a.npz", test=tmp_path / "b.npz")
+    assert folder.test.y.tolist() == sorted(Y[20:][Y[20:] != 1])  # classes keep their numbers
+    assert np.array_equal(array.test.x, X[20:])
+    assert (len(folder.train), len(array.train), len(array.validation)) == (18, 18, 2)
+    write_folder(tmp_path / "c" / "train", X[:9])
+    write_folder(tmp_path / "c" / "test", X[:9])
+    with pytest.raises(DataError, match="expected one split, the test examples, got test, train"):
+        load("a", tmp_path, test="c")
+    with pytest.raises(DataError, match=r"c: has a test split of its own; leave out --data.test"):
+        load("c", tmp_path, test="a")
+
+
 def test_classes_that_are_sorted_are_mixed_before_the_split(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((300, 2)), y=np.arange(300) // 100)
     dataset = load(tmp_path / "a.npz")
@@ -181,6 +211,48 @@ def test_grey_and_colour_modes_are_kept_apart(mode, channels, tmp_path):
     assert x.shape == (1, channels, 8, 8)
     wanted = np.asarray(image.convert("RGB" if channels == 3 else "L")).reshape(8, 8, channels).transpose(2, 0, 1)
     assert np.array_equal(x[0], wanted)
+
+
+def picture(mode):
+    """The first image in a mode, opaque where it could be transparent."""
+    image = Image.fromarray(X[0].transpose(1, 2, 0))
+    return Image.fromarray(X[0, 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+
+
+@pytest.mark.parametrize("wanted", ["RGB", "L"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr"])
+def test_images_of_any_mode_are_converted_when_asked(mode, wanted, tmp_path):
+    for i in range(3):
+        picture(mode).save(tmp_path / f"{i}.{'tiff' if mode in ('CMYK', 'YCbCr') else 'png'}")
+    dataset = load(tmp_path, mode=wanted)
+    assert dataset.shape == (3 if wanted == "RGB" else 1, 8, 8)
+    if mode == "I;16":
+        grey = np.repeat(X[0, :1], dataset.shape[0], axis=0)
+        assert np.array_equal(dataset.test.x[0], grey)
+    else:
+        plain = np.asarray(picture(mode).convert("RGB").convert(wanted)).reshape(8, 8, -1).transpose(2, 0, 1)
+        assert np.abs(dataset.test.x[0].numpy().astype(int) - plain).max() <= 1
+
+
+def test_transparent_pixels_are_laid_on_white(tmp_path):
+    image = np.zeros((4, 4, 4), np.uint8)
+    image[:2, :, 3] = 255
+    for i in range(3):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    x = load(tmp_path, mode="RGB").test.x[0]
+    assert (x[:, :2].unique().tolist(), x[:, 2:].unique().tolist()) == ([0], [255])
+
+
+def test_folders_and_parquet_files_of_mixed_images_take_one_form(tmp_path):
+    for i, mode in enumerate(("RGB", "L", "RGBA") * 4):
+        picture(mode).resize((8 + i, 9)).save(tmp_path / f"{i}.png")
+    with pytest.raises(DataError, match=r"convert .* \(--data.mode RGB\)"):
+        load(tmp_path)
+    with pytest.raises(DataError, match=r"give image_size to scale and crop them \(--data.image-size 32\)"):
+        load(tmp_path, mode="L")
+    assert load(tmp_path, mode="L", image_size=6).shape == (1, 6, 6)
+    write_parquet(tmp_path / "parquet", {"train": (X, Y)})
+    assert load(tmp_path / "parquet", mode="L", image_size=6).shape == (1, 6, 6)
 
 
 CSV = {
@@ -315,11 +387,15 @@ BAD = {
     ),
     "csv: class missing": (text("1,a\n2,\n3,a"), {"target": 1}, "line 2, column 2: expected a class, got nothing"),
     "csv: only a target": (text("1\n2\n1\n"), {"target": 0}, "expected columns beside the target"),
+    "csv: keys": (text("1\n2\n1\n"), {"keys": {"x": "a"}}, "keys is for the arrays of a .npz file, not for this .csv"),
+    "csv: mode": (text("1\n2\n1\n"), {"mode": "RGB"}, r"mode is for folders of images, .* leave it out .--data.mode"),
     "csv: image_size": (text("1\n2\n1\n"), {"image_size": 8}, "image_size is for folders"),
     "npz: truncated": (cut(array(x=X)), {}, "expected a .npz file of plain arrays"),
     "npz: empty file": (text("", "t.npz"), {}, "expected a .npz file of plain arrays"),
     "npz: no arrays": (array(), {}, "expected x .and y., or train_x, .*, got nothing"),
     "npz: other keys": (array(images=X), {}, "expected x .*got images"),
+    "npz: keys that are not there": (array(a=X), {"keys": {"x": "b"}}, "unknown array of .*t.npz 'b'.*valid: a"),
+    "npz: keys of no meaning": (array(a=X), {"keys": {"z": "a"}}, "unknown array 'z'"),
     "npz: two trains": (array(x=X, train_x=X), {}, "expected x .*got train_x, x"),
     "npz: labels alone": (array(y=Y), {}, "expected train_x with train_y"),
     "npz: test labels alone": (array(x=X, y=Y, test_y=Y), {}, "expected test_x with test_y"),
@@ -362,6 +438,12 @@ BAD = {
         {},
         "class a is in only one of train and test",
     ),
+    "folder: drop": (files(a_png=A), {"drop": ["a"]}, "drop is for tables .* not for this folder"),
+    "folder: dequantise": (files(a_png=A), {"dequantise": True}, "images of integers always are"),
+    "folder: mode": (files(a_png=A), {"mode": "rgb"}, r"unknown mode of images 'rgb' \(valid: L, RGB\)"),
+    "folder: 32 bit": (saved("I"), {"mode": "L"}, "mode I has no range of grey levels; save it with 8 or 16 bits"),
+    "folder: no size": (files(a_png=A), {"image_size": 0}, "must be at least 1, got 0"),
+    "npz: dequantised images": (array(x=X), {"dequantise": True}, "dequantise is for tables"),
     "folder: target": (files(a_png=A), {"target": 0}, "target column is for tables .* not for this folder"),
     "other file": (text("hello", "t.pdf"), {}, "expected a folder or a file ending in .npz, .*, got '.pdf'"),
 }
@@ -376,6 +458,7 @@ def test_bad_data_is_told_in_one_line(case, tmp_path):
     with pytest.raises((DataError, UnknownNameError), match=message) as caught:
         load(path, **options)
     assert "\n" not in str(caught.value)
+    assert "<" not in str(caught.value).replace("<U1", "")  # files are named, not objects
 
 
 def test_image_size_is_refused_for_idx_files(tmp_path):

@@ -13,6 +13,7 @@ from test_recipes import dataset_of
 import iresnet
 from iresnet.cli import app
 from iresnet.config import load_config, recipe_names
+from iresnet.config import options as config_options
 from iresnet.data import Dataset
 from iresnet.data.uci import UCI
 from iresnet.runs import inputs_of
@@ -196,3 +197,18 @@ def test_every_command_of_the_page_on_recipes_works(line):
 def test_the_page_on_recipes_names_them_all():
     text = (DOCS / "recipes.md").read_text()
     assert [name for name in recipe_names() if f"`{name}`" not in text] == []
+
+
+# -- your own data ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_on_data_names_every_option_of_your_own():
+    named = set(re.findall(r"--(data\.[a-z-]+)", (DOCS / "data.md").read_text()))
+    options = {name.replace("_", "-"): doc for name, _, doc in config_options() if name.startswith("data.")}
+    assert named <= set(options)
+    assert {name for name, doc in options.items() if doc.startswith("your")} <= named
+
+
+def test_the_code_of_the_page_on_data_runs():
+    for block in re.findall(r"^```python\n(.*?)^```", (DOCS / "data.md").read_text(), re.MULTILINE | re.DOTALL):
+        exec(block, {})

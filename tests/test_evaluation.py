@@ -122,6 +122,10 @@ X = torch.randn(20, 2)
 IMPOSSIBLE = {
     "levels of real numbers": (lambda: evaluation.uniform_baseline(table(X), Split(X)), "no uniform baseline"),
     "dependent features": (lambda: evaluation.gaussian_baseline(table(X[:, [0, 0]]), Split(X)), "singular"),
+    "fewer than two examples a dimension": (
+        lambda: evaluation.gaussian_baseline(table(torch.randn(17, 9)), Split(X)),
+        "from 17 training examples the covariance of 9 dimensions is singular or noise; it takes 18",
+    ),
     "few examples": (lambda: evaluation.gaussian_baseline(table(torch.randn(5, 9)), Split(X)), "singular"),
     "an unknown law": (lambda: evaluation.true_density(table(X), Split(X)), "law of table is not known"),
     "one example": (lambda: evaluation.likelihood(normal_flow(2), Split(X[:1]), levels=None), "at least 2 examples"),

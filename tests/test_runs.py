@@ -127,7 +127,11 @@ def test_moments_are_those_of_the_training_split():
 
 
 NO_INPUTS = {
-    "a constant feature": (table(torch.tensor([[1.0, 2.0], [3.0, 2.0]])), "density", "feature 1 of table is constant"),
+    "a constant feature": (
+        table(torch.tensor([[1.0, 2.0], [3.0, 2.0]])),
+        "density",
+        "constant in all 2 .*: feature 2$",
+    ),
     "no labels": (table(torch.randn(9, 2)), "classify", "table has no labels, which the task 'classify' needs"),
 }
 

@@ -17,6 +17,7 @@ __all__ = [
     "spread",
 ]
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -108,7 +109,9 @@ def open_run(path: Path, data_dir: Path | None, split: str, device: str) -> "tup
     folder, model, _ = load_run(path, device)
     config, inputs = folder.read_config()
     dataset = load(config.data.name, data_dir or folder.data_dir, **config.data.options)
-    if (dataset.shape, dataset.levels, dataset.class_names) != (inputs.shape, inputs.levels, inputs.class_names):
+    same = (dataset.shape, dataset.levels, dataset.class_names) == (inputs.shape, inputs.levels, inputs.class_names)
+    columns = inputs.columns or tuple(replace(column, offset=0.0) for column in dataset.columns)  # of earlier versions
+    if not same or dataset.columns != columns:
         raise RunError(f"{path} was trained on other data than {dataset}; give its --data-dir")
     return folder, model, dataset, getattr(dataset, split)
 

@@ -136,8 +136,8 @@ def _other(name: str, data_dir: "str | Path | None", dataset: "Dataset", split: 
     """The name of other data, and their examples in the form of the model's own, with how they came to it."""
     from iresnet.data import alike, load
 
-    other = load(name, data_dir)
-    return other.name, alike(other, split, dataset.shape, dataset.levels)
+    other = load(name, data_dir, like=dataset.columns)
+    return other.name, alike(other, split, dataset.shape, dataset.levels, dataset.columns)
 
 
 def _density(

@@ -2,6 +2,7 @@
 
 __all__ = ["interpolate"]
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from iresnet.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from iresnet.data import Dataset, Split
+    from iresnet.data import Column, Dataset, Split
     from iresnet.evaluation.interpolation import Path as LatentPath
     from iresnet.runs import Inputs, Run
 
@@ -101,17 +102,22 @@ def _write(folder: "Run", inputs: "Inputs", found: "list[LatentPath]") -> list[P
         }
         write_atomically(picture, png(titled(grids)))
         return [picture]
-    write_atomically(table, _csv(found))
+    write_atomically(table, _csv(found, inputs.columns))
     if inputs.shape != (2,):
         return [table]
     write_atomically(picture, png(plane_paths({TITLES[p.kind]: p.x.cpu().numpy() for p in found})))
     return [picture, table]
 
 
-def _csv(found: "list[LatentPath]") -> str:
-    features = found[0].x.shape[2]
-    lines = [",".join(["kind", "pair", "step", *(f"x{i}" for i in range(features))])]
-    for path in found:
-        for i, pair in enumerate(path.x.tolist()):
-            lines += [",".join([path.kind, f"{i}", f"{j}", *(f"{v:.6g}" for v in x)]) for j, x in enumerate(pair)]
-    return "\n".join(lines) + "\n"
+def _csv(found: "list[LatentPath]", columns: "Sequence[Column]") -> str:
+    """All points of all paths in the table of the data, with what they are in columns before it."""
+    import torch
+
+    from iresnet.data.columns import Column, to_csv
+
+    columns = columns or [Column(f"x{i}", i + 1) for i in range(found[0].x.shape[2])]
+    text = to_csv(columns, torch.cat([path.x.flatten(0, 1) for path in found])).splitlines()
+    header = text[:1] if any(column.name for column in columns) else [",".join(column.title for column in columns)]
+    places = [(p.kind, i, j) for p in found for i in range(p.x.shape[0]) for j in range(p.x.shape[1])]
+    rows = [f"{kind},{i},{j},{row}" for (kind, i, j), row in zip(places, text[-len(places) :], strict=True)]
+    return "\n".join([f"kind,pair,step,{header[0]}", *rows]) + "\n"

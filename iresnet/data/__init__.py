@@ -5,12 +5,15 @@ __all__ = [
     "PADDINGS",
     "TOYS",
     "Batches",
+    "Column",
     "Dataset",
     "Split",
     "Stream",
     "StreamedBatches",
     "Toy",
     "alike",
+    "check_columns",
+    "check_density",
     "dequantise",
     "flip",
     "load",
@@ -21,7 +24,9 @@ __all__ = [
 
 from iresnet.data.alike import alike
 from iresnet.data.batches import Batches
+from iresnet.data.columns import Column
 from iresnet.data.dataset import Dataset, Split
+from iresnet.data.discrete import check_columns, check_density
 from iresnet.data.order import permutation
 from iresnet.data.registry import DATASETS, load
 from iresnet.data.stream import Stream, StreamedBatches, training_batches

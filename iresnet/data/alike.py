@@ -2,26 +2,32 @@
 
 __all__ = ["alike"]
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iresnet.data.columns import Column, feature_titles, offsets
 from iresnet.data.dataset import Dataset, Split
 from iresnet.errors import DataError
 
 
-def alike(dataset: Dataset, split: str, shape: tuple[int, ...], levels: int | None) -> tuple[Split, str]:
+def alike(
+    dataset: Dataset, split: str, shape: tuple[int, ...], levels: int | None, columns: Sequence[Column] = ()
+) -> tuple[Split, str]:
     r"""Bring a split of a data set into the form that a model was trained on, without labels.
 
     Larger images are scaled down (each pixel is the mean of an area), smaller ones are surrounded with zeros; grey ones
-    are repeated on the channels of colour images; integer values are spread over the levels. Nothing else is changed:
-    what does not fit then is refused.
+    are repeated on the channels of colour images; integer values are spread over the levels; of columns of a table is
+    subtracted what it was of the model's. Nothing else is changed: what does not fit then is refused.
 
     Args:
         dataset: the data.
         split: train, validation or test.
         shape: \*E, the event shape to reach.
         levels: values that an integer component takes, none for continuous data.
+        columns: those of the table that the model was trained on.
 
     Returns:
         The examples, and what was done to them, in words; empty when nothing was.
@@ -36,6 +42,9 @@ def alike(dataset: Dataset, split: str, shape: tuple[int, ...], levels: int | No
         ((300, 1, 12, 12), 'padded from 8x8 to 12x12; 17 levels spread over 256')
     """
     _check(dataset, shape, levels)
+    own, others = feature_titles(columns), feature_titles(dataset.columns)
+    if own != others and all(any(column.name for column in of) for of in (columns, dataset.columns)):
+        raise DataError(f"the model's data have the features {own}, those of {dataset.name} {others}: give the same")
     notes = []
     if dataset.shape[0] != shape[0]:
         notes.append(f"grey repeated on {shape[0]} channels")
@@ -44,7 +53,10 @@ def alike(dataset: Dataset, split: str, shape: tuple[int, ...], levels: int | No
         notes.append(f"{way} from {_size(dataset.shape[1:])} to {_size(shape[1:])}")
     if dataset.levels != levels:
         notes.append(f"{dataset.levels} levels spread over {levels}")
-    parts = getattr(dataset, split).x.split(1000)
+    x = getattr(dataset, split).x
+    if len(shape) == 1:
+        x = (x.double() + offsets(dataset.columns, *shape) - offsets(columns, *shape)).to(x.dtype)
+    parts = x.split(1000)
     return Split(torch.cat([_convert(x, shape, dataset.levels, levels) for x in parts])), "; ".join(notes)
 
 

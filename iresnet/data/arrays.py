@@ -2,6 +2,7 @@
 
 __all__ = ["read_arrays"]
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +12,27 @@ from torch import Tensor
 from iresnet.data.dataset import Split
 from iresnet.data.reading import reading
 from iresnet.data.split import Splits
-from iresnet.errors import DataError
+from iresnet.errors import DataError, UnknownNameError
 
-_KEYS = {"x", "y"} | {f"{kind}_{key}" for kind in ("train", "validation", "test") for key in ("x", "y")}
+_KEYS = ("x", "y", *(f"{kind}_{key}" for kind in ("train", "validation", "test") for key in ("x", "y")))
 _CHANNELS = range(1, 5)
 
 
-def read_arrays(path: Path) -> Splits:
+def read_arrays(path: Path, *, keys: Mapping[str, str] | None = None) -> Splits:
     """Read examples, and labels if there are any, from a ``.npz`` or ``.npy`` file.
 
     A ``.npz`` file holds ``x`` and ``y``, or ``train_x``, ``train_y``, ``validation_x``, ``test_x``
-    and so on; labels may be left out; a ``.npy`` file holds the examples. Integers are images of shape
+    and so on, or other names that ``keys`` tells; labels may be left out; a ``.npy`` file holds the examples. Integers
+    are images of shape
     ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with values from 0 to 255; real numbers keep their values
     and may also be tables, ``(N, D)``. Pickled objects are refused.
 
     Args:
         path: the file.
+        keys: names in the file of those of ``x``, ``y``, ``train_x``, ... that have others; the rest is not read.
 
     Returns:
-        The splits, uint8 images of shape ``(C, H, W)`` or float32 examples.
+        The splits: uint8 images of shape ``(C, H, W)``, images of float32, or vectors of float32 or float64.
 
     Raises:
         DataError: damaged, other keys, labels that do not fit, or an array that is neither images nor a table.
@@ -42,24 +45,33 @@ def read_arrays(path: Path) -> Splits:
         >>> splits["train"].x.shape, splits["train"].y.shape
         (torch.Size([10, 3, 8, 8]), torch.Size([10]))
     """
-    arrays = _load(path)
+    arrays = _load(path, keys or {})
     names = {name.rpartition("_")[0] or "train" for name in arrays}
     return {kind: _split(path, kind, arrays) for kind in sorted(names)}
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def _load(path: Path, keys: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Return arrays named ``train_x`` and so on."""
+    for key in keys:
+        if key not in _KEYS:
+            raise UnknownNameError("array", key, _KEYS)
     with reading(path, f"{path.suffix} file of plain arrays"), path.open("rb") as file:
         content = np.load(file, allow_pickle=False)
         if isinstance(content, np.ndarray):
             return {"train_x": content}
         with content:
-            arrays = {name: content[name] for name in content.files}
-    unknown = sorted(set(arrays) - _KEYS)
-    renamed = {(f"train_{name}" if name in ("x", "y") else name): array for name, array in arrays.items()}
-    if unknown or len(renamed) < len(arrays) or not arrays:
-        got = ", ".join(sorted(arrays)) or "nothing"
-        raise DataError(f"{path}: expected x (and y), or train_x, train_y, validation_x, ..., test_y, got {got}")
+            for name in keys.values():
+                if name not in content.files:
+                    raise UnknownNameError(f"array of {path}", name, content.files)
+            names = keys or {name: name for name in content.files}
+            arrays = {key: content[name] for key, name in names.items() if keys or name in _KEYS}
+            got = ", ".join(sorted(content.files)) or "nothing"
+    renamed = {(f"train_{key}" if key in ("x", "y") else key): array for key, array in arrays.items()}
+    if len(arrays) < len(names) or len(renamed) < len(arrays) or not arrays:
+        raise DataError(
+            f"{path}: expected x (and y), or train_x, train_y, validation_x, ..., test_y, got {got}; rename them, or "
+            "tell which is which, as in --data.keys [x=images,y=labels]"
+        )
     return renamed
 
 
@@ -84,11 +96,14 @@ def _examples(where: str, x: np.ndarray) -> Tensor:
     if x.dtype.kind != "f" and x.ndim == 4:
         return torch.from_numpy(_as_uint8(where, x))
     with np.errstate(over="ignore"):
-        x = np.ascontiguousarray(x, np.float32)
-    if not np.isfinite(x).all():
-        index = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
-        raise DataError(f"{where}: expected finite float32 numbers, got {x[index]} at {index}; remove or replace it")
-    return torch.from_numpy(x)
+        rounded = np.ascontiguousarray(x, np.float32)
+    if not np.isfinite(rounded).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(rounded))[0])
+        raise DataError(
+            f"{where}: expected finite float32 numbers, got {rounded[index]} at {index}; remove or replace it"
+        )
+    exact = x.ndim == 2 and x.dtype not in (np.float16, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(x, np.float64) if exact else rounded)
 
 
 def _as_uint8(where: str, x: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from iresnet.data.columns import Column
 from iresnet.data.order import permutation
 from iresnet.errors import DataError
 
@@ -84,6 +85,7 @@ class Dataset:
         class_names: one name per class, empty without labels.
         source: where it was read from, and whom to credit.
         stream: the training examples, when they are too many for memory; ``train`` is then a sample of them.
+        columns: of a table of the user, what its features stand for; empty otherwise.
 
     Raises:
         DataError: splits of different shapes, or labels outside ``class_names``.
@@ -105,12 +107,15 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     source: str = ""
     stream: "Stream | None" = None
+    columns: tuple[Column, ...] = ()
 
     def __post_init__(self):
         for kind, split in (("validation", self.validation), ("test", self.test)):
             if split.x.shape[1:] != self.train.x.shape[1:]:
                 got = tuple(split.x.shape[1:])
                 raise DataError(f"{self.name}: train examples have shape {self.shape}, {kind} examples {got}")
+        if self.columns and (sum(column.width for column in self.columns),) != self.shape:
+            raise DataError(f"{self.name}: examples of shape {self.shape} do not go with {len(self.columns)} columns")
         for kind, split in (("train", self.train), ("validation", self.validation), ("test", self.test)):
             _check_labels(f"{self.name}, {kind}", split.y, len(self.class_names))
             _check_levels(f"{self.name}, {kind}", split.x, self.levels)

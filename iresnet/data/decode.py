@@ -1,6 +1,6 @@
 """Decode image files to one uint8 array, and remember the result."""
 
-__all__ = ["Encoded", "decode_images", "remembered"]
+__all__ = ["UNCHANGED", "Encoded", "Form", "decode_images", "remembered"]
 
 import hashlib
 import io
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from iresnet.data.places import user_cache
 from iresnet.data.reading import reading
-from iresnet.errors import DataError
+from iresnet.errors import DataError, UnknownNameError
 
 _LOSSLESS = {"1": "L", "P": "RGB", "L": "L", "RGB": "RGB"}  # mode of the file -> mode of the array
+_MODES = ("RGB", "L")
 _WORTH_REMEMBERING = 5000
 _BLOCK = 256  # images that one thread decodes at a time
 
@@ -37,12 +38,41 @@ class Encoded:
     read: Callable[[], bytes]
 
 
-def decode_images(images: Sequence[Encoded], *, image_size: int | None = None) -> np.ndarray:  # (N, C, H, W)
+@dataclass(frozen=True)
+class Form:
+    """What images are turned into; by default nothing is changed, and what is not alike is refused.
+
+    Args:
+        size: scale the shorter side to this many pixels and cut out the central square.
+        mode: convert to ``RGB`` or ``L`` (grey): transparent images are laid on white, of 16 bits the higher 8 stay.
+
+    Raises:
+        DataError: a size below 1.
+        UnknownNameError: no such mode.
+    """
+
+    size: int | None = None
+    mode: str | None = None
+
+    def __post_init__(self):
+        if self.size is not None and self.size < 1:
+            raise DataError(f"image_size (--data.image-size) must be at least 1, got {self.size}")
+        if self.mode is not None and self.mode not in _MODES:
+            raise UnknownNameError("mode of images", self.mode, _MODES)
+
+    def __str__(self) -> str:
+        return f"{self.size}" + (f" {self.mode}" if self.mode else "")
+
+
+UNCHANGED = Form()
+
+
+def decode_images(images: Sequence[Encoded], form: Form = UNCHANGED) -> np.ndarray:  # (N, C, H, W)
     """Decode images, all of one size and either all grey or all RGB.
 
     Args:
         images: at least one PNG, JPEG, WebP or other format that Pillow reads.
-        image_size: first scale the shorter side to this many pixels and cut out the central square.
+        form: what to turn them into first.
 
     Returns:
         The images, uint8, shape ``(N, C, H, W)`` with one channel or three.
@@ -57,12 +87,12 @@ def decode_images(images: Sequence[Encoded], *, image_size: int | None = None) -
         >>> x.shape, int(x.min())
         ((1, 1, 4, 6), 200)
     """
-    first = _decode(images[0], image_size)
+    first = _decode(images[0], form)
     decoded = np.empty((len(images), *first.shape), np.uint8)
 
     def fill(start: int) -> None:
         for i in range(start, min(start + _BLOCK, len(images))):
-            image = _decode(images[i], image_size)
+            image = _decode(images[i], form)
             if image.shape != first.shape:
                 raise DataError(_difference(images[0], first, images[i], image))
             decoded[i] = image
@@ -76,15 +106,40 @@ def decode_images(images: Sequence[Encoded], *, image_size: int | None = None) -
     return decoded
 
 
-def _decode(encoded: Encoded, image_size: int | None) -> np.ndarray:  # (C, H, W)
-    with reading(encoded.name, "complete image file"), Image.open(io.BytesIO(encoded.read())) as opened:
-        mode = opened.mode + (" with transparency" if "transparency" in opened.info else "")
-        if mode not in _LOSSLESS:
-            raise DataError(f"{encoded.name}: expected a grey or RGB image, got mode {mode}; convert it to RGB")
-        image = ImageOps.exif_transpose(opened).convert(_LOSSLESS[opened.mode])
-        if image_size is not None:
-            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
-        return np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
+def _decode(encoded: Encoded, form: Form) -> np.ndarray:  # (C, H, W)
+    with reading(encoded.name, "complete image file"):
+        content = io.BytesIO(encoded.read())
+        try:
+            opened = Image.open(content)
+        except UnidentifiedImageError as error:  # its message names the object that holds the bytes
+            raise UnidentifiedImageError("of no format that is known") from error
+        with opened:
+            image = ImageOps.exif_transpose(opened)
+            image = _lossless(encoded.name, image) if form.mode is None else _converted(encoded.name, image, form.mode)
+            if form.size is not None:
+                image = ImageOps.fit(image, (form.size, form.size), Image.Resampling.LANCZOS)
+            return np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
+
+
+def _lossless(name: str, image: Image.Image) -> Image.Image:
+    mode = image.mode + (" with transparency" if image.has_transparency_data and image.mode in _LOSSLESS else "")
+    if mode not in _LOSSLESS:
+        raise DataError(
+            f"{name}: expected a grey or RGB image, got mode {mode}; convert it to RGB (--data.mode RGB) or grey "
+            "(--data.mode L)"
+        )
+    return image.convert(_LOSSLESS[mode])
+
+
+def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
+    if image.mode in ("F", "I"):
+        raise DataError(f"{name}: mode {image.mode} has no range of grey levels; save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        above = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
+    return image.convert("RGB").convert(mode)
 
 
 def _difference(one: Encoded, a: np.ndarray, other: Encoded, b: np.ndarray) -> str:
@@ -92,7 +147,8 @@ def _difference(one: Encoded, a: np.ndarray, other: Encoded, b: np.ndarray) -> s
         channels, height, width = array.shape
         return f"{width}x{height} {'RGB' if channels == 3 else 'grey'}"
 
-    remedy = "convert them to one mode" if len(a) != len(b) else "give image_size to scale and crop them"
+    modes = "convert them to one mode (--data.mode RGB)"
+    remedy = modes if len(a) != len(b) else "give image_size to scale and crop them (--data.image-size 32)"
     return f"expected images of one form, got {one.name} ({form(a)}) and {other.name} ({form(b)}); {remedy}"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from iresnet.data.dataset import Split
-from iresnet.data.decode import Encoded, decode_images, remembered
+from iresnet.data.decode import UNCHANGED, Encoded, Form, decode_images, remembered
 from iresnet.data.split import Splits
 from iresnet.errors import DataError
 
@@ -16,7 +16,7 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 
 
-def read_image_folder(folder: Path, *, image_size: int | None = None) -> tuple[Splits, tuple[str, ...]]:
+def read_image_folder(folder: Path, *, form: Form = UNCHANGED) -> tuple[Splits, tuple[str, ...]]:
     """Read a folder of images.
 
     Folders ``train``, ``validation`` and ``test`` (as far as they are there) give the split; folders
@@ -25,7 +25,7 @@ def read_image_folder(folder: Path, *, image_size: int | None = None) -> tuple[S
 
     Args:
         folder: the folder.
-        image_size: scale the shorter side to this many pixels and cut out the central square.
+        form: what to turn the images into.
 
     Returns:
         The splits that the folder has, uint8 images of shape ``(C, H, W)``, and the names of the
@@ -41,14 +41,14 @@ def read_image_folder(folder: Path, *, image_size: int | None = None) -> tuple[S
         >>> for name in ("cat", "dog"):
         ...     (root / name).mkdir()
         ...     Image.new("RGB", (12, 8)).save(root / name / "1.png")
-        >>> splits, class_names = read_image_folder(root, image_size=8)
+        >>> splits, class_names = read_image_folder(root, form=Form(size=8))
         >>> splits["train"].x.shape, splits["train"].y.tolist(), class_names
         (torch.Size([2, 3, 8, 8]), [0, 1], ('cat', 'dog'))
     """
     listed = {kind: _list(root) for kind, root in _split_folders(folder).items()}
     class_names = _class_names(folder, listed)
-    identity = f"folder {folder.resolve()} {image_size}"
-    splits = {kind: _read(f"{identity} {kind}", files, class_names, image_size) for kind, files in listed.items()}
+    identity = f"folder {folder.resolve()} {form}"
+    splits = {kind: _read(f"{identity} {kind}", files, class_names, form) for kind, files in listed.items()}
     return splits, class_names
 
 
@@ -109,11 +109,11 @@ def _class_names(folder: Path, listed: dict[str, _Files]) -> tuple[str, ...]:
     return tuple(names["train"])
 
 
-def _read(identity: str, files: _Files, class_names: tuple[str, ...], image_size: int | None) -> Split:
+def _read(identity: str, files: _Files, class_names: tuple[str, ...], form: Form) -> Split:
     paths = [path for path, _ in files]
 
     def decode() -> dict[str, np.ndarray]:
-        return {"x": decode_images([Encoded(str(path), path.read_bytes) for path in paths], image_size=image_size)}
+        return {"x": decode_images([Encoded(str(path), path.read_bytes) for path in paths], form=form)}
 
     x = remembered(identity, paths, len(paths), decode)["x"]
     labels = {name: i for i, name in enumerate(class_names)}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from iresnet.data.dataset import Split
-from iresnet.data.decode import Encoded, decode_images, remembered
+from iresnet.data.decode import UNCHANGED, Encoded, Form, decode_images, remembered
 from iresnet.data.reading import reading
 from iresnet.data.split import Splits, numbered_classes
 from iresnet.errors import DataError
@@ -29,7 +29,7 @@ def read_parquet(
     label: str | None = "label",
     class_names: Sequence[str] | None = None,
     subfolders: Sequence[str] = (),
-    image_size: int | None = None,
+    form: Form = UNCHANGED,
 ) -> Splits | None:
     """Read ``train-*.parquet`` and ``test-*.parquet`` (and ``validation-*.parquet``, if there is one).
 
@@ -42,7 +42,7 @@ def read_parquet(
         label: column of the class labels, or ``None`` to read images alone.
         class_names: the classes that the files must declare, if they declare any.
         subfolders: further folders to look into.
-        image_size: scale the shorter side to this many pixels and cut out the central square.
+        form: what to turn the images into.
 
     Returns:
         The splits, uint8 images of shape ``(C, H, W)``; ``None`` where there are no such files.
@@ -57,15 +57,15 @@ def read_parquet(
     files = _find(folder, subfolders)
     if not files:
         return None
-    return {kind: read_files(paths, label, class_names, image_size=image_size) for kind, paths in files.items()}
+    return {kind: read_files(paths, label, class_names, form=form) for kind, paths in files.items()}
 
 
-def read_any_parquet(folder: Path, *, image_size: int | None = None) -> tuple[Splits, tuple[str, ...]] | None:
+def read_any_parquet(folder: Path, *, form: Form = UNCHANGED) -> tuple[Splits, tuple[str, ...]] | None:
     """Read such files without knowing what they hold.
 
     Args:
         folder: where the files, or a folder ``data`` or ``plain_text`` with them, are.
-        image_size: scale the shorter side to this many pixels and cut out the central square.
+        form: what to turn the images into.
 
     Returns:
         The splits and the class names that the files declare, else the numbers of the classes; no
@@ -83,7 +83,7 @@ def read_any_parquet(folder: Path, *, image_size: int | None = None) -> tuple[Sp
         return None
     schema = _schema(next(iter(files.values()))[0])
     label = _any_label(schema)
-    splits = {kind: read_files(paths, label, image_size=image_size) for kind, paths in files.items()}
+    splits = {kind: read_files(paths, label, form=form) for kind, paths in files.items()}
     return splits, _declared_classes(schema, label) or numbered_classes(splits)
 
 
@@ -163,7 +163,7 @@ def read_files(
     label: str | None,
     class_names: Sequence[str] | None = None,
     *,
-    image_size: int | None = None,
+    form: Form = UNCHANGED,
 ) -> Split:
     """Read all rows of files into memory; see :func:`read_parquet`."""
     columns = [_image_column(path, label, class_names) for path in paths]
@@ -173,9 +173,9 @@ def read_files(
 
     def decode() -> dict[str, np.ndarray]:
         encoded = [image for path, column in zip(paths, columns, strict=True) for image in _images(path, column)]
-        return {"x": decode_images(encoded, image_size=image_size)}
+        return {"x": decode_images(encoded, form=form)}
 
-    x = remembered(f"parquet {paths[0].resolve()} {image_size}", paths, n, decode)["x"]
+    x = remembered(f"parquet {paths[0].resolve()} {form}", paths, n, decode)["x"]
     return Split(torch.from_numpy(x), None if label is None else torch.cat([_labels(path, label) for path in paths]))
 
 

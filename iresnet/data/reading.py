@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from iresnet.errors import DataError
+from iresnet.errors import DataError, IResNetError
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def reading(path: Path | str, what: str, remedy: str = "get it again") -> Iterat
     """
     try:
         yield
-    except DataError:
+    except IResNetError:
         raise
     except Exception as error:  # on damaged input the parsers of other libraries raise nearly anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -3,10 +3,11 @@
 __all__ = ["DATASETS", "load"]
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from iresnet.data.columns import Column
 from iresnet.data.dataset import Dataset
 from iresnet.data.digits import digits
 from iresnet.data.padding import pad_images
@@ -15,7 +16,7 @@ from iresnet.data.published import PUBLISHED, load_published
 from iresnet.data.streamed import load_streamed
 from iresnet.data.toys import TOYS, toy_dataset
 from iresnet.data.uci import UCI, load_uci
-from iresnet.data.user import load_path
+from iresnet.data.user import Reading, load_path
 from iresnet.errors import DataError, UnknownNameError
 
 #: Loaders by name; each takes the folder of data sets, or ``None``; those of :data:`UCI` a ``split_seed`` too.
@@ -32,10 +33,19 @@ def load(
     data_dir: str | Path | None = None,
     *,
     pad_to: int | None = None,
-    image_size: int | None = None,
-    target: str | int | None = None,
     stream: bool = False,
     split_seed: int = 0,
+    image_size: int | None = None,
+    mode: str | None = None,
+    target: str | int | None = None,
+    columns: Sequence[str | int] = (),
+    drop: Sequence[str | int] = (),
+    one_hot: Sequence[str | int] = (),
+    impute: bool = False,
+    dequantise: bool = False,
+    keys: Mapping[str, str] | None = None,
+    test: str | Path | None = None,
+    like: Sequence[Column] = (),
 ) -> Dataset:
     """Load a data set by its name, or from the user's own folder or file.
 
@@ -45,13 +55,22 @@ def load(
 
     Args:
         name: one of :data:`DATASETS`, or the path of a folder of images, of an array file (``.npz``,
-            ``.npy``) or of a table (``.csv``, ``.tsv``, ``.txt``, also with ``.gz`` after it).
+            ``.npy``) or of a table (``.parquet``, ``.csv``, ``.tsv``, ``.txt``, also with ``.gz`` after it).
         data_dir: a folder of data sets.
         pad_to: surround images with zeros up to this height and width.
-        image_size: for a folder of images: scale the shorter side to this many pixels, cut out the centre.
-        target: for a table: the column of class labels, by name or position.
-        split_seed: of the random splits of data that have none of their own: UCI tables and your own files.
         stream: leave the training examples in their Parquet files, see :func:`~iresnet.data.streamed.load_streamed`.
+        split_seed: of the random splits of data that have none of their own: UCI tables and your own files.
+        image_size: for a folder of images: scale the shorter side to this many pixels, cut out the centre.
+        mode: for a folder of images: convert to RGB or to grey (L) whatever is neither, or mixed.
+        target: for a table: the column of class labels, by name or position.
+        columns: for a table: read only these columns, and the target.
+        drop: for a table: leave these columns out.
+        one_hot: for a table: columns of categories, a feature of zeros and ones for each.
+        impute: for a table: put others of the column, drawn at random, in place of missing values.
+        dequantise: for a table: add uniform noise of one step to columns of integers or few values.
+        keys: for ``.npz``: the names that ``x``, ``y``, ``train_x``, ... have in the file.
+        test: for your own data: another file or folder, all of which is the test split.
+        like: for a table: columns of another data set, which are read as they were there, and no others.
 
     Returns:
         The data set on the CPU.
@@ -67,25 +86,36 @@ def load(
         Traceback (most recent call last):
         iresnet.errors.UnknownNameError: unknown data set 'mnits'; did you mean 'mnist'? (valid: 2spirals, ...
     """
+    own = Reading(
+        image_size=image_size,
+        mode=mode,
+        target=target,
+        columns=tuple(map(str, columns)),
+        drop=tuple(map(str, drop)),
+        one_hot=tuple(map(str, one_hot)),
+        impute=impute,
+        dequantise=dequantise,
+        keys={key: str(name) for key, name in (keys or {}).items()},
+        test=None if test is None else _find(test, data_dir),
+    )
     if stream:
-        _refuse(f"{name} (streamed)", image_size=image_size, target=target, split_seed=split_seed or None)
+        _refuse(str(name), own, split_seed, "data that are read in memory, without --data.stream")
         dataset = load_streamed(name, data_dir)
     elif name in UCI:
-        _refuse(str(name), image_size=image_size, target=target)
+        _refuse(str(name), own)
         dataset = DATASETS[str(name)](data_dir, split_seed=split_seed)
     elif name in DATASETS:
-        _refuse(str(name), image_size=image_size, target=target, split_seed=split_seed or None)
+        _refuse(str(name), own, split_seed)
         dataset = DATASETS[str(name)](data_dir)
     else:
-        path = _find(name, data_dir)
-        dataset = load_path(path, image_size=image_size, target=target, split_seed=split_seed)
+        dataset = load_path(_find(name, data_dir), own, split_seed=split_seed, like=like)
     return dataset if pad_to is None else pad_images(dataset, pad_to)
 
 
-def _refuse(name: str, **options: str | int | None) -> None:
-    for option, value in options.items():
-        if value is not None:
-            raise DataError(f"{name}: {option} applies only to a folder or file of your own, leave it out")
+def _refuse(name: str, own: Reading, split_seed: int = 0, to: str = "a folder or file of your own") -> None:
+    for option in [*own.given, *(["split_seed"] if split_seed else [])]:
+        flag = option.replace("_", "-")
+        raise DataError(f"{name}: {option} applies only to {to}, leave it out (--data.{flag})")
 
 
 def _find(name: str | Path, data_dir: str | Path | None) -> Path:

@@ -1,38 +1,74 @@
-"""Tables of numbers in text files."""
+"""Tables: which columns are features, which is the class, and which are left out."""
 
-__all__ = ["read_table"]
+__all__ = ["Choice", "Table", "read_table"]
 
-import csv
-import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from iresnet.data.columns import Column
 from iresnet.data.dataset import Split
-from iresnet.data.reading import raw_bytes, reading
+from iresnet.data.source import Source, is_integer, is_number
+from iresnet.data.source_parquet import ParquetSource
+from iresnet.data.source_text import TextSource
 from iresnet.errors import DataError, UnknownNameError
 
-_DELIMITERS = (",", ";", "\t", "|")
+
+class Table(NamedTuple):
+    """A table that was read.
+
+    Attributes:
+        split: the examples, float64, shape ``(N, D)``, with labels if there is a target; NaN where values are missing.
+        class_names: values of the target column, empty without.
+        columns: those that became features.
+    """
+
+    split: Split
+    class_names: tuple[str, ...]
+    columns: tuple[Column, ...]
 
 
-def read_table(path: Path, *, target: str | int | None = None) -> tuple[Split, tuple[str, ...]]:
-    """Read a table of numbers: ``.csv``, ``.tsv``, ``.txt`` or ``.data``, also with ``.gz`` after it.
+@dataclass(frozen=True)
+class Choice:
+    """What is read of a table.
 
-    Columns are separated by commas, semicolons, tabs, bars or, failing those, white space. A first line
-    without any number is the header. Every column is a feature, except for ``target``.
+    Attributes:
+        target: the column that is the class label, by name or by position (from 0, or from the end, -1 being the last).
+        columns: those that are read beside it; all when empty.
+        drop: columns that are left out.
+        one_hot: columns of categories: a feature of zeros and ones for each.
+        impute: let values be missing, for :func:`~iresnet.data.preparation.prepare` to fill in.
+    """
+
+    target: str | int | None = None
+    columns: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    one_hot: tuple[str, ...] = ()
+    impute: bool = False
+
+
+def read_table(
+    path: Path, choice: Choice | None = None, *, like: Sequence[Column] = (), classes: Sequence[str] = ()
+) -> Table:
+    """Read a table of numbers: text (``.csv``, ``.tsv``, ``.txt``, ``.data``, also with ``.gz``) or ``.parquet``.
+
+    Columns of text are separated by commas, semicolons, tabs, bars or, failing those, white space. A first line
+    without any number, or one that numbers the columns, is the header. Without one, columns are called
+    ``column 1`` and so on. Every column is a feature, but for what is chosen.
 
     Args:
         path: the file.
-        target: the column that is the class label, by name or by position (from 0, or from the end,
-            -1 being the last); its values may be text.
+        choice: which columns, and how.
+        like: columns of another table, which this one has to have, in any order, with their categories alone.
+        classes: the only ones that the target column may have.
 
     Returns:
-        The examples, float32, shape ``(N, D)``, with their labels, and the class names: the values of
-        the target column in numerical or alphabetical order.
+        The table. Class names are the values of the target column in numerical or alphabetical order.
 
     Raises:
         DataError: text, NaN, an infinite number or a missing value, with its line and column; an empty
@@ -43,148 +79,115 @@ def read_table(path: Path, *, target: str | int | None = None) -> tuple[Split, t
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "flowers.csv"
         >>> _ = path.write_text("length,width,kind\\n1.5,0.25,rose\\n2.5,0.5,lily\\n2,0.75,rose\\n1,0.5,lily\\n")
-        >>> split, class_names = read_table(path, target="kind")
-        >>> split.x[0].tolist(), split.y.tolist(), class_names
-        ([1.5, 0.25], [1, 0, 1, 0], ('lily', 'rose'))
+        >>> split, class_names, columns = read_table(path, Choice(target="kind"))
+        >>> split.x[0].tolist(), split.y.tolist(), class_names, [column.name for column in columns]
+        ([1.5, 0.25], [1, 0, 1, 0], ('lily', 'rose'), ['length', 'width'])
     """
-    with reading(path, "text file in UTF-8"):
-        text = raw_bytes(path).decode("utf-8-sig")
-    table = _parse(path, text)
-    column = None if target is None else _column(table, target)
-    features = [i for i in range(table.width) if i != column]
-    if not features:
-        raise DataError(f"{path}: expected columns beside the target, got only {target}")
-    x = torch.from_numpy(_numbers(table, features))
-    if column is None:
-        return Split(x), ()
-    y, class_names = _classes(table, column)
-    return Split(x, torch.from_numpy(y)), class_names
+    choice = choice or Choice()
+    source = ParquetSource.read(path) if path.suffix.lower() == ".parquet" else TextSource.read(path)
+    label = None if choice.target is None else _target(source, choice.target)
+    chosen = _alike(source, like) if like else _chosen(source, choice, label)
+    one_hot = set(_named(source, choice.one_hot)) & set(chosen)
+    source.check_names([*chosen, *([] if label is None else [label])])
+    x, columns = _features(source, chosen, one_hot, like, missing=choice.impute)
+    if label is None:
+        return Table(Split(x), (), columns)
+    y, class_names = _classes(source, label, tuple(classes))
+    return Table(Split(x, torch.from_numpy(y)), class_names, columns)
 
 
-@dataclass(frozen=True)
-class _Table:
-    path: Path
-    delimiter: str | None  # None: white space
-    header: list[str] | None
-    lines: list[tuple[int, str]]  # the lines of data, with their numbers in the file
-    width: int
-
-    def fields(self, line: str) -> list[str]:
-        return _fields(line, self.delimiter)
-
-    def name(self, column: int) -> str:
-        return f"column {column + 1}" + (f" ({self.header[column]})" if self.header else "")
+def _features(
+    source: Source, chosen: Sequence[int], one_hot: set[int], like: Sequence[Column], *, missing: bool
+) -> tuple[Tensor, tuple[Column, ...]]:  # (N, D)
+    known = {column.title: column.categories for column in like}
+    numeric = [i for i in chosen if i not in one_hot]
+    parts = {i: part[:, None] for i, part in zip(numeric, source.numbers(numeric, missing=missing).T, strict=True)}
+    categories: dict[int, tuple[str, ...]] = {}
+    for i in one_hot:
+        parts[i], categories[i] = _categories(source, i, known.get(source.title(i), ()), missing=missing)
+    columns = tuple(Column(source.names[i], i + 1, categories=categories.get(i, ())) for i in chosen)
+    return torch.from_numpy(np.concatenate([parts[i] for i in chosen], axis=1)), columns
 
 
-def _fields(line: str, delimiter: str | None) -> list[str]:
-    if delimiter is None:
-        return line.split()
-    return [field.strip() for field in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
-
-
-def _parse(path: Path, text: str) -> _Table:
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not lines:
-        raise DataError(f"{path}: expected a table of numbers, got an empty file")
-    delimiter = _delimiter(lines[0][1])
-    first = _fields(lines[0][1], delimiter)
-    header = None if any(_is_number(field) for field in first) else first
-    data = lines[1:] if header else lines
-    if not data:
-        raise DataError(f"{path}: expected rows of numbers, got only the header {', '.join(first)[:100]}")
-    if header and (not all(header) or len(set(header)) < len(header)):
-        raise DataError(f"{path}, line {lines[0][0]}: expected a name of its own for each column, got {header}"[:300])
-    return _Table(path, delimiter, header, data, len(first))
-
-
-def _delimiter(line: str) -> str | None:
-    mark = next((mark for mark in _DELIMITERS if mark in line), None)
-    if mark == "\t" and any(_is_number(field.split()[0]) for field in line.split(mark) if len(field.split()) > 1):
-        return None  # tabs among other white space, as in "1 \t2   3"
-    return mark
-
-
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
-
-
-def _column(table: _Table, target: str | int) -> int:
-    if table.header and target in table.header:
-        return table.header.index(str(target))
+def _target(source: Source, target: str | int) -> int:
+    titles = source.titles
+    if str(target) in titles:
+        return titles.index(str(target))
     try:
         position = int(target)
     except ValueError:
-        raise UnknownNameError("column", str(target), table.header or map(str, range(table.width))) from None
-    if not -table.width <= position < table.width:
-        raise DataError(f"{table.path}: expected a target column in 0..{table.width - 1}, got {target}")
-    return position % table.width
+        raise UnknownNameError("column", str(target), titles) from None
+    if not -source.width <= position < source.width:
+        raise DataError(f"{source.path}: expected a target column in 0..{source.width - 1}, got {target}")
+    return position % source.width
 
 
-def _numbers(table: _Table, columns: list[int]) -> np.ndarray:  # (N, D) float32
-    try:
-        numbers = np.loadtxt(
-            io.StringIO("\n".join(line for _, line in table.lines)),
-            delimiter=table.delimiter,
-            usecols=columns,
-            quotechar='"',
-            comments=None,
-            ndmin=2,
+def _named(source: Source, names: Sequence[str]) -> list[int]:
+    titles = source.titles
+    for name in names:
+        if name not in titles:
+            raise UnknownNameError("column", name, titles)
+    return [titles.index(name) for name in names]
+
+
+def _chosen(source: Source, choice: Choice, label: int | None) -> list[int]:
+    wanted = set(_named(source, choice.columns) or range(source.width))
+    features = sorted(wanted - set(_named(source, choice.drop)) - {label})
+    if not features:
+        rest = f"beside the target, got only {choice.target}" if label is not None else "that are not dropped, got none"
+        raise DataError(f"{source.path}: expected columns {rest}")
+    return features
+
+
+def _alike(source: Source, like: Sequence[Column]) -> list[int]:
+    """The columns of another table, in its order; further ones are not read."""
+    missing = [column.title for column in like if column.title not in source.titles]
+    if missing:
+        raise DataError(
+            f"{source.path}: expected the columns of the training data, got none called {', '.join(missing)}"
         )
-    except ValueError as error:
-        raise DataError(_fault(table, columns) or f"{table.path}: expected a table of numbers ({error})") from error
-    with np.errstate(over="ignore"):
-        x = numbers.astype(np.float32)
-    if len(x) != len(table.lines) or not np.isfinite(x).all() or not _even(table):
-        raise DataError(_fault(table, columns) or f"{table.path}: expected one row of numbers per line")
-    return x
+    return _named(source, [column.title for column in like])
 
 
-def _even(table: _Table) -> bool:
-    """Whether every line has as many columns as the first; selecting columns hides surplus ones."""
-
-    def width(line: str) -> int:
-        simple = table.delimiter is not None and '"' not in line
-        return line.count(str(table.delimiter)) + 1 if simple else len(table.fields(line))
-
-    return all(width(line) == table.width for _, line in table.lines)
-
-
-def _fault(table: _Table, columns: Sequence[int]) -> str | None:
-    """Describe the first field that is not a finite number, or the first line of another length."""
-    largest = float(np.finfo(np.float32).max)
-    for number, line in table.lines:
-        fields = table.fields(line)
-        if len(fields) != table.width:
-            return f"{table.path}, line {number}: expected {table.width} columns, got {len(fields)}"
-        for column in columns:
-            field = fields[column]
-            if not _is_number(field) or not abs(float(field)) <= largest:
-                return (
-                    f"{table.path}, line {number}, {table.name(column)}: expected a finite number, "
-                    f"got '{field[:50]}'; correct or remove the line"
-                )
-    return None
+def _categories(
+    source: Source, column: int, known: tuple[str, ...], *, missing: bool
+) -> tuple[np.ndarray, tuple[str, ...]]:  # (N, width)
+    """A feature of zeros and ones for each category, NaN where it is missing."""
+    values = source.texts(column)
+    gap = next((row for row, value in enumerate(values) if not value), None)
+    if gap is not None and not missing:
+        raise DataError(
+            f"{source.place(gap, column)}: expected a category, got nothing; fill it in, or have it replaced by "
+            "another of the column (--data.impute true)"
+        )
+    categories = known or tuple(sorted(set(values) - {""}))
+    if not known and len(categories) > max(2, len(values) // 2):
+        raise DataError(
+            f"{source.path}, {source.called(column)}: expected categories, got {len(categories)} values in "
+            f"{len(values)} rows; drop the column (--data.drop '{source.title(column)}')"
+        )
+    kinds = np.vstack([np.eye(len(categories)), np.full(len(categories), np.nan)])
+    index = {name: i for i, name in enumerate((*categories, ""))}
+    unknown = next((row for row, value in enumerate(values) if value not in index), None)
+    if unknown is not None:
+        raise DataError(f"{source.place(unknown, column)}: the training data have no '{values[unknown]}' there")
+    return kinds[[index[value] for value in values]], categories
 
 
-def _classes(table: _Table, column: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    values = [table.fields(line)[column] for _, line in table.lines]
+def _classes(source: Source, column: int, known: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+    values = source.texts(column)
+    where = f"{source.path}, {source.called(column)}"
     if "" in values:
-        number = table.lines[values.index("")][0]
-        raise DataError(f"{table.path}, line {number}, {table.name(column)}: expected a class, got nothing; fill it in")
-    numeric = all(map(_is_number, values))
-    if numeric and not all(math.isfinite(float(value)) and float(value).is_integer() for value in values):
-        raise DataError(
-            f"{table.path}, {table.name(column)}: expected classes, got real numbers; choose another target"
-        )
+        raise DataError(f"{source.place(values.index(''), column)}: expected a class, got nothing; fill it in")
+    numeric = all(map(is_number, values))
+    if numeric and not is_integer(np.array(values, float)):
+        raise DataError(f"{where}: expected classes, got real numbers; choose another target")
     classes = [str(int(float(value))) for value in values] if numeric else values
-    names = sorted(set(classes), key=int) if numeric else sorted(set(classes))
-    if len(names) > max(2, len(values) // 2):
-        raise DataError(
-            f"{table.path}, {table.name(column)}: expected classes, got {len(names)} values in {len(values)} rows"
-        )
+    names = known or (sorted(set(classes), key=int) if numeric else sorted(set(classes)))
+    if not known and len(names) > max(2, len(values) // 2):
+        raise DataError(f"{where}: expected classes, got {len(names)} values in {len(values)} rows")
     index = {name: i for i, name in enumerate(names)}
+    unknown = next((row for row, value in enumerate(classes) if value not in index), None)
+    if unknown is not None:
+        raise DataError(f"{source.place(unknown, column)}: the training data have no class '{classes[unknown]}'")
     return np.array([index[value] for value in classes], np.int64), tuple(names)

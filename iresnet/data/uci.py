@@ -49,7 +49,7 @@ def load_uci(name: str, data_dir: str | Path | None = None, *, split_seed: int =
     if path is None:
         looked = ", ".join(map(str, tried))
         raise DataError(f"{name}: not found; looked for {looked}; get the table and set --data-dir or ${VARIABLE}")
-    x = read_table(path)[0].x
+    x = read_table(path).split.x.float()
     kept, left_out = _choose(x)
     noisy = spread(x[:, kept], generator=Generator().manual_seed(0))
     train, validation, test = hold_out({"train": Split(noisy)}, str(path), shuffle=True, seed=split_seed)

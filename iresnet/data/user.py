@@ -1,26 +1,87 @@
 """The user's own data: a folder, an array file or a table."""
 
-__all__ = ["load_path"]
+__all__ = ["Reading", "load_path"]
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 
 from iresnet.data.arrays import read_arrays
-from iresnet.data.dataset import Dataset
+from iresnet.data.columns import Column
+from iresnet.data.dataset import Dataset, Split
+from iresnet.data.decode import Form
 from iresnet.data.folder import read_image_folder
 from iresnet.data.idx import read_idx
 from iresnet.data.parquet import read_any_parquet
+from iresnet.data.preparation import prepare
 from iresnet.data.split import Splits, hold_out, numbered_classes
-from iresnet.data.table import read_table
+from iresnet.data.table import Choice, read_table
 from iresnet.errors import DataError
 
 _ARRAYS = (".npz", ".npy")
-_TABLES = (".csv", ".tsv", ".txt", ".data", ".dat")
+_TABLES = (".csv", ".tsv", ".txt", ".data", ".dat", ".parquet")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files of the user are read.
+
+    Args:
+        image_size: for folders of image or Parquet files: scale the shorter side and cut out the centre.
+        mode: for the same: convert images to RGB, or to grey (L).
+        target: for tables: the column of class labels, by name or position.
+        columns: for tables: read only these.
+        drop: for tables: leave these out.
+        one_hot: for tables: columns of categories, a feature for each.
+        impute: for tables: fill in missing values, see :func:`~iresnet.data.preparation.prepare`.
+        dequantise: for tables, also as arrays: add noise to columns of integers or few values.
+        keys: for ``.npz``: names of the arrays in the file.
+        test: another file or folder, all of which is the test split.
+    """
+
+    image_size: int | None = None
+    mode: str | None = None
+    target: str | int | None = None
+    columns: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    one_hot: tuple[str, ...] = ()
+    impute: bool = False
+    dequantise: bool = False
+    keys: Mapping[str, str] = field(default_factory=dict)
+    test: str | Path | None = None
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the options that say something."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != getattr(Reading(), f.name)]
+
+    @property
+    def form(self) -> Form:
+        """Of images."""
+        return Form(self.image_size, self.mode)
+
+    @property
+    def choice(self) -> Choice:
+        """Of the columns of a table."""
+        return Choice(self.target, self.columns, self.drop, self.one_hot, self.impute)
+
+
+_IMAGES = "folders of images"
+_IS_FOR = {
+    "image_size": ("image_size", _IMAGES, ("folder",)),
+    "mode": ("mode", _IMAGES, ("folder",)),
+    "target": ("a target column", f"tables ({', '.join(_TABLES)})", _TABLES),
+    **{name: (name, f"tables ({', '.join(_TABLES)})", _TABLES) for name in ("columns", "drop", "one_hot", "impute")},
+    "dequantise": ("dequantise", "tables and arrays of vectors; images of integers always are", _TABLES + _ARRAYS),
+    "keys": ("keys", "the arrays of a .npz file", (".npz",)),
+}
+"""What an option is for: how to call it, for what, and the suffixes of such files."""
 
 
 def load_path(
-    path: Path, *, image_size: int | None = None, target: str | int | None = None, split_seed: int = 0
+    path: Path, reading: Reading | None = None, *, split_seed: int = 0, like: Sequence[Column] = ()
 ) -> Dataset:
     """Load a data set from a folder or file of the user.
 
@@ -28,10 +89,10 @@ def load_path(
 
     Args:
         path: a folder of images, of idx files or of Parquet files; a ``.npz`` or ``.npy`` file; a table
-            in a text file such as ``.csv`` or ``.txt``, also with ``.gz`` after it.
-        image_size: for folders of image or Parquet files: scale the shorter side and cut out the centre.
-        target: for tables: the column of class labels, by name or position.
+            in a ``.parquet`` or text file such as ``.csv`` or ``.txt``, also with ``.gz`` after it.
+        reading: how it is read.
         split_seed: of the random order from which the splits are taken that the source does not have.
+        like: columns of another table: those of this one are read, filled and dequantised as they were.
 
     Returns:
         The data set: uint8 images with 256 levels, or float32 examples.
@@ -46,36 +107,91 @@ def load_path(
         >>> print(load_path(path))
         plane: 40 train, 5 validation, 5 test; 2, continuous, no labels
     """
-    splits, class_names = _read(path, image_size, target)
-    train, validation, test = hold_out(splits, str(path), shuffle=True, seed=split_seed)
+    reading = reading or Reading()
+    if like and _suffix(path) in _TABLES:
+        reading = replace(reading, one_hot=tuple(column.title for column in like if column.categories), impute=True)
+    if any(column.noisy for column in like):
+        reading = replace(reading, dequantise=True)
+    splits, class_names, columns = _read(path, reading, like)
+    if reading.test is not None:
+        splits["test"] = _test_split(Path(reading.test), path, reading, splits, class_names, columns)
+    parts = hold_out(splits, str(path), shuffle=True, seed=split_seed)
+    if columns:
+        parts, columns = prepare(parts, columns, str(path), dequantise=reading.dequantise)
+    elif reading.dequantise:
+        raise DataError(_not_for(path, "dequantise", "file of images"))
+    train, validation, test = parts
     levels = 256 if train.x.dtype == torch.uint8 else None
-    return Dataset(path.name.partition(".")[0] or path.name, train, validation, test, levels, class_names, str(path))
+    name = path.name.partition(".")[0] or path.name
+    return Dataset(name, train, validation, test, levels, class_names, str(path), columns=columns)
 
 
-def _read(path: Path, image_size: int | None, target: str | int | None) -> tuple[Splits, tuple[str, ...]]:
-    suffix = "folder" if path.is_dir() else Path(path.name.removesuffix(".gz")).suffix.lower()
-    if target is not None and suffix not in _TABLES:
-        raise DataError(f"{path}: a target column is for tables ({', '.join(_TABLES)}), not for this {suffix}")
-    if image_size is not None and suffix != "folder":
-        raise DataError(f"{path}: image_size is for folders of images, not for this {suffix} file")
+def _read(
+    path: Path, reading: Reading, like: Sequence[Column] = (), classes: Sequence[str] = ()
+) -> tuple[Splits, tuple[str, ...], tuple[Column, ...]]:
+    """Splits, names of the classes, and the columns of vectors."""
+    suffix = _suffix(path)
+    for option in reading.given:
+        if option in _IS_FOR and suffix not in _IS_FOR[option][2]:
+            raise DataError(_not_for(path, option, f"{suffix} file" if path.is_file() else suffix))
     if suffix == "folder":
-        return _read_folder(path, image_size)
+        return *_read_folder(path, reading), ()
     if suffix in _ARRAYS:
-        return _number(read_arrays(path))
+        splits = read_arrays(path, keys=reading.keys)
+        return splits, numbered_classes(splits), _columns_of(splits)
     if suffix in _TABLES:
-        split, class_names = read_table(path, target=target)
-        return {"train": split}, class_names
+        table = read_table(path, reading.choice, like=like, classes=classes)
+        return {"train": table.split}, table.class_names, table.columns
     raise DataError(f"{path}: expected a folder or a file ending in {', '.join(_ARRAYS + _TABLES)}, got '{suffix}'")
 
 
-def _read_folder(folder: Path, image_size: int | None) -> tuple[Splits, tuple[str, ...]]:
+def _suffix(path: Path) -> str:
+    return "folder" if path.is_dir() else Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def _not_for(path: Path, option: str, this: str) -> str:
+    called, what, _ = _IS_FOR[option]
+    flag = option.replace("_", "-")
+    return f"{path}: {called} is for {what}, not for this {this}; leave it out (--data.{flag})"
+
+
+def _read_folder(folder: Path, reading: Reading) -> tuple[Splits, tuple[str, ...]]:
     splits = read_idx(folder)
-    if splits is not None and image_size is not None:
-        raise DataError(f"{folder}: image_size is for folders of image files, not for idx files")
+    if splits is not None and reading.form != Form():
+        raise DataError(f"{folder}: {reading.given[0]} is for folders of image files, not for idx files")
     if splits is not None:
-        return _number(splits)
-    return read_any_parquet(folder, image_size=image_size) or read_image_folder(folder, image_size=image_size)
+        return splits, numbered_classes(splits)
+    return read_any_parquet(folder, form=reading.form) or read_image_folder(folder, form=reading.form)
 
 
-def _number(splits: Splits) -> tuple[Splits, tuple[str, ...]]:
-    return splits, numbered_classes(splits)
+def _columns_of(splits: Splits) -> tuple[Column, ...]:
+    """Columns without names, of vectors; none of images."""
+    shapes = {split.x.shape[1:] for split in splits.values()}
+    shape = shapes.pop()
+    return () if shapes or len(shape) > 1 else tuple(Column("", i + 1) for i in range(*shape))
+
+
+def _test_split(
+    path: Path,
+    of: Path,
+    reading: Reading,
+    splits: Splits,
+    class_names: tuple[str, ...],
+    columns: tuple[Column, ...],
+) -> Split:
+    """All examples of a file or folder that is of the kind of the training data."""
+    if "test" in splits:
+        raise DataError(f"{of}: has a test split of its own; leave out --data.test {path}")
+    if not path.exists():
+        raise DataError(f"{path}: no such folder or file; give the path of the test examples (--data.test)")
+    if (_suffix(path) in _TABLES) != (_suffix(of) in _TABLES):
+        raise DataError(f"{path}: expected test examples in the form of {of}, got a {_suffix(path)}")
+    found, names, _ = _read(path, replace(reading, test=None), columns, class_names)
+    if set(found) != {"train"}:
+        raise DataError(f"{path}: expected one split, the test examples, got {', '.join(sorted(found))}")
+    if names and not set(names) <= set(class_names):
+        raise DataError(f"{path}: expected the classes {', '.join(class_names)}, got {', '.join(names)}")
+    split = found["train"]
+    if split.y is None or names == class_names:
+        return split
+    return Split(split.x, torch.tensor([class_names.index(name) for name in names])[split.y])

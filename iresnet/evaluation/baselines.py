@@ -57,11 +57,16 @@ def gaussian_baseline(dataset: Dataset, split: Split, *, dequantise_samples: int
         seed: of order and noise.
 
     Raises:
-        DataError: when the training split spans no volume: too few examples, or dependent features.
+        DataError: when the covariance cannot be estimated: fewer than two examples a dimension, or dependent features.
     """
     check_draws(dequantise_samples, dataset.levels)
     x = dataset.train.x.flatten(1).double()
     dims = x.shape[1]
+    if len(x) < 2 * dims:
+        raise DataError(
+            f"no Gaussian baseline: from {len(x)} training examples the covariance of {dims} dimensions is singular or "
+            f"noise; it takes {2 * dims}"
+        )
     shift, spread = (0.5, 1 / 12) if dataset.levels else (0.0, 0.0)
     covariance = torch.cov(x.T).reshape(dims, dims) + spread * torch.eye(dims, dtype=x.dtype)
     factor, info = torch.linalg.cholesky_ex(covariance)
@@ -69,7 +74,7 @@ def gaussian_baseline(dataset: Dataset, split: Split, *, dequantise_samples: int
         factor.diagonal().square() / covariance.diagonal()
     )  # share of a feature's variance, by those before it
     if int(info) or not float(unexplained.min()) > 1e-10:
-        raise DataError(f"the covariance of {len(x)} examples in {dims} dimensions is singular: no Gaussian baseline")
+        raise DataError(f"no Gaussian baseline: the covariance of {len(x)} examples in {dims} dimensions is singular")
     noise = torch.Generator().manual_seed(seed)
     examples = split.shuffled(seed).x
     log_probs = []

@@ -83,6 +83,13 @@ class RunFiles:
         fits = isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
         return tuple(shape) if isinstance(shape, list) and fits else ()
 
+    @property
+    def named(self) -> bool:
+        """Whether the data are a table with a header."""
+        inputs = self.config.get("inputs")
+        columns = inputs.get("columns") if isinstance(inputs, dict) else None
+        return isinstance(columns, list) and any(isinstance(c, dict) and c.get("name") for c in columns)
+
     def command(self, name: str) -> str:
         """A command of the command line on this run."""
         return f"iresnet {name} {shlex.quote(str(self.path))}"

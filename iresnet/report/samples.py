@@ -113,12 +113,13 @@ def _rows(run: RunFiles) -> list[Block]:
     for path in files:
         try:
             with path.open(encoding="utf-8", newline="") as file:
-                rows = [row[:_MOST_COLUMNS] for row in islice(csv.reader(file), _MOST_ROWS)]
+                rows = [row[:_MOST_COLUMNS] for row in islice(csv.reader(file), _MOST_ROWS + run.named)]
         except (OSError, UnicodeError, csv.Error):
             continue
+        names = rows.pop(0) if run.named and rows else []
         cells = [[Cell(str(i + 1)), *(Cell(text, "number") for text in row)] for i, row in enumerate(rows) if row]
         if cells:
-            headings = ["sample", *(f"feature {j + 1}" for j in range(len(rows[0])))]
+            headings = ["sample", *(names or (f"feature {j + 1}" for j in range(len(rows[0]))))]
             title = f"The first samples of {path.name}"
             return [Fold(title, [Table(title, headings, cells)])]
     return []

@@ -25,7 +25,7 @@ from iresnet.zoo import Model
 class Started:
     """Training begins, or continues, after ``step`` of ``n_steps`` steps; the first may need compiling.
 
-    ``device`` is the name of the device, for a person.
+    ``device`` is the name of the device, for a person; ``notes`` tell what was done to the data.
     """
 
     step: int
@@ -34,6 +34,7 @@ class Started:
     batch_size: int
     compiled: bool = False
     device: str = ""
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from iresnet.certificates import Certificate, excesses
 from iresnet.config import Config
 from iresnet.data import Batches, training_batches
 from iresnet.data import load as load_data
+from iresnet.data.columns import describe
 from iresnet.devices import choose_device, describe_device
 from iresnet.errors import Interrupted, RunError, RunWarning
 from iresnet.processes import agreed, average, joined, restarted, world_size
@@ -173,7 +174,8 @@ class _Trainer:
         """Train to the end, with checkpoints and snapshots on the way."""
         train = self.config.train
         device = describe_device(self.accelerator.device)
-        self._tell(Started(self.step, self.n_steps, len(self.batches), train.batch_size, train.compile, device))
+        notes = describe(self.inputs.columns)
+        self._tell(Started(self.step, self.n_steps, len(self.batches), train.batch_size, train.compile, device, notes))
         try:
             with stop_requests() as stop:
                 while not (self.over or self.stopping):

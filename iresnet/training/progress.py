@@ -51,6 +51,8 @@ class ProgressBar(Callback):
             case Started():
                 self.batch_size = event.batch_size
                 self.console.print(f"training on {event.device}")
+                for note in event.notes:
+                    self.console.print(note)
                 if event.compiled:
                     self.console.print("compiling: the first step takes minutes, unless the code is on disk")
                     self.compiling = time.monotonic()

@@ -1,0 +1,164 @@
+"""Columns of tables: what their features stand for, and the way back to the values of the table."""
+
+__all__ = ["Column", "describe", "feature_titles", "offsets", "to_columns", "to_csv", "to_values"]
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: one feature, or one for each category.
+
+    Attributes:
+        name: in the header; empty where there is none.
+        position: in the file, from 1.
+        integer: every value is an integer.
+        noisy: uniform noise of one step was added to the values.
+        offset: was subtracted from the values, in double precision, where float32 would run them together.
+        categories: what a feature of zeros and ones stands for, each; none for numbers.
+        missing: how many values were, and were replaced.
+
+    Example:
+        >>> Column("weight", 3).title, Column("", 3).title, Column("kind", 2, categories=("lily", "rose")).width
+        ('weight', 'column 3', 2)
+    """
+
+    name: str
+    position: int
+    integer: bool = False
+    noisy: bool = False
+    offset: float = 0.0
+    categories: tuple[str, ...] = ()
+    missing: int = 0
+
+    @property
+    def title(self) -> str:
+        """What options call it: its name, or ``column 3``."""
+        return self.name or f"column {self.position}"
+
+    @property
+    def width(self) -> int:
+        """How many features it has."""
+        return len(self.categories) or 1
+
+
+def feature_titles(columns: Sequence[Column]) -> list[str]:
+    """Names of the features, one for each.
+
+    Example:
+        >>> feature_titles([Column("weight", 1), Column("kind", 2, categories=("lily", "rose"))])
+        ['weight', 'kind=lily', 'kind=rose']
+    """
+    return [
+        f"{column.title}={category}" if category is not None else column.title
+        for column in columns
+        for category in (column.categories or (None,))
+    ]
+
+
+def to_columns(columns: Sequence[Column], x: Tensor) -> list[np.ndarray]:  # (N, D)
+    """Turn examples into the values of their table, one array a column.
+
+    Integers that noise was added to are rounded down; of the features of categories the largest counts; all others keep
+    their precision: float32, or float64 where an offset is added.
+
+    Args:
+        columns: the columns.
+        x: examples, or samples of a model of them.
+
+    Example:
+        >>> kind, year = Column("kind", 1, categories=("lily", "rose")), Column("year", 2, True, True, 2000.0)
+        >>> [values.tolist() for values in to_columns([kind, year], torch.tensor([[0.2, 0.9, 3.7]]))]
+        [['rose'], [2003]]
+    """
+    parts = x.detach().cpu().split([column.width for column in columns], dim=1)
+    return [_values(column, part.numpy()) for column, part in zip(columns, parts, strict=True)]
+
+
+def _values(column: Column, x: np.ndarray) -> np.ndarray:  # (N, width) -> (N,)
+    if column.categories:
+        return np.array(column.categories)[x.argmax(1)]
+    values = x[:, 0].astype(np.float64) + column.offset if column.offset else x[:, 0]
+    return np.floor(values.astype(np.float64)).astype(np.int64) if column.integer and column.noisy else values
+
+
+def to_values(columns: Sequence[Column], x: Tensor) -> np.ndarray:  # (N, D) -> (N, D), float64
+    """Turn examples into the values of their table, a feature of zeros and ones for each category.
+
+    Example:
+        >>> year = Column("year", 1, integer=True, noisy=True, offset=2000.0)
+        >>> to_values([year], torch.tensor([[3.7]])).tolist()
+        [[2003.0]]
+    """
+    if not columns:
+        return x.detach().cpu().double().numpy()
+    parts = []
+    for column, values in zip(columns, to_columns(columns, x), strict=True):
+        is_it = [values == category for category in column.categories]
+        parts += is_it or [values]
+    return np.stack(parts, axis=1).astype(np.float64)
+
+
+def to_csv(columns: Sequence[Column], x: Tensor) -> str:  # (N, D)
+    """Write examples as a table, below the header that it had, numbers in the fewest digits that tell them apart.
+
+    Args:
+        columns: the columns; none for vectors without names.
+        x: examples.
+
+    Example:
+        >>> print(to_csv([Column("a", 1), Column("n", 2, True, True)], torch.tensor([[0.1, 2.5], [1.0, 3.0]])))
+        a,n
+        0.1,2
+        1,3
+        <BLANKLINE>
+    """
+    columns = columns or [Column("", i + 1) for i in range(x.shape[1])]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    if any(column.name for column in columns):
+        writer.writerow([column.title for column in columns])
+    writer.writerows(zip(*[_texts(values) for values in to_columns(columns, x)], strict=True))
+    return buffer.getvalue()
+
+
+def _texts(values: np.ndarray) -> list[str]:
+    texts = values.astype(str).tolist()
+    return [text.removesuffix(".0") for text in texts] if values.dtype.kind == "f" else texts
+
+
+def offsets(columns: Sequence[Column], dims: int) -> Tensor:  # (D,)
+    """What was subtracted from each feature, float64.
+
+    Example:
+        >>> offsets([Column("time", 1, offset=1.7e9), Column("a", 2)], 2).tolist()
+        [1700000000.0, 0.0]
+    """
+    found = [column.offset for column in columns for _ in range(column.width)]
+    return torch.tensor(found or [0.0] * dims, dtype=torch.float64)
+
+
+def describe(columns: Sequence[Column]) -> list[str]:
+    """Say what was done to the values of a table, a line for each thing done.
+
+    Example:
+        >>> describe([Column("age", 2, noisy=True, missing=4), Column("time", 3, offset=1.7e9, noisy=True)])
+        ['age: 4 missing values replaced by others', 'time: read less 1700000000, ...', 'noise ... added to age, time']
+    """
+    said = []
+    for column in columns:
+        if column.missing:
+            said.append(f"{column.title}: {column.missing} missing values replaced by others")
+        if column.categories:
+            said.append(f"{column.title}: a feature for each of {', '.join(column.categories)}")
+        if column.offset:
+            said.append(f"{column.title}: read less {column.offset:.17g}, so that float32 keeps its values apart")
+    noisy = [column.title for column in columns if column.noisy]
+    return [*said, f"noise of one step added to {', '.join(noisy)}"] if noisy else said
