@@ -412,8 +412,8 @@ def default_logdet(features: int, *, training: bool) -> LogDetEstimator:
     """Return the estimator of those who chose none: cheap in training, and else one to be trusted.
 
     In eval mode it is exact up to :data:`EXACT_LIMIT` dimensions. Above, 64 probes that are always the same make it a
-    function of the sample alone, without chance. Its error on bundled densities of 28x28 images was 0.06 nats at most, of
-    some thousand (docs/numerics.md).
+    function of the sample alone, without chance. Its error on bundled densities of 28x28 images was 0.06 nats at most,
+    of some thousand (docs/numerics.md).
 
     Args:
         features: D, dimensions of an event.
