@@ -43,9 +43,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16, help="test images of each model")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        "| model | mean log-density, nats | mean error | sd | largest | time, exact = 1 |\n| --- | ---: | ---: | ---: | ---: | ---: |"
-    )
+    print("| model | mean log-density, nats | mean error | sd | largest | time, exact = 1 |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for model, data in MODELS.items():
         print(measure(model, data, options.data_dir, options.images), flush=True)
 
