@@ -1,6 +1,6 @@
 """The Jacobian of a map g at a point x, as an operator: value, J v and J^T w."""
 
-__all__ = ["Linearization", "elementwise", "linearize", "linearizes"]
+__all__ = ["Linearization", "elementwise", "linearize", "linearize_inner", "linearizes"]
 
 import math
 from collections.abc import Callable, Sequence
@@ -83,9 +83,13 @@ def linearize(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
         >>> bool(torch.allclose((w * J.jvp(v)).sum(), (J.vjp(w) * v).sum()))
         True
     """
+    return replace(linearize_inner(g, x), inputs=(x,), again=partial(linearize, g))
+
+
+def linearize_inner(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
+    """Linearise g at x as a part of a map, whose Jacobian is known by that of its parts: without ``again``."""
     rule = _plain_rule(g)
-    found = rule(g, x) if rule else _transformed(g, x)
-    return replace(found, inputs=(x,), again=partial(linearize, g))
+    return rule(g, x) if rule else _transformed(g, x)
 
 
 def _plain_rule(g: Callable) -> Rule | None:
@@ -179,7 +183,7 @@ def _in_a_checkpoint(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
 def _sequential(g: nn.Sequential, x: Tensor) -> Linearization:
     parts = []
     for layer in g:
-        parts.append(linearize(layer, x))
+        parts.append(linearize_inner(layer, x))
         x = parts[-1].value
 
     def jvp(v: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from iresnet.errors import IResNetError
-from iresnet.jacobian import Linearization, linearize, linearizes
+from iresnet.jacobian import Linearization, linearize_inner, linearizes
 from iresnet.normalisation import Normalisation, make_normalisation
 from iresnet.operators import same_conv, same_conv_transpose
 
@@ -311,7 +311,7 @@ class DenseConcat(nn.Module):
 
 @linearizes(DenseConcat)
 def _dense_concat(g: DenseConcat, x: Tensor) -> Linearization:
-    (a, b), inner = g.weights(), linearize(g.f, x)
+    (a, b), inner = g.weights(), linearize_inner(g.f, x)
     return Linearization(
         torch.cat([a * x, b * inner.value], 1),
         jvp=lambda v: torch.cat([a * v, b * inner.jvp(v)], 1),

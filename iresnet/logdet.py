@@ -12,6 +12,7 @@ __all__ = [
 ]
 
 import copy
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -324,6 +325,10 @@ class _Surrogate(torch.autograd.Function):
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         w, *inputs = ctx.saved_tensors
         return (_differentiable(w, ctx.again, *inputs) * tangent).sum(1)
+
+
+# torch asks for it at each call, which takes longer than the surrogate of a small block.
+_Surrogate.forward.__signature__ = inspect.signature(_Surrogate.forward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _differentiable(w: Tensor, again: Callable, *inputs: Tensor) -> Tensor:  # (N, D)

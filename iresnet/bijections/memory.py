@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from iresnet.devices import is_transforming
 from iresnet.errors import IResNetError
-from iresnet.jacobian import Linearization, linearize
+from iresnet.jacobian import Linearization, linearize_inner
 from iresnet.lipschitz import lipschitz_layers, replace_weights
 from iresnet.logdet import LogDetEstimator
 
@@ -117,30 +118,35 @@ class _Scaled(torch.autograd.Function):
 
 def linearize_held(g: nn.Module, x: Tensor) -> Linearization:
     """Linearise g, whose weights are held; and again as it was now, when they are not any more."""
-    jacobian = linearize(g, x)
+    jacobian = linearize_inner(g, x)
     _same_shape(jacobian.value, x)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or is_transforming()):
         return jacobian
     layers = lipschitz_layers(g)
-    weights, normalised = [layer.weight for layer in layers], {id(layer.unnormalised_weight) for layer in layers}
-    others = {name: p for name, p in g.named_parameters() if id(p) not in normalised}
-    again = partial(_linearize_with, g, list(others), len(weights))
-    return replace(jacobian, inputs=(x, *weights, *others.values()), again=again)
+    weights = [layer.weight if (held := layer.normalisation.held) is None else held for layer in layers]
+    return replace(jacobian, inputs=(x, *weights, *_others(g).values()), again=partial(_linearize_with, g))
 
 
-def _linearize_with(g: nn.Module, names: list[str], n_weights: int, x: Tensor, *tensors: Tensor) -> Linearization:
-    """Linearise g with these normalised weights, and parameters of these names."""
-    weights, parameters = tensors[:n_weights], dict(zip(names, tensors[n_weights:], strict=True))
-    now = dict(g.named_parameters())
-    held = replace_weights(g, weights)
+def _others(g: nn.Module) -> dict[str, Tensor]:
+    """Parameters of g by name, but those that are normalised."""
+    normalised = {id(layer.unnormalised_weight) for layer in lipschitz_layers(g)}
+    return {name: p for name, p in g.named_parameters() if id(p) not in normalised}
+
+
+def _linearize_with(g: nn.Module, x: Tensor, *tensors: Tensor) -> Linearization:
+    """Linearise g with these normalised weights and other parameters."""
+    now = _others(g)
+    n_weights = len(tensors) - len(now)
+    held = replace_weights(g, tensors[:n_weights])
+    parameters = dict(zip(now, tensors[n_weights:], strict=True))
     if all(now[name] is parameter for name, parameter in parameters.items()):
-        found = held(linearize)(g, x)
+        found = held(linearize_inner)(g, x)
         value, jvp, vjp = found.value, held(found.jvp), held(found.vjp)
     else:  # they were put there for the forward pass, as by torch.func.functional_call
         named = {f"g.{name}": parameter for name, parameter in parameters.items()}
         at = held(partial(functional_call, _At(g), named))
         value, jvp, vjp = at(("value", x)), lambda v: at(("jvp", x, v)), lambda w: at(("vjp", x, w))
-    return Linearization(value, jvp, vjp, (x, *tensors), partial(_linearize_with, g, names, n_weights))
+    return Linearization(value, jvp, vjp, (x, *tensors), partial(_linearize_with, g))
 
 
 class _At(nn.Module):
@@ -151,7 +157,7 @@ class _At(nn.Module):
         self.g = g
 
     def forward(self, what: str, x: Tensor, *v: Tensor) -> Tensor:
-        found = getattr(linearize(self.g, x), what)
+        found = getattr(linearize_inner(self.g, x), what)
         return found(*v) if v else found
 
 
