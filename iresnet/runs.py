@@ -213,9 +213,11 @@ class Run:
         try:
             tree = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
             inputs = from_dict(Inputs, tree.pop("inputs"), "inputs.")
+            return from_dict(Config, tree), inputs
         except (yaml.YAMLError, UnicodeError, LookupError, AttributeError, TypeError) as error:
             raise RunError(f"{self.config_file} is damaged; restore it, or train again") from error
-        return from_dict(Config, tree), inputs
+        except RecipeError as error:
+            raise RunError(f"{self.config_file}: {error}") from error
 
     @property
     def data_dir(self) -> str | None:

@@ -442,6 +442,8 @@ BAD_TRAINING = {
     ),
     "an unknown flag": (train("--dri-run"), "--dri-run"),
     "a misspelt flag": (train("--dta-dir", "x"), "unknown option '--dta-dir'; did you mean '--data-dir'?"),
+    "two misspelt processes": (train("--proceses", "2"), "unknown option '--proceses'; did you mean '--processes'?"),
+    "a misspelt tracker": (train("--traker", "visdom"), "did you mean '--tracker'?"),
     "an unknown option of the model": (train("--model.coef", "0.5"), "did you mean 'coeff'?"),
     "an unknown option of a part": (train("--model.logdet.n-stps", "5"), "did you mean 'n_steps'?"),
     "an unknown architecture": (train("--model.name", "irsnet"), "did you mean 'iresnet'?"),

@@ -2,6 +2,7 @@
 
 __all__ = ["train", "train_help"]
 
+import inspect
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,7 @@ def train(
     if tracker is not None:
         names = [token.strip("[]") for token in tracker]  # several options, or the list of a recipe
         short += ["--tracker", f"[{','.join(filter(None, names))}]"]
-    settings = load_config(recipe, [*overrides, *short])
+    settings = load_config(recipe, [*overrides, *short], flags=_flags())
     from iresnet import training
 
     data_dir = data_dir or _data_dir_of(recipe)
@@ -69,6 +70,11 @@ def _source(recipe: str, overrides: tuple[str, ...], config: Path | None) -> tup
     if recipe and not recipe.startswith("--"):
         raise RecipeError(f"give a recipe or --config, not both: got '{recipe}' and --config {config}")
     return str(config), (recipe, *overrides) if recipe else overrides
+
+
+def _flags() -> list[str]:
+    """The options of the command that are none of the recipe."""
+    return [name for name, p in inspect.signature(train).parameters.items() if p.kind is p.KEYWORD_ONLY]
 
 
 def _data_dir_of(recipe: str) -> Path | None:
