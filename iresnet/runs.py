@@ -140,12 +140,11 @@ class Run:
             RunError: when there is one already, or the folder cannot be written.
         """
         run = cls.free(path)
-        text = to_yaml(config) + yaml.safe_dump({"inputs": _jsonable(asdict(inputs))}, sort_keys=False)
         try:
             with writing(run.path):
                 run.samples.mkdir(parents=True, exist_ok=True)
                 run.state.mkdir(exist_ok=True)
-            write_atomically(run.config_file, text)
+            run.write_config(config, inputs)
             run.write_environment(data_dir, device)
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)  # it was empty or not there
@@ -177,6 +176,11 @@ class Run:
         if not run.config_file.is_file():
             raise RunError(f"{path} is not a run folder (no config.yaml in it); make one with: iresnet train RECIPE")
         return run
+
+    def write_config(self, config: Config, inputs: Inputs) -> None:
+        """Write the configuration, and what the model knows of its data."""
+        text = to_yaml(config) + yaml.safe_dump({"inputs": _jsonable(asdict(inputs))}, sort_keys=False)
+        write_atomically(self.config_file, text)
 
     def write_environment(self, data_dir: str | Path | None, device: torch.device | None) -> None:
         """Note where the data came from, and on what the run began, unless that is known."""
@@ -224,6 +228,11 @@ class Run:
         """Where the data was looked for first when the run was made: a convenience, none when it is not known."""
         return self.read_json("env.json").get("data_dir")
 
+    @property
+    def _resume(self) -> str:
+        """The command that continues the training, for messages."""
+        return f"iresnet train --out {self.path} --resume"
+
     def weights_sha256(self) -> str:
         """Checksum of the weights, by which results tell whether they are of them."""
         return hashlib.sha256(self.model_file.read_bytes()).hexdigest()
@@ -255,12 +264,14 @@ class Run:
         """
         config, inputs = self.read_config()
         if not self.model_file.is_file():
-            raise RunError(f"{self.path} has no model yet; continue its training with --resume")
+            raise RunError(f"{self.path} has no model yet; continue its training with --resume: {self._resume}")
         model = build_model(config, inputs)
         try:
             model.load_state_dict(load_file(self.model_file))
         except SafetensorError as error:
-            raise RunError(f"{self.model_file} is damaged: {error}; continue the run with --resume") from error
+            raise RunError(
+                f"{self.model_file} is damaged: {error}; continue the run with --resume: {self._resume}"
+            ) from error
         except RuntimeError as error:
             raise RunError(f"{self.model_file} does not fit config.yaml: {_one_line(error)}") from error
         return model.eval()

@@ -21,8 +21,11 @@ from safetensors.torch import load_file, save_file
 
 import iresnet as ir
 from iresnet import evaluation
-from iresnet.config import recipe_names
+from iresnet.config import load_config, recipe_names
 from iresnet.data import load
+from iresnet.errors import RunWarning
+from iresnet.training import train as train_
+from iresnet.training.optim import learning_rate
 
 ON_CPU = "computed on CPU (1 threads)\n"
 KINDS = ("density", "classify", "hybrid", "toy")
@@ -193,6 +196,40 @@ def test_a_run_is_repeated_from_its_configuration_alone(how, call, tmp_path):
         assert (again / name).read_bytes() == (first / name).read_bytes()
     checkpoints = [path.read_bytes() for run in (first, again) for path in sorted(run.glob("state/*/*.*"))]
     assert checkpoints[: len(checkpoints) // 2] == checkpoints[len(checkpoints) // 2 :]
+
+
+def test_a_run_is_continued_from_its_folder_alone(call, tmp_path, monkeypatch):
+    """All but the folder is that of the run; more epochs make the run that had them from the start."""
+    write_table(tmp_path / "points.csv")
+    settings = (*POINTS, "--optim.schedule", "constant", "--data.name", "points.csv", "--train.snapshot-every", 1)
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    monkeypatch.setenv("IRESNET_DATA", "")
+    assert call("train", *settings, "--data-dir", tmp_path, "--out", run)[0] == 0
+    before = {path: content for path, content in files(run).items() if "tensorboard" not in path.parts}
+    assert call("train", "--out", run, "--resume")[0] == 0
+    assert {path: files(run)[path] for path in before} == before  # it was complete
+    for tokens in (("--out", run, "--resume", "--train.epochs", 3), ("--train.epochs=3", "--resume", "--out", run)):
+        status, _, err = call("train", *tokens)
+        assert (status, "warning" in err) == (0, False)
+    assert call("train", *settings, "--train.epochs", 3, "--data-dir", tmp_path, "--out", whole)[0] == 0
+    for name in ("config.yaml", "model.safetensors", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+    check_refused(call("train", "--out", run, "--resume", "--train.epochs", 2), "(train.epochs: 3 -> 2); use another")
+    check_refused(call("train", "--out", run, "--resume", "--optim.lr", 1), "(optim.lr: 0.02 -> 1.0); use another")
+    check_refused(call("train", "--resume"), "--out RUN --resume")
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_run_that_becomes_longer_says_what_its_learning_rate_does(schedule, tiny, call, tmp_path):
+    run = tmp_path / "run"
+    assert call("train", *tiny["toy"], "--optim.schedule", schedule, "--out", run)[0] == 0
+    with pytest.warns(RunWarning, match=f"goes on to 4 epochs .* rate is that of the {schedule} schedule over all"):
+        train_(load_config(run / "config.yaml", ["--train.epochs", "4"]), run, resume=True)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["epoch"]: line["lr"] for line in lines if line["split"] == "train"}
+    config = load_config(run / "config.yaml").optim
+    assert rates[2.0] == pytest.approx(learning_rate(config, 2 - 0.5 / 20, 4), rel=0.5)
+    assert rates[1.0] < rates[2.0]
 
 
 def test_a_configuration_can_be_changed(call, tmp_path, monkeypatch):

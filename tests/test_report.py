@@ -383,7 +383,7 @@ def test_what_a_run_lacks_is_told_with_the_command_that_adds_it(copied):
     _, outline = page(run)
     for name in ("sample", "reconstruct", "interpolate", "evaluate", "certify", "analyse logdet"):
         assert f"iresnet {name} {run}" in outline.text
-    assert f"iresnet train --config {run}/config.yaml --out {run} --resume" in outline.text
+    assert f"iresnet train --out {run} --resume" in outline.text
     assert outline.tags.count("img") == 0
     assert len(re.findall("No |Not |not ", outline.text)) >= 8
 

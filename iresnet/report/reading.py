@@ -90,8 +90,7 @@ class RunFiles:
     @property
     def resume_command(self) -> str:
         """The command that continues the training."""
-        folder, config = shlex.quote(str(self.path)), shlex.quote(str(self.path / "config.yaml"))
-        return f"iresnet train --config {config} --out {folder} --resume"
+        return f"iresnet train --out {shlex.quote(str(self.path))} --resume"
 
     @cached_property
     def model_sha256(self) -> str:
