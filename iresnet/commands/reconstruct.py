@@ -76,7 +76,8 @@ def reconstruct(
         known = {"split": split, "seed": seed, "model_sha256": folder.weights_sha256(), **asdict(result)}
         known |= {"solver_examples": min(solver_examples, len(part))}
         known |= {"solvers": {name: [asdict(point) for point in points] for name, points in solvers.items()}}
-        path, how = _draw(folder, folder.read_config()[1], bijection, part, n, seed)
+        path, how, factor = _draw(folder, folder.read_config()[1], bijection, part, n, seed)
+        known["difference_factor"] = factor
         say(f"wrote {path} ({how})")
         if solvers:
             say(f"wrote {_draw_solvers(folder, solvers)}")
@@ -101,8 +102,8 @@ def _print_solvers(solvers: "dict[str, tuple[Spent, ...]]", n: int) -> None:
 
 def _draw(
     folder: "Run", inputs: "Inputs", bijection: "Bijection", part: "Split", n: int, seed: int
-) -> "tuple[Path, str]":
-    """Draw data, reconstructions and, of images, the difference; tell what is where."""
+) -> "tuple[Path, str, float | None]":
+    """Draw data, reconstructions and, of images, the difference; tell what is where, and the factor of the last."""
     import torch
 
     from iresnet.data import dequantise
@@ -113,12 +114,12 @@ def _draw(
     x = x.to(device_of(bijection))
     with torch.no_grad():
         back = bijection.inverse(bijection(x))
-    sheets, how = [x, back], "above: data, below: data -> latent -> data"
+    sheets, how, factor = [x, back], "above: data, below: data -> latent -> data", None
     if len(inputs.shape) == 3:
         shown, factor = _visible((back - x).abs(), float(inputs.levels - 1 if inputs.levels else x.max()))
         sheets.append(shown)
         how = f"rows: data, data -> latent -> data, difference times {factor:.1e}"
-    return draw(torch.cat(sheets), inputs, folder.samples / "reconstructions", columns=len(x)), how
+    return draw(torch.cat(sheets), inputs, folder.samples / "reconstructions", columns=len(x)), how, factor
 
 
 def _visible(difference: "Tensor", white: float) -> "tuple[Tensor, float]":

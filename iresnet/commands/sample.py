@@ -66,6 +66,8 @@ def sample(
         samples = evaluation.decode(flow, z.detach(), progress=advance)
     if is_main():
         say(f"wrote {draw(samples, inputs, folder.samples / name)}")
+        how = {"model_sha256": folder.weights_sha256(), "n": n, "temperature": temperature, "seed": seed}
+        folder.write_json(f"samples/{name}.json", how)
         if individual:
             say(f"wrote {draw_each(samples, inputs, folder.samples / name)}")
 

@@ -71,10 +71,11 @@ def _source(
         raise RecipeError(f"give a recipe or --config, not both: got '{recipe}' and --config {config}")
     if named:
         return recipe, overrides
-    if config is None and run is None:
+    source = config or (run and _config_of(run))
+    if source is None:
         known = ", ".join(recipe_names())
         raise RecipeError(f"iresnet train needs a recipe ({known}), --config FILE, or --out RUN --resume")
-    return str(config or _config_of(run)), (recipe, *overrides) if recipe else overrides
+    return str(source), (recipe, *overrides) if recipe else overrides
 
 
 def _flags() -> list[str]:
