@@ -248,7 +248,7 @@ def test_how_pictures_were_made_is_told(copied, capsys):
     assert command_line(["sample", str(run), "-n", "4", "--temperature", "0.7"]) == 0
     assert "by iresnet sample, at temperature 0.7 " in words(run)
     assert command_line(["reconstruct", str(run), "-n", "3", "--solver-examples", "0"]) == 0
-    factor = float(capsys.readouterr().out.partition("difference times ")[2].partition(")")[0])
+    factor = float(capsys.readouterr().out.rpartition("difference times ")[2].partition(")")[0])
     told = re.search(r"The last row is their difference, times ([\d,.e]+)\.", page(run)[1].text)[1]
     assert float(told.replace(",", "")) == pytest.approx(factor, rel=0.05)
     model = run / "model.safetensors"
