@@ -3,7 +3,7 @@
 __all__ = ["evaluate"]
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +24,7 @@ from iresnet.commands.arguments import (
     spread,
 )
 from iresnet.console import err, is_main, progress, say
+from iresnet.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from iresnet.classifiers import Classifier, Hybrid
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from iresnet.flows import Flow
     from iresnet.runs import Run
     from iresnet.zoo import Model
+
+PRECISIONS = ("bf16", "fp16", "tf32", "float32")
+"""From the coarsest to the finest."""
 
 MOST_CLASSES = 20
 """Classes of which all are printed; of more, those with the lowest accuracy."""
@@ -63,7 +67,8 @@ def evaluate(
     typicality (distance of bits/dim from their mean on the training split, of one example and of ten), and of the
     entropy of its predictions. Other data are the positives: AUROC is the probability that one of them scores higher
     than one of the model's own, FPR95 the share of the model's own that is taken for others when 95 % of the others are
-    found. Results are added to those of earlier calls; histograms are drawn in samples/ood-NAME.png.
+    found. Results are added to those of earlier calls; histograms are drawn in samples/ood-NAME.png. The evaluation
+    itself is kept when it is as good as what is asked for, and else done again with the better of both in each option.
 
     Args:
         run: Run folder.
@@ -77,35 +82,31 @@ def evaluate(
         standard_error: Of the mean bits/dim, at which to stop before the end of the split.
         dequantise_samples: Noise draws for each example, whose mean density is a tighter bound.
     """
+    if precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS)
     spread(processes, gpus, device)
-    from iresnet.classifiers import Classifier, Hybrid
     from iresnet.devices import device_of
     from iresnet.precision import use_precision
 
-    folder, model, dataset, part = open_run(run, data_dir, split, device)
+    folder, model, dataset, whole = open_run(run, data_dir, split, device)
+    if standard_error is not None or dequantise_samples != 1:
+        flow_of(model)  # a classifier of which a density is asked is refused
     others = dict(_other(name, data_dir or folder.data_dir, dataset, split) for name in ood or ())
-    part = part.shuffled(seed, examples) if examples else part
-    result = _result(folder, model, dataset, part, split)
-    result["precision"] = precision
-    accuracy, score, baselines, found = None, None, {}, {}
-    asked = standard_error is not None or dequantise_samples != 1
-    with use_precision(precision, device_of(model)):
-        if asked or not isinstance(model, Classifier):  # a classifier of which a density is asked is refused
-            draws = {"dequantise_samples": dequantise_samples, "seed": seed}
-            score, baselines = _density(flow_of(model), dataset, part, standard_error, draws)
-        if isinstance(model, (Classifier, Hybrid)):
-            accuracy = _predictions(model, part, dataset.levels, seed)
-        if others:
-            found = _detections(model, dataset, part, others, seed)
-    if score:
-        result |= {"likelihood": asdict(score), "baselines": {name: asdict(b) for name, b in baselines.items()}}
-        _print_likelihoods({"this model": score, **baselines}, split)
-        _print_uncertainty(score, len(part), standard_error)
-    if accuracy:
-        result["classification"] = asdict(accuracy)
-        say(f"{split} {accuracy}")
-        say(str(accuracy.calibration))
-    _print_classes(dataset.class_names, accuracy, score)
+    part = whole.shuffled(seed, examples) if examples else whole
+    result, before = _about(folder, model, dataset, split), _before(folder, split)
+    asked, known = _Effort(len(part), dequantise_samples, precision), _effort_of(before)
+    if others and known:  # what is there must not become worse on the way
+        enough = standard_error is not None and _standard_error(before) <= standard_error
+        asked = known.joined(replace(asked, examples=0) if enough else asked)
+    elif known and known.joined(asked) == known != asked:
+        say(f"the evaluation that is there, of {known}, is replaced")
+    with use_precision(asked.precision, device_of(model)):
+        if others and asked == known:
+            say(f"the evaluation that is there, of {known}, is kept")
+            result = before | result
+        else:
+            result |= _evaluated(model, dataset, whole, asked, split, seed, standard_error)
+        found = _detections(model, dataset, part, others, seed) if others else {}
     for name, scores in found.items():
         how = {"positive": "other data", "split": split, "seed": seed, "preparation": others[name][1]}
         result["ood"][name] = {score: asdict(value) | how for score, value in scores.items()}
@@ -116,17 +117,62 @@ def evaluate(
         say(f"wrote {folder.write_json('evaluation.json', result)}")
 
 
-def _result(folder: "Run", model: "Model", dataset: "Dataset", part: "Split", split: str) -> dict[str, Any]:
-    """What was evaluated on what; what is known of other data stays, as long as the weights do."""
+def _about(folder: "Run", model: "Model", dataset: "Dataset", split: str) -> dict[str, Any]:
+    """What is evaluated on what; what is known of other data stays, as long as the weights do."""
     sha256, before = folder.weights_sha256(), folder.read_json("evaluation.json")
     return {
         "split": split,
-        "examples": len(part),
         "model_sha256": sha256,
         "parameters": sum(p.numel() for p in model.parameters()),
         "class_names": list(dataset.class_names),
         "ood": before.get("ood", {}) if before.get("model_sha256") == sha256 else {},
     }
+
+
+# -- what is known already -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """With what an evaluation was made: more of each is better."""
+
+    examples: int
+    draws: int
+    precision: str
+
+    def joined(self, other: "_Effort") -> "_Effort":
+        """The better of both in each."""
+        precision = max(self.precision, other.precision, key=PRECISIONS.index)
+        return _Effort(max(self.examples, other.examples), max(self.draws, other.draws), precision)
+
+    def __str__(self) -> str:
+        return f"{self.examples} examples with {self.draws} dequantisation draws each in {self.precision}"
+
+
+def _before(folder: "Run", split: str) -> dict[str, Any]:
+    """The evaluation that is there, of these weights and this split; empty without one."""
+    tree = folder.read_json("evaluation.json")
+    same = tree.get("model_sha256") == folder.weights_sha256() and tree.get("split") == split
+    return tree if same else {}
+
+
+def _effort_of(tree: dict[str, Any]) -> _Effort | None:
+    """How an evaluation was made, None when the file does not tell."""
+    parts = [part for name in ("likelihood", "classification") if isinstance(part := tree.get(name), dict)]
+    counts = [n for part in parts if isinstance(n := part.get("n"), int)]
+    draws = parts[0].get("dequantise_samples", 1) if parts else None
+    precision = tree.get("precision", "float32")
+    if not counts or not isinstance(draws, int) or precision not in PRECISIONS:
+        return None
+    return _Effort(min(counts), draws, precision)
+
+
+def _standard_error(tree: dict[str, Any]) -> float:
+    """Of the mean bits/dim of an evaluation, infinite when it has none."""
+    try:
+        return float(tree["likelihood"]["bits_per_dim"]["half_width"]) / 1.96
+    except (LookupError, TypeError, ValueError):
+        return math.inf
 
 
 # -- measure ---------------------------------------------------------------------------------------------------------
@@ -138,6 +184,38 @@ def _other(name: str, data_dir: "str | Path | None", dataset: "Dataset", split: 
 
     other = load(name, data_dir)
     return other.name, alike(other, split, dataset.shape, dataset.levels)
+
+
+def _evaluated(
+    model: "Model",
+    dataset: "Dataset",
+    whole: "Split",
+    effort: _Effort,
+    split: str,
+    seed: int,
+    standard_error: float | None,
+) -> dict[str, Any]:
+    """Evaluate what a model has on a split, or on so many of its examples, and print it."""
+    from iresnet.classifiers import Classifier, Hybrid
+
+    part = whole.shuffled(seed, effort.examples) if effort.examples < len(whole) else whole
+    result: dict[str, Any] = {"examples": len(part), "precision": effort.precision}
+    accuracy, score = None, None
+    if not isinstance(model, Classifier):
+        draws = {"dequantise_samples": effort.draws, "seed": seed}
+        score, baselines = _density(flow_of(model), dataset, part, standard_error, draws)
+    if isinstance(model, (Classifier, Hybrid)):
+        accuracy = _predictions(model, part, dataset.levels, seed)
+    if score:
+        result |= {"likelihood": asdict(score), "baselines": {name: asdict(b) for name, b in baselines.items()}}
+        _print_likelihoods({"this model": score, **baselines}, split)
+        _print_uncertainty(score, len(part), standard_error)
+    if accuracy:
+        result["classification"] = asdict(accuracy)
+        say(f"{split} {accuracy}")
+        say(str(accuracy.calibration))
+    _print_classes(dataset.class_names, accuracy, score)
+    return result
 
 
 def _density(
