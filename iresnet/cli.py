@@ -73,12 +73,34 @@ def run(tokens: Sequence[str]) -> int:
         return complain(f"{error}; a run continues from its newest checkpoint with --resume", 1, about="loss")
     except (IResNetError, CycloptsError) as error:
         return complain(str(error), 2)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        command = tokens[0] if tokens else ""
+        return complain(f"memory ran out: {REMEDIES.get(command, 'end other programs')}", 2)
     except OSError as error:
         return complain(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}", 2)
     except Interrupted as error:
         return complain(str(error), 130)
     except KeyboardInterrupt:
         return complain("interrupted", 130)
+
+
+REMEDIES = {
+    "train": "lower --train.batch-size or --model.hidden, or raise --train.accumulate",
+    "evaluate": "lower --batch-size or --dequantise-samples",
+    "sample": "ask for fewer with -n",
+    "reconstruct": "lower --batch-size or -n",
+    "interpolate": "lower -n or --steps",
+    "analyse": "lower -n",
+}
+"""What takes less memory, by command."""
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Whether there was not as much memory as was wanted, which torch tells in several ways."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in words)
 
 
 def _joined() -> AbstractContextManager[None]:

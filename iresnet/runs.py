@@ -1,6 +1,6 @@
 """The run folder: everything that a run writes."""
 
-__all__ = ["Inputs", "Run", "build_model", "inputs_of"]
+__all__ = ["Inputs", "Run", "build_model", "inputs_of", "model_options"]
 
 import copy
 import hashlib
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from iresnet import zoo
+from iresnet.capacity import check_room
 from iresnet.certificates import Certificate, finite_or_none, seal
 from iresnet.config import Config, check_types, from_dict, to_yaml
 from iresnet.data import Dataset
@@ -75,11 +76,11 @@ def inputs_of(dataset: Dataset, kind: str) -> Inputs:
     return Inputs(dataset.shape, dataset.levels, dataset.class_names, mean, std)
 
 
-def build_model(config: Config, inputs: Inputs) -> Model:
-    """Build the model of a recipe for the given data.
+def model_options(config: Config, inputs: Inputs) -> tuple[str, dict[str, Any]]:
+    """The name of the architecture of a recipe, and its options, of the right types.
 
     Raises:
-        RecipeError: when the architecture does not fit the data or has no such option.
+        RecipeError: when an option is of another type, or follows from the data.
     """
     options = dict(config.model)
     name = str(options.pop("name", "iresnet" if len(inputs.shape) == 3 else "toy-mlp"))
@@ -90,6 +91,16 @@ def build_model(config: Config, inputs: Inputs) -> Model:
             options[part] = spec = {"name": default, **options[part]}
             check_types(registry.get(str(spec["name"]), dict), spec, f"model.{part}.")
     check_types(zoo.ARCHITECTURES.get(name, dict), options, "model.")
+    return name, options
+
+
+def build_model(config: Config, inputs: Inputs) -> Model:
+    """Build the model of a recipe for the given data.
+
+    Raises:
+        RecipeError: when the architecture does not fit the data or has no such option.
+    """
+    name, options = model_options(config, inputs)
     return zoo.build(
         name,
         shape=inputs.shape,
@@ -265,6 +276,7 @@ class Run:
         config, inputs = self.read_config()
         if not self.model_file.is_file():
             raise RunError(f"{self.path} has no model yet; continue its training with --resume: {self._resume}")
+        check_room(self.model_file.stat().st_size, torch.device("cpu"), f"{self.model_file}", "free some of it")
         model = build_model(config, inputs)
         try:
             model.load_state_dict(load_file(self.model_file))

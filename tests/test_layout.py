@@ -22,7 +22,7 @@ NUMERICS = {"errors", "jacobian", "lipschitz", "normalisation", "activations", "
 NUMERICS |= {"logdet", "krylov", "series", "probes", "operators", "precision", "devices"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
 MODELS |= {"batchnorm", "classifiers", "resnet"}
-USE = MODELS | {"data", "config", "runs", "pictures", "processes", "files"}
+USE = MODELS | {"capacity", "data", "config", "runs", "pictures", "processes", "files"}
 
 ALLOWED = {
     "errors": set(),
@@ -35,6 +35,7 @@ ALLOWED = {
     "resnet": NUMERICS | {"batchnorm"},
     "classifiers": NUMERICS | {"batchnorm", "bijections", "distributions", "flows"},
     "certificates": NUMERICS | {"bijections", "flows", "classifiers"},
+    "capacity": {"errors", "zoo"},
     "zoo": MODELS - {"certificates"},
     "config": {"errors", "overrides"},
     "overrides": {"errors"},

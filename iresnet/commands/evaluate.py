@@ -12,6 +12,7 @@ from cyclopts import Parameter, validators
 from rich.table import Table
 
 from iresnet.commands.arguments import (
+    BatchSize,
     DataDir,
     DeviceName,
     Gpus,
@@ -53,6 +54,7 @@ def evaluate(
     standard_error: float | None = None,
     dequantise_samples: int = 1,
     precision: Precision = "float32",
+    batch_size: BatchSize = None,
     device: DeviceName = "auto",
     processes: Processes = None,
     gpus: Gpus = None,
@@ -94,6 +96,7 @@ def evaluate(
     others = dict(_other(name, data_dir or folder.data_dir, dataset, split) for name in ood or ())
     part = whole.shuffled(seed, examples) if examples else whole
     result, before = _about(folder, model, dataset, split), _before(folder, split)
+    how = {"seed": seed} if batch_size is None else {"seed": seed, "batch_size": batch_size}
     asked, known = _Effort(len(part), dequantise_samples, precision), _effort_of(before)
     if others and known:  # what is there must not become worse on the way
         enough = standard_error is not None and _standard_error(before) <= standard_error
@@ -105,11 +108,11 @@ def evaluate(
             say(f"the evaluation that is there, of {known}, is kept")
             result = before | result
         else:
-            result |= _evaluated(model, dataset, whole, asked, split, seed, standard_error)
-        found = _detections(model, dataset, part, others, seed) if others else {}
+            result |= _evaluated(model, dataset, whole, asked, split, standard_error, how)
+        found = _detections(model, dataset, part, others, how) if others else {}
     for name, scores in found.items():
-        how = {"positive": "other data", "split": split, "seed": seed, "preparation": others[name][1]}
-        result["ood"][name] = {score: asdict(value) | how for score, value in scores.items()}
+        about = {"positive": "other data", "split": split, "seed": seed, "preparation": others[name][1]}
+        result["ood"][name] = {score: asdict(value) | about for score, value in scores.items()}
         _print_detections(name, scores, others[name][1])
     if is_main():
         for name, scores in found.items():
@@ -192,20 +195,20 @@ def _evaluated(
     whole: "Split",
     effort: _Effort,
     split: str,
-    seed: int,
     standard_error: float | None,
+    how: dict[str, int],
 ) -> dict[str, Any]:
     """Evaluate what a model has on a split, or on so many of its examples, and print it."""
     from iresnet.classifiers import Classifier, Hybrid
 
-    part = whole.shuffled(seed, effort.examples) if effort.examples < len(whole) else whole
+    part = whole.shuffled(how["seed"], effort.examples) if effort.examples < len(whole) else whole
     result: dict[str, Any] = {"examples": len(part), "precision": effort.precision}
     accuracy, score = None, None
     if not isinstance(model, Classifier):
-        draws = {"dequantise_samples": effort.draws, "seed": seed}
-        score, baselines = _density(flow_of(model), dataset, part, standard_error, draws)
+        options = {"dequantise_samples": effort.draws, **how}
+        score, baselines = _density(flow_of(model), dataset, part, standard_error, options)
     if isinstance(model, (Classifier, Hybrid)):
-        accuracy = _predictions(model, part, dataset.levels, seed)
+        accuracy = _predictions(model, part, dataset.levels, how)
     if score:
         result |= {"likelihood": asdict(score), "baselines": {name: asdict(b) for name, b in baselines.items()}}
         _print_likelihoods({"this model": score, **baselines}, split)
@@ -219,21 +222,22 @@ def _evaluated(
 
 
 def _density(
-    flow: "Flow", dataset: "Dataset", part: "Split", standard_error: float | None, draws: dict[str, int]
+    flow: "Flow", dataset: "Dataset", part: "Split", standard_error: float | None, how: dict[str, int]
 ) -> "tuple[Likelihood, dict[str, Likelihood]]":
     from iresnet import evaluation
 
     with progress("likelihood", len(part)) as advance:
-        options: dict[str, Any] = {"standard_error": standard_error, **draws}
+        options: dict[str, Any] = {"standard_error": standard_error, **how}
         score = evaluation.likelihood(flow, part, levels=dataset.levels, **options, progress=advance)
-    return score, _baselines(dataset, part, **draws) if is_main() else {}
+    noise = {"dequantise_samples": how["dequantise_samples"], "seed": how["seed"]}
+    return score, _baselines(dataset, part, **noise) if is_main() else {}
 
 
-def _predictions(model: "Classifier | Hybrid", part: "Split", levels: int | None, seed: int) -> "Accuracy":
+def _predictions(model: "Classifier | Hybrid", part: "Split", levels: int | None, how: dict[str, int]) -> "Accuracy":
     from iresnet import evaluation
 
     with progress("classification", len(part)) as advance:
-        return evaluation.classification(model, part, levels=levels, seed=seed, progress=advance)
+        return evaluation.classification(model, part, levels=levels, progress=advance, **how)
 
 
 def _detections(
@@ -241,15 +245,15 @@ def _detections(
     dataset: "Dataset",
     part: "Split",
     others: "dict[str, tuple[Split, str]]",
-    seed: int,
+    how: dict[str, int],
 ) -> "dict[str, dict[str, Detection]]":
     from iresnet import evaluation
 
-    train = dataset.train.shuffled(seed, len(part))
-    sets = {name: other.shuffled(seed, len(part)) for name, (other, _) in others.items()}
+    train = dataset.train.shuffled(how["seed"], len(part))
+    sets = {name: other.shuffled(how["seed"], len(part)) for name, (other, _) in others.items()}
     total = len(part) + len(train) + sum(map(len, sets.values()))
     with progress("other data", total) as advance:
-        return evaluation.detect(model, part, train, sets, levels=dataset.levels, seed=seed, progress=advance)
+        return evaluation.detect(model, part, train, sets, levels=dataset.levels, progress=advance, **how)
 
 
 def _baselines(dataset: "Dataset", part: "Split", **noise: int) -> dict[str, Any]:

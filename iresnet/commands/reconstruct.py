@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter, validators
 from rich.table import Table
 
-from iresnet.commands.arguments import Count, DataDir, DeviceName, Gpus, Processes, RunFolder, Seed, open_run, spread
+from iresnet.commands.arguments import (
+    BatchSize,
+    Count,
+    DataDir,
+    DeviceName,
+    Gpus,
+    Processes,
+    RunFolder,
+    Seed,
+    open_run,
+    spread,
+)
 from iresnet.console import is_main, progress, say
 
 if TYPE_CHECKING:
@@ -37,6 +48,7 @@ def reconstruct(
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
+    batch_size: BatchSize = None,
     device: DeviceName = "auto",
     processes: Processes = None,
     gpus: Gpus = None,
@@ -62,7 +74,8 @@ def reconstruct(
     folder, model, dataset, part = open_run(run, data_dir, split, device)
     bijection, levels = model.bijection, dataset.levels
     with progress("inversion", len(part)) as advance:
-        result = evaluation.reconstruction(bijection, part, levels=levels, seed=seed, progress=advance)
+        sizes = {} if batch_size is None else {"batch_size": batch_size}
+        result = evaluation.reconstruction(bijection, part, levels=levels, seed=seed, progress=advance, **sizes)
     say(f"{split} {result}")
     if not result.largest < NO_INVERSE:
         say(f"the model is not inverted: iresnet certify {run} tells which blocks are proved to be invertible")

@@ -48,6 +48,7 @@ def sample(
     import torch
 
     from iresnet import evaluation
+    from iresnet.capacity import SAMPLE_BYTES, check_room
     from iresnet.flows import check_sampling
     from iresnet.pictures import draw, draw_each
 
@@ -55,6 +56,8 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     name = "samples"
     flow = flow_of(model)
+    needed = SAMPLE_BYTES * n * flow.base.features
+    check_room(needed, torch.device("cpu"), f"drawing {n} samples", "ask for fewer with -n")
     if of_class is None:
         check_sampling(n, temperature)
         z = flow.base.sample(n, temperature=temperature, generator=generator)

@@ -40,6 +40,7 @@ from iresnet.training.distributed import make_accelerator, quietly
 from iresnet.training.drawings import make_drawing
 from iresnet.training.ema import Ema
 from iresnet.training.faults import NotFinite, Skipped, check_weights
+from iresnet.training.fitting import check_model_fits, check_step_fits
 from iresnet.training.locks import locked
 from iresnet.training.optim import learning_rate
 from iresnet.training.randomness import (
@@ -113,6 +114,7 @@ class _Trainer:
         self.dataset = dataset = load_data(config.data.name, data_dir, **config.data.options)
         self.accelerator = make_accelerator(config.train.precision, device)
         self.inputs: Inputs = inputs_of(dataset, config.task.kind)
+        check_model_fits(config, self.inputs, self.accelerator.device)
         task = make_task(config, dataset, self.inputs)
         self.batches = training_batches(
             dataset,
@@ -123,6 +125,7 @@ class _Trainer:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
+        check_step_fits(task, config, dataset, self.accelerator.device)
         seed_all(config.train.seed + 1 + self.accelerator.process_index)  # the noise of the first step, from here on
         self.weights = SHARDINGS[config.train.sharding](
             self.accelerator, task, config, self.inputs, lambda: next(self.batches.epoch())
