@@ -2,14 +2,11 @@
 
 __all__ = ["main", "run"]
 
-import os
-import signal
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from types import FrameType
 
 from cyclopts import App, CycloptsError
 
@@ -26,6 +23,7 @@ from iresnet.commands.sample import sample
 from iresnet.commands.train import train, train_help
 from iresnet.console import complain, show_thread_failure, show_warning
 from iresnet.errors import Interrupted, IResNetError, ProcessLost
+from iresnet.interrupts import heed_interrupts
 from iresnet.launch import launch, started_together
 
 app = App(
@@ -43,18 +41,8 @@ app.command(analyse)
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # shells let their background jobs ignore it
-        signal.signal(signal.SIGINT, _interrupt)
+    heed_interrupts()
     sys.exit(run(sys.argv[1:]))
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """On Ctrl-C, end; at once within an import, which may swallow a KeyboardInterrupt or break by it in any way."""
-    while frame is not None:
-        if "importlib" in frame.f_code.co_filename:
-            os._exit(128 + number)
-        frame = frame.f_back
-    raise KeyboardInterrupt
 
 
 def run(tokens: Sequence[str]) -> int:

@@ -47,7 +47,8 @@ ALLOWED = {
     "processes": {"errors", "launch"},
     "console": {"launch", "processes"},
     "__init__": MODELS | {"pretrained"},
-    "__main__": {"cli"},
+    "interrupts": set(),
+    "__main__": {"cli", "interrupts"},
 }
 """Which parts of the package a part may import besides itself; a part that is not listed may import USE."""
 
