@@ -2,6 +2,7 @@
 
 __all__ = ["main", "run"]
 
+import inspect
 import sys
 import threading
 import warnings
@@ -22,7 +23,7 @@ from iresnet.commands.report import report
 from iresnet.commands.sample import sample
 from iresnet.commands.train import train, train_help
 from iresnet.console import complain, show_thread_failure, show_warning
-from iresnet.errors import Interrupted, IResNetError, ProcessLost
+from iresnet.errors import Interrupted, IResNetError, ProcessLost, WriteError
 from iresnet.interrupts import heed_interrupts
 from iresnet.launch import launch, started_together
 
@@ -58,7 +59,11 @@ def run(tokens: Sequence[str]) -> int:
     except Several as several:
         return launch(tokens, several.n, complain)
     except ProcessLost as error:
-        return complain(f"{error}; a run continues from its newest checkpoint with --resume", 1, about="loss")
+        resume = "; a run continues from its newest checkpoint with --resume" if _takes(tokens, "resume") else ""
+        return complain(f"{error}{resume}", 1, about="loss")
+    except WriteError as error:
+        elsewhere = f"{' or' if error.advice else ';'} choose another --out" if _takes(tokens, "out") else ""
+        return complain(f"{error}{elsewhere}", 2)
     except (IResNetError, CycloptsError) as error:
         return complain(str(error), 2)
     except (MemoryError, RuntimeError) as error:
@@ -72,6 +77,12 @@ def run(tokens: Sequence[str]) -> int:
         return complain(str(error), 130)
     except KeyboardInterrupt:
         return complain("interrupted", 130)
+
+
+def _takes(tokens: Sequence[str], option: str) -> bool:
+    """Whether the command that was given has an option, which may then be advised."""
+    command = app[tokens[0]].default_command if tokens and tokens[0] in app else None
+    return command is not None and option in inspect.signature(command).parameters
 
 
 REMEDIES = {

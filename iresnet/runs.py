@@ -64,7 +64,8 @@ def inputs_of(dataset: Dataset, kind: str) -> Inputs:
         DataError: when a task needs labels that are not there, or a feature is constant.
     """
     if kind != "density" and not dataset.n_classes:
-        raise DataError(f"{dataset.name} has no labels, which the task '{kind}' needs; use --task.ce-weight 0")
+        remedy = "--task.ce-weight 0" + (" --task.nll-weight 1" if kind == "classify" else "")
+        raise DataError(f"{dataset.name} has no labels, which the task '{kind}' needs; use {remedy}")
     if dataset.levels is not None and kind != "classify":
         mean, std = (dataset.levels / 2,), (float(dataset.levels),)
     else:

@@ -438,6 +438,7 @@ BAD_TRAINING = {
     "missing data, where to get them": (train(recipe="cifar10-density"), "or $IRESNET_DATA"),
     "a missing folder of data": (train("--data-dir", "{tmp}/nowhere"), "--data-dir"),
     "a missing file": (on("nowhere.csv"), "no such folder or file; looked for nowhere.csv, {tmp}/nowhere.csv"),
+    "a missing file, which data there are": (on("nowhere.csv"), "or a name: 2spirals, 8gaussians, "),
     "a file of no known form": (on("notes.doc"), "expected a folder or a file ending in"),
     "a truncated file": (on("cut.npz"), "cut.npz: expected a .npz file of plain arrays, got one that cannot be read"),
     "a truncated idx file": (
@@ -496,9 +497,13 @@ BAD_TRAINING = {
     "a negative number of blocks": (train("--model.blocks", "[1,-1]"), "blocks must not be negative"),
     "injective padding of a density": (train("--model.injective-pad", "3"), "leaves no density"),
     "no labels": (train("--task.ce-weight", "1", recipe="toy-density"), "has no labels"),
+    "no labels to classify": (
+        train("--data.name", "moons", "--model.name", "toy-mlp", recipe="digits-classify"),
+        "use --task.ce-weight 0 --task.nll-weight 1",
+    ),
     "a batch larger than the set": (
         train("--train.batch-size", "1298"),
-        "a batch of 1298 is larger than the 1297 examples; use a batch size of at most 1297",
+        "a batch of 1298 is larger than the 1297 examples; use a batch size of at most 1297 (--train.batch-size)",
     ),
     "a folder with other files": (("train", "digits-density", "--out", "{tmp}/mine"), "is not empty and holds no run"),
     "a file in the way": (("train", "digits-density", "--out", "{tmp}/taken"), "cannot write {tmp}/taken"),
@@ -650,6 +655,7 @@ def test_a_full_disk_leaves_nothing_behind(command, copied, call, tmp_path, monk
     tokens = ("digits-density", "--out", tmp_path / "new") if command == "train" else (folder,)
     status, _, err = call(command, *tokens)
     assert (status, err.count("\n")) == (2, 1)
-    assert "No space left on device" in err
+    assert "No space left on device; free the space" in err
+    assert ("choose another --out" in err) == ("--out" in call(command, "--help")[1])  # what is advised is there
     assert files(tmp_path) == before
     assert not (tmp_path / "new").exists()
