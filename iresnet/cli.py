@@ -31,7 +31,8 @@ app = App(
     name="iresnet",
     help="Train, evaluate, sample, invert and certify invertible residual networks.\n\n"
     "Start with: iresnet train digits-density --out runs/digits",
-    help_epilogue="Exit status: 0 done, 1 a check failed or a process was lost, 2 bad input, 130 interrupted.",
+    help_epilogue="Exit status: 0 done, 1 a check failed, a run is damaged or a process was lost, 2 bad input, "
+    "130 interrupted.",
 )
 app.command(recipes)
 app.command(train, help=train_help())
