@@ -45,8 +45,7 @@ def check_step_fits(task: Task, config: Config, dataset: Dataset, device: torch.
     Raises:
         RecipeError: says how much memory a step takes, how much there is, and what to lower.
     """
-    largest = min(config.train.batch_size, len(dataset.train.x))
-    n = -(-largest // (world_size() * config.train.accumulate))
+    n = -(-config.train.batch_size // (world_size() * config.train.accumulate))
     with kept_random_state(), torch.compiler.set_stance("force_eager"):
         own = copy.deepcopy(task).to(device).train()
         counted = [_count_step(own, config, dataset, size, device) for size in SIZES]
