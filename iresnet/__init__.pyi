@@ -34,6 +34,7 @@ __all__ = [
     "Squeeze",
     "StandardNormal",
     "certify",
+    "dequantise",
     "linearize",
     "load",
     "networks",
@@ -59,12 +60,12 @@ from .bijections import (
 )
 from .certificates import Certificate, certify, seal
 from .classifiers import Classifier, Hybrid
+from .data.transforms import dequantise
 from .distributions import DiagonalNormal, StandardNormal
 from .flows import Flow
 from .jacobian import linearize
-from .krylov import Krylov
 from .lipschitz import LipschitzConv2d, LipschitzLinear
-from .logdet import Exact, LogDetEstimate, LogDetEstimator
+from .logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator
 from .precision import use_precision
 from .pretrained import load
 from .series import PowerSeries, RussianRoulette

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from iresnet.logdet import at_least_float32
+from iresnet.operators import at_least_float32
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):

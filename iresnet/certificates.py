@@ -5,7 +5,7 @@ __all__ = ["Bound", "Certificate", "Excess", "Stretch", "certify", "excesses", "
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from iresnet.bijections import (
 from iresnet.bounds import lower_bound, upper_bound
 from iresnet.classifiers import Classifier
 from iresnet.errors import IResNetError
-from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear
+from iresnet.lipschitz import LipschitzLayer, lipschitz_layers
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def certify(module: nn.Module, *, search_steps: int = 0) -> Certificate:
     for name, tensor in module.state_dict().items():
         if not is_lazy(tensor) and not bool(torch.isfinite(tensor).all()):
             raise IResNetError(f"'{name}' has values that are not finite: such a model has no bounds; load a sound one")
-    layers = tuple(_bound(name, layer) for name, layer in module.named_modules() if _is_layer(layer))
+    layers = tuple(_bound(name, layer) for name, layer in module.named_modules() if isinstance(layer, LipschitzLayer))
     blocks = tuple(_bound(name, g, search_steps) for name, g in _maps(module))
     return Certificate(layers, blocks, _stretch_of(module, blocks))
 
@@ -200,18 +200,17 @@ def excesses(model: nn.Module, *, tolerance: float = 0.01) -> tuple[Excess, ...]
         >>> [(round(e.bound, 3), e.coeff) for e in excesses(layer)]
         [(5.0, 0.9)]
     """
-    layers = [(name or type(m).__name__, m.normalisation, m) for name, m in model.named_modules() if _is_layer(m)]
-    found = [Excess(name, upper_bound(m, part.norm), part.coeff) for name, part, m in layers]
+    names = {module: name for name, module in model.named_modules()}
+    found = [
+        Excess(names[m] or type(m).__name__, upper_bound(m, m.normalisation.norm), m.normalisation.coeff)
+        for m in lipschitz_layers(model)
+    ]
     return tuple(excess for excess in found if excess.bound > (1 + tolerance) * excess.coeff)
 
 
 def _maps(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """The maps that have to contract, by the name of their block: the module itself when it has no blocks."""
     return [(name, m.g) for name, m in module.named_modules() if isinstance(m, ResidualBlock)] or [("", module)]
-
-
-def _is_layer(module: nn.Module) -> TypeGuard[LipschitzLinear | LipschitzConv2d]:
-    return isinstance(module, (LipschitzLinear, LipschitzConv2d))
 
 
 def _bound(name: str, g: nn.Module, search_steps: int = 0) -> Bound:
@@ -221,15 +220,18 @@ def _bound(name: str, g: nn.Module, search_steps: int = 0) -> Bound:
 
 
 def norm_of(g: nn.Module) -> float:
-    """p of the norm that all layers of g are normalised in, else of the Euclidean one: any proves invertibility.
+    """p of the norm that all layers of g are normalised in: contraction in any proves invertibility.
+
+    The Euclidean one where they differ; that of the smallest bound where none is normalised (any more).
 
     Example:
         >>> import iresnet as ir
         >>> norm_of(ir.networks.mlp(2, 8, normalisation="linf"))
         inf
     """
-    layers = (m for m in g.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d)))
-    norms = {layer.normalisation.norm for layer in layers}
+    norms = {layer.normalisation.norm for layer in lipschitz_layers(g)}
+    if not norms:
+        return min((2.0, 1.0, math.inf), key=lambda norm: upper_bound(g, norm))
     return norms.pop() if len(norms) == 1 else 2.0
 
 
@@ -302,9 +304,8 @@ def seal(model: nn.Module, *, target: float = 0.99) -> Certificate:
         >>> seal(block).certified
         True
     """
-    for layer in model.modules():
-        if _is_layer(layer):
-            layer.normalisation.converge(layer.unnormalised_weight)
+    for layer in lipschitz_layers(model):
+        layer.normalisation.converge(layer.unnormalised_weight)
     certificate = certify(model)
     if certificate.certified:
         return certificate
@@ -316,7 +317,7 @@ def seal(model: nn.Module, *, target: float = 0.99) -> Certificate:
 def _scale_down(g: nn.Module, target: float) -> None:
     """Multiply all layers of g by one factor, so that its bound becomes ``target``."""
     bound = upper_bound(g, norm_of(g))
-    layers = [m for m in g.modules() if _is_layer(m)]
+    layers = lipschitz_layers(g)
     if bound < 1 or not layers or not math.isfinite(bound) or not all(m.normalisation.constrained for m in layers):
         return
     factor = (target / bound) ** (1 / len(layers))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from iresnet.batchnorm import BatchNorm, LazyBatchNorm
 from iresnet.bijections import Bijection, latent_parts
 from iresnet.errors import IResNetError
-from iresnet.flows import Density, Flow, check_finite
+from iresnet.flows import Density, Flow, check_data
 from iresnet.logdet import LogDetEstimator
 from iresnet.precision import default_precision
 
@@ -73,6 +73,7 @@ class Classifier(nn.Module):
         network: the feature map, (N, \*E) -> (N, C, H, W) or (N, D): a :class:`~iresnet.Bijection`, or any other
             to compare with.
         n_classes: number of classes.
+        event_shape: \*E, so that other data are refused; None to leave that to the layers.
 
     Reference:
         Invertible Residual Networks, Behrmann et al. 2019, https://arxiv.org/abs/1811.00995
@@ -84,10 +85,11 @@ class Classifier(nn.Module):
         torch.Size([4, 10])
     """
 
-    def __init__(self, network: nn.Module, n_classes: int):
+    def __init__(self, network: nn.Module, n_classes: int, *, event_shape: Sequence[int] | None = None):
         super().__init__()
         _check_classes(n_classes)
         self.network = network
+        self.event_shape = None if event_shape is None else tuple(event_shape)
         self.head = _Head(n_classes)
 
     @property
@@ -109,7 +111,7 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Features before the head, from which :meth:`invert` recovers x; x must be finite."""
-        check_finite(x, self.training)
+        check_data(x, "this classifier", self.event_shape or (...,), self)
         return self.network(x)
 
     def invert(self, z: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
-"""Devices: which one to compute on, and where random numbers are drawn."""
+"""Devices: which one to compute on, where random numbers are drawn, and when values may be looked at."""
 
-__all__ = ["choose_device", "describe_device", "device_of", "random_device"]
+__all__ = ["choose_device", "describe_device", "device_of", "is_readable", "is_transforming", "random_device"]
 
 import os
 from itertools import chain
 
 import torch
 from torch import Generator, Tensor, nn
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, peek_interpreter_stack
 
 from iresnet.errors import RecipeError
 
@@ -55,6 +56,32 @@ def device_of(module: nn.Module) -> torch.device:
 def random_device(generator: Generator | None, like: Tensor) -> torch.device:
     """Return where to draw numbers for a tensor: where their generator is, so that its seed decides on every device."""
     return generator.device if generator else like.device
+
+
+def is_transforming() -> bool:
+    """Return whether a transform of :mod:`torch.func` is under way, such as ``grad`` or ``vmap``.
+
+    Example:
+        >>> torch.func.vmap(lambda x: x * is_transforming())(torch.ones(2)), is_transforming()
+        (tensor([1., 1.]), False)
+    """
+    return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
+
+
+def is_readable(x: Tensor) -> bool:
+    """Return whether Python may look at the values of x: not on the meta device, in compiled code, or in ``vmap``.
+
+    Example:
+        >>> is_readable(torch.ones(2)), is_readable(torch.ones(2, device="meta"))
+        (True, False)
+    """
+    if x.is_meta or torch.compiler.is_compiling():
+        return False
+    while is_functorch_wrapped_tensor(x):
+        if is_batchedtensor(x):
+            return False
+        x = get_unwrapped(x)
+    return True
 
 
 def _automatic() -> str:

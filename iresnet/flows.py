@@ -1,14 +1,17 @@
 """A bijection with a base density."""
 
-__all__ = ["Density", "Flow", "check_finite", "check_sampling"]
+__all__ = ["Density", "Flow", "check_data", "check_sampling"]
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 
 import torch
 from torch import Tensor, nn
 
-from iresnet.bijections import Bijection, Inversion, invert
+from iresnet.bijections import Bijection, Inversion, check_dtype, check_events, invert
+from iresnet.devices import is_readable
 from iresnet.distributions import Base
 from iresnet.errors import IResNetError
 from iresnet.logdet import LogDetEstimator
@@ -43,6 +46,8 @@ class Flow(nn.Module):
     Args:
         bijection: f, (N, \*E) -> (N, D).
         base: density of z.
+        event_shape: \*E, so that other data of as many elements are refused; None to refuse other numbers of elements
+            alone.
 
     Example:
         >>> import iresnet as ir
@@ -52,10 +57,11 @@ class Flow(nn.Module):
         torch.Size([10])
     """
 
-    def __init__(self, bijection: Bijection, base: Base):
+    def __init__(self, bijection: Bijection, base: Base, *, event_shape: Sequence[int] | None = None):
         super().__init__()
         self.bijection = bijection
         self.base = base
+        self.event_shape = None if event_shape is None else tuple(event_shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same as :meth:`log_prob`."""
@@ -67,14 +73,25 @@ class Flow(nn.Module):
         *,
         logdet: LogDetEstimator | None = None,
     ) -> Tensor:  # (N,)
-        """Log-density of data in nats; stochastic unless the estimator is exact.
+        """Log-density of data in nats; stochastic unless the estimators are exact or have fixed probes.
+
+        Integers such as pixels have no density: :func:`iresnet.dequantise` adds the uniform noise that makes the
+        log-density a bound of their log-probability. Without it the result may be off by half a bit a dimension.
 
         Args:
             x: data, on the scale that the bijection expects: [0, levels) for dequantised images.
             logdet: for this call, replaces the estimator of every residual block.
 
         Raises:
-            IResNetError: for data that are not finite; not in train mode on an accelerator, which would have to wait.
+            IResNetError: for integers, for data of another shape or type than the model's, and for data that are not
+                finite; the last not in train mode on an accelerator, which would have to wait.
+
+        Example:
+            >>> import iresnet as ir
+            >>> flow = ir.zoo.build("iresnet-multiscale", shape=(1, 4, 4), blocks=(1,), strides=(1,), hidden=4)
+            >>> images = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8)
+            >>> flow.log_prob(ir.dequantise(images, levels=256)).shape
+            torch.Size([2])
         """
         return self.density(x, logdet=logdet).log_prob
 
@@ -85,7 +102,7 @@ class Flow(nn.Module):
 
     def density(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> Density:
         """Latent vectors and the terms of :meth:`log_prob`, in one pass."""
-        check_finite(x, self.training)
+        self._check(x)
         z, total = self.bijection.forward_and_logdet(x, logdet=logdet)
         if z.shape[1:] != (self.base.features,):
             raise IResNetError(
@@ -99,15 +116,16 @@ class Flow(nn.Module):
 
         .. math:: -\log p(x) / (D \log 2)
         """
-        return -self.log_prob(x, logdet=logdet) / (x[0].numel() * math.log(2))
+        return -self.log_prob(x, logdet=logdet) / (self.base.features * math.log(2))
 
     def encode(self, x: Tensor) -> Tensor:  # (N, *E) -> (N, D)
         """Map data to latent vectors."""
-        check_finite(x, self.training)
+        self._check(x)
         return self.bijection(x)
 
     def decode(self, z: Tensor) -> Tensor:  # (N, D) -> (N, *E)
         """Map latent vectors to data; warns when an inverse did not converge."""
+        check_data(z, "decoding", (self.base.features,), self, finite=False)
         return self.bijection.inverse(z)
 
     def invert(self, z: Tensor, *, solver: Solver | None = None) -> Inversion:
@@ -117,6 +135,7 @@ class Flow(nn.Module):
             z: latent vectors, (N, D).
             solver: for this call, replaces the solver of every residual block.
         """
+        check_data(z, "decoding", (self.base.features,), self, finite=False)
         return invert(self.bijection, z, solver=solver)
 
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -131,6 +150,14 @@ class Flow(nn.Module):
         with torch.no_grad():
             return self.decode(self.base.sample(n, temperature=temperature, generator=generator))
 
+    def _check(self, x: Tensor) -> None:
+        check_data(x, "this flow", self.event_shape or (...,), self)
+        if x.shape[1:].numel() != self.base.features:
+            raise IResNetError(
+                f"this flow models events of {self.base.features} elements, got a batch of shape {tuple(x.shape)}; of "
+                "a single event x make a batch with x[None]"
+            )
+
 
 def check_sampling(n: int, temperature: float) -> None:
     """Refuse what cannot be drawn."""
@@ -140,13 +167,28 @@ def check_sampling(n: int, temperature: float) -> None:
         raise IResNetError(f"temperature must not be negative, got {temperature}")
 
 
-def check_finite(x: Tensor, training: bool) -> None:  # (N, *E)
-    """Refuse data that are not finite, where asking does not make a training step wait for its device."""
-    if (training and not x.is_cpu) or x.is_meta or torch.compiler.is_compiling():
+def check_data(
+    x: Tensor, what: str, shape: tuple[int | EllipsisType | None, ...], model: nn.Module, *, finite: bool = True
+) -> None:
+    """Refuse data that are not what a model takes.
+
+    Args:
+        x: what came.
+        what: takes it, to begin messages with.
+        shape: of an event, see :func:`~iresnet.bijections.check_events`.
+        model: gives the type of numbers.
+        finite: whether to look for values that are not finite, where asking makes no training step wait for its device.
+
+    Raises:
+        IResNetError: with what was expected, what came and what to do.
+    """
+    check_events(x, what, shape)
+    check_dtype(x, what, model)
+    if not finite or (model.training and not x.is_cpu) or not is_readable(x):
         return
-    finite = torch.isfinite(x).flatten(1).all(1)
-    if not bool(finite.all()):
-        bad = torch.nonzero(~finite).flatten().tolist()
+    sound = torch.isfinite(x).flatten(1).all(1)
+    if not bool(sound.all()):
+        bad = torch.nonzero(~sound).flatten().tolist()
         raise IResNetError(
             f"{len(bad)} of {len(x)} samples have values that are not finite (first: number {bad[0]}); remove or "
             "impute them"

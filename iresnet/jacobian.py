@@ -3,13 +3,16 @@
 __all__ = ["Linearization", "elementwise", "linearize", "linearizes"]
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 Product = Callable[[Tensor], Tensor]
 
@@ -22,11 +25,15 @@ class Linearization:
         value: g(x), shape (N, \*E).
         jvp: ``v -> J v`` for every sample at once, (N, \*E) -> (N, \*F); differentiable in v, x and the parameters.
         vjp: ``w -> J^T w``, (N, \*F) -> (N, \*E); differentiable in w, x and the parameters.
+        inputs: what the Jacobian depends on: x, and tensors that are not parameters of g any more when backward comes.
+        again: from these to the linearisation, for derivatives of higher order, which come later.
     """
 
     value: Tensor  # (N, *E)
     jvp: Product
     vjp: Product
+    inputs: tuple[Tensor, ...] = ()
+    again: "Callable[..., Linearization] | None" = None
 
 
 Rule = Callable[[Any, Tensor], Linearization]
@@ -77,7 +84,8 @@ def linearize(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
         True
     """
     rule = _plain_rule(g)
-    return rule(g, x) if rule else _transformed(g, x)
+    found = rule(g, x) if rule else _transformed(g, x)
+    return replace(found, inputs=(x,), again=partial(linearize, g))
 
 
 def _plain_rule(g: Callable) -> Rule | None:
@@ -87,13 +95,84 @@ def _plain_rule(g: Callable) -> Rule | None:
 
 
 def _transformed(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
-    x = x.contiguous()  # torch.func.jvp refuses an x whose elements share memory, as after expand
-    value = g(x)
-    return Linearization(
-        value,
-        jvp=lambda v: torch.func.jvp(g, (x,), (v,))[1],
-        vjp=lambda w: torch.func.vjp(g, x)[1](w)[0],
-    )
+    """Linearise by transforms of torch.func, on tensors in the order of memory that all layers take."""
+    x = x.contiguous()
+
+    def run(x: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH), _PlainNorms():  # the only attention that has derivatives of every kind
+            return g(x)
+
+    try:
+        value, pull_back, *_ = torch.func.vjp(run, x)
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        return _in_a_checkpoint(run, x)
+
+    def vjp(w: Tensor) -> Tensor:
+        return pull_back(w.contiguous())[0]
+
+    def jvp(v: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return torch.func.jvp(run, (x,), (v.contiguous(),))[1]
+        # The transpose of w -> J^T w: in torch 2.13 forward mode has wrong derivatives itself, of solve and of det.
+        return torch.func.vjp(vjp, torch.zeros_like(value))[1](v.contiguous())[0]
+
+    return Linearization(value, jvp, vjp)
+
+
+class _PlainNorms(TorchFunctionMode):
+    """Layer and instance norms as what they consist of: in torch 2.13 their derivatives from the third on are wrong."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return {F.layer_norm: _layer_norm, F.instance_norm: _instance_norm}.get(func, func)(*args, **(kwargs or {}))
+
+
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    y = _standardised(x, tuple(range(-len(shape), 0)), eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def _instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not use_input_stats:
+        return F.instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    y = _standardised(x, tuple(range(2, x.dim())), eps)
+    channels = (-1, *[1] * (x.dim() - 2))
+    y = y if weight is None else y * weight.view(channels)
+    return y if bias is None else y + bias.view(channels)
+
+
+def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    centered = x - x.mean(dims, keepdim=True)
+    return centered * (centered.square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+def _in_a_checkpoint(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
+    """Linearise by autograd inside an activation checkpoint, where torch.func.vjp refuses to run."""
+    as_they_are = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+    with torch.enable_grad(), as_they_are:
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        value = g(x)
+        w = torch.zeros_like(value, requires_grad=True)
+        (of_w,) = torch.autograd.grad(value, x, w, create_graph=True)
+
+    def transposed(of: Tensor, by: Tensor, v: Tensor) -> Tensor:
+        with as_they_are:
+            return torch.autograd.grad(of, by, v, retain_graph=True, create_graph=torch.is_grad_enabled())[0]
+
+    return Linearization(value, partial(transposed, of_w, w), partial(transposed, value, x))
 
 
 @linearizes(nn.Sequential)

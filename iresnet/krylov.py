@@ -1,6 +1,6 @@
-"""Log-determinants by projection on Krylov spaces: the default."""
+"""Krylov spaces: functions of a matrix times a vector, from a few products with it."""
 
-__all__ = ["Krylov", "KrylovSpace"]
+__all__ = ["KrylovSpace"]
 
 from collections.abc import Callable
 
@@ -8,76 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iresnet.errors import IResNetError
-from iresnet.logdet import Hutchinson, Quadratic
+from iresnet.devices import is_transforming
 from iresnet.precision import without_autocast
-
-
-class Krylov(Hutchinson):
-    r"""Projects I + J on a Krylov space and takes the exact logarithm there: the default.
-
-    Arnoldi on :math:`A = J^T` from the probe v gives an orthonormal basis Q (D x m) and :math:`H = Q^T A Q`, with
-
-    .. math::
-        v^T \log(I + A) v \approx |v|^2 e_1^T \log(I + H) e_1, \quad (I + A)^{-1} v \approx w + (v - (I + A) w), \;
-        w = |v| Q (I + H)^{-1} e_1.
-
-    Exact when m reaches D, or earlier when the space closes (J zero, a multiple of the identity, of low rank).
-
-    Args:
-        n_steps: m, Jacobian products for each probe.
-        n_probes: probes averaged for each sample.
-        tol: when given, steps are added until the value of every sample changes by at most ``tol`` nats, and
-            ``n_steps`` is not used. Waits for the device at each step, so it is for evaluation.
-        max_steps: the largest number of steps with ``tol``.
-        probe: ``"rademacher"``, ``"hadamard"`` (see :class:`~iresnet.logdet.Hutchinson`) or ``"gaussian"``.
-        generator: source of randomness; torch's global one when None.
-
-    Reference:
-        Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature, Ubaru, Chen and Saad 2017,
-        https://doi.org/10.1137/16M1104974 (symmetric case); Matrix Computations, Golub and Van Loan 2013, ch. 10
-        (Arnoldi)
-
-    Example:
-        >>> from iresnet import linearize
-        >>> J = linearize(lambda x: -0.9 * x, torch.zeros(2, 3, dtype=torch.float64))
-        >>> bool(torch.allclose(Krylov(1)(J), 3 * torch.tensor(0.1, dtype=torch.float64).log()))
-        True
-    """
-
-    def __init__(
-        self,
-        n_steps: int = 4,
-        n_probes: int = 1,
-        *,
-        tol: float | None = None,
-        max_steps: int = 30,
-        probe: str = "rademacher",
-        generator: torch.Generator | None = None,
-    ):
-        super().__init__(n_probes, probe, generator)
-        if min(n_steps, max_steps) < 1:
-            raise IResNetError(f"n_steps and max_steps must be at least 1, got {n_steps} and {max_steps}")
-        if tol is not None and not tol > 0:
-            raise IResNetError(f"tol is a change in nats and must be positive, got {tol}")
-        self.n_steps = n_steps
-        self.tol = tol
-        self.max_steps = max_steps
-
-    def _solve(self, vjp: Callable[[Tensor], Tensor], v: Tensor) -> Quadratic:
-        limit = self.n_steps if self.tol is None else self.max_steps
-        space = KrylovSpace(vjp, v, min(limit, v.shape[1]))
-        while not space.complete:
-            space.extend()
-            # At most one wait for the device a step, and none without a tolerance.
-            if self.tol is not None and space.steps > 1 and float(space.last_change().max()) <= self.tol:
-                break
-        value, w = space.solve()
-        return Quadratic(value, w, lambda lipschitz: space.last_change(), space.steps)
-
-    def __repr__(self) -> str:
-        steps = f"n_steps={self.n_steps}" if self.tol is None else f"tol={self.tol}, max_steps={self.max_steps}"
-        return f"Krylov({steps}, n_probes={self.n_probes})"
 
 
 class KrylovSpace:
@@ -90,6 +22,10 @@ class KrylovSpace:
     """
 
     def __init__(self, product: Callable[[Tensor], Tensor], v: Tensor, max_steps: int):
+        if (
+            is_transforming()
+        ):  # v is then mapped by torch.vmap wherever products are, and so is what they are written to
+            v = v + 0 * product(v)
         self.product = product
         self.steps = 0
         self._solved: dict[int, tuple[Tensor, Tensor]] = {}  # by number of steps
@@ -149,6 +85,10 @@ class KrylovSpace:
         with without_autocast(self.Q.device):
             before = self._small(self.steps - 1)[0] if self.steps > 1 else torch.zeros_like(self.length)
             return (self._small(self.steps)[0] - before).abs()
+
+    def settled(self, tol: float) -> bool:
+        """Whether the last step changed no value by more than ``tol``."""
+        return bool((self.last_change() <= tol).all())
 
     def _small(self, m: int) -> tuple[Tensor, Tensor]:  # (N,), (N, m)
         r"""Return :math:`|v|^2 e_1^T \log(I+H) e_1` and :math:`(I+H)^{-1} e_1` for the first m steps; computed once.

@@ -1,9 +1,18 @@
 """Layers of known Lipschitz constant: normalised weights, and concatenation."""
 
-__all__ = ["DenseConcat", "LipschitzConv2d", "LipschitzLinear", "hold_weights", "replace_weights"]
+__all__ = [
+    "DenseConcat",
+    "LipschitzConv2d",
+    "LipschitzLayer",
+    "LipschitzLinear",
+    "hold_weights",
+    "lipschitz_layers",
+    "replace_weights",
+]
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +25,25 @@ from iresnet.normalisation import Normalisation, make_normalisation
 from iresnet.operators import same_conv, same_conv_transpose
 
 
+def lipschitz_layers(module: nn.Module) -> "list[LipschitzLayer]":
+    """Return the layers in ``module`` whose weights are normalised, in the order of its modules.
+
+    Those that ``torch.nn.utils.parametrize.remove_parametrizations`` has turned into plain layers are not among them.
+
+    Example:
+        >>> len(lipschitz_layers(nn.Sequential(LipschitzLinear(3, 3), nn.ELU(), nn.Linear(3, 3))))
+        1
+    """
+    return [m for m in module.modules() if isinstance(m, LipschitzLayer) and m.normalised]
+
+
 @contextmanager
 def hold_weights(module: nn.Module, *, iterate: bool = True) -> Iterator[None]:
     """Compute every normalised weight in ``module`` once and use it for the duration of the context.
 
     A training step uses each weight many times (value, Jacobian products, their backward) and pays for its
     normalisation once; a solver sees the same weight at every step. Unlike ``parametrize.cached()`` the scope is this
-    module and not the process, and a weight is computed under the autograd mode in which the context is entered.
+    module in this thread, and a weight is computed under the autograd mode in which the context is entered.
 
     Args:
         module: the layers inside it are held.
@@ -36,16 +57,16 @@ def hold_weights(module: nn.Module, *, iterate: bool = True) -> Iterator[None]:
     """
     held = []
     try:
-        for layer in module.modules():
-            if not isinstance(layer, (LipschitzLinear, LipschitzConv2d)) or layer.normalisation.held is not None:
+        for layer in lipschitz_layers(module):
+            if layer.normalisation.held is not None:
                 continue
             weight = layer.weight if iterate else layer.normalisation.normalise(layer.unnormalised_weight)
-            layer.normalisation.held = weight
+            layer.normalisation.hold(weight)
             held.append(layer.normalisation)
         yield
     finally:
         for normalisation in held:
-            normalisation.held = None
+            normalisation.hold(None)
 
 
 @contextmanager
@@ -56,18 +77,67 @@ def replace_weights(module: nn.Module, weights: Sequence[Tensor]) -> Iterator[No
         module: the layers inside it use the tensors.
         weights: one for each Lipschitz layer.
     """
-    layers = [m for m in module.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d))]
+    layers = lipschitz_layers(module)
     before = [layer.normalisation.held for layer in layers]
     try:
         for layer, weight in zip(layers, weights, strict=True):
-            layer.normalisation.held = weight
+            layer.normalisation.hold(weight)
         yield
     finally:
         for layer, weight in zip(layers, before, strict=True):
-            layer.normalisation.held = weight
+            layer.normalisation.hold(weight)
 
 
-class LipschitzLinear(nn.Linear):
+class LipschitzLayer(nn.Module):
+    """A layer whose weight is normalised, by the parametrisation ``parametrizations.weight`` of torch.
+
+    It can be pickled, which torch refuses for parametrised modules in general.
+    """
+
+    weight: Tensor
+
+    def _normalise(self, normalisation: str, **options: Any) -> None:
+        part = make_normalisation(normalisation, self.weight, **options)  # pyright: ignore[reportArgumentType]
+        parametrize.register_parametrization(self, "weight", part)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the parametrisation is still there."""
+        return parametrize.is_parametrized(self, "weight")
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The parametrisation that bounds the weight."""
+        return self.parametrizations.weight[0]  # pyright: ignore
+
+    @property
+    def unnormalised_weight(self) -> Tensor:
+        """The trained parameter, before normalisation."""
+        return self.parametrizations.weight.original  # pyright: ignore
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Reduce to the class, which torch replaces, and to what it makes of it."""
+        lists: Any = self._modules.get("parametrizations")
+        if lists is None or list(lists) != ["weight"] or len(lists["weight"]) != 1:  # not as built here
+            return super().__reduce_ex__(protocol)
+        modules = {name: module for name, module in self._modules.items() if name != "parametrizations"}
+        state = {**vars(self), "_modules": modules}
+        return _rebuilt, (type(self).__bases__[0], state, self.unnormalised_weight, self.normalisation)
+
+
+def _rebuilt(
+    cls: type[LipschitzLayer], state: dict[str, Any], weight: nn.Parameter, normalisation: Normalisation
+) -> LipschitzLayer:
+    layer, training = cls.__new__(cls), normalisation.training
+    vars(layer).update(state)
+    layer.register_parameter("weight", weight)
+    parametrize.register_parametrization(layer, "weight", normalisation, unsafe=True)  # unsafe: without trying it
+    layer.parametrizations.train(layer.training)  # pyright: ignore
+    normalisation.train(training)
+    return layer
+
+
+class LipschitzLinear(LipschitzLayer, nn.Linear):
     """A dense layer with spectral norm at most about ``coeff`` (see :mod:`iresnet.normalisation`).
 
     Args:
@@ -100,21 +170,29 @@ class LipschitzLinear(nn.Linear):
         n_steps: int | None = None,
     ):
         super().__init__(in_features, out_features, bias=bias)
-        part = make_normalisation(normalisation, self.weight, coeff=coeff, n_steps=n_steps)
-        parametrize.register_parametrization(self, "weight", part)
+        self._normalise(normalisation, coeff=coeff, n_steps=n_steps)
 
-    @property
-    def normalisation(self) -> Normalisation:
-        """The parametrisation that bounds the weight."""
-        return self.parametrizations.weight[0]  # pyright: ignore
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Linear)
+        """Multiply; see the class."""
+        self._check_size(input)
+        return super().forward(input)
 
-    @property
-    def unnormalised_weight(self) -> Tensor:
-        """The trained parameter, before normalisation."""
-        return self.parametrizations.weight.original  # pyright: ignore
+    def _check_size(self, x: Tensor) -> None:
+        if x.shape[-1:] != (self.in_features,):
+            raise IResNetError(
+                f"this layer takes {self.in_features} features in the last dimension, got a tensor of shape "
+                f"{tuple(x.shape)}"
+            )
 
 
-class LipschitzConv2d(nn.Conv2d):
+@linearizes(LipschitzLinear)
+def _lipschitz_linear(g: LipschitzLinear, x: Tensor) -> Linearization:
+    g._check_size(x)
+    weight = g.weight
+    return Linearization(F.linear(x, weight, g.bias), lambda v: F.linear(v, weight), lambda w: F.linear(w, weight.t()))
+
+
+class LipschitzConv2d(LipschitzLayer, nn.Conv2d):
     """A zero-padded "same" convolution with operator norm at most about ``coeff`` (see :mod:`iresnet.normalisation`).
 
     The norm is the one of the true operator on images of ``image_size``, zero padding included; images of another size
@@ -158,11 +236,7 @@ class LipschitzConv2d(nn.Conv2d):
     ):
         super().__init__(in_channels, out_channels, kernel_size, padding="same", bias=bias)
         self.image_size = (int(image_size[0]), int(image_size[1]))
-        part = make_normalisation(normalisation, self.weight, coeff=coeff, image_size=self.image_size, n_steps=n_steps)
-        parametrize.register_parametrization(self, "weight", part)
-
-    normalisation = LipschitzLinear.normalisation
-    unnormalised_weight = LipschitzLinear.unnormalised_weight
+        self._normalise(normalisation, coeff=coeff, image_size=self.image_size, n_steps=n_steps)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Conv2d)
         """Convolve; see the class."""
@@ -170,6 +244,11 @@ class LipschitzConv2d(nn.Conv2d):
         return same_conv(input, self.weight, self.bias)
 
     def _check_size(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise IResNetError(
+                f"this convolution takes batches of images (N, {self.in_channels}, {self.image_size[0]}, "
+                f"{self.image_size[1]}), got a tensor of shape {tuple(x.shape)}"
+            )
         if x.shape[-2:] != self.image_size:
             raise IResNetError(
                 f"this convolution's bound holds for images of {self.image_size[0]}x{self.image_size[1]}, got "

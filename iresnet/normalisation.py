@@ -7,20 +7,50 @@ __all__ = [
     "InfinityNorm",
     "Normalisation",
     "OneNorm",
+    "PerThread",
     "PowerIteration",
     "make_normalisation",
 ]
 
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from iresnet.devices import is_transforming
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.operators import apply, apply_transpose, largest_absolute_sum, torus_matrices
 from iresnet.precision import use_precision
+
+
+class PerThread(threading.local):
+    """A value that each thread sets for itself; copies and pickles of it begin with the default.
+
+    A class of its own, and no context variable, since compiled code can read it.
+
+    Args:
+        value: until a thread sets another.
+
+    Example:
+        >>> parts = PerThread(1)
+        >>> parts.value = 2
+        >>> thread = threading.Thread(target=lambda: print(parts.value))
+        >>> thread.start(), thread.join()
+        1
+        (None, None)
+    """
+
+    def __init__(self, value: Any = None):
+        self.default = value
+        self.value = value
+
+    def __reduce__(self) -> tuple[type, tuple[Any]]:
+        """Leave behind what threads have set."""
+        return type(self), (self.default,)
 
 
 class Normalisation(nn.Module, ABC):
@@ -52,7 +82,16 @@ class Normalisation(nn.Module, ABC):
                 f"{coeff}; None (null in a recipe) leaves the layer unconstrained"
             )
         self.coeff = math.inf if coeff is None else float(coeff)
-        self.held: Tensor | None = None
+        self._held = PerThread()
+
+    @property
+    def held(self) -> Tensor | None:
+        """The normalised weight that this thread holds, see :func:`~iresnet.lipschitz.hold_weights`."""
+        return self._held.value
+
+    def hold(self, weight: Tensor | None) -> None:
+        """Let this thread use a normalised weight; None to compute it at each use again."""
+        self._held.value = weight
 
     @property
     def constrained(self) -> bool:
@@ -72,10 +111,14 @@ class Normalisation(nn.Module, ABC):
         """Sharpen :meth:`sigma` until it changes by less than ``tol`` relative, in at most ``max_steps`` steps."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Normalise the weight, after an update of the state in train mode."""
+        """Normalise the weight, after an update of the state in train mode.
+
+        Nothing moves in a backward pass, where checkpoints repeat what forward did, nor under transforms of
+        :mod:`torch.func`, which allow no state.
+        """
         if self.held is not None:
             return self.held
-        if self.training:
+        if self.training and (torch.compiler.is_compiling() or not (_in_backward() or is_transforming())):
             self.advance(weight)
         return self.normalise(weight)
 
@@ -88,6 +131,10 @@ class Normalisation(nn.Module, ABC):
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Assigning to the layer's weight sets the unnormalised one."""
         return weight
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 class PowerIteration(Normalisation):
@@ -147,7 +194,8 @@ class PowerIteration(Normalisation):
 
     def sigma(self, weight: Tensor) -> Tensor:
         """:math:`|W u|`, a lower bound of the norm."""
-        u = self.u.to(weight.dtype, copy=True)  # a copy: backward may come after the next iteration
+        # A copy, since backward may come after the next iteration; of length 1, since a mean of several models is not.
+        u = _unit(self.u.to(weight.dtype))
         with use_precision("float32", weight.device):
             return apply(weight, u).norm()
 

@@ -3,6 +3,7 @@
 __all__ = [
     "apply",
     "apply_transpose",
+    "at_least_float32",
     "channels_last",
     "largest_absolute_sum",
     "same_conv",
@@ -24,9 +25,20 @@ from torch import Tensor
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Images with the channels of a pixel side by side in memory, and the same shape; other tensors as they are."""
+    """Images with the channels of a pixel side by side in memory, and the same shape; other tensors as they are.
+
+    A single image has its channels one after the other: its convolutions are as fast so, and in torch 2.13 the
+    instance norm of one image has wrong gradients where those that reach it have their channels side by side.
+    """
+    if x.dim() != 4:
+        return x
     # Not contiguous(memory_format=...), which torch.vmap refuses.
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if x.dim() == 4 else x
+    return x.contiguous() if len(x) == 1 else x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Reductions and small solves run in float32 at least, whatever the Jacobian products run in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def to_vectors(x: Tensor) -> Tensor:  # (N, *E) -> (N, D)

@@ -1,6 +1,6 @@
 """The precision of products: float32 proper where results must be right, TF32 or bf16 where training may be fast."""
 
-__all__ = ["PRECISIONS", "default_precision", "without_autocast", "use_precision"]
+__all__ = ["PRECISIONS", "autocasts", "default_precision", "without_autocast", "use_precision"]
 
 import threading
 from collections.abc import Callable, Iterator
@@ -79,14 +79,14 @@ def default_precision(*, training: bool, device: torch.device) -> AbstractContex
             :func:`use_precision` and ``torch.autocast`` too.
         device: where the model is.
     """
-    if training or _chosen.get() is not None or torch.compiler.is_compiling() or _autocasts(device):
+    if training or _chosen.get() is not None or torch.compiler.is_compiling() or autocasts(device):
         return nullcontext()
     return use_precision("float32", device)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Return a context in which sums and small systems run in the types of their tensors, also in compiled code."""
-    return torch.autocast(device.type, enabled=False) if _autocasts(device) else nullcontext()
+    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
 def _autocast(name: str, device: torch.device | str) -> AbstractContextManager[Any]:
@@ -96,7 +96,8 @@ def _autocast(name: str, device: torch.device | str) -> AbstractContextManager[A
     return without_autocast(torch.device(device))
 
 
-def _autocasts(device: torch.device) -> bool:
+def autocasts(device: torch.device) -> bool:
+    """Return whether ``torch.autocast`` mixes types on that device."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -38,9 +39,26 @@ def _hadamard(like: Tensor, n: int, generator: Generator | None) -> Iterator[Ten
         and Orginos 2013, https://arxiv.org/abs/1302.4018
     """
     (signs,) = _rademacher(like, 1, generator)
-    numbers = _numbers(tuple(like.shape[1:]), like.device)
+    yield from _rows(signs, n)
+
+
+def _fixed(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:  # noqa: ARG001
+    """The same Hadamard probes at each call and for each sample: estimates are functions of the sample alone."""
+    signs = _fixed_signs(tuple(like.shape[1:]), like.device).to(like.dtype)
+    yield from _rows(signs.expand(like.shape), n)
+
+
+@lru_cache(maxsize=64)
+def _fixed_signs(shape: tuple[int, ...], device: torch.device) -> Tensor:  # (*E,)
+    # By numpy, since torch.vmap refuses to draw what is the same for all that it maps.
+    return torch.from_numpy(np.random.default_rng(0).choice([-1.0, 1.0], size=shape)).to(device)
+
+
+def _rows(signs: Tensor, n: int) -> Iterator[Tensor]:
+    """Multiply signs, (N, *E), with rows of a Hadamard matrix."""
+    numbers = _numbers(tuple(signs.shape[1:]), signs.device)
     for row in range(n):
-        yield signs * (1 - 2 * _parity(row & numbers)).to(like.dtype)
+        yield signs * (1 - 2 * _parity(row & numbers)).to(signs.dtype)
 
 
 def _vectors(like: Tensor, generator: Generator | None) -> Tensor:  # (N, *E) -> (N, D)
@@ -75,5 +93,6 @@ PROBES: dict[str, Callable[[Tensor, int, Generator | None], Iterator[Tensor]]] =
     "rademacher": _rademacher,
     "gaussian": _gaussian,
     "hadamard": _hadamard,
+    "fixed": _fixed,
 }
 """By name; from a tensor of their shape and kind, (N, *E), their number, and the source of randomness."""

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from iresnet.devices import is_readable
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.logdet import Hutchinson, Quadratic
 
@@ -128,7 +129,8 @@ class RussianRoulette(Hutchinson):
         p: chance to stop before each further term (geometric), or mean number of further terms (poisson).
         n_probes: probes averaged for each sample.
         lengths: ``"geometric"`` or ``"poisson"``.
-        probe: ``"rademacher"``, ``"hadamard"`` (see :class:`~iresnet.logdet.Hutchinson`) or ``"gaussian"``.
+        probe: ``"rademacher"``, ``"hadamard"`` or ``"fixed"`` (see :class:`~iresnet.logdet.Hutchinson`), or
+            ``"gaussian"``.
         generator: source of randomness; torch's global one when None.
 
     Reference:
@@ -176,6 +178,11 @@ class RussianRoulette(Hutchinson):
         """
         device = self.generator.device if self.generator else "cpu"
         u = torch.rand((), dtype=torch.float64, generator=self.generator, device=device).cpu()
+        if not is_readable(u):
+            raise IResNetError(
+                "RussianRoulette draws one length for all samples, which torch.vmap and torch.compile cannot do; use "
+                "Krylov there"
+            )
         if dist.is_available() and dist.is_initialized() and not _OWN_LENGTHS.get():
             dist.broadcast(u, src=0)
         uniform, k = float(u), 0

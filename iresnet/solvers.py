@@ -1,8 +1,18 @@
 """Solvers of fixed-point equations x = f(x), sample by sample."""
 
-__all__ = ["Anderson", "FixedPointIteration", "Jacobian", "NewtonKrylov", "Solution", "Solver", "Stepper"]
+__all__ = [
+    "Anderson",
+    "FixedPointIteration",
+    "Jacobian",
+    "NewtonKrylov",
+    "Solution",
+    "Solver",
+    "Stepper",
+    "warn_unless_converged",
+]
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iresnet.errors import IResNetError
+from iresnet.errors import ConvergenceWarning, IResNetError
 from iresnet.jacobian import Linearization, linearize
 from iresnet.krylov import KrylovSpace
-from iresnet.operators import to_events, to_vectors
+from iresnet.operators import at_least_float32, to_events, to_vectors
 from iresnet.precision import use_precision
 
 Jacobian = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
@@ -45,6 +55,8 @@ class Solution:
     error_bound: Tensor
 
     def __str__(self) -> str:
+        if not len(self.converged):
+            return "no samples"
         error = float(self.error_bound.max())
         return (
             f"{int(self.converged.sum())} of {len(self.converged)} samples converged; residual at most "
@@ -118,24 +130,30 @@ class Solver(ABC):
         linearized: Callable[[Tensor, Tensor], Linearization] | None,
     ) -> Solution:
         n, shape = len(x), x.shape
-        value = to_vectors(x).clone()
-        residual = x.new_full((n,), math.inf)
-        distance = x.new_full((n,), math.inf)
+        value = at_least_float32(to_vectors(x)).clone()
+        residual = value.new_full((n,), math.inf)
+        distance = value.new_full((n,), math.inf)
         converged = torch.zeros(n, dtype=torch.bool, device=x.device)
         stagnated = torch.zeros_like(converged)
         steps = torch.zeros(n, dtype=torch.long, device=x.device)
         active = torch.arange(n, device=x.device)
 
+        def events(v: Tensor) -> Tensor:
+            return to_events(v, shape).to(x.dtype)
+
+        def vectors(x: Tensor) -> Tensor:
+            return at_least_float32(to_vectors(x))
+
         def jacobian(v: Tensor, active: Tensor) -> Callable[[Tensor], Tensor]:
-            x = to_events(v, shape)
-            at_x = linearized(x, active) if linearized else linearize(lambda x: f(x, active), x)
-            return lambda u: to_vectors(at_x.jvp(to_events(u, shape)))
+            at = events(v)
+            at_x = linearized(at, active) if linearized else linearize(lambda x: f(x, active), at)
+            return lambda u: vectors(at_x.jvp(events(u)))
 
         stepper = self._start(value, jacobian)
         rtol = 4 * torch.finfo(x.dtype).eps if self.rtol is None else self.rtol
         v = value.clone()
         for step in range(1, self.max_steps + 1 if n else 0):
-            fv = to_vectors(f(to_events(v, shape), active))
+            fv = vectors(f(events(v), active))
             change = fv - v
             largest, length = change.abs().amax(1), change.norm(dim=1)
             finite = torch.isfinite(largest)  # else inf <= atol + rtol * inf would pass for convergence
@@ -155,7 +173,7 @@ class Solver(ABC):
         evaluations = steps + stepper.products * (steps - 1).clamp(min=0)
         factor = lipschitz / (1 - lipschitz) if lipschitz < 1 else math.inf
         bound = torch.where(distance == 0, 0.0, factor * distance)
-        return Solution(to_events(value, shape), converged, stagnated, residual, steps, evaluations, bound)
+        return Solution(events(value), converged, stagnated, residual, steps, evaluations, bound)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(atol={self.atol}, max_steps={self.max_steps})"
@@ -370,3 +388,57 @@ class _NewtonStepper(Stepper):
         while not space.complete:
             space.extend()
         return self.x + space.inverse()
+
+
+# -- what to do without convergence ------------------------------------------------------------------------------------
+
+
+def warn_unless_converged(what: str, solution: Solution, solver: Solver) -> None:
+    """Warn, with residual, steps and advice, when a sample did not converge.
+
+    Args:
+        what: was solved for, to begin the message with.
+        solution: what was found.
+        solver: that found it.
+
+    Warns:
+        ConvergenceWarning: see above.
+    """
+    if bool(solution.converged.all()):
+        return
+    stagnated = bool((solution.converged | solution.stagnated).all())
+    warnings.warn(
+        f"{what} did not converge: {solution}. "
+        + (_advice_on_rounding(solution, solver) if stagnated else _advice_on_contraction(solver)),
+        ConvergenceWarning,
+        stacklevel=4,
+    )
+
+
+def _advice_on_contraction(solver: Solver) -> str:
+    return (
+        f"Seal the model (iresnet.seal) so that g contracts, raise max_steps={solver.max_steps} or atol={solver.atol}, "
+        "or compute in float64."
+    )
+
+
+def _advice_on_rounding(solution: Solution, solver: Solver) -> str:
+    """Compare the last residual with the rounding of its type, from which the precision of g can be told."""
+    value = solution.value
+    size = float(value.abs().max())
+    units = float(solution.residual[solution.stagnated].max()) / max(size * torch.finfo(value.dtype).eps, 1e-300)
+    dtype = str(value.dtype).removeprefix("torch.")
+    found = (
+        f"The residual fell, and then stood still at {units:.0f} units of rounding of {dtype} (elements are up to "
+        f"{size:.3g}): that is the rounding of g. "
+    )
+    if units > ROUNDING_UNITS:
+        return found + (
+            f"So g computes in less than {dtype}, as in TF32 or bf16: let it compute in {dtype} (docs/precision.md), "
+            f"or raise atol={solver.atol}."
+        )
+    return found + f"Raise atol={solver.atol}, or compute in float64."
+
+
+ROUNDING_UNITS = 8
+"""Units of rounding of the largest element that a map in that type makes at the most; more are of another precision."""

@@ -27,8 +27,7 @@ from iresnet.classifiers import Classifier, Hybrid
 from iresnet.distributions import BASES
 from iresnet.errors import RecipeError, UnknownNameError
 from iresnet.flows import Flow
-from iresnet.krylov import Krylov
-from iresnet.logdet import Exact, LogDetEstimator
+from iresnet.logdet import Exact, Krylov, LogDetEstimator
 from iresnet.resnet import PlainBlock
 from iresnet.series import PowerSeries, RussianRoulette
 from iresnet.solvers import Anderson, FixedPointIteration, NewtonKrylov, Solver
@@ -49,8 +48,8 @@ Shape = tuple[int, ...]
 Model = Flow | Classifier | Hybrid
 
 
-def make_logdet(spec: LogDetEstimator | Mapping[str, Any] | str | None) -> LogDetEstimator:
-    """Build an estimator from its name and options; an estimator is returned as it is.
+def make_logdet(spec: LogDetEstimator | Mapping[str, Any] | str | None) -> LogDetEstimator | None:
+    """Build an estimator from its name and options; an estimator, or None for the default, is returned as it is.
 
     Args:
         spec: a name, or a mapping of ``name`` and the options of the class.
@@ -63,7 +62,7 @@ def make_logdet(spec: LogDetEstimator | Mapping[str, Any] | str | None) -> LogDe
         >>> make_logdet({"name": "krylov", "n_steps": 3})
         Krylov(n_steps=3, n_probes=1)
     """
-    return spec if isinstance(spec, LogDetEstimator) else _make("log-determinant", LOGDETS, spec or "krylov")
+    return spec if spec is None or isinstance(spec, LogDetEstimator) else _make("log-determinant", LOGDETS, spec)
 
 
 def make_solver(spec: Solver | Mapping[str, Any] | str | None) -> Solver:
@@ -422,11 +421,11 @@ def _flow(chain: Chain, shape: Shape, *, base: str, **_: Any) -> Flow:
         raise UnknownNameError("base density", base, BASES)
     z = _dry_forward(chain, shape)
     flat = chain if len(z) == 1 else Chain([*chain.bijections, Flatten(z)])  # pyright: ignore[reportArgumentType]
-    return Flow(flat, BASES[base](math.prod(shape)))
+    return Flow(flat, BASES[base](math.prod(shape)), event_shape=shape)
 
 
 def _classifier(network: nn.Module, shape: Shape, *, n_classes: int, **_: Any) -> Classifier:
-    classifier = Classifier(network, n_classes)
+    classifier = Classifier(network, n_classes, event_shape=shape)
     _dry_forward(classifier, shape)
     return classifier
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from laws import close, dense_jacobian, frozen, gradients, randn
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import iresnet as ir
 from iresnet.activations import ACTIVATIONS, make_activation
@@ -74,6 +75,13 @@ LAYERS = {
     "no rule": (nn.GELU, VECTOR),
     "no rule, with a Lipschitz layer inside": (Skip, VECTOR),
     "function": (lambda: lambda x: x * x.flip(1), VECTOR),
+    "layer norm": (lambda: nn.LayerNorm(5), VECTOR),
+    "layer norm without weights": (lambda: nn.LayerNorm((4, 5, 3), elementwise_affine=False), IMAGE),
+    "instance norm": (lambda: nn.InstanceNorm2d(4, affine=True), IMAGE),
+    "instance norm with running statistics": (lambda: nn.InstanceNorm2d(4, track_running_stats=True).eval(), IMAGE),
+    "group norm": (lambda: nn.GroupNorm(2, 4), IMAGE),
+    "attention": (lambda: nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True), (3, 4)),
+    "a linear system": (lambda: lambda x: torch.linalg.solve(torch.eye(5) * 3 + x[:, :, None] * x[:, None], x), VECTOR),
 }
 for kernel in [1, 2, 3, 4, 5, (1, 3), (3, 2), (2, 5)]:
     LAYERS[f"LipschitzConv2d {kernel}"] = (lambda k=kernel: ir.LipschitzConv2d(4, 3, k, image_size=(5, 3)), IMAGE)
@@ -96,7 +104,9 @@ def parameters(g):
 def test_value_products_and_their_gradients_are_those_of_the_dense_jacobian(name, path):
     g, x = build(name)
     x.requires_grad_()
-    jacobian, dense = path(g, x), dense_jacobian(g, x)
+    jacobian = path(g, x)
+    with sdpa_kernel(SDPBackend.MATH):  # plain attention has one derivative
+        dense = dense_jacobian(g, x)
     v, w = torch.randn_like(x).requires_grad_(), torch.randn_like(jacobian.value).requires_grad_()
     products = {
         "jvp": (w * jacobian.jvp(v)).sum(),
@@ -112,6 +122,27 @@ def test_value_products_and_their_gradients_are_those_of_the_dense_jacobian(name
     for product in products.values():
         close(gradients(product, inputs), gradients(expected, inputs))
     close(gradients(jacobian.value.square().sum(), inputs), gradients(g(x).square().sum(), inputs))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d, lambda c: nn.GroupNorm(2, c)])
+def test_blocks_with_norms_have_the_derivatives_of_their_differences(norm, order, n):
+    convolutions = [ir.LipschitzConv2d(i, o, 3, 0.7, image_size=(4, 4)) for i, o in ((2, 4), (4, 2))]
+    block = (
+        ir.ResidualBlock(nn.Sequential(convolutions[0], norm(4), convolutions[1]), logdet=ir.Exact()).double().eval()
+    )
+    x, w, v = (randn(n, 2, 4, 4).contiguous(memory_format=order) for _ in range(3))
+
+    def total(x):
+        z, logdet = block.forward_and_logdet(x)
+        return (z * w).sum() + logdet.sum() + (block(x) * w).sum()
+
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(total(x), x)
+    with torch.no_grad():
+        difference = (total(x + 1e-5 * v) - total(x - 1e-5 * v)) / 2e-5
+    close((slope * v).sum(), difference, 1e-6)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -19,7 +19,7 @@ FILES = {
 SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalisation", "activations", "bounds", "solvers"}
-NUMERICS |= {"logdet", "krylov", "series", "probes", "operators", "precision", "devices"}
+NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
 MODELS |= {"batchnorm", "classifiers", "resnet"}
 USE = MODELS | {"capacity", "data", "config", "runs", "pictures", "processes", "files"}
@@ -46,7 +46,7 @@ ALLOWED = {
     "launch": {"errors"},
     "processes": {"errors", "launch"},
     "console": {"launch", "processes"},
-    "__init__": MODELS | {"pretrained"},
+    "__init__": MODELS | {"data", "pretrained"},
     "interrupts": set(),
     "__main__": {"cli", "interrupts"},
 }

@@ -275,7 +275,7 @@ def test_upper_and_lower_bounds_hold_the_true_norm_of_trained_and_loaded_layers_
     layers = lipschitz_layers(model)
     for layer, bound in zip(layers, certificate.layers, strict=True):
         exact = copy.deepcopy(layer).double()
-        exact.normalisation.held = layer.normalisation.normalise(layer.unnormalised_weight).detach().double()
+        exact.normalisation.hold(layer.normalisation.normalise(layer.unnormalised_weight).detach().double())
         true = size(exact)
         assert bound.lower <= true * (1 + 1e-9)
         assert true <= bound.upper * (1 + 1e-9)

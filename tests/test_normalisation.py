@@ -65,9 +65,9 @@ def test_gram_bounds_the_norm_from_above_at_every_weight(kind, n_steps, dtype):
     for scale in (1e-8, 1.0, 1e8):
         layer.weight = scale * torch.randn_like(layer.unnormalised_weight)
         sigma = layer.normalisation.sigma(layer.unnormalised_weight)
-        layer.normalisation.held = layer.unnormalised_weight.double()
+        layer.normalisation.hold(layer.unnormalised_weight.double())
         assert float(sigma.detach()) >= norm(layer.double())
-        layer.normalisation.held = None
+        layer.normalisation.hold(None)
         layer.to(dtype)
 
 

@@ -17,7 +17,7 @@ from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.bounds import upper_bound
 from iresnet.certificates import norm_of
 from iresnet.errors import IResNetError
-from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear, hold_weights, replace_weights
+from iresnet.lipschitz import LipschitzLayer, hold_weights, lipschitz_layers, replace_weights
 from iresnet.solvers import Anderson, FixedPointIteration, NewtonKrylov, Solution, Solver
 
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40)
@@ -261,7 +261,7 @@ def _coeff(module: nn.Module) -> float | None:
     coeffs = []
     for block in (m for m in module.modules() if isinstance(m, ResidualBlock)):
         for layer in block.g.modules():
-            if isinstance(layer, (LipschitzLinear, LipschitzConv2d)):
+            if isinstance(layer, LipschitzLayer) and layer.normalised:
                 coeffs.append(layer.normalisation.coeff)
             elif isinstance(layer, (nn.Linear, nn.Conv2d)):
                 return None
@@ -293,7 +293,7 @@ def rescaled(bijection: Bijection, coeff: float) -> Iterator[None]:
         ...     bool(torch.allclose(layer.weight, 0.5 * before, atol=1e-6))
         True
     """
-    layers = [m for m in bijection.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d))]
+    layers = lipschitz_layers(bijection)
     if not all(math.isfinite(layer.normalisation.coeff) for layer in layers):
         raise IResNetError("layers without a coefficient cannot be rescaled to another; give a constrained model")
     with torch.no_grad():

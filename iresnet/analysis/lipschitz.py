@@ -16,7 +16,7 @@ from iresnet.bounds import lower_bound, upper_bound
 from iresnet.certificates import Bound, Stretch, certify
 from iresnet.errors import RecipeError
 from iresnet.flows import Flow
-from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear
+from iresnet.lipschitz import LipschitzLayer
 
 KEPT = 200
 """Singular values of a layer that are kept, at evenly spaced ranks."""
@@ -160,7 +160,7 @@ def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
 
 def _row(name: str, layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> LayerRow:
     coeff, estimate, norm = None, None, 2.0
-    if isinstance(layer, (LipschitzLinear, LipschitzConv2d)):
+    if isinstance(layer, LipschitzLayer) and layer.normalised:
         part = layer.normalisation
         coeff, norm = part.coeff if math.isfinite(part.coeff) else None, part.norm
         estimate = float(part.sigma(part.normalise(layer.unnormalised_weight)))

@@ -17,9 +17,8 @@ from iresnet.analysis.visits import visits
 from iresnet.bijections import Bijection
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization
-from iresnet.krylov import Krylov
 from iresnet.lipschitz import hold_weights
-from iresnet.logdet import Hutchinson
+from iresnet.logdet import Hutchinson, Krylov
 from iresnet.operators import to_vectors
 from iresnet.series import PowerSeries, RussianRoulette
 

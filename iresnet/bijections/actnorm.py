@@ -2,13 +2,16 @@
 
 __all__ = ["ActNorm"]
 
+import math
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from iresnet.bijections.base import Bijection, Solve
+from iresnet.bijections.base import Bijection, Solve, check_events
+from iresnet.devices import is_transforming
+from iresnet.errors import IResNetError
 from iresnet.logdet import LogDetEstimator
 from iresnet.precision import without_autocast
 
@@ -45,12 +48,14 @@ class ActNorm(Bijection):
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("initialised", torch.tensor(False))
+        # A number and no bool: averages of models, which take means of buffers too, know no means of those.
+        self.register_buffer("initialised", torch.tensor(0.0))
         self._known_initialised = False  # spares the wait for the device that reading the buffer costs
         self.register_load_state_dict_post_hook(_forget)
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
+        self._check(x)
         self._initialise_once(x)
         return (x + _broadcast(self.shift, x)) * _broadcast(self.log_scale.exp(), x)
 
@@ -62,23 +67,34 @@ class ActNorm(Bijection):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         z = self(x)
-        return z, (self.log_scale.sum() * x[0, 0].numel()).to(x.dtype).expand(len(x))
+        return z, (self.log_scale.sum() * math.prod(x.shape[2:])).to(x.dtype).expand(len(x))
 
     def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
+        self._check(z)
         return z * _broadcast((-self.log_scale).exp(), z) - _broadcast(self.shift, z)
+
+    def _check(self, x: Tensor) -> None:
+        check_events(x, f"ActNorm({len(self.shift)})", (len(self.shift), ...))
 
     @torch.no_grad()
     def _initialise_once(self, x: Tensor) -> None:
         if not self.training or self._known_initialised:
             return
         if not bool(self.initialised):
+            if is_transforming():
+                raise IResNetError(
+                    "ActNorm takes its scale from the first batch in train mode, which it cannot under transforms of "
+                    "torch.func: run one batch through the model before"
+                )
             with without_autocast(x.device):
-                mean, variance = _moments(x)
+                count, mean, variance = _moments(x)
+            if not count:  # an empty batch: the next one will tell
+                return
             self.shift.copy_(-mean)
             # A constant channel, such as a padded one, keeps its scale: dividing by nothing would blow up its shift.
             self.log_scale.copy_(-0.5 * torch.log(torch.where(variance > 1e-8, variance, 1.0)))
-            self.initialised.fill_(True)
+            self.initialised.fill_(1.0)
         self._known_initialised = True
 
 
@@ -90,11 +106,12 @@ def _broadcast(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.view(-1, *[1] * (x.dim() - 2))
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel, over the batches of all processes."""
+def _moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Count, mean and variance of each channel, over the batches of all processes."""
     values = x.transpose(0, 1).flatten(1).double()
-    sums = torch.stack([torch.full_like(values[:, 0], values.shape[1]), values.sum(1), values.square().sum(1)])
+    total = values.sum(1)
+    sums = torch.stack([torch.full_like(total, values.shape[1]), total, values.square().sum(1)])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums)
     mean = sums[1] / sums[0]
-    return mean, (sums[2] / sums[0] - mean.square()).clamp(min=0)
+    return int(sums[0, 0]), mean, (sums[2] / sums[0] - mean.square()).clamp(min=0)

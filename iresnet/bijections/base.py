@@ -1,14 +1,18 @@
 """The contract of an invertible map with a log-determinant, and the composition of such maps."""
 
-__all__ = ["Bijection", "Chain", "Solve"]
+__all__ = ["Bijection", "Chain", "Solve", "check_dtype", "check_events"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from types import EllipsisType
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
+from iresnet.errors import IResNetError
 from iresnet.logdet import LogDetEstimator
+from iresnet.precision import autocasts
 from iresnet.solvers import Solution
 
 if TYPE_CHECKING:
@@ -16,6 +20,76 @@ if TYPE_CHECKING:
 
 Solve = Callable[["ResidualBlock", Tensor], Solution]
 """How a residual block is inverted: from the block and its output to the solution for its input."""
+
+
+def check_events(x: Tensor, what: str, shape: tuple[int | EllipsisType | None, ...] = (...,)) -> None:
+    """Refuse what is not a batch of events: torch would broadcast it against something, to a wrong number.
+
+    Args:
+        x: what came.
+        what: takes the events, to begin the message with.
+        shape: of an event: None for a size that may be any, and ``...`` at the end for any further ones.
+
+    Raises:
+        IResNetError: for another shape, an event without batch dimension, integers, and what is no tensor.
+
+    Example:
+        >>> import torch
+        >>> try:
+        ...     check_events(torch.zeros(2), "this model", (2,))
+        ... except IResNetError as error:
+        ...     print(error)
+        this model takes batches of shape (N, 2), got (2,); of a single event x make a batch with x[None]
+    """
+    if not isinstance(x, Tensor):
+        raise IResNetError(f"{what} takes tensors, got {type(x).__name__}; make one with torch.as_tensor")
+    if not x.is_floating_point():
+        raise IResNetError(
+            f"{what} takes real numbers, got {x.dtype}; a density of integers, such as pixels, is that of "
+            "iresnet.dequantise(x, levels=256), and classifiers take x.float()"
+        )
+    more = shape[-1:] == (...,)
+    sizes = shape[:-1] if more else shape
+    got = tuple(x.shape[1:])
+    fits = x.dim() >= 2 and (len(got) >= len(sizes) if more else len(got) == len(sizes))
+    if fits and all(size is None or size == n for size, n in zip(sizes, got, strict=False)):
+        return
+    names = ("N", *("*" if size is None else "..." if size is ... else str(size) for size in shape))
+    single = x.dim() < 2 or (not more and x.dim() == len(sizes))
+    raise IResNetError(
+        f"{what} takes batches of shape ({', '.join(names)}), got {tuple(x.shape)}"
+        + ("; of a single event x make a batch with x[None]" if single else "")
+    )
+
+
+def check_dtype(x: Tensor, what: str, module: nn.Module) -> None:
+    """Refuse real numbers of another type than that of the parameters of ``module``, unless autocast mixes types.
+
+    Args:
+        x: what came.
+        what: takes it, to begin the message with.
+        module: has the parameters.
+
+    Raises:
+        IResNetError: with both types.
+
+    Example:
+        >>> import torch
+        >>> try:
+        ...     check_dtype(torch.zeros(1, 2), "it", nn.Linear(2, 2).double())
+        ... except IResNetError as error:
+        ...     print(error)
+        it computes in float64, got float32; convert x with x.double(), or the model with model.float()
+    """
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), x)
+    if x.dtype == parameter.dtype or autocasts(x.device):
+        return
+    own, got = (str(dtype).removeprefix("torch.") for dtype in (parameter.dtype, x.dtype))
+    to = {torch.float64: "double", torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat16"}
+    raise IResNetError(
+        f"{what} computes in {own}, got {got}; convert x with x.{to.get(parameter.dtype, 'to')}(), or the model with "
+        f"model.{to.get(x.dtype, 'to')}()"
+    )
 
 
 class Bijection(nn.Module, ABC):
@@ -89,6 +163,7 @@ class Chain(Bijection):
 
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
+        check_events(x, "a chain of bijections")
         total = x.new_zeros(len(x))
         for bijection in self.bijections:
             x, part = bijection.forward_and_logdet(x, logdet=logdet)  # pyright: ignore[reportCallIssue]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from iresnet.bijections.base import Bijection, Solve
+from iresnet.bijections.base import Bijection, Solve, check_events
 from iresnet.errors import IResNetError
 from iresnet.logdet import LogDetEstimator
 
@@ -43,6 +43,7 @@ class Affine(Bijection):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
+        self._check(x)
         return (x - self.mean) / self.std
 
     def forward_and_logdet(
@@ -52,11 +53,24 @@ class Affine(Bijection):
         logdet: LogDetEstimator | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
-        return self(x), -self.std.log().expand(x.shape[1:]).sum().to(x.dtype).expand(len(x))
+        z = self(x)
+        return z, -self.std.log().expand(x.shape[1:]).sum().to(z.dtype).expand(len(x))
 
     def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
+        self._check(z)
         return z * self.std + self.mean
+
+    def _check(self, x: Tensor) -> None:
+        check_events(x, "Affine")
+        event = tuple(x.shape[1:])
+        for tensor in (self.mean, self.std):
+            sizes = zip(reversed(tensor.shape), reversed(event), strict=False)
+            if tensor.dim() > len(event) or any(size not in (1, n) for size, n in sizes):
+                raise IResNetError(
+                    f"Affine has a mean of shape {tuple(self.mean.shape)} and a std of shape {tuple(self.std.shape)}, "
+                    f"which do not broadcast to events of shape {event}, got batches {tuple(x.shape)}"
+                )
 
     def extra_repr(self) -> str:
         """Describe the map."""
@@ -94,6 +108,7 @@ class Logit(Bijection):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
+        check_events(x, "Logit")
         return torch.logit(self.alpha + (1 - 2 * self.alpha) * x)
 
     def forward_and_logdet(
@@ -110,6 +125,7 @@ class Logit(Bijection):
 
     def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
+        check_events(z, "Logit")
         return (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
 
     def extra_repr(self) -> str:

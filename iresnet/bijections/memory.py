@@ -1,21 +1,21 @@
 """What a residual block keeps of its forward pass until its backward pass, and compiled code for the two."""
 
-__all__ = ["MEMORY", "Ways", "compiled"]
+__all__ = ["MEMORY", "Ways", "compiled", "linearize_held"]
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, linearize
-from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear, replace_weights
+from iresnet.lipschitz import lipschitz_layers, replace_weights
 from iresnet.logdet import LogDetEstimator
 
 
@@ -37,7 +37,7 @@ def _forward(g: nn.Module, x: Tensor) -> Tensor:
 
 
 def _keep(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
-    jacobian = _linearize(g, x)
+    jacobian = linearize_held(g, x)
     return x + jacobian.value, estimator(jacobian)
 
 
@@ -48,10 +48,10 @@ def _forward_again(g: nn.Module, x: Tensor) -> Tensor:
 def _recompute(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
     """Activation checkpointing: backward linearises again, with the probes of forward."""
     with torch.no_grad():  # apart, since torch.func.vjp refuses to run while what it saves is replaced
-        finish = estimator.prepare(_linearize(g, x))
+        finish = estimator.prepare(linearize_held(g, x))
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
-        jacobian = _linearize(g, x)
+        jacobian = linearize_held(g, x)
         return x + jacobian.value, finish(jacobian)
 
     return _recomputed(run, g, x)
@@ -59,7 +59,7 @@ def _recompute(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Ten
 
 def _recomputed(run: Callable[[Tensor], Any], g: nn.Module, x: Tensor) -> Any:
     """Run a function of x and of the held weights of g, which keeps nothing and is run again in backward."""
-    weights = _held(g)  # the same ones are used in backward
+    weights = [layer.weight for layer in lipschitz_layers(g)]  # the same ones are used in backward
 
     def run_with_weights(x: Tensor) -> Any:
         with replace_weights(g, weights):
@@ -70,23 +70,16 @@ def _recomputed(run: Callable[[Tensor], Any], g: nn.Module, x: Tensor) -> Any:
 
 def _early(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
     """Differentiate the log-determinants in forward: what stays is the graph of the plain network."""
-    jacobian = _linearize(g, x)
+    jacobian = linearize_held(g, x)
     finish = estimator.prepare(jacobian)
     logdet = finish(jacobian)
     z = x + jacobian.value
     if not logdet.requires_grad:
         return z, logdet
-    weights = _held(g)
-    tensors = [*weights, *_other_parameters(g)]
-    early = _gradients(logdet.sum(), [x, *tensors], retain_graph=True)
-
-    def weighted(upstream: Tensor) -> list[Tensor | None]:
-        leaves = [weight.detach().requires_grad_(weight.requires_grad) for weight in weights]
-        with torch.enable_grad(), replace_weights(g, leaves):
-            total = (upstream * finish(linearize(g, x.detach()))).sum()
-        return _gradients(total, [*leaves, *_other_parameters(g)])
-
-    return z, _Scaled.apply(logdet.detach(), early, weighted, x, *tensors)  # pyright: ignore[reportReturnType]
+    inputs, again = jacobian.inputs, jacobian.again
+    assert again is not None
+    early = _gradients(logdet.sum(), inputs, retain_graph=True)
+    return z, _Scaled.apply(logdet.detach(), early, lambda *inputs: finish(again(*inputs)), *inputs)  # pyright: ignore[reportReturnType]
 
 
 class _Scaled(torch.autograd.Function):
@@ -94,23 +87,22 @@ class _Scaled(torch.autograd.Function):
 
     Those of x belong to one sample each and are scaled by its upstream weight. Those of the parameters belong to all:
     they are scaled when the weights are equal, as in a mean, and computed anew when not. On the CPU that is seen from
-    their values; elsewhere, where looking would wait for the device, from their being one number that is expanded.
+    their values; elsewhere, where looking would wait for the device, from their being one number that is expanded. All
+    are computed anew where they are to be differentiated themselves.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        logdet: Tensor,
-        early: list[Tensor | None],
-        weighted: Callable,
-        *inputs: Tensor,  # noqa: ARG004
-    ) -> Tensor:
-        ctx.early, ctx.weighted = early, weighted
+    def forward(ctx: Any, logdet: Tensor, early: list[Tensor | None], again: Callable, *inputs: Tensor) -> Tensor:
+        ctx.early, ctx.again = early, again
+        ctx.save_for_backward(*inputs)
         return logdet
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            found = _gradients(ctx.again(x, *tensors), (x, *tensors), upstream, create_graph=True)
+            return (None, None, None, *found)
         of_x, *of_tensors = ctx.early
         if of_x is not None:
             of_x = upstream.view(-1, *[1] * (of_x.dim() - 1)) * of_x
@@ -118,14 +110,49 @@ class _Scaled(torch.autograd.Function):
         if expanded or (upstream.is_cpu and bool((upstream == upstream[:1]).all())):
             of_tensors = [None if grad is None else upstream[:1].sum() * grad for grad in of_tensors]
         else:
-            of_tensors = ctx.weighted(upstream)
+            with torch.enable_grad():
+                of_tensors = _gradients(ctx.again(x.detach(), *tensors), tensors, upstream)
         return (None, None, None, of_x, *of_tensors)
 
 
-def _linearize(g: nn.Module, x: Tensor) -> Linearization:
+def linearize_held(g: nn.Module, x: Tensor) -> Linearization:
+    """Linearise g, whose weights are held; and again as it was now, when they are not any more."""
     jacobian = linearize(g, x)
     _same_shape(jacobian.value, x)
-    return jacobian
+    if torch.compiler.is_compiling():
+        return jacobian
+    layers = lipschitz_layers(g)
+    weights, normalised = [layer.weight for layer in layers], {id(layer.unnormalised_weight) for layer in layers}
+    others = {name: p for name, p in g.named_parameters() if id(p) not in normalised}
+    again = partial(_linearize_with, g, list(others), len(weights))
+    return replace(jacobian, inputs=(x, *weights, *others.values()), again=again)
+
+
+def _linearize_with(g: nn.Module, names: list[str], n_weights: int, x: Tensor, *tensors: Tensor) -> Linearization:
+    """Linearise g with these normalised weights, and parameters of these names."""
+    weights, parameters = tensors[:n_weights], dict(zip(names, tensors[n_weights:], strict=True))
+    now = dict(g.named_parameters())
+    held = replace_weights(g, weights)
+    if all(now[name] is parameter for name, parameter in parameters.items()):
+        found = held(linearize)(g, x)
+        value, jvp, vjp = found.value, held(found.jvp), held(found.vjp)
+    else:  # they were put there for the forward pass, as by torch.func.functional_call
+        named = {f"g.{name}": parameter for name, parameter in parameters.items()}
+        at = held(partial(functional_call, _At(g), named))
+        value, jvp, vjp = at(("value", x)), lambda v: at(("jvp", x, v)), lambda w: at(("vjp", x, w))
+    return Linearization(value, jvp, vjp, (x, *tensors), partial(_linearize_with, g, names, n_weights))
+
+
+class _At(nn.Module):
+    """Value and Jacobian products of a map at x, in the form of a module, whose parameters torch.func can replace."""
+
+    def __init__(self, g: nn.Module):
+        super().__init__()
+        self.g = g
+
+    def forward(self, what: str, x: Tensor, *v: Tensor) -> Tensor:
+        found = getattr(linearize(self.g, x), what)
+        return found(*v) if v else found
 
 
 def _same_shape(y: Tensor, x: Tensor) -> Tensor:
@@ -138,25 +165,13 @@ def _same_shape(y: Tensor, x: Tensor) -> Tensor:
     return y
 
 
-def _gradients(total: Tensor, inputs: Sequence[Tensor], *, retain_graph: bool = False) -> list[Tensor | None]:
+def _gradients(
+    of: Tensor, inputs: Sequence[Tensor], upstream: Tensor | None = None, **options: bool
+) -> list[Tensor | None]:
     """Gradients of the inputs that have one, None for the others."""
     wanted = [t for t in inputs if t.requires_grad]
-    found = iter(torch.autograd.grad(total, wanted, retain_graph=retain_graph, allow_unused=True) if wanted else ())
+    found = iter(torch.autograd.grad(of, wanted, upstream, allow_unused=True, **options) if wanted else ())
     return [next(found) if t.requires_grad else None for t in inputs]
-
-
-def _layers(g: nn.Module) -> list[LipschitzLinear | LipschitzConv2d]:
-    return [m for m in g.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d))]
-
-
-def _held(g: nn.Module) -> list[Tensor]:
-    """The normalised weights in use."""
-    return [layer.weight for layer in _layers(g)]
-
-
-def _other_parameters(g: nn.Module) -> list[Tensor]:
-    normalised = {id(layer.unnormalised_weight) for layer in _layers(g)}
-    return [p for p in g.parameters() if id(p) not in normalised]
 
 
 MEMORY: dict[str, Ways] = {

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iresnet.bijections.base import Bijection, Chain, Solve
+from iresnet.bijections.base import Bijection, Chain, Solve, check_events
 from iresnet.errors import IResNetError
 from iresnet.logdet import LogDetEstimator
 
@@ -33,12 +33,13 @@ class Squeeze(Bijection):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
+        check_events(x, "Squeeze", (None, None, None))
         n, c, h, w = x.shape
         if h % 2 or w % 2:
             raise IResNetError(
                 f"Squeeze halves both sides of an image and needs even ones, got {h}x{w}; pad the images"
             )
-        x = x.view(n, c, h // 2, 2, w // 2, 2)
+        x = x.reshape(n, c, h // 2, 2, w // 2, 2)
         return x.permute(0, 3, 5, 1, 2, 4).reshape(n, 4 * c, h // 2, w // 2)
 
     def forward_and_logdet(
@@ -52,8 +53,11 @@ class Squeeze(Bijection):
 
     def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
+        check_events(z, "the inverse of Squeeze", (None, None, None))
         n, c, h, w = z.shape
-        z = z.view(n, 2, 2, c // 4, h, w)
+        if c % 4:
+            raise IResNetError(f"the inverse of Squeeze makes 4 channels into one, got {c} channels")
+        z = z.reshape(n, 2, 2, c // 4, h, w)
         return z.permute(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
 
 
@@ -77,8 +81,7 @@ class Flatten(Bijection):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
-        if x.shape[1:] != self.shape:
-            raise IResNetError(f"expected events of shape {self.shape}, got {tuple(x.shape[1:])}")
+        check_events(x, "Flatten", self.shape)
         return x.flatten(1)
 
     def forward_and_logdet(
@@ -92,6 +95,7 @@ class Flatten(Bijection):
 
     def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
+        check_events(z, "the inverse of Flatten", (math.prod(self.shape),))
         return z.reshape(len(z), *self.shape)
 
     def extra_repr(self) -> str:
@@ -129,6 +133,7 @@ class FactorOut(Bijection):
         channels, height, width = shape
         if channels < 2:
             raise IResNetError(f"FactorOut needs at least 2 channels to halve, got {channels}; put a Squeeze before it")
+        self.shape = (channels, height, width)
         self.out_shape = (channels // 2, height, width)
         self.rest_channels = channels - channels // 2
         self.rest = rest
@@ -146,11 +151,13 @@ class FactorOut(Bijection):
 
     def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:
         """See :meth:`Bijection.inverse`."""
+        check_events(z, "the inverse of FactorOut", (math.prod(self.shape),))
         n_out = math.prod(self.out_shape)
         out = z[:, :n_out].reshape(len(z), *self.out_shape)
         return torch.cat([out, self.rest.inverse(z[:, n_out:], solve=solve)], dim=1)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_events(x, "FactorOut", self.shape)
         return x.split([self.out_shape[0], self.rest_channels], dim=1)  # pyright: ignore[reportReturnType]
 
 
@@ -182,6 +189,7 @@ class InjectivePad(Bijection):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
+        check_events(x, "InjectivePad", (None, None, None))
         return F.pad(x, (0, 0, 0, 0, 0, self.channels))
 
     def forward_and_logdet(
@@ -198,6 +206,9 @@ class InjectivePad(Bijection):
 
     def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
         """Drop the appended channels."""
+        check_events(z, "the inverse of InjectivePad", (None, None, None))
+        if z.shape[1] <= self.channels:
+            raise IResNetError(f"the inverse of InjectivePad drops {self.channels} channels, got {z.shape[1]}")
         return z[:, : z.shape[1] - self.channels]
 
     def extra_repr(self) -> str:

@@ -3,25 +3,27 @@
 __all__ = ["ResidualBlock", "logdet_of_one_part"]
 
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from iresnet.bijections.base import Bijection, Solve
-from iresnet.bijections.memory import MEMORY, compiled
+from iresnet.bijections.base import Bijection, Solve, check_dtype, check_events
+from iresnet.bijections.memory import MEMORY, compiled, linearize_held
 from iresnet.bijections.part import one_part
 from iresnet.bounds import upper_bound
-from iresnet.errors import ConvergenceWarning, IResNetError, UnknownNameError
+from iresnet.devices import is_readable, is_transforming
+from iresnet.errors import IResNetError, UnknownNameError
+from iresnet.implicit import Product, implicit, solve_linear
 from iresnet.jacobian import Linearization, linearize
-from iresnet.krylov import Krylov
 from iresnet.lipschitz import hold_weights
-from iresnet.logdet import LogDetEstimator
+from iresnet.logdet import LogDetEstimator, default_logdet
 from iresnet.operators import channels_last
 from iresnet.precision import default_precision, use_precision
-from iresnet.solvers import Anderson, Solution, Solver
+from iresnet.solvers import Anderson, Solution, Solver, warn_unless_converged
 
 
 class ResidualBlock(Bijection):
@@ -33,7 +35,8 @@ class ResidualBlock(Bijection):
         g: a map with Lipschitz constant below 1 that keeps the shape and treats samples independently, usually a
             sequence of contractive layers (:mod:`iresnet.networks`). Nothing here makes it contract:
             :func:`iresnet.certify` tells whether it does.
-        logdet: estimator of the log-determinant.
+        logdet: estimator of the log-determinant. By default ``Krylov()`` in train mode, and one without chance in eval
+            mode: see :func:`iresnet.logdet.default_logdet`.
         solver: solver of the inverse.
         memory: what is kept for backward: ``"keep"`` everything; ``"early"`` differentiates the log-determinant in
             forward and keeps the graph of the plain network, at no cost while all samples have the same upstream
@@ -44,9 +47,9 @@ class ResidualBlock(Bijection):
 
     Raises:
         UnknownNameError: for an unknown ``memory``.
-        IResNetError: when g holds a batch norm, which mixes samples, or a layer that overwrites its input; at use, when
-            g changes the shape of its input, and at the first log-determinant when the value of a sample depends on the
-            others or on chance.
+        IResNetError: when g holds a layer that mixes samples (batch norm), is random (dropout), keeps running
+            statistics or overwrites its input; at use, when g changes the shape of its input, and at the first
+            log-determinant, in train and in eval mode, when the value of a sample depends on the others or on chance.
 
     Reference:
         Invertible Residual Networks, Behrmann et al. 2019, https://arxiv.org/abs/1811.00995
@@ -74,13 +77,12 @@ class ResidualBlock(Bijection):
         for name, module in g.named_modules():
             _refuse_unsound(name, module)
         self.g = g
-        self.logdet = logdet or Krylov()
+        self.logdet = logdet
         self.solver = solver or Anderson()
         self.memory = memory
         self.last_logdet: Tensor | None = None
-        self._independent = False  # known not to mix samples
+        self._independent: set[bool] = set()  # modes, train or eval, in which g is known not to mix samples
         self._compiled = False
-        self._n_parts = 1
 
     def compile(self) -> None:
         """Use compiled code (``torch.compile``) in forward passes that are differentiated: those of training.
@@ -97,14 +99,17 @@ class ResidualBlock(Bijection):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
+        self._check(x)
         x = channels_last(x)
         with default_precision(training=self.training, device=x.device), hold_weights(self.g):
             return self._run(MEMORY[self.memory].forward)(self.g, x)
 
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
+        self._check(x)
         x = channels_last(x)
-        ways, estimator = MEMORY[self.memory], logdet or self.logdet
+        ways, estimator = MEMORY["keep" if is_transforming() else self.memory], logdet or self.logdet
+        estimator = estimator or default_logdet(x.shape[1:].numel(), training=self.training)
         forward, forward_and_logdet = self._run(ways.forward), self._run(ways.forward_and_logdet)
         with default_precision(training=self.training, device=x.device), hold_weights(self.g):
             self._check_independence(x)
@@ -112,26 +117,32 @@ class ResidualBlock(Bijection):
                 lambda x: forward(self.g, x),
                 lambda x: forward_and_logdet(self.g, x, estimator),
                 x,
-                self._n_parts,
+                _PARTS.get().get(self, 1),
             )
-        self.last_logdet = value.detach()
+        if not is_transforming():  # whose tensors do not outlive it
+            self.last_logdet = value.detach()
         return z, value
+
+    def _check(self, x: Tensor) -> None:
+        check_events(x, "a residual block")
+        check_dtype(x, "a residual block", self.g)
 
     def _run(self, run: Callable) -> Callable:
         return compiled(run) if self._compiled and torch.is_grad_enabled() else run
 
     @torch.no_grad()
     def _check_independence(self, x: Tensor) -> None:
-        """Once, and without the graph of a compiled step: a sample alone must get the value that it gets in company."""
-        if self._independent or len(x) < 2 or torch.compiler.is_compiling():
+        """Once in each mode, and not in compiled code: a sample gets the same value alone and in company."""
+        if self.training in self._independent or len(x) == 0 or not is_readable(x):
             return
-        together, alone = self.g(x[:2])[:1], self.g(x[:1])
+        company = x[:2] if len(x) > 1 else torch.cat([x, 2 * x + 1])
+        together, alone = self.g(company)[:1], self.g(x[:1])
         if bool(((together - alone).abs() > 1e-2 * alone.abs().max()).any()):  # never where it is not finite
             raise IResNetError(
                 "g gives a sample another value when it comes alone: it mixes samples or is random (dropout), so that "
                 "no sample has a Jacobian of its own; g must be a function of each sample"
             )
-        self._independent = True
+        self._independent.add(self.training)
 
     def solve(self, z: Tensor, *, solver: Solver | None = None, lipschitz: float | None = None) -> Solution:
         """Solve x + g(x) = z and report on every sample; without gradients, which :meth:`inverse` has.
@@ -170,43 +181,44 @@ class ResidualBlock(Bijection):
             ConvergenceWarning: with residual, steps and advice, when a sample did not converge.
         """
         z = self._as_weights(z)
-        solution = solve(self, z) if solve else self._solve_or_warn(z)
-        if not torch.is_grad_enabled():
+        if not is_readable(z):
+            raise IResNetError(
+                "an inverse iterates until each sample has converged, which torch.vmap and torch.compile cannot do; "
+                "give it the whole batch, outside of them"
+            )
+        solution = solve(self, z.detach()) if solve else self._solve_or_warn(z.detach())
+        if not (torch.is_grad_enabled() or is_transforming()):
             return solution.value
         with use_precision("float32", z.device), hold_weights(self.g, iterate=False):
-            jacobian = linearize(self.g, solution.value)
+            jacobian = linearize_held(self.g, solution.value)
+
+        def equation(x: Tensor, z: Tensor, *inputs: Tensor) -> tuple[Tensor, Product, Product]:
+            assert jacobian.again is not None
+            at = jacobian.again(x, *inputs) if torch.is_grad_enabled() or is_transforming() else jacobian
+            return z - x - at.value, at.jvp, at.vjp
+
         x = z - jacobian.value
-        if x.requires_grad:
-            x.register_hook(lambda upstream: self._solve_transposed(jacobian.vjp, upstream))
-        return x
+        return implicit(x, x.detach(), equation, self._solve_linear, z, *jacobian.inputs[1:])
 
     def _as_weights(self, z: Tensor) -> Tensor:
         """Take latents that autocast has rounded in the type of the weights."""
+        check_events(z, "the inverse of a residual block")
         weight = next(self.g.parameters(), z)
-        return z.to(torch.promote_types(z.dtype, weight.dtype))
+        z = z.to(torch.promote_types(z.dtype, weight.dtype))
+        check_dtype(z, "the inverse of a residual block", self.g)
+        return z
 
     def _solve_or_warn(self, z: Tensor) -> Solution:
         solution = self.solve(z, lipschitz=math.inf)
-        _warn_unless_converged(solution, self.solver)
+        warn_unless_converged("the inverse of a residual block", solution, self.solver)
         return solution
 
-    def _solve_transposed(self, vjp, upstream: Tensor) -> Tensor:
-        """Solve u + J^T u = upstream, as the fixed point of a linear contraction."""
-        if torch.is_grad_enabled():
-            raise IResNetError("the gradient of an inverse is implicit and has no second one; use create_graph=False")
-        # The scale of a loss is arbitrary, the tolerance of the solver is not: each sample is solved at size 1.
-        size = upstream.flatten(1).abs().amax(1).view(-1, *[1] * (upstream.dim() - 1))
-        unit = upstream / torch.where(size > 0, size, 1.0)
-
-        def step(u: Tensor, active: Tensor) -> Tensor:
-            # The products act on the whole batch; the samples that have converged are not looked at again.
-            whole = torch.zeros_like(unit).index_copy(0, active, u)
-            return (unit - vjp(whole))[active]
-
+    def _solve_linear(self, product: Product, b: Tensor) -> Tensor:
         with hold_weights(self.g, iterate=False):
-            solution = self.solver.solve(step, unit)
-        _warn_unless_converged(solution, self.solver)
-        return solution.value * size
+            return solve_linear(product, b, solver=self.solver)
+
+
+_PARTS: ContextVar[Mapping[ResidualBlock, int]] = ContextVar("parts", default=MappingProxyType({}))
 
 
 @contextmanager
@@ -226,14 +238,12 @@ def logdet_of_one_part(module: nn.Module, n_parts: int) -> Iterator[None]:
         ...     int((block.forward_and_logdet(torch.ones(6, 2))[1] == 0).sum())
         3
     """
-    blocks = [m for m in module.modules() if isinstance(m, ResidualBlock)]
+    blocks = (m for m in module.modules() if isinstance(m, ResidualBlock))
+    token = _PARTS.set(dict.fromkeys(blocks, n_parts))
     try:
-        for block in blocks:
-            block._n_parts = n_parts
         yield
     finally:
-        for block in blocks:
-            block._n_parts = 1
+        _PARTS.reset(token)
 
 
 def _refuse_unsound(name: str, module: nn.Module) -> None:
@@ -242,48 +252,17 @@ def _refuse_unsound(name: str, module: nn.Module) -> None:
             f"'{name}' in g is a batch norm: it mixes samples, so no sample has a Jacobian of its own; put an ActNorm "
             "before the block"
         )
+    if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+        raise IResNetError(
+            f"'{name}' in g is a dropout with p={module.p}: g must be a function, or its inverse and log-determinant "
+            "are those of another map; leave it out"
+        )
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
+        raise IResNetError(
+            f"'{name}' in g keeps running statistics, so g is another map in train and in eval mode; build it with "
+            "track_running_stats=False"
+        )
     if getattr(module, "inplace", False):
         raise IResNetError(
             f"'{name}' in g overwrites its input, which x + g(x) still needs; build it with inplace=False"
         )
-
-
-def _warn_unless_converged(solution: Solution, solver: Solver) -> None:
-    if bool(solution.converged.all()):
-        return
-    stagnated = bool((solution.converged | solution.stagnated).all())
-    warnings.warn(
-        f"the inverse of a residual block did not converge: {solution}. "
-        + (_advice_on_rounding(solution, solver) if stagnated else _advice_on_contraction(solver)),
-        ConvergenceWarning,
-        stacklevel=4,
-    )
-
-
-def _advice_on_contraction(solver: Solver) -> str:
-    return (
-        f"Seal the model (iresnet.seal) so that g contracts, raise max_steps={solver.max_steps} or atol={solver.atol}, "
-        "or compute in float64."
-    )
-
-
-def _advice_on_rounding(solution: Solution, solver: Solver) -> str:
-    """Compare the last residual with the rounding of its type, from which the precision of g can be told."""
-    value = solution.value
-    size = float(value.abs().max())
-    units = float(solution.residual[solution.stagnated].max()) / max(size * torch.finfo(value.dtype).eps, 1e-300)
-    dtype = str(value.dtype).removeprefix("torch.")
-    found = (
-        f"The residual fell, and then stood still at {units:.0f} units of rounding of {dtype} (elements are up to "
-        f"{size:.3g}): that is the rounding of g. "
-    )
-    if units > ROUNDING_UNITS:
-        return found + (
-            f"So g computes in less than {dtype}, as in TF32 or bf16: let it compute in {dtype} (docs/precision.md), "
-            f"or raise atol={solver.atol}."
-        )
-    return found + f"Raise atol={solver.atol}, or compute in float64."
-
-
-ROUNDING_UNITS = 8
-"""Units of rounding of the largest element that a map in that type makes at the most; more are of another precision."""

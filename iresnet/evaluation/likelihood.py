@@ -15,12 +15,8 @@ from iresnet.evaluation.draws import Drawn, Draws, finite, importance_weighted
 from iresnet.evaluation.shares import shared
 from iresnet.evaluation.uncertainty import Record, Uncertainty, components, recording, weight_noise
 from iresnet.flows import Flow
-from iresnet.krylov import Krylov
 from iresnet.lipschitz import hold_weights
-from iresnet.logdet import Exact, LogDetEstimator
-
-EXACT_LIMIT = 128
-"""Largest number of dimensions for which the dense log-determinant is the default."""
+from iresnet.logdet import EXACT_LIMIT, Exact, Krylov, LogDetEstimator
 
 FEWEST = 64
 """Images, in two batches at least, before a standard error is good enough to stop on."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from iresnet.bijections import ResidualBlock
-from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear
+from iresnet.lipschitz import LipschitzLayer
 from iresnet.training.parts import whole
 
 
@@ -61,7 +61,7 @@ def block_states(model: nn.Module) -> list[BlockState]:
 def _sigmas(name: str, block: ResidualBlock) -> dict[str, Tensor]:
     found = {}
     for path, layer in block.named_modules(prefix=name):
-        if isinstance(layer, (LipschitzLinear, LipschitzConv2d)):
+        if isinstance(layer, LipschitzLayer) and layer.normalised:
             found[path] = layer.normalisation.sigma(whole(layer.unnormalised_weight))
     return found
 

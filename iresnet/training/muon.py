@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear
+from iresnet.lipschitz import lipschitz_layers
 from iresnet.training.parts import placed_like, whole
 
 _QUINTICS = (
@@ -101,7 +101,7 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0,
     ):
-        self.layers = [m for m in model.modules() if isinstance(m, (LipschitzLinear, LipschitzConv2d))]
+        self.layers = lipschitz_layers(model)
         weights = [layer.unnormalised_weight for layer in self.layers]
         own = {id(weight) for weight in weights}
         others = [p for p in model.parameters() if id(p) not in own]

@@ -1,0 +1,161 @@
+"""Solutions of equations, whose derivatives of every order are solutions of linear systems."""
+
+__all__ = ["Equation", "Product", "implicit", "refuse_forward_over_forward", "solve_linear"]
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
+
+from iresnet.devices import is_transforming
+from iresnet.errors import IResNetError
+from iresnet.krylov import KrylovSpace
+from iresnet.operators import to_events, to_vectors
+from iresnet.solvers import Anderson, Solver, warn_unless_converged
+
+Product = Callable[[Tensor], Tensor]
+Equation = Callable[..., tuple[Tensor, Product, Product]]
+"""From a solution u and its inputs to r(u, inputs), but for a constant, and the products with A and its transpose."""
+LinearSolve = Callable[[Product, Tensor], Tensor]
+
+
+def implicit(rest: Tensor, value: Tensor, equation: Equation, solve: LinearSolve, *inputs: Tensor) -> Tensor:
+    r"""Return the solution of an equation, with its derivatives.
+
+    .. math::
+        r(u, \theta) = 0, \quad \partial r / \partial u = -(I + A), \quad
+        du = (I + A)^{-1} \, \partial_\theta r \, d\theta
+
+    A derivative costs one solve. It solves a linear equation itself, so that those of higher order are right too.
+
+    Args:
+        rest: :math:`r(u, \theta)` at the solution, (N, \*E), as it is differentiated the first time.
+        value: the solution u, found in whatever way, without derivatives.
+        equation: r anew, with u and the inputs as they are differentiated further.
+        solve: from the products with A and a right-hand side b to :math:`(I + A)^{-1} b`; not differentiated.
+        inputs: :math:`\theta`.
+
+    Reference:
+        Efficient and Modular Implicit Differentiation, Blondel et al. 2022, https://arxiv.org/abs/2105.15183
+
+    Example:
+        >>> def equation(u, a):  # (1 + a) u = 3
+        ...     return 3 - u - a * u, lambda v: a * v, lambda v: a * v
+        >>> a = torch.tensor([[0.5]], dtype=torch.float64, requires_grad=True)
+        >>> value = 3 / (1 + a.detach())
+        >>> u = implicit(equation(value, a)[0], value, equation, solve_linear, a)
+        >>> round(torch.autograd.grad(u, a)[0].item(), 6)
+        -1.333333
+    """
+    refuse_forward_over_forward()
+    return _Implicit.apply(rest, value, equation, solve, *inputs)  # pyright: ignore[reportReturnType]
+
+
+def refuse_forward_over_forward() -> None:
+    """Refuse what torch gets wrong of functions with derivatives of their own: nested forward mode.
+
+    Raises:
+        IResNetError: within ``torch.func.jvp`` inside of another.
+    """
+    levels = get_interpreter_stack() if is_transforming() else None
+    if sum(level.key() == TransformType.Jvp for level in levels or ()) > 1:
+        raise IResNetError(
+            "inverses and estimated log-determinants have no second derivatives by forward mode inside forward mode "
+            "(jacfwd of jacfwd); use torch.func.hessian, or the estimator Exact"
+        )
+
+
+class _Implicit(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rest: Tensor, value: Tensor, equation: Equation, solve: LinearSolve, *inputs: Tensor) -> Tensor:  # noqa: ARG004
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, _, ctx.equation, ctx.solve, *of_equation = inputs
+        ctx.save_for_backward(output, *of_equation)
+        ctx.save_for_forward(output, *of_equation)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        value, *inputs = ctx.saved_tensors
+        none = [None] * (4 + len(inputs))
+        if upstream is None:
+            return tuple(none)
+        u = _solved(ctx.equation, ctx.solve, upstream, value, *inputs, transposed=True)
+        if not torch.is_grad_enabled():
+            return (u, *none[1:])
+        # The derivatives by the inputs alone, in which the solution stays what it is: a function of them.
+        pulled_back = torch.func.vjp(lambda *inputs: ctx.equation(value, *inputs)[0], *inputs)[1]
+        return (*none[:4], *pulled_back(u))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        value, *inputs = ctx.saved_tensors
+        along = [torch.zeros_like(x) if t is None else t for x, t in zip(inputs, tangents[4:], strict=True)]
+        b = torch.func.jvp(lambda *inputs: ctx.equation(value, *inputs)[0], tuple(inputs), tuple(along))[1]
+        return _solved(ctx.equation, ctx.solve, b, value, *inputs, transposed=False)
+
+
+def _solved(
+    equation: Equation, solve: LinearSolve, b: Tensor, value: Tensor, *inputs: Tensor, transposed: bool
+) -> Tensor:
+    """Solve u + A u = b, or with the transpose of A, with derivatives where they may be asked for."""
+
+    def linear(u: Tensor, b: Tensor, value: Tensor, *inputs: Tensor) -> tuple[Tensor, Product, Product]:
+        _, *products = equation(value, *inputs)
+        product, adjoint = reversed(products) if transposed else products
+        return b - u - product(u), product, adjoint
+
+    with torch.no_grad():
+        _, product, _ = linear(b, b, value, *inputs)
+        u = solve(product, b.detach()).detach()
+    if not torch.is_grad_enabled():
+        return u
+    return implicit(linear(u, b, value, *inputs)[0], u, linear, solve, b, value, *inputs)
+
+
+def solve_linear(product: Product, b: Tensor, *, solver: Solver | None = None) -> Tensor:  # (N, *E)
+    """Solve u + A u = b for a contraction A, without derivatives.
+
+    Under transforms of :mod:`torch.func`, which may not look at values, by projection on a Krylov space.
+
+    Args:
+        product: u -> A u.
+        b: right-hand sides.
+        solver: Anderson acceleration to near the rounding of the type when None.
+
+    Warns:
+        ConvergenceWarning: when a sample did not converge.
+    """
+    if is_transforming():
+        return _projected(product, b)
+    solver = solver or Anderson(torch.finfo(b.dtype).eps ** (2 / 3))
+    # The scale of a right-hand side is arbitrary, the tolerance of the solver is not: each is solved at size 1.
+    size = b.flatten(1).abs().amax(1).view(-1, *[1] * (b.dim() - 1))
+    unit = b / torch.where(size > 0, size, 1.0)
+
+    def step(u: Tensor, active: Tensor) -> Tensor:
+        # The products act on the whole batch; the samples that have converged are not looked at again.
+        whole = torch.zeros_like(unit).index_copy(0, active, u)
+        return (unit - product(whole))[active]
+
+    solution = solver.solve(step, unit)
+    warn_unless_converged("a derivative of an inverse or of a log-determinant", solution, solver)
+    return solution.value * size
+
+
+PROJECTION_STEPS = 64
+
+
+def _projected(product: Product, b: Tensor) -> Tensor:
+    shape, v = b.shape, to_vectors(b)
+    space = KrylovSpace(lambda v: to_vectors(product(to_events(v, shape))), v, min(PROJECTION_STEPS, v.shape[1]))
+    while not space.complete:
+        space.extend()
+    return to_events(space.inverse(), shape)
