@@ -300,12 +300,6 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "figures for another length": ("if decisive else set()) |", "if other else set()) |"),
         "words of the user dropped": ("dict(leaves(asdict(config)))) - given", "dict(leaves(asdict(config))))"),
     },
-    ("training/settings.py", "test_cli.py"): {
-        "a run that becomes shorter": (
-            "config.train.epochs > old_config.train.epochs",
-            "config.train.epochs != old_config.train.epochs",
-        ),
-    },
     ("report/overview.py", "test_report.py"): {
         "stale numbers unmarked": ("if run.stale(tree) else read(run)", "if False else read(run)"),
         "stale numbers compared": ('look="none", rank=None)', 'look="none")'),
