@@ -321,4 +321,24 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "images though the rest is not known": ("if len(images) == len(parts) else", "if images else"),
         "every pixel twice": ("3, stride=2, padding=1", "3, stride=1, padding=1"),
     },
+    ("config.py", "test_config.py"): {
+        "a description for other data": ('("data.", "task.")', '("task.",)'),
+        "figures for another length": ("if decisive else set()) |", "if other else set()) |"),
+        "words of the user dropped": ("dict(leaves(asdict(config)))) - given", "dict(leaves(asdict(config))))"),
+    },
+    ("report/overview.py", "test_report.py"): {
+        "stale numbers unmarked": ("if run.stale(tree) else read(run)", "if False else read(run)"),
+        "stale numbers compared": ('look="none", rank=None)', 'look="none")'),
+    },
+    ("commands/evaluate.py", "test_commands_evaluate.py"): {
+        "a better evaluation lost": ("if others and asked == known:", "if False:"),
+        "fewer draws than before": (
+            "max(self.draws, other.draws), precision",
+            "other.draws, precision",
+        ),
+    },
+    ("capacity.py", "test_capacity.py"): {
+        "a block too many": ("total += (n - 1) *", "total += n *"),
+        "what fits is refused": ("if needed > free:", "if needed > 0:"),
+    },
 }

@@ -2,14 +2,12 @@
 
 __all__ = ["main", "run"]
 
-import os
-import signal
+import inspect
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from types import FrameType
 
 from cyclopts import App, CycloptsError
 
@@ -25,14 +23,16 @@ from iresnet.commands.report import report
 from iresnet.commands.sample import sample
 from iresnet.commands.train import train, train_help
 from iresnet.console import complain, show_thread_failure, show_warning
-from iresnet.errors import Interrupted, IResNetError, ProcessLost
+from iresnet.errors import Interrupted, IResNetError, ProcessLost, WriteError
+from iresnet.interrupts import heed_interrupts
 from iresnet.launch import launch, started_together
 
 app = App(
     name="iresnet",
     help="Train, evaluate, sample, invert and certify invertible residual networks.\n\n"
     "Start with: iresnet train digits-density --out runs/digits",
-    help_epilogue="Exit status: 0 done, 1 a check failed or a process was lost, 2 bad input, 130 interrupted.",
+    help_epilogue="Exit status: 0 done, 1 a check failed, a run is damaged or a process was lost, 2 bad input, "
+    "130 interrupted.",
 )
 app.command(recipes)
 app.command(train, help=train_help())
@@ -43,18 +43,8 @@ app.command(analyse)
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # shells let their background jobs ignore it
-        signal.signal(signal.SIGINT, _interrupt)
+    heed_interrupts()
     sys.exit(run(sys.argv[1:]))
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """On Ctrl-C, end; at once within an import, which may swallow a KeyboardInterrupt or break by it in any way."""
-    while frame is not None:
-        if "importlib" in frame.f_code.co_filename:
-            os._exit(128 + number)
-        frame = frame.f_back
-    raise KeyboardInterrupt
 
 
 def run(tokens: Sequence[str]) -> int:
@@ -70,15 +60,47 @@ def run(tokens: Sequence[str]) -> int:
     except Several as several:
         return launch(tokens, several.n, complain)
     except ProcessLost as error:
-        return complain(f"{error}; a run continues from its newest checkpoint with --resume", 1, about="loss")
+        resume = "; a run continues from its newest checkpoint with --resume" if _takes(tokens, "resume") else ""
+        return complain(f"{error}{resume}", 1, about="loss")
+    except WriteError as error:
+        elsewhere = f"{' or' if error.advice else ';'} choose another --out" if _takes(tokens, "out") else ""
+        return complain(f"{error}{elsewhere}", 2)
     except (IResNetError, CycloptsError) as error:
         return complain(str(error), 2)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        command = tokens[0] if tokens else ""
+        return complain(f"memory ran out: {REMEDIES.get(command, 'end other programs')}", 2)
     except OSError as error:
         return complain(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}", 2)
     except Interrupted as error:
         return complain(str(error), 130)
     except KeyboardInterrupt:
         return complain("interrupted", 130)
+
+
+def _takes(tokens: Sequence[str], option: str) -> bool:
+    """Whether the command that was given has an option, which may then be advised."""
+    command = app[tokens[0]].default_command if tokens and tokens[0] in app else None
+    return command is not None and option in inspect.signature(command).parameters
+
+
+REMEDIES = {
+    "train": "lower --train.batch-size or --model.hidden, or raise --train.accumulate",
+    "evaluate": "lower --batch-size or --dequantise-samples",
+    "sample": "ask for fewer with -n",
+    "reconstruct": "lower --batch-size or -n",
+    "interpolate": "lower -n or --steps",
+    "analyse": "lower -n",
+}
+"""What takes less memory, by command."""
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Whether there was not as much memory as was wanted, which torch tells in several ways."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in words)
 
 
 def _joined() -> AbstractContextManager[None]:

@@ -8,6 +8,7 @@ __all__ = [
     "TrainConfig",
     "VisdomConfig",
     "WITHOUT",
+    "WORDS",
     "check_types",
     "from_dict",
     "leaves",
@@ -18,11 +19,10 @@ __all__ = [
 ]
 
 import collections.abc
-import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from typing import Any
 import yaml
 
 from iresnet.errors import RecipeError, UnknownNameError, nearest
+from iresnet.overrides import WITHOUT, Loader, change, pairs
 
 
 def _option(default: Any, doc: str) -> Any:
@@ -162,15 +163,6 @@ class Config:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as YAML 1.2 does."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def recipe_names() -> list[str]:
     """Names of the bundled recipes, sorted.
 
@@ -183,27 +175,61 @@ def recipe_names() -> list[str]:
     )
 
 
-def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(recipe: str | Path, overrides: Sequence[str] = (), *, flags: Sequence[str] = ()) -> Config:
     """Read a recipe and change it.
 
-    A recipe may begin with ``base: NAME``, another recipe or file: it then says only what is different.
+    A recipe may begin with ``base: NAME``, another recipe or file: it then says only what is different. What it says
+    of itself goes when it is changed into something else: its figures with whatever decides them, its description with
+    the data, the task and the architecture.
 
     Args:
         recipe: name of a bundled recipe, or path of a YAML file, such as the ``config.yaml`` of a run to repeat.
         overrides: command-line tokens, ``--section.key value`` or ``--section.key=value``; values are YAML.
+        flags: other options of the command line that may have been meant by an unknown one.
 
     Raises:
-        UnknownNameError: for an unknown recipe or key, with the nearest valid one.
-        RecipeError: for a value of the wrong type, or a file that is not a recipe.
+        UnknownNameError: for an unknown recipe, with the nearest valid one.
+        RecipeError: for an unknown key, a value of the wrong type, or a file that is not a recipe.
 
     Example:
-        >>> load_config("digits-density", ["--train.epochs", "3", "--model.logdet.n-steps=2"]).train.epochs
-        3
+        >>> config = load_config("digits-density", ["--train.epochs", "3", "--model.logdet.n-steps=2"])
+        >>> config.train.epochs, config.description, config.expected
+        (3, 'Density of handwritten digits, 8x8 in 17 levels, bundled with the package', '')
     """
     tree = _read(recipe)
-    for key, value in _pairs(overrides):
-        _change(tree, key, value)
-    return from_dict(Config, tree)
+    before, given = _leaves_of_file(recipe, tree), set()
+    for key, value in pairs(overrides):
+        _check_known(key, flags)
+        change(tree, key, value)
+        given.add(key)
+    config = from_dict(Config, tree)
+    untrue = _untrue(before, dict(leaves(asdict(config)))) - given
+    return replace(config, **dict.fromkeys(untrue, ""))
+
+
+def _leaves_of_file(recipe: str | Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe says before it is changed; what is wrong with it is told with its name."""
+    try:
+        return dict(leaves(asdict(from_dict(Config, tree))))
+    except RecipeError as error:
+        raise RecipeError(f"{recipe}: {error}") from error
+
+
+def _untrue(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
+    """Which words of a recipe do not hold after a change of settings."""
+    changed = {key for key in {**before, **after} if before.get(key) != after.get(key)}
+    decisive = {key for key in changed - _INDIFFERENT if key.startswith(_SECTIONS)}
+    other = {key for key in decisive if key.startswith(("data.", "task.")) or key == "model.name"}
+    return ({"expected", "cost"} if decisive else set()) | ({"description"} if other else set())
+
+
+_SECTIONS = ("data.", "model.", "task.", "optim.", "train.")
+_INDIFFERENT = {
+    *("data.stream", "data.shuffle_buffer", "data.split_seed"),
+    *("train.seed", "train.deterministic", "train.log_every", "train.snapshot_every", "train.n_pictures"),
+    *("train.checkpoint_every", "train.keep_checkpoints", "train.max_bad_steps"),
+}
+"""Settings that leave the figures of a recipe true: they change chance, or what is written."""
 
 
 def _read(recipe: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -216,14 +242,14 @@ def _read(recipe: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if source in (*above, str(recipe)):
         raise RecipeError(f"the recipe {recipe} is its own base: {' -> '.join((*above, str(recipe), source))}")
     below = _read(source, (*above, str(recipe)))
-    result = {key: value for key, value in below.items() if key not in _OWN}
+    result = {key: value for key, value in below.items() if key not in WORDS}
     for key, value in leaves(tree):
-        _change(result, key, value)
+        change(result, key, value)
     return result
 
 
 _SUFFIXES = (".yaml", ".yml")
-_OWN = ("name", "description", "expected", "cost")
+WORDS = ("name", "description", "expected", "cost")
 """What a recipe says of itself alone, and not of those that are based on it."""
 
 
@@ -238,7 +264,7 @@ def _read_file(recipe: str | Path) -> dict[str, Any]:
     else:
         raise UnknownNameError("recipe", str(recipe), recipe_names())
     try:
-        tree = yaml.load(text, _Loader)
+        tree = yaml.load(text, Loader)
     except (yaml.YAMLError, UnicodeError) as error:
         raise RecipeError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -247,58 +273,20 @@ def _read_file(recipe: str | Path) -> dict[str, Any]:
     return {"name": name, **tree}
 
 
-def _pairs(tokens: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    rest = list(tokens)
-    while rest:
-        token = rest.pop(0)
-        if not token.startswith("--"):
-            raise RecipeError(f"expected an option such as --train.epochs 3, got '{token}'")
-        key, equals, text = token[2:].partition("=")
-        if not equals:
-            if not rest:
-                raise RecipeError(f"the option {token} needs a value")
-            text = rest.pop(0)
-        yield key.replace("-", "_"), _scalar(text)
-
-
-def _scalar(text: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"'{text}' is not a value: {' '.join(str(error).split())}") from error
-
-
-def _change(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set the value of a dotted key; the options of what had another name before are left out."""
-    path = key.split(".")
-    if len(path) == 3 and path[-1] == "name":  # a part of the model: the options of the old part belong to it
-        path, value = path[:2], {"name": value}
-    if key == "model.name" and isinstance(tree.get("model"), dict):
-        for option in WITHOUT.get(str(value), ()):
-            tree["model"].pop(option, None)
-    _set(tree, path, value)
-
-
-WITHOUT = {
-    "resnet": (
-        *("actnorm", "network", "coeff", "activation", "normalisation"),
-        *("n_power_steps", "logdet", "solver", "memory", "base"),
-    ),
-}
-"""Options that an architecture does not share with the others: its name alone turns their recipes into its own."""
-
-
-def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set a value in the nested dictionary; a plain value on the way, such as ``logdet: exact``, becomes a section."""
-    key, *rest = path
-    if not rest:
-        tree[key] = value
+def _check_known(key: str, flags: Sequence[str]) -> None:
+    """Refuse an option that does not exist, with the nearest one, be it of the recipe or of the command."""
+    names = [name for name, _, _ in options()]
+    if key in names or key.startswith("model.") or key in map(_section, names):
         return
-    below = tree.get(key)
-    if not isinstance(below, dict):
-        below = {} if below is None else {"name": below}
-        tree[key] = below
-    _set(below, rest, value)
+    valid = [name.replace("_", "-") for name in (*names, *flags)]
+    name = key.replace("_", "-")
+    hint = nearest(name, valid)
+    listed = f" (valid: {', '.join('--' + name for name in sorted(valid))})"
+    raise RecipeError(f"unknown option '--{name}'" + (f"; did you mean '--{hint}'?" if hint else listed))
+
+
+def _section(name: str) -> str:
+    return name.partition(".")[0]
 
 
 # -- types -----------------------------------------------------------------------------------------------------------
@@ -327,15 +315,14 @@ def from_dict(cls: type, tree: Any, where: str = "") -> Any:
 
 
 def _raise_unknown(cls: type, where: str, key: str, value: Any) -> typing.NoReturn:
-    flags = ["config", "data-dir", "out", "resume", "dry-run", "device", "processes", "gpus"] if not where else []
-    valid = [name.replace("_", "-") for name, _, _ in options(cls, where)] + flags
-    while isinstance(value, dict) and value:  # an unknown section: name the option that was meant
+    """Tell of a key of a file that does not exist, with the nearest, or with those of its section."""
+    section = [f"{where}{f.name}" for f in fields(cls)]
+    while isinstance(value, dict) and value:  # an unknown section: name the key that was meant
         inner, value = next(iter(value.items()))
         key = f"{key}.{inner}"
-    name = f"{where}{key}".replace("_", "-")
-    hint = nearest(name, valid)
-    listed = f" (valid: {', '.join('--' + name for name in sorted(valid))})"
-    raise RecipeError(f"unknown option '--{name}'" + (f"; did you mean '--{hint}'?" if hint else listed))
+    hint = nearest(f"{where}{key}", [*section, *([] if where else (name for name, _, _ in options()))])
+    advice = f"did you mean '{hint}'?" if hint else f"there are {', '.join(section)}"
+    raise RecipeError(f"unknown key '{where}{key}'; {advice}")
 
 
 def _coerce(value: Any, kind: Any, where: str) -> Any:

@@ -11,6 +11,7 @@ __all__ = [
     "RunWarning",
     "TrackerWarning",
     "UnknownNameError",
+    "WriteError",
     "nearest",
 ]
 
@@ -52,6 +53,24 @@ class RecipeError(IResNetError):
 
 class RunError(IResNetError):
     """A run folder that cannot be read, written or resumed."""
+
+
+class WriteError(RunError):
+    """A file that cannot be written, with what can be done about it where it is, if anything.
+
+    Args:
+        path: the file.
+        reason: why.
+        advice: what to do, empty when there is nothing but to write elsewhere.
+
+    Example:
+        >>> print(WriteError("run/config.yaml", "No space left on device", "free the space"))
+        cannot write run/config.yaml: No space left on device; free the space
+    """
+
+    def __init__(self, path: object, reason: str, advice: str = ""):
+        self.advice = advice
+        super().__init__(f"cannot write {path}: {reason}" + (f"; {advice}" if advice else ""))
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: the user asked for it)

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from iresnet.errors import RunError
+from iresnet.errors import WriteError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file aside, flush it to the disk, and move it into place: it is there whole or not at all.
 
     Raises:
-        RunError: when the disk is full or the folder not writable.
+        WriteError: when the disk is full or the folder not writable.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
@@ -36,7 +36,7 @@ def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
         files: contents by name.
 
     Raises:
-        RunError: when the disk is full or the folder not writable.
+        WriteError: when the disk is full or the folder not writable.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
@@ -78,22 +78,21 @@ def _sync(folder: Path) -> None:
 
 
 _ADVICE = {
-    errno.EACCES: "make it writable or ",
-    errno.EPERM: "make it writable or ",
-    errno.EROFS: "make it writable or ",
-    errno.ENOSPC: "free the space or ",
-    errno.EDQUOT: "free the space or ",
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+    errno.EROFS: "make it writable",
+    errno.ENOSPC: "free the space",
+    errno.EDQUOT: "free the space",
 }
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write into a :class:`RunError`, in one line."""
+    """Turn a failure to write into a :class:`~iresnet.errors.WriteError`, in one line."""
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "")
-        raise RunError(f"cannot write {path}: {error.strerror}; {advice}choose another --out") from error
+        raise WriteError(path, str(error.strerror), _ADVICE.get(error.errno or 0, "")) from error
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

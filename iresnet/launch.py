@@ -81,6 +81,7 @@ def launch(tokens: Sequence[str], n: int, complain: Callable[[str, int], int]) -
     except ChildFailedError as error:
         return _status(error, complain)
     except SignalException:  # it was handed on to the processes, which stopped in order
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all that is left is to say so
         return 130
     return 0
 

@@ -1,6 +1,6 @@
 """The run folder: everything that a run writes."""
 
-__all__ = ["Inputs", "Run", "build_model", "inputs_of"]
+__all__ = ["Inputs", "Run", "build_model", "inputs_of", "model_options"]
 
 import copy
 import hashlib
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from iresnet import zoo
+from iresnet.capacity import check_room
 from iresnet.certificates import Certificate, finite_or_none, seal
 from iresnet.config import Config, check_types, from_dict, to_yaml
 from iresnet.data import Column, Dataset, check_columns, check_density
@@ -66,7 +67,8 @@ def inputs_of(dataset: Dataset, kind: str) -> Inputs:
             that have none.
     """
     if kind != "density" and not dataset.n_classes:
-        raise DataError(f"{dataset.name} has no labels, which the task '{kind}' needs; use --task.ce-weight 0")
+        remedy = "--task.ce-weight 0" + (" --task.nll-weight 1" if kind == "classify" else "")
+        raise DataError(f"{dataset.name} has no labels, which the task '{kind}' needs; use {remedy}")
     if dataset.levels is not None and kind != "classify":
         mean, std = (dataset.levels / 2,), (float(dataset.levels),)
     else:
@@ -78,11 +80,11 @@ def inputs_of(dataset: Dataset, kind: str) -> Inputs:
     return Inputs(dataset.shape, dataset.levels, dataset.class_names, mean, std, dataset.columns)
 
 
-def build_model(config: Config, inputs: Inputs) -> Model:
-    """Build the model of a recipe for the given data.
+def model_options(config: Config, inputs: Inputs) -> tuple[str, dict[str, Any]]:
+    """The name of the architecture of a recipe, and its options, of the right types.
 
     Raises:
-        RecipeError: when the architecture does not fit the data or has no such option.
+        RecipeError: when an option is of another type, or follows from the data.
     """
     options = dict(config.model)
     name = str(options.pop("name", "iresnet" if len(inputs.shape) == 3 else "toy-mlp"))
@@ -93,6 +95,16 @@ def build_model(config: Config, inputs: Inputs) -> Model:
             options[part] = spec = {"name": default, **options[part]}
             check_types(registry.get(str(spec["name"]), dict), spec, f"model.{part}.")
     check_types(zoo.ARCHITECTURES.get(name, dict), options, "model.")
+    return name, options
+
+
+def build_model(config: Config, inputs: Inputs) -> Model:
+    """Build the model of a recipe for the given data.
+
+    Raises:
+        RecipeError: when the architecture does not fit the data or has no such option.
+    """
+    name, options = model_options(config, inputs)
     return zoo.build(
         name,
         shape=inputs.shape,
@@ -143,12 +155,11 @@ class Run:
             RunError: when there is one already, or the folder cannot be written.
         """
         run = cls.free(path)
-        text = to_yaml(config) + yaml.safe_dump({"inputs": _jsonable(asdict(inputs))}, sort_keys=False)
         try:
             with writing(run.path):
                 run.samples.mkdir(parents=True, exist_ok=True)
                 run.state.mkdir(exist_ok=True)
-            write_atomically(run.config_file, text)
+            run.write_config(config, inputs)
             run.write_environment(data_dir, device)
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)  # it was empty or not there
@@ -180,6 +191,11 @@ class Run:
         if not run.config_file.is_file():
             raise RunError(f"{path} is not a run folder (no config.yaml in it); make one with: iresnet train RECIPE")
         return run
+
+    def write_config(self, config: Config, inputs: Inputs) -> None:
+        """Write the configuration, and what the model knows of its data."""
+        text = to_yaml(config) + yaml.safe_dump({"inputs": _jsonable(asdict(inputs))}, sort_keys=False)
+        write_atomically(self.config_file, text)
 
     def write_environment(self, data_dir: str | Path | None, device: torch.device | None) -> None:
         """Note where the data came from, and on what the run began, unless that is known."""
@@ -216,14 +232,21 @@ class Run:
         try:
             tree = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
             inputs = from_dict(Inputs, tree.pop("inputs"), "inputs.")
+            return from_dict(Config, tree), inputs
         except (yaml.YAMLError, UnicodeError, LookupError, AttributeError, TypeError) as error:
             raise RunError(f"{self.config_file} is damaged; restore it, or train again") from error
-        return from_dict(Config, tree), inputs
+        except RecipeError as error:
+            raise RunError(f"{self.config_file}: {error}") from error
 
     @property
     def data_dir(self) -> str | None:
         """Where the data was looked for first when the run was made: a convenience, none when it is not known."""
         return self.read_json("env.json").get("data_dir")
+
+    @property
+    def _resume(self) -> str:
+        """The command that continues the training, for messages."""
+        return f"iresnet train --out {self.path} --resume"
 
     def weights_sha256(self) -> str:
         """Checksum of the weights, by which results tell whether they are of them."""
@@ -256,12 +279,15 @@ class Run:
         """
         config, inputs = self.read_config()
         if not self.model_file.is_file():
-            raise RunError(f"{self.path} has no model yet; continue its training with --resume")
+            raise RunError(f"{self.path} has no model yet; continue its training with --resume: {self._resume}")
+        check_room(self.model_file.stat().st_size, torch.device("cpu"), f"{self.model_file}", "free some of it")
         model = build_model(config, inputs)
         try:
             model.load_state_dict(load_file(self.model_file))
         except SafetensorError as error:
-            raise RunError(f"{self.model_file} is damaged: {error}; continue the run with --resume") from error
+            raise RunError(
+                f"{self.model_file} is damaged: {error}; continue the run with --resume: {self._resume}"
+            ) from error
         except RuntimeError as error:
             raise RunError(f"{self.model_file} does not fit config.yaml: {_one_line(error)}") from error
         return model.eval()

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 import iresnet as ir
+from iresnet import analysis
 from iresnet.analysis import (
     InverseAnalysis,
     analyse_inverse,
@@ -34,6 +35,7 @@ from iresnet.analysis.visits import visits
 from iresnet.data import Split
 from iresnet.distributions import Base
 from iresnet.errors import DataError, IResNetError, RecipeError
+from iresnet.evaluation import calibration
 from iresnet.pictures import png, rendered
 
 KINDS = ("density", "classify", "hybrid", "toy")
@@ -569,3 +571,27 @@ def test_figures_are_as_wide_as_a_page(of_a_linear_map):
     latent = analyse_latent(ir.Chain([]), randn(20, 2), torch.arange(20) % 9, base=ir.StandardNormal(2))
     for figure in (draw_logdet(of_a_linear_map[1]), draw_latent(latent, ["one", "two"])):
         assert png(rendered(figure)).startswith(b"\x89PNG")
+
+
+EMPTY = {
+    "logdet": analysis.LogDetAnalysis(
+        rows=(), logdet=math.nan, exact=True, reference_error=0.0, dims=2, blocks=0, n=0, draws=2
+    ),
+    "lipschitz": analysis.LipschitzAnalysis(layers=(), blocks=(), network=None),
+    "inverse": analysis.InverseAnalysis(subjects=(), solvers=(), n=0),
+    "calibration": calibration(torch.zeros(0), torch.zeros(0, dtype=torch.bool)),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_results_without_entries_can_be_printed(name):
+    assert str(EMPTY[name]).count("\n") == 0
+    if name != "calibration":
+        assert EMPTY[name].to_dict()["summary"].endswith(".")
+
+
+def test_an_analysis_of_some_estimators_says_what_it_knows():
+    chain = ir.Chain([ir.ResidualBlock(ir.networks.mlp(2, 4))]).double().eval()
+    few = [c for c in CANDIDATES if c.family == "Krylov"]
+    found = analysis.analyse_logdet(chain, torch.randn(2, 2, dtype=torch.float64), draws=4, candidates=few)
+    assert found.to_dict()["summary"] == f"The log-determinant is {found.logdet:.4g} nats (mean of 2 examples)."

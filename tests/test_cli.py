@@ -21,8 +21,11 @@ from safetensors.torch import load_file, save_file
 
 import iresnet as ir
 from iresnet import evaluation
-from iresnet.config import recipe_names
+from iresnet.config import load_config, recipe_names
 from iresnet.data import load
+from iresnet.errors import RunWarning
+from iresnet.training import train as train_
+from iresnet.training.optim import learning_rate
 
 ON_CPU = "computed on CPU (1 threads)\n"
 KINDS = ("density", "classify", "hybrid", "toy")
@@ -200,6 +203,40 @@ def test_a_run_is_repeated_from_its_configuration_alone(how, call, tmp_path):
         assert (again / name).read_bytes() == (first / name).read_bytes()
     checkpoints = [path.read_bytes() for run in (first, again) for path in sorted(run.glob("state/*/*.*"))]
     assert checkpoints[: len(checkpoints) // 2] == checkpoints[len(checkpoints) // 2 :]
+
+
+def test_a_run_is_continued_from_its_folder_alone(call, tmp_path, monkeypatch):
+    """All but the folder is that of the run; more epochs make the run that had them from the start."""
+    write_table(tmp_path / "points.csv")
+    settings = (*POINTS, "--optim.schedule", "constant", "--data.name", "points.csv", "--train.snapshot-every", 1)
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    monkeypatch.setenv("IRESNET_DATA", "")
+    assert call("train", *settings, "--data-dir", tmp_path, "--out", run)[0] == 0
+    before = {path: content for path, content in files(run).items() if "tensorboard" not in path.parts}
+    assert call("train", "--out", run, "--resume")[0] == 0
+    assert {path: files(run)[path] for path in before} == before  # it was complete
+    for tokens in (("--out", run, "--resume", "--train.epochs", 3), ("--train.epochs=3", "--resume", "--out", run)):
+        status, _, err = call("train", *tokens)
+        assert (status, "warning" in err) == (0, False)
+    assert call("train", *settings, "--train.epochs", 3, "--data-dir", tmp_path, "--out", whole)[0] == 0
+    for name in ("config.yaml", "model.safetensors", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+    check_refused(call("train", "--out", run, "--resume", "--train.epochs", 2), "(train.epochs: 3 -> 2); use another")
+    check_refused(call("train", "--out", run, "--resume", "--optim.lr", 1), "(optim.lr: 0.02 -> 1.0); use another")
+    check_refused(call("train", "--resume"), "--out RUN --resume")
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_run_that_becomes_longer_says_what_its_learning_rate_does(schedule, tiny, call, tmp_path):
+    run = tmp_path / "run"
+    assert call("train", *tiny["toy"], "--optim.schedule", schedule, "--out", run)[0] == 0
+    with pytest.warns(RunWarning, match=f"goes on to 4 epochs .* rate is that of the {schedule} schedule over all"):
+        train_(load_config(run / "config.yaml", ["--train.epochs", "4"]), run, resume=True)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["epoch"]: line["lr"] for line in lines if line["split"] == "train"}
+    config = load_config(run / "config.yaml").optim
+    assert rates[2.0] == pytest.approx(learning_rate(config, 2 - 0.5 / 20, 4), rel=0.5)
+    assert rates[1.0] < rates[2.0]
 
 
 def test_a_configuration_can_be_changed(call, tmp_path, monkeypatch):
@@ -410,6 +447,7 @@ BAD_TRAINING = {
     "missing data, where to get them": (train(recipe="cifar10-density"), "or $IRESNET_DATA"),
     "a missing folder of data": (train("--data-dir", "{tmp}/nowhere"), "--data-dir"),
     "a missing file": (on("nowhere.csv"), "no such folder or file; looked for nowhere.csv, {tmp}/nowhere.csv"),
+    "a missing file, which data there are": (on("nowhere.csv"), "or a name: 2spirals, 8gaussians, "),
     "a file of no known form": (on("notes.doc"), "expected a folder or a file ending in"),
     "a truncated file": (on("cut.npz"), "cut.npz: expected a .npz file of plain arrays, got one that cannot be read"),
     "a truncated idx file": (
@@ -467,6 +505,8 @@ BAD_TRAINING = {
     ),
     "an unknown flag": (train("--dri-run"), "--dri-run"),
     "a misspelt flag": (train("--dta-dir", "x"), "unknown option '--dta-dir'; did you mean '--data-dir'?"),
+    "two misspelt processes": (train("--proceses", "2"), "unknown option '--proceses'; did you mean '--processes'?"),
+    "a misspelt tracker": (train("--traker", "visdom"), "did you mean '--tracker'?"),
     "an unknown option of the model": (train("--model.coef", "0.5"), "did you mean 'coeff'?"),
     "an unknown option of a part": (train("--model.logdet.n-stps", "5"), "did you mean 'n_steps'?"),
     "an unknown architecture": (train("--model.name", "irsnet"), "did you mean 'iresnet'?"),
@@ -482,9 +522,13 @@ BAD_TRAINING = {
     "a negative number of blocks": (train("--model.blocks", "[1,-1]"), "blocks must not be negative"),
     "injective padding of a density": (train("--model.injective-pad", "3"), "leaves no density"),
     "no labels": (train("--task.ce-weight", "1", recipe="toy-density"), "has no labels"),
+    "no labels to classify": (
+        train("--data.name", "moons", "--model.name", "toy-mlp", recipe="digits-classify"),
+        "use --task.ce-weight 0 --task.nll-weight 1",
+    ),
     "a batch larger than the set": (
         train("--train.batch-size", "1298"),
-        "a batch of 1298 is larger than the 1297 examples; use a batch size of at most 1297",
+        "a batch of 1298 is larger than the 1297 examples; use a batch size of at most 1297 (--train.batch-size)",
     ),
     "a folder with other files": (("train", "digits-density", "--out", "{tmp}/mine"), "is not empty and holds no run"),
     "a file in the way": (("train", "digits-density", "--out", "{tmp}/taken"), "cannot write {tmp}/taken"),
@@ -636,6 +680,7 @@ def test_a_full_disk_leaves_nothing_behind(command, copied, call, tmp_path, monk
     tokens = ("digits-density", "--out", tmp_path / "new") if command == "train" else (folder,)
     status, _, err = call(command, *tokens)
     assert (status, err.count("\n")) == (2, 1)
-    assert "No space left on device" in err
+    assert "No space left on device; free the space" in err
+    assert ("choose another --out" in err) == ("--out" in call(command, "--help")[1])  # what is advised is there
     assert files(tmp_path) == before
     assert not (tmp_path / "new").exists()

@@ -89,6 +89,55 @@ def test_results_of_other_weights_are_dropped(copied, call, letters):
     assert read(folder, "evaluation.json")["ood"] == {}
 
 
+BETTER = {
+    "more draws": ("density", ("--dequantise-samples", 3), (), True),
+    "the whole split": ("hybrid", (), ("--examples", 40), True),
+    "all of a classifier": ("classify", (), ("--examples", 40), True),
+    "the same": ("toy", ("--seed", 5), (), True),
+    "a finer error": ("density", ("--standard-error", 0.05), ("--standard-error", 0.08), True),
+    "fewer draws": ("density", (), ("--dequantise-samples", 2), False),
+    "fewer examples": ("density", ("--examples", 40), (), False),
+    "a coarser precision": ("density", ("--precision", "tf32"), (), False),
+    "another split": ("density", ("--split", "validation"), (), False),
+}
+
+
+@pytest.mark.parametrize("case", BETTER)
+def test_other_data_leave_a_better_evaluation_as_it_is(case, copied, call, letters):
+    kind, earlier, now, kept = BETTER[case]
+    folder, other = copied(kind), "far.csv" if kind == "toy" else "noise.npz"
+    assert call("evaluate", folder, *earlier)[0] == 0
+    before = read(folder, "evaluation.json")
+    status, out, err = call("evaluate", folder, "--ood", other, "--data-dir", letters, *now)
+    assert (status, err) == (0, "")
+    after = read(folder, "evaluation.json")
+    assert list(after["ood"]) == [other.partition(".")[0]]
+    assert ("is kept\n" in out) == kept
+    assert ({**after, "ood": {}} == before) == kept
+
+
+def test_other_data_lose_nothing_of_an_evaluation_that_is_done_again(copied, call, letters):
+    """Each option is the better one of both."""
+    folder = copied("density")
+    assert call("evaluate", folder, "--dequantise-samples", 3, "--examples", 200)[0] == 0
+    assert call("evaluate", folder, "--ood", "noise.npz", "--data-dir", letters)[0] == 0
+    found = read(folder, "evaluation.json")
+    assert (found["examples"], found["likelihood"]["dequantise_samples"]) == (300, 3)
+    assert found["ood"]["noise"]["log-likelihood"]["n_in"] == 300
+    assert "with 3 dequantisation draws each in float32, is replaced\n" in call("evaluate", folder)[1]
+    assert read(folder, "evaluation.json")["likelihood"]["dequantise_samples"] == 1
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"likelihood": 3}', '{"split": "test", "likelihood": {"n": "x"}}'])
+def test_a_damaged_evaluation_is_done_again(damage, copied, call, letters):
+    folder = copied("density")
+    tree = json.loads(damage or "{}")
+    sha256 = {"model_sha256": Run(folder).weights_sha256()}
+    (folder / "evaluation.json").write_text(json.dumps({**tree, **sha256} if isinstance(tree, dict) else tree))
+    assert call("evaluate", folder, "--ood", "noise.npz", "--data-dir", letters)[0] == 0
+    assert read(folder, "evaluation.json")["likelihood"]["n"] == 300
+
+
 @pytest.mark.parametrize("kind", ["classify", "hybrid"])
 def test_predictions_are_told_class_by_class(kind, copied, call):
     folder = copied(kind)

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import yaml
@@ -80,7 +81,7 @@ def test_overrides(case):
 def test_overrides_leave_the_rest_alone():
     config = load_config("digits-density")
     assert load_config("digits-density", ["--train.epochs", "3"]) == replace(
-        config, train=replace(config.train, epochs=3)
+        config, train=replace(config.train, epochs=3), expected="", cost=""
     )
 
 
@@ -88,7 +89,7 @@ REFUSED = {
     "an unknown option": (["--train.epocs", "3"], "--train.epocs'; did you mean '--train.epochs'?"),
     "an option without its section": (["--epochs", "3"], "'--epochs'; did you mean '--train.epochs'?"),
     "an unknown section": (["--trian.epochs", "3"], "'--trian.epochs'; did you mean '--train.epochs'?"),
-    "a misspelt flag": (["--dry-rnu", "x"], "did you mean '--dry-run'?"),
+    "a flag of the command": (["--out-fodler", "x"], "did you mean '--out-folder'?"),
     "nothing like it": (["--qqqq", "3"], "--train.epochs"),
     "a word for an int": (["--train.epochs", "abc"], "--train.epochs must be of type int, got 'abc'"),
     "a float for an int": (["--train.epochs", "1.5"], "--train.epochs must be of type int, got '1.5'"),
@@ -115,7 +116,33 @@ def refusal(call, *args):
 @pytest.mark.parametrize("case", REFUSED)
 def test_wrong_overrides_are_refused(case):
     overrides, expected = REFUSED[case]
-    assert expected in refusal(load_config, "digits-density", overrides)
+    assert expected in refusal(partial(load_config, flags=["out_folder"]), "digits-density", overrides)
+
+
+WORDS = {
+    "nothing": ([], "description expected cost"),
+    "the same again": (["--train.epochs", "20", "--data.name", "digits"], "description expected cost"),
+    "chance, and what is written": (["--train.seed", "3", "--train.log-every", "7"], "description expected cost"),
+    "a tracker": (["--tracker", "[]"], "description expected cost"),
+    "the length": (["--train.epochs", "3"], "description"),
+    "an optimiser": (["--optim.lr", "1"], "description"),
+    "the size of the model": (["--model.hidden", "8"], "description"),
+    "a part of the model": (["--model.logdet.n-steps", "9"], "description"),
+    "the data": (["--data.name", "photos/"], ""),
+    "the size of the data": (["--data.pad-to", "16"], ""),
+    "the task": (["--task.ce-weight", "1"], ""),
+    "the architecture": (["--model.name", "iresnet-multiscale"], ""),
+    "the data, with words of their own": (["--data.name", "x/", "--expected", "much", "--train.seed", "1"], "expected"),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_a_recipe_says_of_itself_what_is_true_after_a_change(case, tmp_path):
+    overrides, kept = WORDS[case]
+    config = load_config("digits-density", overrides)
+    assert [word for word in ("description", "expected", "cost") if getattr(config, word)] == kept.split()
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config
 
 
 FILES = {
@@ -124,8 +151,10 @@ FILES = {
     "a list": (b"- 1", "must hold sections"),
     "empty": (b"", "must hold sections"),
     "a section that is none": (b"train:", "train is a section with keys, got 'None'"),
-    "an unknown key": (b"data: {nmae: digits}", "did you mean '--data.name'?"),
-    "a number for a key": (b"3: 4", "unknown option '--3'"),
+    "an unknown key": (b"data: {nmae: digits}", "recipe.yaml: unknown key 'data.nmae'; did you mean 'data.name'?"),
+    "an unknown section": (b"trian: {epochs: 3}", "unknown key 'trian.epochs'; did you mean 'train.epochs'?"),
+    "nothing like it": (b"task: {qqq: 3}", "unknown key 'task.qqq'; there are task.nll_weight, task.ce_weight"),
+    "a number for a key": (b"3: 4", "unknown key '3'; there are name, description, "),
 }
 
 

@@ -191,7 +191,7 @@ def test_every_command_of_the_page_on_recipes_works(line):
     if recipe.startswith("uci"):
         assert load_config(recipe, tokens).data.name in UCI
     else:
-        builds(recipe, tokens)
+        builds(recipe, changes(tokens))
 
 
 def test_the_page_on_recipes_names_them_all():
@@ -212,3 +212,15 @@ def test_the_page_on_data_names_every_option_of_your_own():
 def test_the_code_of_the_page_on_data_runs():
     for block in re.findall(r"^```python\n(.*?)^```", (DOCS / "data.md").read_text(), re.MULTILINE | re.DOTALL):
         exec(block, {})
+
+
+@pytest.mark.parametrize("page", ["../README.md", *sorted(path.name for path in DOCS.glob("*.md"))])
+def test_commands_that_follow_each_other_train_into_folders_of_their_own(page):
+    for block in re.findall(r"^```sh\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL):
+        commands = [line.split("  #")[0] for line in block.splitlines() if "iresnet train " in line]
+        folders = [
+            found[1] if (found := re.search(r"--out (\S+)", line)) else line.partition("iresnet train ")[2].split()[0]
+            for line in commands
+            if not re.search("--resume|--dry-run", line)
+        ]
+        assert sorted(set(folders)) == sorted(folders)

@@ -76,6 +76,32 @@ def test_a_run_that_is_asked_to_stop_loses_nothing(number, whole, tmp_path):
     assert differences(trial.out, whole) == []
 
 
+MOMENTS = {
+    "importing": lambda out: True,
+    "beginning": lambda out: out.exists(),
+    "training": lambda out: done(out) >= 3,
+    "saving": lambda out: any((out / "state").glob(".*.tmp")),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_three_times_ctrl_c_in_half_a_second_end_a_run_without_a_traceback(moment, whole, tmp_path):
+    out = tmp_path / "run"
+    process = start(out, *OPTIONS)
+    time.sleep(0.3)  # until Python itself has started
+    while not MOMENTS[moment](out):
+        assert process.poll() is None
+        time.sleep(0.001)
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)  # which does nothing to a process that has ended
+        time.sleep(0.15)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.fullmatch(r"(?:(?!Traceback).*\n)*iresnet: (interrupted|stopped after step .* and --resume)\n", err)
+    go_on(out)
+    assert differences(out, whole) == []
+
+
 @pytest.mark.parametrize("die_at", [1, 5, 16, 22, 40])
 def test_a_run_that_dies_while_it_writes_is_the_same_run(die_at, whole, tmp_path):
     """Killed at the n-th time that it flushes or moves a file; the first ones write the configuration."""

@@ -22,7 +22,7 @@ NUMERICS = {"errors", "jacobian", "lipschitz", "normalisation", "activations", "
 NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
 MODELS |= {"batchnorm", "classifiers", "resnet"}
-USE = MODELS | {"data", "config", "runs", "pictures", "processes", "files"}
+USE = MODELS | {"capacity", "data", "config", "runs", "pictures", "processes", "files"}
 
 ALLOWED = {
     "errors": set(),
@@ -35,8 +35,10 @@ ALLOWED = {
     "resnet": NUMERICS | {"batchnorm"},
     "classifiers": NUMERICS | {"batchnorm", "bijections", "distributions", "flows"},
     "certificates": NUMERICS | {"bijections", "flows", "classifiers"},
+    "capacity": {"errors", "zoo"},
     "zoo": MODELS - {"certificates"},
-    "config": {"errors"},
+    "config": {"errors", "overrides"},
+    "overrides": {"errors"},
     "files": {"errors"},
     "report": {"errors", "config", "files"},
     "data": {"errors", "devices"},
@@ -45,7 +47,8 @@ ALLOWED = {
     "processes": {"errors", "launch"},
     "console": {"launch", "processes"},
     "__init__": MODELS | {"data", "pretrained"},
-    "__main__": {"cli"},
+    "interrupts": set(),
+    "__main__": {"cli", "interrupts"},
 }
 """Which parts of the package a part may import besides itself; a part that is not listed may import USE."""
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from iresnet.cli import run as command_line
-from iresnet.config import load_config
+from iresnet.config import load_config, to_yaml
 from iresnet.errors import RunError
 from iresnet.report import write_report
 from iresnet.report.charts import BOTTOM, LEFT, RIGHT, TOP, Line, lay_out, ticks
@@ -86,6 +86,11 @@ def page(*paths):
     """The page of runs, and its text as read."""
     text = write_report(paths, paths[0].parent / "page.html").read_text()
     return text, Outline(text)
+
+
+def words(run):
+    """The text of a page, with single spaces."""
+    return " ".join(page(run)[1].text.split())
 
 
 # -- what is on it ---------------------------------------------------------------------------------------------------
@@ -193,6 +198,77 @@ def test_results_of_other_weights_are_told(name, copied):
     tree = json.loads((run / name).read_text() or '{"summary": "fine"}')
     (run / name).write_text(json.dumps({**tree, "model_sha256": "0" * 64}))
     assert "of other weights than the model has now" in page(run)[1].text
+
+
+STALE = {
+    "evaluation.json": ("test bits/dim", "test accuracy"),
+    "certificate.json": ("largest block bound",),
+    "reconstruction.json": ("largest reconstruction error",),
+}
+
+
+@pytest.mark.parametrize("name", STALE)
+def test_headline_numbers_of_other_weights_are_called_stale(name, copied):
+    run = copied("hybrid")
+    for stale in (False, True):
+        if stale:
+            tree = json.loads((run / name).read_text())
+            (run / name).write_text(json.dumps({**tree, "model_sha256": "0" * 64}))
+        tiles = dict(re.findall(r"<dt>(.*?)</dt>\s*<dd>(.*?)</dd>", page(run)[0], re.DOTALL))
+        for label, text in tiles.items():
+            assert ("stale, of other weights" in text) == (stale and label in STALE[name]), label
+        assert set(STALE[name]) <= set(tiles)
+
+
+def test_what_is_stale_is_never_the_best(full, tmp_path):
+    paths = [shutil.copytree(full("density"), tmp_path / name) for name in ("worse", "better")]
+    tree = json.loads((paths[1] / "evaluation.json").read_text())
+    tree["likelihood"]["bits_per_dim"]["mean"] = 0.125
+    tree["model_sha256"] = "0" * 64
+    (paths[1] / "evaluation.json").write_text(json.dumps(tree))
+    _, outline = page(*paths)
+    assert "★ 0.125" not in outline.text
+    assert "stale, of other weights" in outline.text
+
+
+def test_the_error_of_the_whole_split_is_shown_not_that_of_a_few_examples(copied):
+    run = copied("density")
+    tree = json.loads((run / "reconstruction.json").read_text())
+    (run / "reconstruction.json").write_text(json.dumps({**tree, "largest": 0.0123}))
+    assert "0.012 of 300 test examples" in words(run)
+    (run / "reconstruction.json").write_text(json.dumps({**tree, "largest": None}))
+    assert "infinite of 300 test examples" in words(run)
+    (run / "reconstruction.json").unlink()
+    assert "of 16 validation examples" in words(run)
+
+
+def test_how_pictures_were_made_is_told(copied, capsys):
+    run = copied("density")
+    assert "by iresnet sample, at temperature 1 " in words(run)
+    assert command_line(["sample", str(run), "-n", "4", "--temperature", "0.7"]) == 0
+    assert "by iresnet sample, at temperature 0.7 " in words(run)
+    assert command_line(["reconstruct", str(run), "-n", "3", "--solver-examples", "0"]) == 0
+    factor = float(capsys.readouterr().out.rpartition("difference times ")[2].partition(")")[0])
+    told = re.search(r"The last row is their difference, times ([\d,.e]+)\.", page(run)[1].text)[1]
+    assert float(told.replace(",", "")) == pytest.approx(factor, rel=0.05)
+    model = run / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-4] + bytes(4))
+    text = page(run)[1].text
+    assert "The samples at the end are of other weights" in text
+    assert "It is of other weights than the model has now" in text
+
+
+def test_a_run_on_other_data_is_not_headed_by_those_of_its_recipe(tiny, trained, tmp_path):
+    recipe, *changes = tiny["density"]
+    config = load_config(recipe, [*changes, "--data.name", "photos/"])
+    run = shutil.copytree(trained("density"), tmp_path / "run")
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(to_yaml(config) + yaml.safe_dump({"inputs": tree["inputs"]}))
+    text = page(run)[1].text
+    assert "photos/" in text
+    assert "handwritten" not in text
+    assert "expected by the recipe" not in text
+    assert "2.16" not in text
 
 
 def test_what_newer_commands_measure_is_shown_unasked(copied):
@@ -342,6 +418,25 @@ def test_damaged_files_are_told_and_the_rest_is_shown(damage, copied):
         shutil.rmtree(run)
 
 
+CUT = ("metrics.jsonl", "model.safetensors", "evaluation.json", "config.yaml", "samples/reconstructions.png")
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_the_report_of_a_damaged_run_is_written_and_fails(name, copied, capsys):
+    run = copied()
+    assert command_line(["report", str(run)]) == 0
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(content[: len(content) // 2])
+    capsys.readouterr()
+    assert command_line(["report", str(run)]) == 1
+    out, err = capsys.readouterr()
+    assert f"wrote {run / 'report.html'}" in out
+    assert err.startswith(f"iresnet: {run}: ")
+    assert name.split("/")[-1] in err
+    assert err.count("\n") == 1
+    assert set(SECTIONS) <= set(Outline((run / "report.html").read_text()).ids)
+
+
 def mutated(tree, values):
     """Copies of a tree with one of its parts replaced; of a list, one of the first."""
     yield next(values)
@@ -383,7 +478,7 @@ def test_what_a_run_lacks_is_told_with_the_command_that_adds_it(copied):
     _, outline = page(run)
     for name in ("sample", "reconstruct", "interpolate", "evaluate", "certify", "analyse logdet"):
         assert f"iresnet {name} {run}" in outline.text
-    assert f"iresnet train --config {run}/config.yaml --out {run} --resume" in outline.text
+    assert f"iresnet train --out {run} --resume" in outline.text
     assert outline.tags.count("img") == 0
     assert len(re.findall("No |Not |not ", outline.text)) >= 8
 

@@ -216,7 +216,10 @@ DAMAGE = {
     "a binary config": (lambda run: run.config_file.write_bytes(b"\xff\xfe\x80\x00"), "config.yaml is damaged"),
     "a config without inputs": (lambda run: run.config_file.write_text("data: {name: digits}"), "is damaged"),
     "a config without shape": (lambda run: run.config_file.write_text("inputs: {levels: 17}"), "is damaged"),
-    "an option of another version": (lambda run: change(run, train={"epocs": 3}), "did you mean '--train.epochs'"),
+    "an option of another version": (
+        lambda run: change(run, train={"epocs": 3}),
+        r"config.yaml: unknown key 'train.epocs'; did you mean 'train.epochs'",
+    ),
     "no weights": (lambda run: run.model_file.unlink(), "has no model yet; continue its training with --resume"),
     "half the weights": (lambda run: cut(run.model_file), "model.safetensors is damaged"),
     "empty weights": (lambda run: run.model_file.write_bytes(b""), "model.safetensors is damaged"),

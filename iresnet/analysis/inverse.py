@@ -134,7 +134,8 @@ class InverseAnalysis:
     @property
     def summary(self) -> str:
         """The main finding in one sentence."""
-        return f"Fixed-point iteration on {self.n} examples: " + "; ".join(map(_finding, self.subjects)) + "."
+        found = "; ".join(map(_finding, self.subjects)) or "nothing was inverted"
+        return f"Fixed-point iteration on {self.n} examples: {found}."
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""

@@ -73,6 +73,8 @@ class LipschitzAnalysis:
     @property
     def summary(self) -> str:
         """The main finding in one sentence."""
+        if not self.blocks:
+            return f"Of {len(self.layers)} linear layers in no residual maps, nothing is proved or found."
         worst = max(self.blocks, key=lambda block: block.upper)
         verdict = "all maps are proved to contract" if self.certified else "not every map is proved to contract"
         slack = max((row.upper / row.lower - 1 for row in self.layers if row.lower > 0), default=math.nan)

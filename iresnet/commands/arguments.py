@@ -1,6 +1,7 @@
 """What the commands take, and how a run that is named to them is opened."""
 
 __all__ = [
+    "BatchSize",
     "Count",
     "DataDir",
     "DeviceName",
@@ -54,6 +55,10 @@ Precision = Annotated[
     Parameter(help="Of convolutions and matrix products: float32, tf32 (on GPUs that have it) or bf16."),
 ]
 Count = Annotated[int, Parameter(name=["--n", "-n"], validator=validators.Number(gte=1))]
+BatchSize = Annotated[
+    int | None,
+    Parameter(help="Examples at a time: fewer take less memory.", validator=validators.Number(gte=1)),
+]
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**63))]
 Processes = Annotated[
     int | None,

@@ -3,7 +3,7 @@
 __all__ = ["evaluate"]
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,7 @@ from cyclopts import Parameter, validators
 from rich.table import Table
 
 from iresnet.commands.arguments import (
+    BatchSize,
     DataDir,
     DeviceName,
     Gpus,
@@ -24,6 +25,7 @@ from iresnet.commands.arguments import (
     spread,
 )
 from iresnet.console import err, is_main, progress, say
+from iresnet.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from iresnet.classifiers import Classifier, Hybrid
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from iresnet.flows import Flow
     from iresnet.runs import Run
     from iresnet.zoo import Model
+
+PRECISIONS = ("bf16", "fp16", "tf32", "float32")
+"""From the coarsest to the finest."""
 
 MOST_CLASSES = 20
 """Classes of which all are printed; of more, those with the lowest accuracy."""
@@ -49,6 +54,7 @@ def evaluate(
     standard_error: float | None = None,
     dequantise_samples: int = 1,
     precision: Precision = "float32",
+    batch_size: BatchSize = None,
     device: DeviceName = "auto",
     processes: Processes = None,
     gpus: Gpus = None,
@@ -63,7 +69,8 @@ def evaluate(
     typicality (distance of bits/dim from their mean on the training split, of one example and of ten), and of the
     entropy of its predictions. Other data are the positives: AUROC is the probability that one of them scores higher
     than one of the model's own, FPR95 the share of the model's own that is taken for others when 95 % of the others are
-    found. Results are added to those of earlier calls; histograms are drawn in samples/ood-NAME.png.
+    found. Results are added to those of earlier calls; histograms are drawn in samples/ood-NAME.png. The evaluation
+    itself is kept when it is as good as what is asked for, and else done again with the better of both in each option.
 
     Args:
         run: Run folder.
@@ -77,38 +84,35 @@ def evaluate(
         standard_error: Of the mean bits/dim, at which to stop before the end of the split.
         dequantise_samples: Noise draws for each example, whose mean density is a tighter bound.
     """
+    if precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS)
     spread(processes, gpus, device)
-    from iresnet.classifiers import Classifier, Hybrid
     from iresnet.devices import device_of
     from iresnet.precision import use_precision
 
-    folder, model, dataset, part = open_run(run, data_dir, split, device)
+    folder, model, dataset, whole = open_run(run, data_dir, split, device)
+    if standard_error is not None or dequantise_samples != 1:
+        flow_of(model)  # a classifier of which a density is asked is refused
     others = dict(_other(name, data_dir or folder.data_dir, dataset, split) for name in ood or ())
-    part = part.shuffled(seed, examples) if examples else part
-    result = _result(folder, model, dataset, part, split)
-    result["precision"] = precision
-    accuracy, score, baselines, found = None, None, {}, {}
-    asked = standard_error is not None or dequantise_samples != 1
-    with use_precision(precision, device_of(model)):
-        if asked or not isinstance(model, Classifier):  # a classifier of which a density is asked is refused
-            draws = {"dequantise_samples": dequantise_samples, "seed": seed}
-            score, baselines = _density(flow_of(model), dataset, part, standard_error, draws)
-        if isinstance(model, (Classifier, Hybrid)):
-            accuracy = _predictions(model, part, dataset.levels, seed)
-        if others:
-            found = _detections(model, dataset, part, others, seed)
-    if score:
-        result |= {"likelihood": asdict(score), "baselines": {name: asdict(b) for name, b in baselines.items()}}
-        _print_likelihoods({"this model": score, **baselines}, split)
-        _print_uncertainty(score, len(part), standard_error)
-    if accuracy:
-        result["classification"] = asdict(accuracy)
-        say(f"{split} {accuracy}")
-        say(str(accuracy.calibration))
-    _print_classes(dataset.class_names, accuracy, score)
+    part = whole.shuffled(seed, examples) if examples else whole
+    result, before = _about(folder, model, dataset, split), _before(folder, split)
+    how = {"seed": seed} if batch_size is None else {"seed": seed, "batch_size": batch_size}
+    asked, known = _Effort(len(part), dequantise_samples, precision), _effort_of(before)
+    if others and known:  # what is there must not become worse on the way
+        enough = standard_error is not None and _standard_error(before) <= standard_error
+        asked = known.joined(replace(asked, examples=0) if enough else asked)
+    elif known and known.joined(asked) == known != asked:
+        say(f"the evaluation that is there, of {known}, is replaced")
+    with use_precision(asked.precision, device_of(model)):
+        if others and asked == known:
+            say(f"the evaluation that is there, of {known}, is kept")
+            result = before | result
+        else:
+            result |= _evaluated(model, dataset, whole, asked, split, standard_error, how)
+        found = _detections(model, dataset, part, others, how) if others else {}
     for name, scores in found.items():
-        how = {"positive": "other data", "split": split, "seed": seed, "preparation": others[name][1]}
-        result["ood"][name] = {score: asdict(value) | how for score, value in scores.items()}
+        about = {"positive": "other data", "split": split, "seed": seed, "preparation": others[name][1]}
+        result["ood"][name] = {score: asdict(value) | about for score, value in scores.items()}
         _print_detections(name, scores, others[name][1])
     if is_main():
         for name, scores in found.items():
@@ -116,17 +120,62 @@ def evaluate(
         say(f"wrote {folder.write_json('evaluation.json', result)}")
 
 
-def _result(folder: "Run", model: "Model", dataset: "Dataset", part: "Split", split: str) -> dict[str, Any]:
-    """What was evaluated on what; what is known of other data stays, as long as the weights do."""
+def _about(folder: "Run", model: "Model", dataset: "Dataset", split: str) -> dict[str, Any]:
+    """What is evaluated on what; what is known of other data stays, as long as the weights do."""
     sha256, before = folder.weights_sha256(), folder.read_json("evaluation.json")
     return {
         "split": split,
-        "examples": len(part),
         "model_sha256": sha256,
         "parameters": sum(p.numel() for p in model.parameters()),
         "class_names": list(dataset.class_names),
         "ood": before.get("ood", {}) if before.get("model_sha256") == sha256 else {},
     }
+
+
+# -- what is known already -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """With what an evaluation was made: more of each is better."""
+
+    examples: int
+    draws: int
+    precision: str
+
+    def joined(self, other: "_Effort") -> "_Effort":
+        """The better of both in each."""
+        precision = max(self.precision, other.precision, key=PRECISIONS.index)
+        return _Effort(max(self.examples, other.examples), max(self.draws, other.draws), precision)
+
+    def __str__(self) -> str:
+        return f"{self.examples} examples with {self.draws} dequantisation draws each in {self.precision}"
+
+
+def _before(folder: "Run", split: str) -> dict[str, Any]:
+    """The evaluation that is there, of these weights and this split; empty without one."""
+    tree = folder.read_json("evaluation.json")
+    same = tree.get("model_sha256") == folder.weights_sha256() and tree.get("split") == split
+    return tree if same else {}
+
+
+def _effort_of(tree: dict[str, Any]) -> _Effort | None:
+    """How an evaluation was made, None when the file does not tell."""
+    parts = [part for name in ("likelihood", "classification") if isinstance(part := tree.get(name), dict)]
+    counts = [n for part in parts if isinstance(n := part.get("n"), int)]
+    draws = parts[0].get("dequantise_samples", 1) if parts else None
+    precision = tree.get("precision", "float32")
+    if not counts or not isinstance(draws, int) or precision not in PRECISIONS:
+        return None
+    return _Effort(min(counts), draws, precision)
+
+
+def _standard_error(tree: dict[str, Any]) -> float:
+    """Of the mean bits/dim of an evaluation, infinite when it has none."""
+    try:
+        return float(tree["likelihood"]["bits_per_dim"]["half_width"]) / 1.96
+    except (LookupError, TypeError, ValueError):
+        return math.inf
 
 
 # -- measure ---------------------------------------------------------------------------------------------------------
@@ -140,22 +189,55 @@ def _other(name: str, data_dir: "str | Path | None", dataset: "Dataset", split: 
     return other.name, alike(other, split, dataset.shape, dataset.levels, dataset.columns)
 
 
+def _evaluated(
+    model: "Model",
+    dataset: "Dataset",
+    whole: "Split",
+    effort: _Effort,
+    split: str,
+    standard_error: float | None,
+    how: dict[str, int],
+) -> dict[str, Any]:
+    """Evaluate what a model has on a split, or on so many of its examples, and print it."""
+    from iresnet.classifiers import Classifier, Hybrid
+
+    part = whole.shuffled(how["seed"], effort.examples) if effort.examples < len(whole) else whole
+    result: dict[str, Any] = {"examples": len(part), "precision": effort.precision}
+    accuracy, score = None, None
+    if not isinstance(model, Classifier):
+        options = {"dequantise_samples": effort.draws, **how}
+        score, baselines = _density(flow_of(model), dataset, part, standard_error, options)
+    if isinstance(model, (Classifier, Hybrid)):
+        accuracy = _predictions(model, part, dataset.levels, how)
+    if score:
+        result |= {"likelihood": asdict(score), "baselines": {name: asdict(b) for name, b in baselines.items()}}
+        _print_likelihoods({"this model": score, **baselines}, split)
+        _print_uncertainty(score, len(part), standard_error)
+    if accuracy:
+        result["classification"] = asdict(accuracy)
+        say(f"{split} {accuracy}")
+        say(str(accuracy.calibration))
+    _print_classes(dataset.class_names, accuracy, score)
+    return result
+
+
 def _density(
-    flow: "Flow", dataset: "Dataset", part: "Split", standard_error: float | None, draws: dict[str, int]
+    flow: "Flow", dataset: "Dataset", part: "Split", standard_error: float | None, how: dict[str, int]
 ) -> "tuple[Likelihood, dict[str, Likelihood]]":
     from iresnet import evaluation
 
     with progress("likelihood", len(part)) as advance:
-        options: dict[str, Any] = {"standard_error": standard_error, **draws}
+        options: dict[str, Any] = {"standard_error": standard_error, **how}
         score = evaluation.likelihood(flow, part, levels=dataset.levels, **options, progress=advance)
-    return score, _baselines(dataset, part, **draws) if is_main() else {}
+    noise = {"dequantise_samples": how["dequantise_samples"], "seed": how["seed"]}
+    return score, _baselines(dataset, part, **noise) if is_main() else {}
 
 
-def _predictions(model: "Classifier | Hybrid", part: "Split", levels: int | None, seed: int) -> "Accuracy":
+def _predictions(model: "Classifier | Hybrid", part: "Split", levels: int | None, how: dict[str, int]) -> "Accuracy":
     from iresnet import evaluation
 
     with progress("classification", len(part)) as advance:
-        return evaluation.classification(model, part, levels=levels, seed=seed, progress=advance)
+        return evaluation.classification(model, part, levels=levels, progress=advance, **how)
 
 
 def _detections(
@@ -163,15 +245,15 @@ def _detections(
     dataset: "Dataset",
     part: "Split",
     others: "dict[str, tuple[Split, str]]",
-    seed: int,
+    how: dict[str, int],
 ) -> "dict[str, dict[str, Detection]]":
     from iresnet import evaluation
 
-    train = dataset.train.shuffled(seed, len(part))
-    sets = {name: other.shuffled(seed, len(part)) for name, (other, _) in others.items()}
+    train = dataset.train.shuffled(how["seed"], len(part))
+    sets = {name: other.shuffled(how["seed"], len(part)) for name, (other, _) in others.items()}
     total = len(part) + len(train) + sum(map(len, sets.values()))
     with progress("other data", total) as advance:
-        return evaluation.detect(model, part, train, sets, levels=dataset.levels, seed=seed, progress=advance)
+        return evaluation.detect(model, part, train, sets, levels=dataset.levels, progress=advance, **how)
 
 
 def _baselines(dataset: "Dataset", part: "Split", **noise: int) -> dict[str, Any]:

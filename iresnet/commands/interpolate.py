@@ -70,7 +70,8 @@ def interpolate(
         for written in _write(folder, folder.read_config()[1], found):
             say(f"wrote {written}")
         bits = {p.kind: None if p.bits_per_dim is None else p.bits_per_dim.tolist() for p in found}
-        tree = {"split": split, "seed": seed, "pairs": n, "steps": steps, "bits_per_dim": bits}
+        tree = {"split": split, "seed": seed, "model_sha256": folder.weights_sha256()}
+        tree |= {"pairs": n, "steps": steps, "bits_per_dim": bits}
         say(f"wrote {folder.write_json('interpolation.json', tree)}")
 
 

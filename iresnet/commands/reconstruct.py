@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter, validators
 from rich.table import Table
 
-from iresnet.commands.arguments import Count, DataDir, DeviceName, Gpus, Processes, RunFolder, Seed, open_run, spread
+from iresnet.commands.arguments import (
+    BatchSize,
+    Count,
+    DataDir,
+    DeviceName,
+    Gpus,
+    Processes,
+    RunFolder,
+    Seed,
+    open_run,
+    spread,
+)
 from iresnet.console import is_main, progress, say
 
 if TYPE_CHECKING:
@@ -37,6 +48,7 @@ def reconstruct(
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
+    batch_size: BatchSize = None,
     device: DeviceName = "auto",
     processes: Processes = None,
     gpus: Gpus = None,
@@ -62,7 +74,8 @@ def reconstruct(
     folder, model, dataset, part = open_run(run, data_dir, split, device)
     bijection, levels = model.bijection, dataset.levels
     with progress("inversion", len(part)) as advance:
-        result = evaluation.reconstruction(bijection, part, levels=levels, seed=seed, progress=advance)
+        sizes = {} if batch_size is None else {"batch_size": batch_size}
+        result = evaluation.reconstruction(bijection, part, levels=levels, seed=seed, progress=advance, **sizes)
     say(f"{split} {result}")
     if not result.largest < NO_INVERSE:
         say(f"the model is not inverted: iresnet certify {run} tells which blocks are proved to be invertible")
@@ -76,7 +89,8 @@ def reconstruct(
         known = {"split": split, "seed": seed, "model_sha256": folder.weights_sha256(), **asdict(result)}
         known |= {"solver_examples": min(solver_examples, len(part))}
         known |= {"solvers": {name: [asdict(point) for point in points] for name, points in solvers.items()}}
-        path, how = _draw(folder, folder.read_config()[1], bijection, part, n, seed)
+        path, how, factor = _draw(folder, folder.read_config()[1], bijection, part, n, seed)
+        known["difference_factor"] = factor
         say(f"wrote {path} ({how})")
         if solvers:
             say(f"wrote {_draw_solvers(folder, solvers)}")
@@ -101,8 +115,8 @@ def _print_solvers(solvers: "dict[str, tuple[Spent, ...]]", n: int) -> None:
 
 def _draw(
     folder: "Run", inputs: "Inputs", bijection: "Bijection", part: "Split", n: int, seed: int
-) -> "tuple[Path, str]":
-    """Draw data, reconstructions and, of images, the difference; tell what is where."""
+) -> "tuple[Path, str, float | None]":
+    """Draw data, reconstructions and, of images, the difference; tell what is where, and the factor of the last."""
     import torch
 
     from iresnet.data import dequantise
@@ -113,12 +127,12 @@ def _draw(
     x = x.to(device_of(bijection))
     with torch.no_grad():
         back = bijection.inverse(bijection(x))
-    sheets, how = [x, back], "above: data, below: data -> latent -> data"
+    sheets, how, factor = [x, back], "above: data, below: data -> latent -> data", None
     if len(inputs.shape) == 3:
         shown, factor = _visible((back - x).abs(), float(inputs.levels - 1 if inputs.levels else x.max()))
         sheets.append(shown)
         how = f"rows: data, data -> latent -> data, difference times {factor:.1e}"
-    return draw(torch.cat(sheets), inputs, folder.samples / "reconstructions", columns=len(x)), how
+    return draw(torch.cat(sheets), inputs, folder.samples / "reconstructions", columns=len(x)), how, factor
 
 
 def _visible(difference: "Tensor", white: float) -> "tuple[Tensor, float]":

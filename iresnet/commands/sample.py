@@ -54,6 +54,7 @@ def sample(
     import torch
 
     from iresnet import evaluation
+    from iresnet.capacity import SAMPLE_BYTES, check_room
     from iresnet.flows import check_sampling
     from iresnet.pictures import draw, draw_each, write
 
@@ -62,6 +63,8 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     name = "samples"
     flow = flow_of(model)
+    needed = SAMPLE_BYTES * n * flow.base.features
+    check_room(needed, torch.device("cpu"), f"drawing {n} samples", "ask for fewer with -n")
     if of_class is None:
         check_sampling(n, temperature)
         z = flow.base.sample(n, temperature=temperature, generator=generator)
@@ -80,6 +83,9 @@ def sample(
     paths = [draw(samples, inputs, place)]
     if individual or (inputs.columns and paths[0].suffix != ".csv"):
         paths.append(draw_each(samples, inputs, place))
+    if out is None:
+        how = {"model_sha256": folder.weights_sha256(), "n": n, "temperature": temperature, "seed": seed}
+        folder.write_json(f"samples/{name}.json", how)
     for path in dict.fromkeys(paths):
         say(f"wrote {path}")
 

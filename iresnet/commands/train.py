@@ -2,6 +2,7 @@
 
 __all__ = ["train", "train_help"]
 
+import inspect
 from pathlib import Path
 from typing import Annotated
 
@@ -36,46 +37,64 @@ def train(
         config: YAML file in place of a recipe; the config.yaml of a run repeats that run.
         data_dir: Folder of data sets.
         out: Run folder to write; runs/RECIPE by default.
-        resume: Continue the run in that folder.
+        resume: Continue the run in that folder: --out RUN --resume needs nothing else. More --train.epochs make it
+            longer.
         dry_run: Run real steps of the full model on a few examples, print what the run costs here and on GPUs; no more.
         compile: Short for --train.compile true: compile the residual blocks first, for faster steps.
         tracker: Show the run there too, may be repeated: tensorboard (the default, if installed), visdom, wandb,
             mlflow, aim, clearml, comet_ml, dvclive, swanlab, trackio.
         verbose: At every line of metrics, say what each block does.
     """
-    recipe, overrides = _source(recipe, overrides, config)
+    recipe, overrides = _source(recipe, overrides, config, out if resume else None)
     short = ["--train.compile", "true"] if compile else []
     if tracker is not None:
         names = [token.strip("[]") for token in tracker]  # several options, or the list of a recipe
         short += ["--tracker", f"[{','.join(filter(None, names))}]"]
-    settings = load_config(recipe, [*overrides, *short])
+    settings = load_config(recipe, [*overrides, *short], flags=_flags())
     from iresnet import training
 
-    data_dir = data_dir or _data_dir_of(recipe)
+    folder = out or Path("runs") / settings.name
+    data_dir = data_dir or _data_dir_of(recipe, folder if resume else None)
     if dry_run:
         say(str(training.dry_run(settings, data_dir=data_dir, device=device)))
         return
     spread(processes, gpus, device)
-    folder = out or Path("runs") / settings.name
     _train(settings, recipe, folder, data_dir, device=device, resume=resume, verbose=verbose)
 
 
-def _source(recipe: str, overrides: tuple[str, ...], config: Path | None) -> tuple[str, tuple[str, ...]]:
-    """Where the settings come from, a recipe or a file, and how they are changed."""
-    if config is None and (not recipe or recipe.startswith("--")):
-        raise RecipeError(f"iresnet train needs a recipe ({', '.join(recipe_names())}) or --config FILE")
-    if config is None:
-        return recipe, overrides
-    if recipe and not recipe.startswith("--"):
+def _source(
+    recipe: str, overrides: tuple[str, ...], config: Path | None, run: Path | None
+) -> tuple[str, tuple[str, ...]]:
+    """Where the settings come from, a recipe, a file, or the run that is continued, and how they are changed."""
+    named = bool(recipe) and not recipe.startswith("--")
+    if named and config:
         raise RecipeError(f"give a recipe or --config, not both: got '{recipe}' and --config {config}")
-    return str(config), (recipe, *overrides) if recipe else overrides
+    if named:
+        return recipe, overrides
+    source = config or (run and _config_of(run))
+    if source is None:
+        known = ", ".join(recipe_names())
+        raise RecipeError(f"iresnet train needs a recipe ({known}), --config FILE, or --out RUN --resume")
+    return str(source), (recipe, *overrides) if recipe else overrides
 
 
-def _data_dir_of(recipe: str) -> Path | None:
-    """Where the run that a config.yaml belongs to found its data."""
+def _flags() -> list[str]:
+    """The options of the command that are none of the recipe."""
+    return [name for name, p in inspect.signature(train).parameters.items() if p.kind is p.KEYWORD_ONLY]
+
+
+def _config_of(run: Path) -> Path:
     from iresnet.runs import Run
 
-    folder = Run(Path(recipe).parent).data_dir if Path(recipe).name == "config.yaml" else None
+    return Run.open(run).config_file
+
+
+def _data_dir_of(recipe: str, run: Path | None) -> Path | None:
+    """Where the run that is continued, or that a config.yaml belongs to, found its data."""
+    from iresnet.runs import Run
+
+    origin = run or (Path(recipe).parent if Path(recipe).name == "config.yaml" else None)
+    folder = Run(origin).data_dir if origin else None
     return Path(folder) if folder else None
 
 

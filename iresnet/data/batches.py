@@ -107,8 +107,10 @@ def check_batches(batch_size: int, n: int, rank: int, world_size: int, *, drop_l
     if batch_size < 1 or world_size < 1:
         raise DataError(f"batch size and number of processes must be positive, got {batch_size} and {world_size}")
     if batch_size > n and drop_last:
-        raise DataError(f"a batch of {batch_size} is larger than the {n} examples; use a batch size of at most {n}")
+        remedy = f"use a batch size of at most {n} (--train.batch-size)"
+        raise DataError(f"a batch of {batch_size} is larger than the {n} examples; {remedy}")
     if batch_size % world_size:
-        raise DataError(f"a batch of {batch_size} cannot be divided evenly among {world_size} processes")
+        remedy = f"make --train.batch-size a multiple of {world_size}"
+        raise DataError(f"a batch of {batch_size} cannot be divided evenly among {world_size} processes: {remedy}")
     if not 0 <= rank < world_size:
         raise DataError(f"rank must lie in 0..{world_size - 1}, got {rank}")

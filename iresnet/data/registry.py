@@ -127,5 +127,5 @@ def _find(name: str | Path, data_dir: str | Path | None) -> Path:
         raise UnknownNameError("data set", name, DATASETS)
     looked = ", ".join(dict.fromkeys(map(str, tried)))
     raise DataError(
-        f"{name}: no such folder or file; looked for {looked}; give its path, or one of the names of DATASETS"
+        f"{name}: no such folder or file; looked for {looked}; give its path, or a name: {', '.join(sorted(DATASETS))}"
     )

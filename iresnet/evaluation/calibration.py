@@ -2,6 +2,7 @@
 
 __all__ = ["Bin", "Calibration", "calibration"]
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,6 +52,8 @@ class Calibration:
     bins: tuple[Bin, ...]
 
     def __str__(self) -> str:
+        if math.isnan(self.ece):
+            return "no predictions, and so no calibration error"
         verdict = "miscalibrated" if self.ece > self.by_chance_95 else "no sign of miscalibration"
         return (
             f"expected calibration error {self.ece:.4f} ± {self.half_width:.4f} in {len(self.bins)} bins; a calibrated "
@@ -74,7 +77,7 @@ def calibration(
 
     Args:
         confidence: the probability of the predicted class, in [0, 1].
-        right: whether the prediction is right.
+        right: whether the prediction is right; of no predictions nothing is known, and all numbers are NaN.
         n_bins: how many bins.
         seed: of what is drawn for the error bar and the chance level.
 
@@ -92,7 +95,7 @@ def calibration(
     rng = np.random.default_rng(seed)
 
     def error(members: np.ndarray, gaps: np.ndarray) -> float:
-        return float(np.abs(np.bincount(members, gaps, n_bins)).sum()) / len(gaps)
+        return float(np.abs(np.bincount(members, gaps, n_bins)).sum()) / len(gaps) if len(gaps) else math.nan
 
     def resampled() -> float:
         chosen = rng.integers(0, len(p), len(p))

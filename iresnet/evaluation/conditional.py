@@ -97,5 +97,5 @@ def _check_hope(n: int, n_taken: int, n_tried: int, label: int) -> None:
     if n_tried >= FIRST and n_taken * MOST < n * n_tried:
         raise IResNetError(
             f"class {label} is too improbable under the model: of {n_tried} latents {n_taken} were accepted; ask for "
-            "fewer samples, raise the temperature, or train with a larger --task.ce-weight"
+            "fewer samples (-n), raise --temperature, or train with a larger --task.ce-weight"
         )

@@ -92,7 +92,7 @@ def paths(
             for part in shared(list(z), bijection.inverse):
                 x.append(part)
                 progress(done := done + steps)
-            x = torch.stack(x)
+            x = torch.stack(x) if x else first.new_empty(0, steps, *first.shape[1:])
             found.append(Path(kind, x, None if flow is None else _bits(flow, x)))
     return found
 

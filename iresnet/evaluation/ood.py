@@ -44,6 +44,7 @@ def detect(
     others: Mapping[str, Split],
     *,
     levels: int | None,
+    batch_size: int = 128,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, dict[str, Detection]]:
@@ -55,6 +56,7 @@ def detect(
         train: training examples, for the mean that is typical.
         others: examples of other data by name, in the form of the model's own: see :func:`iresnet.data.alike`.
         levels: values that an integer component takes, none for continuous data.
+        batch_size: examples at a time.
         seed: of noise, probes and draws.
         progress: called with the number of examples done after each batch.
 
@@ -73,7 +75,9 @@ def detect(
 
     def ask(split: Split) -> Given:
         nonlocal done
-        answer = given(model, split, levels=levels, seed=seed, progress=lambda n: progress(done + n))
+        answer = given(
+            model, split, levels=levels, batch_size=batch_size, seed=seed, progress=lambda n: progress(done + n)
+        )
         done += len(split)
         return answer
 

@@ -45,7 +45,7 @@ def _analysis(run: RunFiles, name: str) -> list[Block]:
         blocks.append(Gallery([picture]))
     elif summary:
         blocks.append(Text(summary))
-    if run.model_sha256 and tree.get("model_sha256") not in (None, run.model_sha256):
+    if run.stale(tree):
         blocks.append(Hint("This is of other weights than the model has now: run", run.command(f"analyse {name}")))
     numbers = details({key: value for key, value in tree.items() if key not in ("summary", "model_sha256")}, title)
     return [*blocks, Fold("Numbers", numbers)] if numbers else blocks

@@ -54,7 +54,7 @@ def _certificate(run: RunFiles) -> list[Block]:
     if not blocks:
         return [Hint("No certificate yet: run", run.command("certify"))]
     found: list[Block] = [Text(_verdict(run, blocks))]
-    if run.model_sha256 and run.certificate.get("model_sha256") not in (None, run.model_sha256):
+    if run.stale(run.certificate):
         stale = "This certificate is of other weights than the model has now: run"
         found.append(Hint(stale, run.command("certify")))
     blocks.sort(key=lambda bound: -math.inf if bound.upper is None else -bound.upper)

@@ -36,7 +36,7 @@ def _head(run: RunFiles) -> Iterator[Block]:
     tree = run.evaluation
     split, n = clipped(str(tree.get("split", "test"))), finite(tree.get("examples"))
     yield Text(f"On the {split} split" + (f", {number(n)} examples" if n else "") + "; intervals are of 95 %.")
-    if run.model_sha256 and tree.get("model_sha256") not in (None, run.model_sha256):
+    if run.stale(tree):
         yield Hint("This evaluation is of other weights than the model has now: run", run.command("evaluate"))
 
 

@@ -3,7 +3,7 @@
 __all__ = ["overview"]
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from iresnet.report.blocks import Block, Cell, Hint, Panel, Section, Table, Text, Tile, Tiles
@@ -48,21 +48,24 @@ def overview(runs: Sequence[RunFiles], names: Sequence[str]) -> Section:
 
 
 def _facts(run: RunFiles) -> Iterator[_Fact]:
-    yield from _likelihood(run)
-    yield from _accuracy(run)
-    yield from _bound(run)
-    errors = [x for line in run.metrics if (x := finite(line.get("reconstruction_error"))) is not None]
-    largest = finite(subtree(run.evaluation, "reconstruction").get("largest"))
-    if largest is not None:
-        yield _Fact("largest reconstruction error", number(largest, 2), "in units of the data's range", rank=largest)
-    elif errors:
-        yield _Fact("reconstruction error", number(errors[-1], 2), "of 16 validation examples", rank=errors[-1])
+    for read, tree in (
+        (_likelihood, run.evaluation),
+        (_accuracy, run.evaluation),
+        (_bound, run.certificate),
+        (_reconstruction, run.reconstruction),
+    ):
+        yield from map(_called_stale, read(run)) if run.stale(tree) else read(run)
     if found := parameters(run):
         yield _Fact(found[0], number(found[1]))
     if (seconds := wall_seconds(run)) is not None:
         cpu = cpu_seconds(run)
         note = "" if cpu is None else f"{duration(cpu)} of CPU time"
         yield _Fact("training time", duration(seconds), note)
+
+
+def _called_stale(fact: _Fact) -> _Fact:
+    """Mark a number of other weights, which is not to be compared."""
+    return replace(fact, note=f"✕ stale, of other weights; {fact.note}".removesuffix("; "), look="none", rank=None)
 
 
 def _likelihood(run: RunFiles) -> Iterator[_Fact]:
@@ -111,6 +114,23 @@ def _bound(run: RunFiles) -> Iterator[_Fact]:
     look = margin_look(worst)
     verdict = "✕ not certified" if look == "none" else f"✓ certified, margin {number(1 - worst, 2)}"
     yield _Fact("largest block bound", number(worst), verdict + source, look)
+
+
+def _reconstruction(run: RunFiles) -> Iterator[_Fact]:
+    """The error over a whole split, else that of the few examples of the last snapshot."""
+    tree = run.reconstruction
+    if "largest" in tree:
+        largest, n = finite(tree["largest"]), finite(tree.get("n"))
+        of = (
+            f"of {number(n)} {clipped(str(tree.get('split', 'test')))} examples"
+            if n
+            else "in units of the data's range"
+        )
+        look = "none" if largest is None else ""
+        value = "infinite" if largest is None else number(largest, 2)
+        yield _Fact("largest reconstruction error", value, of, look, rank=largest)
+    elif (last := _last(run, "reconstruction_error")) is not None:
+        yield _Fact("reconstruction error", number(last, 2), "of 16 validation examples", rank=last)
 
 
 def _last(run: RunFiles, key: str) -> float | None:

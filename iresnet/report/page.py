@@ -1,8 +1,8 @@
 """The report: runs as one page that needs nothing else."""
 
-__all__ = ["render", "write_report"]
+__all__ = ["damages", "render", "write_report"]
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ from iresnet.report.charts import HEIGHT, WIDTH
 from iresnet.report.cost import cost, environment, when
 from iresnet.report.curves import curves
 from iresnet.report.evaluation import evaluation
+from iresnet.report.images import DamagedPictureError, read_picture
 from iresnet.report.overview import overview
 from iresnet.report.reading import RunFiles, read_run
 from iresnet.report.samples import interpolation, reconstructions, samples
@@ -49,6 +50,27 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
     target = target / "report.html" if target.is_dir() else target
     write_atomically(target, page)
     return target
+
+
+def damages(paths: Sequence[Path]) -> list[str]:
+    """What of run folders cannot be read, each in one line.
+
+    Args:
+        paths: run folders.
+
+    Raises:
+        RunError: when one is no run folder.
+    """
+    runs = [read_run(path) for path in paths]
+    return [f"{run.path}: {what}" for run in runs for what in (*run.troubles, *_damaged_pictures(run))]
+
+
+def _damaged_pictures(run: RunFiles) -> Iterator[str]:
+    for path in sorted(run.path.glob("*/*.png")):
+        try:
+            read_picture(path, "", "")
+        except DamagedPictureError as error:
+            yield str(error)
 
 
 def render(runs: Sequence[RunFiles]) -> str:

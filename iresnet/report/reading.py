@@ -38,6 +38,9 @@ class RunFiles:
         cost: tree of ``cost.json``.
         evaluation: tree of ``evaluation.json``.
         certificate: tree of ``certificate.json``.
+        reconstruction: tree of ``reconstruction.json``.
+        interpolation: tree of ``interpolation.json``.
+        drawn: tree of ``samples/samples.json``, how the samples were drawn.
         analyses: trees of ``analysis/NAME.json``.
         metrics: lines of ``metrics.jsonl``.
         troubles: what could not be read.
@@ -49,6 +52,9 @@ class RunFiles:
     cost: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     certificate: dict[str, Any] = field(default_factory=dict)
+    reconstruction: dict[str, Any] = field(default_factory=dict)
+    interpolation: dict[str, Any] = field(default_factory=dict)
+    drawn: dict[str, Any] = field(default_factory=dict)
     analyses: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
@@ -97,8 +103,7 @@ class RunFiles:
     @property
     def resume_command(self) -> str:
         """The command that continues the training."""
-        folder, config = shlex.quote(str(self.path)), shlex.quote(str(self.path / "config.yaml"))
-        return f"iresnet train --config {config} --out {folder} --resume"
+        return f"iresnet train --out {shlex.quote(str(self.path))} --resume"
 
     @cached_property
     def model_sha256(self) -> str:
@@ -109,15 +114,17 @@ class RunFiles:
         except OSError:
             return ""
 
+    def stale(self, tree: dict[str, Any]) -> bool:
+        """Whether results are of other weights than the model has now."""
+        return bool(self.model_sha256) and tree.get("model_sha256") not in (None, self.model_sha256)
+
     @cached_property
     def model_numbers(self) -> int | None:
         """How many numbers the weights are, with buffers, read from the header of the file."""
         try:
-            with self.model_file.open("rb") as file:
-                (size,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(min(size, _LARGEST_HEADER)))
-            return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-        except (OSError, struct.error, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+            tensors, _ = _header(self.model_file)
+            return sum(math.prod(tensor["shape"]) for tensor in tensors)
+        except _UNREADABLE:
             return None
 
 
@@ -138,10 +145,14 @@ def read_run(path: Path) -> RunFiles:
     run.cost = _read_json(run, "cost.json", "it is written by training")
     run.evaluation = _read_json(run, "evaluation.json", f"write it again with: {run.command('evaluate')}")
     run.certificate = _read_json(run, "certificate.json", f"write it again with: {run.command('certify')}")
+    run.reconstruction = _read_json(run, "reconstruction.json", f"write it again with: {run.command('reconstruct')}")
+    run.interpolation = _read_json(run, "interpolation.json", f"write it again with: {run.command('interpolate')}")
+    run.drawn = _read_json(run, "samples/samples.json", f"write it again with: {run.command('sample')}")
     for name in ANALYSES:
         again = f"write it again with: {run.command(f'analyse {name}')}"
         run.analyses[name] = _read_json(run, f"analysis/{name}.json", again)
     run.metrics = list(_read_lines(run, "metrics.jsonl"))
+    _check_model(run)
     return run
 
 
@@ -169,6 +180,31 @@ def evenly(items: Sequence[T], most: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
+_UNREADABLE = (OSError, struct.error, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+"""What reading the header of something else than weights raises."""
+
+
+def _header(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The tensors of a safetensors file, and the size that the file should have."""
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(min(size, _LARGEST_HEADER)))
+    tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+    return tensors, 8 + size + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+
+
+def _check_model(run: RunFiles) -> None:
+    """Tell weights that are not whole; it takes torch to tell more."""
+    if not run.model_file.exists():
+        return
+    try:
+        whole = _header(run.model_file)[1] == run.model_file.stat().st_size
+    except _UNREADABLE:
+        whole = False
+    if not whole:
+        run.troubles.append(f"{run.model_file.name} is damaged; write it again with: {run.resume_command}")
+
+
 def _read_text(run: RunFiles, name: str) -> str | None:
     """The text of a file; None, and a trouble unless it is just not there, when it cannot be read."""
     try:
@@ -188,11 +224,9 @@ def _read_yaml(run: RunFiles, name: str) -> dict[str, Any]:
         tree = yaml.safe_load(text or "")
     except (yaml.YAMLError, ValueError, RecursionError):
         tree = None
-    if isinstance(tree, dict):
-        return tree
-    if text is not None:
+    if text is not None and not (isinstance(tree, dict) and "inputs" in tree):  # they stand at its end
         run.troubles.append(f"{name} is damaged; restore it, or train again")
-    return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def _read_json(run: RunFiles, name: str, advice: str) -> dict[str, Any]:

@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from iresnet.report.blocks import Block, Cell, Fold, Gallery, Hint, Panel, Picture, Section, Table, Text
 from iresnet.report.images import DamagedPictureError, read_picture
 from iresnet.report.reading import RunFiles, evenly
-from iresnet.report.words import quantity
+from iresnet.report.words import finite, number, quantity
 
 _MOST_PICTURES = 6
 _MOST_ROWS, _MOST_COLUMNS = 5, 8
@@ -26,7 +27,12 @@ def reconstructions(runs: Sequence[RunFiles]) -> Section:
     """Data, and what comes back from its latent."""
     alt = "Examples of the data in the first row, below them what came back from their latents"
     caption = "The first row is data, below it the reconstructions: data, latent, data."
-    panels = [Panel(i, _one(run, "reconstructions", "reconstruct", alt, caption)) for i, run in enumerate(runs)]
+    panels = []
+    for i, run in enumerate(runs):
+        factor = finite(run.reconstruction.get("difference_factor"))
+        difference = f" The last row is their difference, times {number(factor, 2)}." if factor else ""
+        blocks = _one(run, "reconstructions", "reconstruct", alt, (caption, difference), run.reconstruction)
+        panels.append(Panel(i, blocks))
     return Section("reconstructions", "Reconstructions", panels)
 
 
@@ -34,7 +40,10 @@ def interpolation(runs: Sequence[RunFiles]) -> Section:
     """Paths between examples, through the latent space."""
     alt = "Paths between examples through the latent space, one in a row"
     caption = "Each row is a path between two examples through the latent space."
-    panels = [Panel(i, _one(run, "interpolation", "interpolate", alt, caption)) for i, run in enumerate(runs)]
+    panels = [
+        Panel(i, _one(run, "interpolation", "interpolate", alt, (caption, ""), run.interpolation))
+        for i, run in enumerate(runs)
+    ]
     return Section("interpolation", "Interpolation", panels)
 
 
@@ -43,15 +52,16 @@ def _samples(run: RunFiles) -> list[Block]:
         return [Text("A classifier has no density to draw samples from.")]
     over_time = _numbered(run.samples, "samples-epoch-", ".png")
     shown = evenly(over_time, _MOST_PICTURES)
-    last = (
-        [(run.samples / "samples.png", "at the end, by iresnet sample")]
-        if (run.samples / "samples.png").exists()
-        else []
-    )
+    by_command = run.samples / "samples.png"
+    last = [(by_command, f"at the end, by iresnet sample{_temperature(run)}")] if by_command.exists() else []
     if not last and shown:
         last = [(path, f"after epoch {epoch}") for epoch, path in shown[-1:]]
     before = [(path, f"after epoch {epoch}") for epoch, path in shown if path not in dict(last)]
     blocks: list[Block] = []
+    if by_command.exists() and run.stale(run.drawn):
+        blocks.append(
+            Hint("The samples at the end are of other weights than the model has now: run", run.command("sample"))
+        )
     for entries, small in ((last, False), (before, True)):
         pictures, damaged = _pictures(run, entries)
         blocks += [Gallery(pictures, small)] if pictures else []
@@ -59,6 +69,12 @@ def _samples(run: RunFiles) -> list[Block]:
     if len(shown) < len(over_time):
         blocks.append(Text(f"{len(shown)} of {quantity(len(over_time), 'snapshot')} are shown."))
     return blocks or _rows(run) or [Hint("No samples yet: run", run.command("sample"))]
+
+
+def _temperature(run: RunFiles) -> str:
+    """At what temperature the command drew, where that was noted."""
+    found = finite(run.drawn.get("temperature"))
+    return "" if found is None else f", at temperature {found:g}"
 
 
 def _pictures(run: RunFiles, entries: Sequence[tuple[Path, str]]) -> tuple[list[Picture], list[str]]:
@@ -74,10 +90,14 @@ def _pictures(run: RunFiles, entries: Sequence[tuple[Path, str]]) -> tuple[list[
     return pictures, damaged
 
 
-def _one(run: RunFiles, name: str, command: str, alt: str, caption: str) -> list[Block]:
-    """A picture that a command draws, else those of the snapshots."""
+def _one(
+    run: RunFiles, name: str, command: str, alt: str, captions: tuple[str, str], result: dict[str, Any]
+) -> list[Block]:
+    """A picture that a command draws, with what its result adds to the caption, else those of the snapshots."""
     missing = Hint(f"No {name} yet: run", run.command(command))
-    entries = [(run.samples / f"{name}.png", caption)]
+    caption, more = captions
+    stale = " It is of other weights than the model has now." if run.stale(result) else ""
+    entries = [(run.samples / f"{name}.png", f"{caption}{more}{stale}")]
     entries += [
         (path, f"{caption} After epoch {n}.") for n, path in _numbered(run.samples, f"{name}-epoch-", ".png")[-1:]
     ]

@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from iresnet.config import Config, from_dict, leaves, load_config, recipe_names
+from iresnet.config import WORDS, Config, from_dict, leaves, load_config, recipe_names
 from iresnet.errors import IResNetError
 from iresnet.report.blocks import Block, Cell, Code, Fold, Hint, Panel, Section, Table, Text
 from iresnet.report.reading import RunFiles, sublist, subtree
 from iresnet.report.tables import pairs
 from iresnet.report.words import DASH, TIMES, clipped
-
-_WORDS = ("name", "description", "expected", "cost")
-"""What a recipe says of itself, which is no setting."""
 
 _KINDS = {"density": "density estimation", "classify": "classification", "hybrid": "density and classification at once"}
 
@@ -35,7 +32,7 @@ def rerun(runs: Sequence[RunFiles]) -> Section:
 def changes(run: RunFiles) -> dict[str, tuple[Any, Any]]:
     """Settings that differ from the recipe: the run's, and the recipe's; those of a missing recipe are its defaults."""
     defaults = _defaults(run)
-    names = [name for name in run.settings if name not in _WORDS]
+    names = [name for name in run.settings if name not in WORDS]
     names += [name for name in defaults if name.startswith("model.") and name not in run.settings]
     found = {name: (run.settings.get(name), defaults.get(name)) for name in names}
     return {name: (own, default) for name, (own, default) in found.items() if own != default}
@@ -43,7 +40,7 @@ def changes(run: RunFiles) -> dict[str, tuple[Any, Any]]:
 
 def differences(runs: Sequence[RunFiles]) -> dict[str, list[Any]]:
     """Settings that are not the same in all runs, with the value in each."""
-    names = dict.fromkeys(name for run in runs for name in run.settings if name not in _WORDS[1:])
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in WORDS[1:])
     found = {name: [run.settings.get(name) for run in runs] for name in names}
     return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
 
@@ -81,7 +78,7 @@ def _setup(run: RunFiles, *, alone: bool) -> list[Block]:
         blocks.append(Table(f"Settings that differ from {base}", headings, rows))
     else:
         blocks.append(Text(f"All settings are those of {base}."))
-    rest = [(option, value_text(value)) for option, value in run.settings.items() if option not in (*_WORDS, *changed)]
+    rest = [(option, value_text(value)) for option, value in run.settings.items() if option not in (*WORDS, *changed)]
     everything = [[Cell(option, "code"), Cell(text)] for option, text in rest]
     blocks.append(Fold(f"{len(rest)} other settings", [Table("Other settings", ("setting", "value"), everything)]))
     return blocks
@@ -150,7 +147,7 @@ def _from_recipe(run: RunFiles) -> str:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    return {name: value for name, value in leaves(asdict(config)) if name not in _WORDS}
+    return {name: value for name, value in leaves(asdict(config)) if name not in WORDS}
 
 
 def _token(value: Any) -> str:

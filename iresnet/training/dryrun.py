@@ -22,6 +22,7 @@ from iresnet.precision import use_precision
 from iresnet.runs import inputs_of
 from iresnet.training.cost import DEVICES, Prediction, Workload, duration, predict, table
 from iresnet.training.counting import StepCounts, count
+from iresnet.training.fitting import check_model_fits
 from iresnet.training.optim import make_optimiser
 from iresnet.training.settings import check_settings
 from iresnet.training.task import Task, make_task
@@ -87,7 +88,8 @@ class DryRun:
 
     def _time(self) -> str:
         if self.seconds is None:
-            return f"not measured: a batch of {self.batch_size} does not fit here; set --train.accumulate"
+            remedy = "lower --train.batch-size or raise --train.accumulate"
+            return f"not measured: a batch of {self.batch_size} does not fit here; {remedy}"
         how = "timed" if self.timed else "estimated from a few examples"
         return f"{self.seconds:.3g} s at batch size {self.batch_size}, {how}"
 
@@ -131,7 +133,9 @@ def dry_run(
     check_settings(config)
     dataset = load_data(config.data.name, data_dir, **config.data.options)
     device = choose_device(device)
-    task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).to(device).train()
+    inputs = inputs_of(dataset, config.task.kind)
+    check_model_fits(config, inputs, device)
+    task = make_task(config, dataset, inputs).to(device).train()
     optimiser = make_optimiser(task.model, config.optim)
     batches = [_first_examples(dataset, size, device) for size in sizes]
     step = partial(_step, task, optimiser, precision=config.train.precision)

@@ -41,6 +41,7 @@ from iresnet.training.distributed import make_accelerator, quietly
 from iresnet.training.drawings import make_drawing
 from iresnet.training.ema import Ema
 from iresnet.training.faults import NotFinite, Skipped, check_weights
+from iresnet.training.fitting import check_model_fits, check_step_fits
 from iresnet.training.locks import locked
 from iresnet.training.optim import learning_rate
 from iresnet.training.randomness import (
@@ -114,6 +115,7 @@ class _Trainer:
         self.dataset = dataset = load_data(config.data.name, data_dir, **config.data.options)
         self.accelerator = make_accelerator(config.train.precision, device)
         self.inputs: Inputs = inputs_of(dataset, config.task.kind)
+        check_model_fits(config, self.inputs, self.accelerator.device)
         task = make_task(config, dataset, self.inputs)
         self.batches = training_batches(
             dataset,
@@ -124,6 +126,7 @@ class _Trainer:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
+        check_step_fits(task, config, dataset, self.accelerator.device)
         seed_all(config.train.seed + 1 + self.accelerator.process_index)  # the noise of the first step, from here on
         self.weights = SHARDINGS[config.train.sharding](
             self.accelerator, task, config, self.inputs, lambda: next(self.batches.epoch())
@@ -158,17 +161,33 @@ class _Trainer:
             run.remove_leftovers()
         if resume:
             run.check_version()
-            check_same(self.config, self.inputs, *run.read_config())
+            before, inputs = run.read_config()
+            check_same(self.config, self.inputs, before, inputs)
             checkpoint = read_checkpoint(run, world_size=self.accelerator.num_processes)
             if checkpoint:
                 self._restore(checkpoint)
                 metrics_size = checkpoint.metrics_size
+            if self.config.train.epochs > before.train.epochs and self.accelerator.is_main_process:
+                self._extend(run, before.train.epochs)
         elif self.accelerator.is_main_process:
             Run.create(run.path, self.config, self.inputs, data_dir=self.data_dir, device=self.accelerator.device)
         if self.accelerator.is_main_process:
             run.write_environment(self.data_dir, self.accelerator.device)
             self.callbacks = [JsonlMetrics(run, metrics_size), Pictures(run), Spending(run)]
             self.callbacks += make_trackings(self.config, run)
+
+    def _extend(self, run: Run, before: int) -> None:
+        """Note that the run has become longer, and say what that does to its learning rate."""
+        run.write_config(self.config, self.inputs)
+        rates = [learning_rate(self.config.optim, self.epoch, epochs) for epochs in (before, self.config.train.epochs)]
+        if rates[0] != rates[1]:
+            warnings.warn(
+                f"the run goes on to {self.config.train.epochs} epochs in place of {before}: from here on its learning "
+                f"rate is that of the {self.config.optim.schedule} schedule over all of them, {rates[1]:.3g} after "
+                f"epoch {self.epoch:g} where it was {rates[0]:.3g}",
+                RunWarning,
+                stacklevel=2,
+            )
 
     def fit(self, run: Run) -> None:
         """Train to the end, with checkpoints and snapshots on the way."""

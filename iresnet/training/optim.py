@@ -41,11 +41,13 @@ def make_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         raise UnknownNameError("schedule", config.schedule, SCHEDULES)
     if not min(config.lr, config.adam_lr) > 0 or config.weight_decay < 0:
         raise RecipeError(
-            f"lr and adam_lr must be positive and weight_decay not negative, got {config.lr}, {config.adam_lr} and "
-            f"{config.weight_decay}"
+            f"--optim.lr and --optim.adam-lr must be positive and --optim.weight-decay not negative, got {config.lr}, "
+            f"{config.adam_lr} and {config.weight_decay}"
         )
     if config.nesterov and (config.name != "sgd" or config.momentum == 0):
-        raise RecipeError(f"nesterov is for sgd with momentum, got {config.name} with momentum {config.momentum}")
+        raise RecipeError(
+            f"--optim.nesterov is for sgd with momentum, got {config.name} with --optim.momentum {config.momentum}"
+        )
     optimiser = OPTIMISERS[config.name](model, config)
     for group in optimiser.param_groups:
         group["lr_ratio"] = group["lr"] / config.lr

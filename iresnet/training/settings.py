@@ -3,7 +3,7 @@
 __all__ = ["check_same", "check_settings"]
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from iresnet.config import Config, leaves
@@ -89,11 +89,15 @@ def _check_sharded(config: Config) -> None:
 
 
 def check_same(config: Config, inputs: Inputs, old_config: Config, old_inputs: Inputs) -> None:
-    """Refuse to resume with other settings; names, descriptions and what checkpoints are kept may have changed.
+    """Refuse to resume with other settings.
+
+    Names, descriptions and what checkpoints are kept may have changed, and there may be more epochs.
 
     Raises:
         RunError: lists what differs.
     """
+    if config.train.epochs > old_config.train.epochs:
+        old_config = replace(old_config, train=replace(old_config.train, epochs=config.train.epochs))
     new, old = (dict(_decisive(c)) for c in (config, old_config))
     changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
     if inputs != old_inputs:
