@@ -33,7 +33,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "derivatives of the probes' values": ("lambda q: vjp(q).detach()", "lambda q: vjp(q)"),
     },
     ("implicit.py", "test_derivatives.py"): {
-        "not transposed": ("reversed(products) if transposed else products", "products"),
+        "not transposed": ("u = solve(products[transposed],", "u = solve(products[0],"),
         "solutions without derivatives": (
             "return implicit(linear(u, b, value, *inputs)[0], u, linear, solve, b, value, *inputs)",
             "return u",
@@ -150,7 +150,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "if torch.is_grad_enabled():\n            found",
             "if False:\n            found",
         ),
-        "parameters of now": ("if all(now[name] is parameter for", "if all(now[name] is not None for"),
+        "parameters of now": ("if all(p is q for p, q in", "if all(p is not None for p, q in"),
     },
     ("bijections/residual.py", "test_derivatives.py"): {
         "no implicit gradient": (

@@ -11,6 +11,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 
 from iresnet.devices import is_transforming
 from iresnet.errors import IResNetError
+from iresnet.jacobian import with_known_signature
 from iresnet.krylov import KrylovSpace
 from iresnet.operators import to_events, to_vectors
 from iresnet.solvers import Anderson, Solver, warn_unless_converged
@@ -67,6 +68,7 @@ def refuse_forward_over_forward() -> None:
         )
 
 
+@with_known_signature
 class _Implicit(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -109,12 +111,12 @@ def _solved(
 
     def linear(u: Tensor, b: Tensor, value: Tensor, *inputs: Tensor) -> tuple[Tensor, Product, Product]:
         _, *products = equation(value, *inputs)
-        product, adjoint = reversed(products) if transposed else products
+        product, adjoint = products[transposed], products[not transposed]
         return b - u - product(u), product, adjoint
 
     with torch.no_grad():
-        _, product, _ = linear(b, b, value, *inputs)
-        u = solve(product, b.detach()).detach()
+        _, *products = equation(value, *inputs)
+        u = solve(products[transposed], b.detach()).detach()
     if not torch.is_grad_enabled():
         return u
     return implicit(linear(u, b, value, *inputs)[0], u, linear, solve, b, value, *inputs)

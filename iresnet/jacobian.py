@@ -1,7 +1,8 @@
 """The Jacobian of a map g at a point x, as an operator: value, J v and J^T w."""
 
-__all__ = ["Linearization", "elementwise", "linearize", "linearize_inner", "linearizes"]
+__all__ = ["Linearization", "elementwise", "linearize", "linearize_inner", "linearizes", "with_known_signature"]
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -247,6 +248,13 @@ def _elu(g: nn.ELU, x: Tensor) -> Linearization:
     return elementwise(y, torch.where(x > 0, torch.ones_like(y), y + g.alpha))
 
 
+def with_known_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """Note the signature of a function's forward, which torch looks up at each call: in small blocks that is seen."""
+    function.forward.__signature__ = inspect.signature(function.forward)  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+@with_known_signature
 class _EluAndSlope(torch.autograd.Function):
     """ELU and its derivative, e^x for x <= 0 and else 1, in half the time that autograd would take."""
 

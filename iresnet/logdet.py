@@ -12,7 +12,6 @@ __all__ = [
 ]
 
 import copy
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from torch.autograd import forward_ad
 from iresnet.devices import is_readable, is_transforming
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.implicit import Product, implicit, refuse_forward_over_forward, solve_linear
-from iresnet.jacobian import Linearization
+from iresnet.jacobian import Linearization, with_known_signature
 from iresnet.krylov import KrylovSpace
 from iresnet.operators import at_least_float32, to_events, to_vectors
 from iresnet.precision import without_autocast
@@ -296,6 +295,7 @@ def _is_differentiated(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and (is_transforming() or forward_ad._current_level >= 0)
 
 
+@with_known_signature
 class _Surrogate(torch.autograd.Function):
     r"""The surrogate :math:`w^T J v`, whose gradient is that with w held constant, and whose further ones are not.
 
@@ -325,10 +325,6 @@ class _Surrogate(torch.autograd.Function):
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         w, *inputs = ctx.saved_tensors
         return (_differentiable(w, ctx.again, *inputs) * tangent).sum(1)
-
-
-# torch asks for it at each call, which takes longer than the surrogate of a small block.
-_Surrogate.forward.__signature__ = inspect.signature(_Surrogate.forward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _differentiable(w: Tensor, again: Callable, *inputs: Tensor) -> Tensor:  # (N, D)

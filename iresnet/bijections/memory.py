@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from iresnet.devices import is_transforming
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, linearize_inner
-from iresnet.lipschitz import lipschitz_layers, replace_weights
+from iresnet.lipschitz import LipschitzLayer, lipschitz_layers, replace_weights
 from iresnet.logdet import LogDetEstimator
 
 
@@ -124,26 +124,27 @@ def linearize_held(g: nn.Module, x: Tensor) -> Linearization:
         return jacobian
     layers = lipschitz_layers(g)
     weights = [layer.weight if (held := layer.normalisation.held) is None else held for layer in layers]
-    return replace(jacobian, inputs=(x, *weights, *_others(g).values()), again=partial(_linearize_with, g))
+    return replace(jacobian, inputs=(x, *weights, *_others(g, layers)), again=partial(_linearize_with, g))
 
 
-def _others(g: nn.Module) -> dict[str, Tensor]:
-    """Parameters of g by name, but those that are normalised."""
-    normalised = {id(layer.unnormalised_weight) for layer in lipschitz_layers(g)}
-    return {name: p for name, p in g.named_parameters() if id(p) not in normalised}
+def _others(g: nn.Module, layers: Sequence[LipschitzLayer]) -> list[Tensor]:
+    """Parameters of g that no layer normalises, each once."""
+    of_layers = {id(layer.parametrizations.weight) for layer in layers}  # pyright: ignore
+    others = (p for m in g.modules() if id(m) not in of_layers for p in m._parameters.values() if p is not None)
+    return list({id(p): p for p in others}.values())
 
 
 def _linearize_with(g: nn.Module, x: Tensor, *tensors: Tensor) -> Linearization:
     """Linearise g with these normalised weights and other parameters."""
-    now = _others(g)
-    n_weights = len(tensors) - len(now)
-    held = replace_weights(g, tensors[:n_weights])
-    parameters = dict(zip(now, tensors[n_weights:], strict=True))
-    if all(now[name] is parameter for name, parameter in parameters.items()):
+    layers = lipschitz_layers(g)
+    then, now = tensors[len(layers) :], _others(g, layers)
+    held = replace_weights(g, tensors[: len(layers)])
+    if all(p is q for p, q in zip(then, now, strict=True)):
         found = held(linearize_inner)(g, x)
         value, jvp, vjp = found.value, held(found.jvp), held(found.vjp)
     else:  # they were put there for the forward pass, as by torch.func.functional_call
-        named = {f"g.{name}": parameter for name, parameter in parameters.items()}
+        names = {id(p): name for name, p in g.named_parameters()}
+        named = {f"g.{names[id(p)]}": q for p, q in zip(now, then, strict=True)}
         at = held(partial(functional_call, _At(g), named))
         value, jvp, vjp = at(("value", x)), lambda v: at(("jvp", x, v)), lambda w: at(("vjp", x, w))
     return Linearization(value, jvp, vjp, (x, *tensors), partial(_linearize_with, g))
