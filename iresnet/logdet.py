@@ -29,7 +29,7 @@ from iresnet.implicit import Product, implicit, refuse_forward_over_forward, sol
 from iresnet.jacobian import Linearization, with_known_signature
 from iresnet.krylov import KrylovSpace
 from iresnet.operators import at_least_float32, to_events, to_vectors
-from iresnet.precision import without_autocast
+from iresnet.precision import autocasts, without_autocast
 from iresnet.probes import PROBES
 
 
@@ -153,8 +153,11 @@ class Exact(LogDetEstimator):
                 f"Exact needs {gib:.1f} GiB for {n} dense Jacobians of {d} x {d}, more than max_gib={self.max_gib}; "
                 "use Krylov(tol=1e-3, max_steps=30), or a smaller batch"
             )
-        basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:]).expand(d, *x.shape)
-        columns = torch.vmap(jacobian.jvp, chunk_size=max(1, 4096 // max(1, n)))(basis)  # (D, N, *E)
+        # torch.vmap does not apply autocast, which has rounded the value and not the weights.
+        dtype = torch.promote_types(x.dtype, torch.float32) if autocasts(x.device) else x.dtype
+        basis = torch.eye(d, dtype=dtype, device=x.device).reshape(d, 1, *x.shape[1:]).expand(d, *x.shape)
+        with without_autocast(x.device):
+            columns = torch.vmap(jacobian.jvp, chunk_size=max(1, 4096 // max(1, n)))(basis)  # (D, N, *E)
         return at_least_float32(columns.flatten(2).permute(1, 2, 0))
 
     def __repr__(self) -> str:

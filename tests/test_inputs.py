@@ -244,3 +244,26 @@ def test_the_default_density_of_many_dimensions_is_a_function_of_the_sample_alon
         assert float((value - flow.log_prob(x, logdet=ir.Exact())).abs().max()) < 0.1  # nats
         flow.train()
         assert not torch.equal(flow.log_prob(x), flow.log_prob(x))
+
+
+# -- autocast --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", ["keep", "early", "recompute"])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimators_run_under_autocast_near_what_they_give_without(name, memory):
+    for make in (toy, image):
+        flow = make()
+        x = torch.rand(4, *flow.event_shape)
+        flow(x)
+        exact = flow.eval().log_prob(x, logdet=ir.Exact()).detach()
+        for module in flow.modules():
+            if isinstance(module, ir.ResidualBlock):
+                module.memory = memory
+        for training in (True, False):
+            x.requires_grad_().grad = None
+            with torch.autocast("cpu", torch.bfloat16):
+                value = flow.train(training).log_prob(x, logdet=ESTIMATORS[name]())
+                value.sum().backward()
+            assert bool(torch.isfinite(x.grad).all())
+            close(value, exact, 0.1 if name == "exact" else 0.3)
