@@ -175,16 +175,16 @@ class ResidualBlock(Bijection):
         r"""Solve x + g(x) = z; see :meth:`Bijection.inverse`.
 
         The gradient is implicit, whatever the solver did: with upstream gradient a, :math:`u = (I + J^T)^{-1} a` at the
-        solution reaches z, and :math:`-(dg/d\theta)^T u` the parameters.
+        solution reaches z, and :math:`-(dg/d\theta)^T u` the parameters. It can be differentiated in turn.
 
         Warns:
             ConvergenceWarning: with residual, steps and advice, when a sample did not converge.
         """
         z = self._as_weights(z)
-        if not is_readable(z):
+        if is_transforming() and not is_readable(z):
             raise IResNetError(
-                "an inverse iterates until each sample has converged, which torch.vmap and torch.compile cannot do; "
-                "give it the whole batch, outside of them"
+                "an inverse iterates until each sample has converged, which torch.vmap cannot do; give it the whole "
+                "batch, outside of torch.vmap"
             )
         solution = solve(self, z.detach()) if solve else self._solve_or_warn(z.detach())
         if not (torch.is_grad_enabled() or is_transforming()):
