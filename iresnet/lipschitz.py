@@ -91,7 +91,9 @@ def replace_weights(module: nn.Module, weights: Sequence[Tensor]) -> Iterator[No
 class LipschitzLayer(nn.Module):
     """A layer whose weight is normalised, by the parametrisation ``parametrizations.weight`` of torch.
 
-    It can be pickled, which torch refuses for parametrised modules in general.
+    It can be pickled, which torch refuses for parametrised modules in general. To deploy it without its normalisation,
+    ``torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")`` leaves a plain layer of the same weight,
+    which certifies as before.
     """
 
     weight: Tensor
