@@ -217,12 +217,13 @@ def lower_bound(g: nn.Module, norm: float = 2.0, *, search_steps: int = 0, n_poi
     device = device_of(g)
     x, u = (torch.randn(n_points, *shape, generator=generator, dtype=torch.float64).to(device) for _ in range(2))
     weights = _exact_weights(g, above=False)
-    exact = copy.deepcopy(g).double().requires_grad_(False)
-    with replace_weights(exact, weights):
-        try:
+    try:
+        exact = copy.deepcopy(g).double().requires_grad_(False)
+        with replace_weights(exact, weights):
             u, found = _stretched_most(linearize(exact, x), u, norm)
-        except Exception:  # layers of one's own may ask for another shape, in whatever way
-            return 0.0
+    except Exception:  # layers of one's own may ask for another shape, or not be copied, in whatever way
+        return 0.0
+    with replace_weights(exact, weights):
         return max(found, _climb(exact, x, u, norm, search_steps))
 
 

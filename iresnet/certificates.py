@@ -163,7 +163,7 @@ def certify(module: nn.Module, *, search_steps: int = 0) -> Certificate:
         (True, 3)
     """
     for name, tensor in module.state_dict().items():
-        if not is_lazy(tensor) and not bool(torch.isfinite(tensor).all()):
+        if isinstance(tensor, torch.Tensor) and not is_lazy(tensor) and not bool(torch.isfinite(tensor).all()):
             raise IResNetError(f"'{name}' has values that are not finite: such a model has no bounds; load a sound one")
     layers = tuple(_bound(name, layer) for name, layer in module.named_modules() if isinstance(layer, LipschitzLayer))
     blocks = tuple(_bound(name, g, search_steps) for name, g in _maps(module))

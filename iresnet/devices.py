@@ -1,13 +1,23 @@
 """Devices: which one to compute on, where random numbers are drawn, and when values may be looked at."""
 
-__all__ = ["choose_device", "describe_device", "device_of", "is_readable", "is_transforming", "random_device"]
+__all__ = [
+    "choose_device",
+    "describe_device",
+    "device_of",
+    "in_a_checkpoint",
+    "is_readable",
+    "is_transforming",
+    "random_device",
+]
 
 import os
 from itertools import chain
 
 import torch
 from torch import Generator, Tensor, nn
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch.utils.checkpoint import checkpoint
 
 from iresnet.errors import RecipeError
 
@@ -66,6 +76,18 @@ def is_transforming() -> bool:
         (tensor([1., 1.]), False)
     """
     return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
+
+
+def in_a_checkpoint() -> bool:
+    """Return whether this is run by :func:`torch.utils.checkpoint.checkpoint`, with ``use_reentrant=False``.
+
+    Example:
+        >>> checkpoint(lambda x: (x, print(in_a_checkpoint()))[0], torch.ones(1), use_reentrant=False)
+        True
+        tensor([1.])
+    """
+    hooks = None if torch.compiler.is_compiling() else _top_saved_tensors_default_hooks(True)
+    return hooks is not None and hooks[0].__module__ == checkpoint.__module__
 
 
 def is_readable(x: Tensor) -> bool:

@@ -34,6 +34,12 @@ class Base(nn.Module, ABC):
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:  # (n, D)
         """Draw ``n`` vectors, with the standard deviation multiplied by ``temperature``."""
 
+    def _check(self, z: Tensor) -> None:
+        if z.dim() != 2 or z.shape[1] != self.features or not z.is_floating_point():
+            raise RecipeError(
+                f"this base density takes real vectors of shape (N, {self.features}), got {tuple(z.shape)}, {z.dtype}"
+            )
+
     def moments(self) -> tuple[Tensor, Tensor]:  # (D,) or ()
         """Mean and standard deviation of a normal density, for what asks for one: spherical paths, tests of latents.
 
@@ -65,6 +71,7 @@ class StandardNormal(Base):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """See :meth:`Base.log_prob`."""
+        self._check(z)
         return _standard_log_prob(z)
 
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -97,6 +104,7 @@ class DiagonalNormal(Base):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """See :meth:`Base.log_prob`."""
+        self._check(z)
         return _standard_log_prob((z - self.mean) * torch.exp(-self.log_std)) - self.log_std.sum()
 
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:

@@ -12,8 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+from iresnet.devices import is_transforming
 
 Product = Callable[[Tensor], Tensor]
 
@@ -115,13 +118,14 @@ def _transformed(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
         return _in_a_checkpoint(run, x)
 
     def vjp(w: Tensor) -> Tensor:
-        return pull_back(w.contiguous())[0]
+        return pull_back(w.to(value.dtype).contiguous())[0]
 
     def jvp(v: Tensor) -> Tensor:
+        v = v.to(x.dtype).contiguous()
         if not torch.is_grad_enabled():
-            return torch.func.jvp(run, (x,), (v.contiguous(),))[1]
+            return torch.func.jvp(run, (x,), (v,))[1]
         # The transpose of w -> J^T w: in torch 2.13 forward mode has wrong derivatives itself, of solve and of det.
-        return torch.func.vjp(vjp, torch.zeros_like(value))[1](v.contiguous())[0]
+        return torch.func.vjp(vjp, torch.zeros_like(value))[1](v)[0]
 
     return Linearization(value, jvp, vjp)
 
@@ -175,7 +179,9 @@ def _in_a_checkpoint(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
 
     def transposed(of: Tensor, by: Tensor, v: Tensor) -> Tensor:
         with as_they_are:
-            return torch.autograd.grad(of, by, v, retain_graph=True, create_graph=torch.is_grad_enabled())[0]
+            return torch.autograd.grad(of, by, v.to(of.dtype), retain_graph=True, create_graph=torch.is_grad_enabled())[
+                0
+            ]
 
     return Linearization(value, partial(transposed, of_w, w), partial(transposed, value, x))
 
@@ -242,7 +248,9 @@ def elementwise(value: Tensor, slope: Tensor) -> Linearization:
 
 @linearizes(nn.ELU)
 def _elu(g: nn.ELU, x: Tensor) -> Linearization:
-    if g.alpha == 1:
+    # Forward mode is left to torch: of functions of one's own it gets the second derivative wrong, and compiles none.
+    in_forward_mode = not torch.compiler.is_compiling() and (is_transforming() or forward_ad._current_level >= 0)
+    if g.alpha == 1 and not in_forward_mode:
         return elementwise(*_EluAndSlope.apply(x))  # pyright: ignore[reportArgumentType]
     y = F.elu(x, g.alpha)
     return elementwise(y, torch.where(x > 0, torch.ones_like(y), y + g.alpha))

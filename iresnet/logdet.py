@@ -153,10 +153,10 @@ class Exact(LogDetEstimator):
                 f"Exact needs {gib:.1f} GiB for {n} dense Jacobians of {d} x {d}, more than max_gib={self.max_gib}; "
                 "use Krylov(tol=1e-3, max_steps=30), or a smaller batch"
             )
-        # torch.vmap does not apply autocast, which has rounded the value and not the weights.
-        dtype = torch.promote_types(x.dtype, torch.float32) if autocasts(x.device) else x.dtype
-        basis = torch.eye(d, dtype=dtype, device=x.device).reshape(d, 1, *x.shape[1:]).expand(d, *x.shape)
-        with without_autocast(x.device):
+        basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:]).expand(d, *x.shape)
+        if autocasts(x.device):  # which torch.vmap does not apply
+            columns = torch.stack([jacobian.jvp(v) for v in basis])
+        else:
             columns = torch.vmap(jacobian.jvp, chunk_size=max(1, 4096 // max(1, n)))(basis)  # (D, N, *E)
         return at_least_float32(columns.flatten(2).permute(1, 2, 0))
 

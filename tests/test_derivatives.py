@@ -33,7 +33,7 @@ class Sine(nn.Module):
         return torch.sin(x)
 
 
-MAPS = {"rules": LipSwish, "no rule": Sine}
+MAPS = {"rules": LipSwish, "elu": nn.ELU, "no rule": Sine}
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,14 @@
 """What models take: batches of their events, real numbers of their own type; also none, and half types."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
 import torch
 from laws import close
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 import iresnet as ir
 from iresnet.errors import IResNetError
@@ -234,6 +237,13 @@ def test_the_default_density_integrates_to_1_in_eval_mode():
     assert float(total) == pytest.approx(1, abs=1e-3)
 
 
+def test_loaded_models_owe_nothing_to_chance():
+    flow = ir.load("digits-density")
+    x = 17 * torch.rand(3, 1, 8, 8)
+    close(flow.log_prob(x), flow.log_prob(x), 0.0)
+    close(flow.log_prob(x), flow.log_prob(x, logdet=ir.Exact()), 1e-6)
+
+
 def test_the_default_density_of_many_dimensions_is_a_function_of_the_sample_alone():
     flow = ir.zoo.build("iresnet-multiscale", shape=(3, 8, 8), blocks=(2,), strides=(1,), hidden=8).eval()
     x = 256 * torch.rand(5, 3, 8, 8)
@@ -267,3 +277,115 @@ def test_estimators_run_under_autocast_near_what_they_give_without(name, memory)
                 value.sum().backward()
             assert bool(torch.isfinite(x.grad).all())
             close(value, exact, 0.1 if name == "exact" else 0.3)
+
+
+# -- what would give a number and is none ----------------------------------------------------------------------------
+
+
+class Broadcasting(torch.nn.Module):
+    def forward(self, x):
+        return 0.1 * x.mean(1, keepdim=True)
+
+
+REFUSED = {
+    "one feature of three in a base density": (lambda: ir.DiagonalNormal(3).log_prob(torch.zeros(4, 1)), r"\(N, 3\)"),
+    "three features of two in a base density": (lambda: ir.StandardNormal(2).log_prob(torch.zeros(4, 3)), r"\(N, 2\)"),
+    "one vector in a base density": (lambda: ir.StandardNormal(2).log_prob(torch.zeros(2)), r"got \(2,\)"),
+    "a map that broadcasts, inverted": (
+        lambda: ir.ResidualBlock(Broadcasting()).solve(torch.zeros(2, 3)),
+        "keep the shape",
+    ),
+    "pixels in a logit": (lambda: ir.Logit()(torch.tensor([[2.0, 200.0]])), r"numbers in \[0, 1\], got 2 to 200"),
+    "pixels beyond their levels": (lambda: ir.dequantise(torch.tensor([[300, -5]]), levels=256), r"0\.\.255"),
+    "no levels": (lambda: ir.dequantise(torch.tensor([[0]]), levels=0), "at least 1"),
+    "levels that round": (lambda: ir.dequantise(torch.tensor([[0]]), levels=2**25), "keeps apart"),
+    "truths": (lambda: ir.dequantise(torch.tensor([[True]]), levels=2), "tensors of integers"),
+    "an array": (lambda: ir.dequantise(np.zeros((1, 2), int), levels=2), "tensors of integers"),
+    "the name of an estimator": (lambda: toy().log_prob(torch.rand(2, 2), logdet="exact"), r"logdet=ir\.Exact\(\)"),
+    "the class of an estimator": (lambda: toy().log_prob(torch.rand(2, 2), logdet=ir.Exact), r"logdet=ir\.Exact\(\)"),
+    "the name of a solver": (lambda: toy().invert(torch.rand(2, 2), solver="newton"), r"solver=ir\.NewtonKrylov\(\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_give_a_number_and_is_none_is_refused(name):
+    make, words = REFUSED[name]
+    with pytest.raises(IResNetError, match=words):
+        make()
+
+
+class Unusual(torch.nn.Module):
+    """A layer that cannot be copied, with a state that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.lock = ir.LipschitzLinear(2, 2), threading.Lock()
+
+    def forward(self, x):
+        return self.inner(x)
+
+    def get_extra_state(self):
+        return "text"
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_unusual_modules_are_not_certified():
+    assert not ir.certify(ir.ResidualBlock(Unusual())).certified
+
+
+LAYERS_WITHOUT_RULE = {
+    "softsign": torch.nn.Softsign,
+    "gelu": torch.nn.GELU,
+    "linear": lambda: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU()),
+    "encoder": lambda: torch.nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
+}
+
+
+@pytest.mark.parametrize("memory", ["keep", "early", "recompute"])
+@pytest.mark.parametrize("logdet", [ir.Exact(), ir.Krylov(2)])
+@pytest.mark.parametrize("name", LAYERS_WITHOUT_RULE)
+def test_layers_without_a_rule_run_under_autocast(name, logdet, memory):
+    layers = [ir.LipschitzLinear(4, 4), LAYERS_WITHOUT_RULE[name](), ir.LipschitzLinear(4, 4)]
+    block = ir.ResidualBlock(torch.nn.Sequential(*layers), logdet=logdet, memory=memory)
+    x = torch.rand(3, 2, 4, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = block.forward_and_logdet(x)[1]
+        value.sum().backward()
+    assert bool(torch.isfinite(x.grad).all())
+    if isinstance(logdet, ir.Exact):
+        close(value, block.eval().forward_and_logdet(x)[1], 0.1)
+
+
+@pytest.mark.parametrize("memory", ["keep", "early", "recompute"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints_around_models_with_any_memory_have_their_gradients(reentrant, memory):
+    found = []
+    for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=reentrant)):
+        torch.manual_seed(0)
+        flow = toy().train()
+        for module in flow.modules():
+            if isinstance(module, ir.ResidualBlock):
+                module.memory, module.logdet = memory, ir.Exact()
+        x = torch.rand(4, 2, requires_grad=True)
+        run(flow, x).sum().backward()
+        found.append([x.grad, *(p.grad for p in flow.parameters() if p.grad is not None)])
+    close(found[0], found[1], 1e-5)
+
+
+@pytest.mark.parametrize("memory", ["keep", "early", "recompute"])
+def test_maps_without_a_log_determinant_go_through_transforms(memory):
+    flow = toy().eval()
+    for module in flow.modules():
+        if isinstance(module, ir.ResidualBlock):
+            module.memory = memory
+    x = torch.rand(2)
+    expected = torch.autograd.functional.jacobian(lambda x: flow.encode(x[None])[0], x)
+    close(torch.func.jacrev(lambda x: flow.encode(x[None])[0])(x), expected, 1e-6)
+
+
+def test_an_inverse_refuses_dual_numbers_with_what_to_use():
+    flow = toy().eval()
+    with forward_ad.dual_level(), pytest.raises(IResNetError, match=r"torch\.func\.jvp"):
+        flow.decode(forward_ad.make_dual(torch.rand(2, 2), torch.rand(2, 2)))

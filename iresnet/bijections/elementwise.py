@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from iresnet.bijections.base import Bijection, Solve, check_events
+from iresnet.devices import is_readable
 from iresnet.errors import IResNetError
 from iresnet.logdet import LogDetEstimator
 
@@ -89,7 +90,8 @@ class Logit(Bijection):
         (N, \*E) -> the same.
 
     Raises:
-        IResNetError: when ``alpha`` is outside (0, 0.5).
+        IResNetError: when ``alpha`` is outside (0, 0.5), and on a CPU for data that have no
+            logit.
 
     Reference:
         Density Estimation using Real NVP, Dinh, Sohl-Dickstein and Bengio 2017, https://arxiv.org/abs/1605.08803
@@ -109,6 +111,11 @@ class Logit(Bijection):
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
         check_events(x, "Logit")
+        if x.is_cpu and is_readable(x) and x.numel():
+            low, high = (float(bound) for bound in x.detach().aminmax())
+            margin = self.alpha / (1 - 2 * self.alpha)  # within it lies what the inverse gives
+            if not -margin <= low <= high <= 1 + margin:
+                raise IResNetError(f"Logit takes numbers in [0, 1], got {low:g} to {high:g}; scale the data before it")
         return torch.logit(self.alpha + (1 - 2 * self.alpha) * x)
 
     def forward_and_logdet(

@@ -1,6 +1,6 @@
 """What a residual block keeps of its forward pass until its backward pass, and compiled code for the two."""
 
-__all__ = ["MEMORY", "Ways", "compiled", "linearize_held"]
+__all__ = ["MEMORY", "Ways", "compiled", "linearize_held", "same_shape"]
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Ways:
 
 
 def _forward(g: nn.Module, x: Tensor) -> Tensor:
-    return x + _same_shape(g(x), x)
+    return x + same_shape(g(x), x)
 
 
 def _keep(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ class _Scaled(torch.autograd.Function):
 def linearize_held(g: nn.Module, x: Tensor) -> Linearization:
     """Linearise g, whose weights are held; and again as it was now, when they are not any more."""
     jacobian = linearize_inner(g, x)
-    _same_shape(jacobian.value, x)
+    same_shape(jacobian.value, x)
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or is_transforming()):
         return jacobian
     layers = lipschitz_layers(g)
@@ -162,7 +162,7 @@ class _At(nn.Module):
         return found(*v) if v else found
 
 
-def _same_shape(y: Tensor, x: Tensor) -> Tensor:
+def same_shape(y: Tensor, x: Tensor) -> Tensor:
     """Return y = g(x), or refuse a g that changes the shape."""
     if y.shape != x.shape:
         raise IResNetError(

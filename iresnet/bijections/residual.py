@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from iresnet.bijections.base import Bijection, Solve, check_dtype, check_events
-from iresnet.bijections.memory import MEMORY, compiled, linearize_held
+from iresnet.bijections.memory import MEMORY, Ways, compiled, linearize_held, same_shape
 from iresnet.bijections.part import one_part
 from iresnet.bounds import upper_bound
-from iresnet.devices import is_readable, is_transforming
+from iresnet.devices import in_a_checkpoint, is_readable, is_transforming
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.implicit import Product, implicit, solve_linear
 from iresnet.jacobian import Linearization, linearize
@@ -102,15 +104,16 @@ class ResidualBlock(Bijection):
         self._check(x)
         x = channels_last(x)
         with default_precision(training=self.training, device=x.device), hold_weights(self.g):
-            return self._run(MEMORY[self.memory].forward)(self.g, x)
+            self._check_independence(x)
+            return self._run(self._ways.forward)(self.g, x)
 
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         self._check(x)
         x = channels_last(x)
-        ways, estimator = MEMORY["keep" if is_transforming() else self.memory], logdet or self.logdet
-        estimator = estimator or default_logdet(x.shape[1:].numel(), training=self.training)
-        forward, forward_and_logdet = self._run(ways.forward), self._run(ways.forward_and_logdet)
+        estimator = logdet or self.logdet or default_logdet(x.shape[1:].numel(), training=self.training)
+        _check_kind(estimator, LogDetEstimator, "a log-determinant", "logdet=ir.Exact()")
+        forward, forward_and_logdet = self._run(self._ways.forward), self._run(self._ways.forward_and_logdet)
         with default_precision(training=self.training, device=x.device), hold_weights(self.g):
             self._check_independence(x)
             z, value = one_part(
@@ -127,6 +130,12 @@ class ResidualBlock(Bijection):
         check_events(x, "a residual block")
         check_dtype(x, "a residual block", self.g)
 
+    @property
+    def _ways(self) -> Ways:
+        """What to keep: all under transforms of torch.func, and where a checkpoint cannot run early gradients again."""
+        all_of_it = is_transforming() or (self.memory == "early" and in_a_checkpoint())
+        return MEMORY["keep" if all_of_it else self.memory]
+
     def _run(self, run: Callable) -> Callable:
         return compiled(run) if self._compiled and torch.is_grad_enabled() else run
 
@@ -135,9 +144,10 @@ class ResidualBlock(Bijection):
         """Once in each mode, and not in compiled code: a sample gets the same value alone and in company."""
         if self.training in self._independent or len(x) == 0 or not is_readable(x):
             return
-        company = x[:2] if len(x) > 1 else torch.cat([x, 2 * x + 1])
-        together, alone = self.g(company)[:1], self.g(x[:1])
-        if bool(((together - alone).abs() > 1e-2 * alone.abs().max()).any()):  # never where it is not finite
+        company = x[:16] if len(x) > 1 else torch.cat([x, 2 * x + 1])
+        together, again, alone = self.g(company), self.g(company), self.g(x[:1])
+        different = (together - again).abs().amax() + (together[:1] - alone).abs().amax()
+        if bool(different > 1e-2 * together.abs().max()):  # never where it is not finite
             raise IResNetError(
                 "g gives a sample another value when it comes alone: it mixes samples or is random (dropout), so that "
                 "no sample has a Jacobian of its own; g must be a function of each sample"
@@ -159,6 +169,7 @@ class ResidualBlock(Bijection):
         Returns:
             The solution, with an error bound when the block is certified.
         """
+        _check_kind(solver or self.solver, Solver, "an inverse", "solver=ir.NewtonKrylov()")
         bound = upper_bound(self.g) if lipschitz is None else lipschitz
         z = self._as_weights(z)
         with torch.no_grad(), hold_weights(self.g, iterate=False):
@@ -168,7 +179,7 @@ class ResidualBlock(Bijection):
                 return Linearization(z[active] - g.value, lambda v: -g.jvp(v), lambda w: -g.vjp(w))
 
             return (solver or self.solver).solve(
-                lambda x, active: z[active] - self.g(x), z, lipschitz=bound, linearized=linearized
+                lambda x, active: z[active] - same_shape(self.g(x), x), z, lipschitz=bound, linearized=linearized
             )
 
     def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:
@@ -186,6 +197,8 @@ class ResidualBlock(Bijection):
                 "an inverse iterates until each sample has converged, which torch.vmap cannot do; give it the whole "
                 "batch, outside of torch.vmap"
             )
+        if forward_ad._current_level >= 0 and not is_transforming():
+            raise IResNetError("an inverse has no derivatives by dual numbers; use torch.func.jvp or torch.func.jacfwd")
         solution = solve(self, z.detach()) if solve else self._solve_or_warn(z.detach())
         if not (torch.is_grad_enabled() or is_transforming()):
             return solution.value
@@ -244,6 +257,11 @@ def logdet_of_one_part(module: nn.Module, n_parts: int) -> Iterator[None]:
         yield
     finally:
         _PARTS.reset(token)
+
+
+def _check_kind(part: Any, kind: type, what: str, example: str) -> None:
+    if not isinstance(part, kind):
+        raise IResNetError(f"{what} is computed by an object such as {example}, got {part!r}")
 
 
 def _refuse_unsound(name: str, module: nn.Module) -> None:

@@ -47,8 +47,14 @@ def dequantise(
     """
     if dtype not in (torch.float32, torch.float64):
         raise DataError(f"dequantisation needs float32 or float64 to keep the integers apart, got {dtype}")
+    if not isinstance(x, Tensor) or x.is_complex() or x.dtype == torch.bool:
+        raise DataError(f"dequantisation takes tensors of integers, got {getattr(x, 'dtype', type(x).__name__)}")
     if x.is_floating_point() != (levels is None):
         raise DataError(f"integers have levels and real numbers have none, got {x.dtype} and levels={levels}")
+    if levels is not None and not (isinstance(levels, int) and 1 <= levels <= 2 / torch.finfo(dtype).eps):
+        raise DataError(f"levels are a number that {dtype} keeps apart, at least 1, got {levels}")
+    if levels is not None and x.is_cpu and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < levels:
+        raise DataError(f"values must lie in 0..{levels - 1}, got {int(x.min())}..{int(x.max())}")
     x = x.to(dtype)
     if levels is None:
         return x

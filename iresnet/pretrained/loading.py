@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from iresnet.bijections import ResidualBlock
 from iresnet.devices import choose_device
 from iresnet.errors import RunError, nearest
 from iresnet.runs import Run
@@ -37,7 +38,9 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
         device: where to put it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``, a GPU when there is one.
 
     Returns:
-        A :class:`~iresnet.Flow`, :class:`~iresnet.Classifier` or :class:`~iresnet.Hybrid` in eval mode.
+        A :class:`~iresnet.Flow`, :class:`~iresnet.Classifier` or :class:`~iresnet.Hybrid` in eval mode. Its
+        log-densities owe nothing to chance, with whatever estimator it was trained: see
+        :func:`iresnet.logdet.default_logdet`.
 
     Raises:
         RunError: when there is no sound run.
@@ -50,7 +53,11 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
         Traceback (most recent call last):
         iresnet.errors.RunError: digits-densty is not a run folder (no config.yaml in it), nor ...; did you mean ...
     """
-    return _find(path).load_model().to(choose_device(device))
+    model = _find(path).load_model().to(choose_device(device))
+    for module in model.modules():
+        if isinstance(module, ResidualBlock):
+            module.logdet = None  # that of the recipe is for training
+    return model
 
 
 def _find(path: str | Path) -> Run:
