@@ -22,6 +22,7 @@ from iresnet.data import load
 from iresnet.data.decode import Encoded, decode_images
 from iresnet.data.folder import read_image_folder
 from iresnet.errors import DataError, UnknownNameError
+from iresnet.runs import inputs_of
 
 X, Y = examples(30, 3, 8, n_classes=3)
 
@@ -459,6 +460,23 @@ def test_bad_data_is_told_in_one_line(case, tmp_path):
         load(path, **options)
     assert "\n" not in str(caught.value)
     assert "<" not in str(caught.value).replace("<U1", "")  # files are named, not objects
+
+
+PIXELS = {"of 0 to 255": (1, 0), "of 0 to 1": (255, 0), "of -1 to 1": (127.5, 1), "of 0 to 255/256": (256, 0)}
+
+
+@pytest.mark.parametrize("case", PIXELS)
+def test_pixels_saved_as_real_numbers_have_no_density(case, tmp_path):
+    scale, less = PIXELS[case]
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8))
+    np.savez(tmp_path / "t.npz", x=(pixels / scale - less).astype(np.float32), y=np.arange(40) % 2)
+    dataset = load(tmp_path / "t.npz")
+    for kind in ("density", "hybrid"):
+        with pytest.raises(DataError, match=r"^t: all pixels are .*has no limit; save them as uint8 \(0..255\)"):
+            inputs_of(dataset, kind)
+    assert inputs_of(dataset, "classify").shape == (1, 8, 8)
+    np.save(tmp_path / "real.npy", np.random.default_rng(0).random((40, 1, 8, 8)))
+    assert inputs_of(load(tmp_path / "real.npy"), "density").levels is None
 
 
 def test_image_size_is_refused_for_idx_files(tmp_path):
