@@ -150,6 +150,28 @@ def test_a_run_is_refused_data_that_are_read_in_another_way(call, tmp_path):
     assert call("evaluate", tmp_path / "run")[0] == 2
 
 
+@pytest.mark.usefixtures("isolated")
+@pytest.mark.parametrize("change", ["rows in front", "one value", "one row less"])
+def test_a_file_that_has_changed_since_training_is_refused(change, call, tmp_path):
+    a, b = normal(500, 1), normal(500, 2)
+    path = write(tmp_path / "t.csv", "a,b", [a, b])
+    trained(call, path, tmp_path / "run")
+    assert call("evaluate", tmp_path / "run")[0] == 0
+    if change == "rows in front":
+        a, b = np.append(normal(40, 3), a), np.append(normal(40, 4), b)
+    elif change == "one value":
+        train = {round(float(value), 4) for value in load(path).train.x[:, 0]}
+        a[next(i for i, value in enumerate(a) if round(float(value), 4) in train)] += 0.01
+    else:
+        a, b = a[:-1], b[:-1]
+    write(path, "a,b", [a, b])
+    for command in ("evaluate", "reconstruct", "interpolate", "analyse inverse"):
+        status, _, err = call(*command.split(), tmp_path / "run")
+        assert (status, err.count("\n")) == (2, 1)
+        assert f"was trained on other data than t: {len(load(path).train)} train" in err
+        assert f"{path} has changed since: restore it, or train again" in err
+
+
 # -- headers -----------------------------------------------------------------------------------------------------------
 
 BODY = "".join(f"{i + 100}.5,{i + 200}.25\n" for i in range(50))

@@ -66,8 +66,8 @@ def check_columns(dataset: Dataset) -> None:
 
 
 def check_density(dataset: Dataset) -> None:
-    """Refuse what has no density, so that a likelihood would have no limit: pixels saved as real numbers, and columns of
-    tables.
+    """Refuse what has no density, so that a likelihood would have no limit: pixels saved as real numbers, and columns
+    of tables.
 
     Raises:
         DataError: names the columns, and says what to do.
