@@ -71,7 +71,7 @@ def _load(path: Path, keys: Mapping[str, str]) -> dict[str, np.ndarray]:
     if len(arrays) < len(names) or len(renamed) < len(arrays) or not arrays:
         raise DataError(
             f"{path}: expected x (and y), or train_x, train_y, validation_x, ..., test_y, got {got}; rename them, or "
-            "tell which is which, as in --data.keys [x=images,y=labels]"
+            "tell which is which, as in --data.keys '[x=images,y=labels]'"
         )
     return renamed
 
