@@ -299,6 +299,15 @@ class Run:
         write_atomically(self.model_file, save(_contiguous(sealed)))
         return sealed, certificate
 
+    @property
+    def has_model(self) -> bool:
+        """Whether the weights are there, and a whole file."""
+        try:
+            load_file(self.model_file)
+        except (OSError, SafetensorError):
+            return False
+        return True
+
     def load_model(self) -> Model:
         """Rebuild the model from its configuration and weights, in eval mode.
 
