@@ -176,6 +176,13 @@ def test_all_of_another_file_or_folder_is_the_test_split(tmp_path):
         load("c", tmp_path, test="a")
 
 
+def test_a_test_file_may_have_fewer_examples_than_classes(tmp_path):
+    x, y = examples(100, 3, 8, n_classes=10)
+    np.savez(tmp_path / "train.npz", x=x, y=y)
+    np.savez(tmp_path / "few.npz", x=x[y == 9][:2], y=y[y == 9][:2])
+    assert load(tmp_path / "train.npz", test=tmp_path / "few.npz").test.y.tolist() == [9, 9]
+
+
 def test_classes_that_are_sorted_are_mixed_before_the_split(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((300, 2)), y=np.arange(300) // 100)
     dataset = load(tmp_path / "a.npz")
@@ -404,6 +411,12 @@ BAD = {
     "npz: fewer labels": (array(x=X, y=Y[:-1]), {}, "expected 30 labels"),
     "npz: real labels": (array(x=X, y=Y / 2), {}, "expected 30 labels, integers from 0, got float64"),
     "npz: negative labels": (array(x=X, y=Y - 1), {}, "integers from 0"),
+    "npz: labels with gaps": (
+        array(x=X, y=np.array([0, 7, 100_000] * 10)),
+        {},
+        r"t.npz: labels up to 100000 are 100001 classes, more than the 30 training examples; number the classes 0, 1",
+    ),
+    "npz: labels that are numbers": (array(x=X, y=np.arange(30) + 2**40), {}, "labels up to 1099511627805 are"),
     "npz: unlabelled test": (array(x=X, y=Y, test_x=X), {}, "labels and class names go together"),
     "npz: empty": (array(x=X[:0]), {}, r"expected numbers, got uint8 of shape \(0, 3, 8, 8\)"),
     "npz: text": (array(x=np.array(["a", "b"])), {}, "expected numbers, got <U1"),
