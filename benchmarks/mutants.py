@@ -338,7 +338,17 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
     },
     ("capacity.py", "test_capacity.py"): {
+        "layers that grow alike": ("/ 2 * (third - 2 * second + first)", "/ 2 * (third - second)"),
         "a block too many": ("total += (n - 1) *", "total += n *"),
         "what fits is refused": ("if needed > free:", "if needed > 0:"),
+    },
+    ("runs.py", "test_data_tables.py"): {
+        "rows that have changed": ("all(abs(now - then) <= least for", "all(True for"),
+    },
+    ("data/source.py", "test_data_tables.py"): {
+        "integers run together": ("    if n > left:", "    if False:"),
+    },
+    ("data/discrete.py", "test_data_user.py"): {
+        "pixels of one scale alone": ('255.0: "multiples of 1/255", 256.0', "256.0"),
     },
 }

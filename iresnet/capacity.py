@@ -17,6 +17,9 @@ from iresnet.errors import RecipeError
 SAMPLE_BYTES = 12
 """For each number of a sample that is drawn, at least: its latent, itself, and the copy that is shown."""
 
+_DEPTHS = (2, 3, 4)
+"""Layers of the blocks from which the bytes of deeper ones follow."""
+
 
 def free_memory(device: torch.device) -> float:
     """Bytes that can be taken on a device: of a GPU its own, else those of the machine, or of the container.
@@ -73,7 +76,8 @@ def parameter_bytes(name: str, shape: Sequence[int], options: dict[str, Any]) ->
     """Bytes of the parameters of an architecture, in float32, without building it.
 
     Its weights are made without values, on the meta device, and of each scale only two blocks at most: further ones
-    are like the second.
+    are like the second. Nor are many layers of a block made: each is like the one before, or, where layers are
+    concatenated, larger by the same amount, so that three depths tell all.
 
     Args:
         name: a key of :data:`iresnet.zoo.ARCHITECTURES`.
@@ -88,6 +92,12 @@ def parameter_bytes(name: str, shape: Sequence[int], options: dict[str, Any]) ->
         18704.0
     """
     parameters = inspect.signature(zoo.ARCHITECTURES[name]).parameters
+    further = options["depth"] - _DEPTHS[0] if isinstance(options.get("depth"), int) and "depth" in parameters else 0
+    if further >= len(_DEPTHS):
+        first, second, third = (parameter_bytes(name, shape, {**options, "depth": depth}) for depth in _DEPTHS)
+        if not math.isfinite(third):
+            return third
+        return first + further * (second - first) + further * (further - 1) / 2 * (third - 2 * second + first)
     blocks = options.get("blocks", parameters["blocks"].default if "blocks" in parameters else None)
     cheap = {**options, "normalisation": "linf", "n_power_steps": None}  # of no iterations
     cheap = {key: value for key, value in cheap.items() if key in parameters}

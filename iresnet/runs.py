@@ -1,6 +1,6 @@
 """The run folder: everything that a run writes."""
 
-__all__ = ["Inputs", "Run", "build_model", "inputs_of", "model_options"]
+__all__ = ["Inputs", "Run", "build_model", "inputs_of", "is_trained_on", "model_options"]
 
 import copy
 import hashlib
@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from iresnet.data import Column, Dataset, check_columns, check_density
 from iresnet.errors import DataError, RecipeError, RunError
 from iresnet.files import write_atomically, writing
 from iresnet.zoo import Model
+
+_SAME = 1e-8
+"""Standard deviations by which moments of the same data differ at most."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,40 @@ def inputs_of(dataset: Dataset, kind: str) -> Inputs:
     if kind != "density" and not dataset.n_classes:
         remedy = "--task.ce-weight 0" + (" --task.nll-weight 1" if kind == "classify" else "")
         raise DataError(f"{dataset.name} has no labels, which the task '{kind}' needs; use {remedy}")
-    if dataset.levels is not None and kind != "classify":
-        mean, std = (dataset.levels / 2,), (float(dataset.levels),)
-    else:
+    if dataset.levels is None or kind == "classify":
         check_columns(dataset)
-        if kind != "classify":
-            check_density(dataset)
-        values = dataset.train.x.transpose(0, 1).flatten(1).double()
-        mean, std = tuple(values.mean(dim=1).tolist()), tuple(values.std(dim=1).tolist())
-    return Inputs(dataset.shape, dataset.levels, dataset.class_names, mean, std, dataset.columns)
+    if dataset.levels is None and kind != "classify":
+        check_density(dataset)
+    return Inputs(dataset.shape, dataset.levels, dataset.class_names, *_moments(dataset, kind), dataset.columns)
+
+
+def _moments(dataset: Dataset, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What is subtracted from the data, and what they are divided by."""
+    if dataset.levels is not None and kind != "classify":
+        return (dataset.levels / 2,), (float(dataset.levels),)
+    values = dataset.train.x.transpose(0, 1).flatten(1).double()
+    return tuple(values.mean(dim=1).tolist()), tuple(values.std(dim=1).tolist())
+
+
+def is_trained_on(dataset: Dataset, kind: str, inputs: Inputs) -> bool:
+    """Whether a data set is the one that a model was trained on, by all that the model knows of it.
+
+    Moments are compared to a hundred-millionth of a standard deviation: sums in another order differ by less, those
+    with another row by more.
+
+    Args:
+        dataset: the data, as they are now.
+        kind: ``density``, ``classify`` or ``hybrid``.
+        inputs: what the model knows.
+    """
+    # runs of earlier versions have no columns
+    columns = inputs.columns or tuple(replace(column, offset=0.0) for column in dataset.columns)
+    known = (inputs.shape, inputs.levels, inputs.class_names, columns)
+    if (dataset.shape, dataset.levels, dataset.class_names, dataset.columns) != known:
+        return False
+    (mean, std), size = _moments(dataset, kind), [_SAME * value for value in inputs.std]
+    pairs = zip([*mean, *std], [*inputs.mean, *inputs.std], [*size, *size], strict=True)
+    return all(abs(now - then) <= least for now, then, least in pairs)
 
 
 def model_options(config: Config, inputs: Inputs) -> tuple[str, dict[str, Any]]:
@@ -270,6 +298,15 @@ class Run:
         certificate = seal(sealed)
         write_atomically(self.model_file, save(_contiguous(sealed)))
         return sealed, certificate
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the weights are there, and a whole file."""
+        try:
+            load_file(self.model_file)
+        except (OSError, SafetensorError):
+            return False
+        return True
 
     def load_model(self) -> Model:
         """Rebuild the model from its configuration and weights, in eval mode.

@@ -24,6 +24,9 @@ ARCHITECTURES = {
     "a default": ("iresnet", (3, 8, 8), {"hidden": 4, "injective_pad": 5}),
     "widths": ("iresnet-multiscale", (3, 16, 16), {"blocks": (3, 2, 1), "strides": (1, 2, 2), "hidden": [4, 5, 6]}),
     "dense blocks": ("iresnet", (1, 8, 8), {"blocks": [3], "strides": [1], "network": "dense-concat", "hidden": 4}),
+    "deep": ("toy-mlp", (5,), {"blocks": 2, "depth": 9, "hidden": 6}),
+    "deep and dense": ("toy-mlp", (3,), {"blocks": 3, "depth": 8, "hidden": 4, "network": "dense-concat"}),
+    "flat": ("toy-mlp", (3,), {"blocks": 3, "depth": 1, "hidden": 4}),
     "points": ("toy-mlp", (5,), {"blocks": 7, "depth": 5, "hidden": 6, "actnorm": False}),
     "no blocks": ("toy-mlp", (5,), {"blocks": 0}),
     "plain": ("resnet", (1, 8, 8), {"blocks": [4, 3], "strides": [1, 2], "hidden": 16, "injective_pad": 2}),
@@ -50,6 +53,8 @@ HUGE = {
     "channels that cannot be counted": ("digits-classify", "--model.hidden", "1000000000000", "than can be counted"),
     "blocks": ("digits-density", "--model.blocks", "[1000000,100000000]", "lower --model.hidden or --model.blocks"),
     "layers": ("toy-density", "--model.hidden", "10000000", "lower --model.hidden or --model.blocks"),
+    "depth": ("toy-density", "--model.depth", "1000000", "--model.blocks, or --model.depth"),
+    "depth beyond floats": ("toy-density", "--model.depth", "9" * 400, "than can be counted"),
     "pictures": ("digits-density", "--train.n-pictures", "1000000000000", "lower --train.n-pictures"),
 }
 

@@ -150,6 +150,83 @@ def test_a_run_is_refused_data_that_are_read_in_another_way(call, tmp_path):
     assert call("evaluate", tmp_path / "run")[0] == 2
 
 
+@pytest.mark.usefixtures("isolated")
+@pytest.mark.parametrize("change", ["rows in front", "one value", "one row less"])
+def test_a_file_that_has_changed_since_training_is_refused(change, call, tmp_path):
+    a, b = normal(500, 1), normal(500, 2)
+    path = write(tmp_path / "t.csv", "a,b", [a, b])
+    trained(call, path, tmp_path / "run")
+    assert call("evaluate", tmp_path / "run")[0] == 0
+    if change == "rows in front":
+        a, b = np.append(normal(40, 3), a), np.append(normal(40, 4), b)
+    elif change == "one value":
+        train = {round(float(value), 4) for value in load(path).train.x[:, 0]}
+        a[next(i for i, value in enumerate(a) if round(float(value), 4) in train)] += 0.01
+    else:
+        a, b = a[:-1], b[:-1]
+    write(path, "a,b", [a, b])
+    for command in ("evaluate", "reconstruct", "interpolate", "analyse inverse"):
+        status, _, err = call(*command.split(), tmp_path / "run")
+        assert (status, err.count("\n")) == (2, 1)
+        assert f"was trained on other data than t: {len(load(path).train)} train" in err
+        assert f"{path} has changed since: restore it, or train again" in err
+
+
+def npy(folder, values):
+    np.save(folder / "t.npy", np.stack([np.arange(len(values), dtype=values.dtype), values], 1))
+    return folder / "t.npy"
+
+
+def npz(folder, values):
+    np.savez(folder / "t.npz", x=np.stack([values, values], 1))
+    return folder / "t.npz"
+
+
+FILES = {
+    "csv": lambda folder, values: write(folder / "t.csv", "a,b", [normal(len(values)), values]),
+    "parquet": lambda folder, values: parquet(folder / "t.parquet", b=values),
+    "npy": npy,
+    "npz": npz,
+}
+NANOSECONDS = START * 10**9 + 7 * np.arange(200)
+LARGE = {"int64": NANOSECONDS, "uint64": np.uint64(2**63) + NANOSECONDS.astype(np.uint64), "negative": -NANOSECONDS}
+
+
+@pytest.mark.parametrize("case", LARGE)
+@pytest.mark.parametrize("form", FILES)
+def test_integers_that_float64_runs_together_are_refused(form, case, tmp_path):
+    path = FILES[form](tmp_path, LARGE[case])
+    options = {"columns": ["b"]} if form == "parquet" else {}
+    message = r"column \d.*: 200 different integers beyond 2\*\*53 become \d+ in float64; subtract .* divide .* or "
+    remedy = r"drop the column \(--data.drop 'b'\)$" if form in ("csv", "parquet") else "leave the column out$"
+    with pytest.raises(DataError, match=message + remedy):
+        load(path, **options)
+
+
+def test_gaps_do_not_hide_integers_that_run_together(tmp_path):
+    values = [str(value) for value in NANOSECONDS]
+    path = write(tmp_path / "t.csv", "a,b", [normal(200), ["", *values[1:]]])
+    with pytest.raises(DataError, match="199 different integers"):
+        load(path, impute=True)
+    pq.write_table(pa.table({"b": [None, *NANOSECONDS[1:].tolist()]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="199 different integers"):
+        load(tmp_path / "t.parquet", impute=True)
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_large_numbers_that_stay_apart_are_read(form, tmp_path):
+    for values in (NANOSECONDS[:2].repeat(100), 1024 * NANOSECONDS[:100].repeat(2) // 7 * 7):
+        path = FILES[form](tmp_path, values - values % 1024)
+        assert len(load(path, **({"columns": ["b"]} if form == "parquet" else {})).train) == 160
+    write(tmp_path / "f.csv", "a,b", [normal(200), 6.02e23 * (1 + np.arange(200) % 50 / 100)])
+    assert len(load(tmp_path / "f.csv").train) == 160
+
+
+def test_classes_that_float64_runs_together_stay_apart(tmp_path):
+    path = write(tmp_path / "t.csv", "a,kind", [normal(200), NANOSECONDS[:2].repeat(100)])
+    assert load(path, target="kind").class_names == tuple(str(value) for value in NANOSECONDS[:2])
+
+
 # -- headers -----------------------------------------------------------------------------------------------------------
 
 BODY = "".join(f"{i + 100}.5,{i + 200}.25\n" for i in range(50))

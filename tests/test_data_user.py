@@ -22,6 +22,7 @@ from iresnet.data import load
 from iresnet.data.decode import Encoded, decode_images
 from iresnet.data.folder import read_image_folder
 from iresnet.errors import DataError, UnknownNameError
+from iresnet.runs import inputs_of
 
 X, Y = examples(30, 3, 8, n_classes=3)
 
@@ -173,6 +174,13 @@ def test_all_of_another_file_or_folder_is_the_test_split(tmp_path):
         load("a", tmp_path, test="c")
     with pytest.raises(DataError, match=r"c: has a test split of its own; leave out --data.test"):
         load("c", tmp_path, test="a")
+
+
+def test_a_test_file_may_have_fewer_examples_than_classes(tmp_path):
+    x, y = examples(100, 3, 8, n_classes=10)
+    np.savez(tmp_path / "train.npz", x=x, y=y)
+    np.savez(tmp_path / "few.npz", x=x[y == 9][:2], y=y[y == 9][:2])
+    assert load(tmp_path / "train.npz", test=tmp_path / "few.npz").test.y.tolist() == [9, 9]
 
 
 def test_classes_that_are_sorted_are_mixed_before_the_split(tmp_path):
@@ -403,6 +411,12 @@ BAD = {
     "npz: fewer labels": (array(x=X, y=Y[:-1]), {}, "expected 30 labels"),
     "npz: real labels": (array(x=X, y=Y / 2), {}, "expected 30 labels, integers from 0, got float64"),
     "npz: negative labels": (array(x=X, y=Y - 1), {}, "integers from 0"),
+    "npz: labels with gaps": (
+        array(x=X, y=np.array([0, 7, 100_000] * 10)),
+        {},
+        r"t.npz: labels up to 100000 are 100001 classes, more than the 30 training examples; number the classes 0, 1",
+    ),
+    "npz: labels that are numbers": (array(x=X, y=np.arange(30) + 2**40), {}, "labels up to 1099511627805 are"),
     "npz: unlabelled test": (array(x=X, y=Y, test_x=X), {}, "labels and class names go together"),
     "npz: empty": (array(x=X[:0]), {}, r"expected numbers, got uint8 of shape \(0, 3, 8, 8\)"),
     "npz: text": (array(x=np.array(["a", "b"])), {}, "expected numbers, got <U1"),
@@ -459,6 +473,23 @@ def test_bad_data_is_told_in_one_line(case, tmp_path):
         load(path, **options)
     assert "\n" not in str(caught.value)
     assert "<" not in str(caught.value).replace("<U1", "")  # files are named, not objects
+
+
+PIXELS = {"of 0 to 255": (1, 0), "of 0 to 1": (255, 0), "of -1 to 1": (127.5, 1), "of 0 to 255/256": (256, 0)}
+
+
+@pytest.mark.parametrize("case", PIXELS)
+def test_pixels_saved_as_real_numbers_have_no_density(case, tmp_path):
+    scale, less = PIXELS[case]
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8))
+    np.savez(tmp_path / "t.npz", x=(pixels / scale - less).astype(np.float32), y=np.arange(40) % 2)
+    dataset = load(tmp_path / "t.npz")
+    for kind in ("density", "hybrid"):
+        with pytest.raises(DataError, match=r"^t: all pixels are .*has no limit; save them as uint8 \(0..255\)"):
+            inputs_of(dataset, kind)
+    assert inputs_of(dataset, "classify").shape == (1, 8, 8)
+    np.save(tmp_path / "real.npy", np.random.default_rng(0).random((40, 1, 8, 8)))
+    assert inputs_of(load(tmp_path / "real.npy"), "density").levels is None
 
 
 def test_image_size_is_refused_for_idx_files(tmp_path):

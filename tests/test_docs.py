@@ -224,3 +224,11 @@ def test_commands_that_follow_each_other_train_into_folders_of_their_own(page):
             if not re.search("--resume|--dry-run", line)
         ]
         assert sorted(set(folders)) == sorted(folders)
+
+
+PAGES = [*DOCS.glob("*.md"), DOCS.parent / "README.md", *Path(iresnet.__file__).parent.rglob("*.py")]
+
+
+def test_brackets_are_quoted_for_shells_that_take_them_for_patterns():
+    bare = re.compile(r"(?<![\w-])--[a-z][\w.-]*[ =]\[.*")
+    assert [(page.name, command) for page in PAGES for command in bare.findall(page.read_text())] == []

@@ -437,6 +437,14 @@ def test_the_report_of_a_damaged_run_is_written_and_fails(name, copied, capsys):
     assert set(SECTIONS) <= set(Outline((run / "report.html").read_text()).ids)
 
 
+@pytest.mark.parametrize("name", ["evaluation.json", "certificate.json", "cost.json"])
+def test_results_without_content_are_damaged(name, copied, capsys):
+    run = copied()
+    (run / name).write_text("{}")
+    assert command_line(["report", str(run)]) == 1
+    assert f"{name} is damaged" in capsys.readouterr().err
+
+
 def mutated(tree, values):
     """Copies of a tree with one of its parts replaced; of a list, one of the first."""
     yield next(values)

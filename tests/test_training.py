@@ -203,6 +203,19 @@ def test_resuming_a_complete_run_changes_nothing(tiny, tmp_path):
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("changes", [(), ("--train.ema", "0.9"), ("--train.patience", "1")])
+@pytest.mark.parametrize("damage", ["cut", "gone", "no weights"])
+def test_resuming_a_complete_run_writes_its_model_again(damage, changes, tiny, tmp_path, worse_after):
+    worse_after(20)
+    config = settings(tiny, "toy", *TWO_EPOCHS, *changes)
+    run = train(config, tmp_path / "run")
+    before = run.model_file.read_bytes()
+    contents = {"cut": before[:-100], "no weights": b"hello"}
+    run.model_file.unlink() if damage == "gone" else run.model_file.write_bytes(contents[damage])
+    train(config, tmp_path / "run", resume=True)
+    assert run.model_file.read_bytes() == before
+
+
 def test_a_second_ctrl_c_acts_at_once(tiny, tmp_path):
     def twice():
         signal.raise_signal(signal.SIGINT)

@@ -18,7 +18,6 @@ __all__ = [
     "spread",
 ]
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,7 +105,8 @@ def load_run(path: Path, device: str) -> "tuple[Run, Model, Inputs]":
 
 def open_run(path: Path, data_dir: Path | None, split: str, device: str) -> "tuple[Run, Model, Dataset, Split]":
     """Open a run folder with its data, refused when they are not those it was trained on; the model on the device."""
-    from iresnet.data import load
+    from iresnet.data import DATASETS, load
+    from iresnet.runs import is_trained_on
 
     splits = ("train", "validation", "test")
     if split not in splits:
@@ -114,10 +114,10 @@ def open_run(path: Path, data_dir: Path | None, split: str, device: str) -> "tup
     folder, model, _ = load_run(path, device)
     config, inputs = folder.read_config()
     dataset = load(config.data.name, data_dir or folder.data_dir, **config.data.options)
-    same = (dataset.shape, dataset.levels, dataset.class_names) == (inputs.shape, inputs.levels, inputs.class_names)
-    columns = inputs.columns or tuple(replace(column, offset=0.0) for column in dataset.columns)  # of earlier versions
-    if not same or dataset.columns != columns:
-        raise RunError(f"{path} was trained on other data than {dataset}; give its --data-dir")
+    if not is_trained_on(dataset, config.task.kind, inputs):
+        changed = f"{dataset.source} has changed since: restore it, or train again"
+        remedy = "give its --data-dir" if config.data.name in DATASETS else changed
+        raise RunError(f"{path} was trained on other data than {dataset}; {remedy}")
     return folder, model, dataset, getattr(dataset, split)
 
 

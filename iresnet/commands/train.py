@@ -120,7 +120,7 @@ def train_help() -> str:
     sections = "\n\n".join(lines)
     return (
         "Train a model into a run folder.\n\n"
-        "Any option of the recipe can be changed: iresnet train digits-density --train.epochs 3 --model.blocks [2,2] "
+        "Any option of the recipe can be changed: iresnet train digits-density --train.epochs 3 --model.blocks '[2,2]' "
         "--optim.lr=1e-3\n\n"
         "--model.name and --model.OPTION  architecture and its options: blocks, strides, hidden, coeff, activation, "
         "logdet.name, logdet.n-steps, solver.name, solver.atol, head-hidden, ...\n\n"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from iresnet.data.dataset import Split
 from iresnet.data.reading import reading
+from iresnet.data.source import check_apart
 from iresnet.data.split import Splits
 from iresnet.errors import DataError, UnknownNameError
 
@@ -70,7 +71,7 @@ def _load(path: Path, keys: Mapping[str, str]) -> dict[str, np.ndarray]:
     if len(arrays) < len(names) or len(renamed) < len(arrays) or not arrays:
         raise DataError(
             f"{path}: expected x (and y), or train_x, train_y, validation_x, ..., test_y, got {got}; rename them, or "
-            "tell which is which, as in --data.keys [x=images,y=labels]"
+            "tell which is which, as in --data.keys '[x=images,y=labels]'"
         )
     return renamed
 
@@ -102,6 +103,9 @@ def _examples(where: str, x: np.ndarray) -> Tensor:
         raise DataError(
             f"{where}: expected finite float32 numbers, got {rounded[index]} at {index}; remove or replace it"
         )
+    if x.dtype.kind != "f":
+        for i, column in enumerate(x.T):
+            check_apart(f"{where}, column {i + 1}", column.tolist(), column.astype(np.float64), "leave the column out")
     exact = x.ndim == 2 and x.dtype not in (np.float16, np.float32)
     return torch.from_numpy(np.ascontiguousarray(x, np.float64) if exact else rounded)
 

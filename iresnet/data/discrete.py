@@ -17,6 +17,10 @@ _FOLLOWS = 1e-10
 """Share of a column's variance that the columns before it leave open, below which it follows from them."""
 _SHOWN = 8
 """Columns that a message names."""
+_SCALES = {1.0: "whole numbers", 255.0: "multiples of 1/255", 256.0: "multiples of 1/256"}
+"""What pixels of 8 bits were divided by, and what they became."""
+_TO = 1e-3
+"""Distance of a pixel from a grey level, in levels, that is rounding."""
 
 
 def is_discrete(x: Tensor) -> Tensor:  # (N, D) -> (D,)
@@ -62,11 +66,14 @@ def check_columns(dataset: Dataset) -> None:
 
 
 def check_density(dataset: Dataset) -> None:
-    """Refuse a table some columns of which have no density, so that a likelihood would have no limit.
+    """Refuse what has no density, so that a likelihood would have no limit: pixels saved as real numbers, and columns
+    of tables.
 
     Raises:
         DataError: names the columns, and says what to do.
     """
+    if len(dataset.shape) == 3:
+        _check_pixels(dataset)
     if not dataset.columns:
         return
     discrete = dict(_discrete(dataset))
@@ -80,6 +87,17 @@ def check_density(dataset: Dataset) -> None:
             f"{dataset.name}: columns without a density, so that a likelihood has no limit: {shown}{more}"
             f"{_drop(dataset, list(faults))}{noise}"
         )
+
+
+def _check_pixels(dataset: Dataset) -> None:
+    """Refuse images of real numbers all of which are grey levels."""
+    x = dataset.train.x
+    for scale, called in _SCALES.items():
+        if all(bool(((image * scale).round() - image * scale).abs().max() < _TO) for image in x):
+            raise DataError(
+                f"{dataset.name}: all pixels are {called}, saved as real numbers, so that a likelihood has no limit; "
+                "save them as uint8 (0..255): noise of one level is then added to them"
+            )
 
 
 def _discrete(dataset: Dataset) -> Iterator[tuple[int, str]]:

@@ -60,12 +60,13 @@ def read_parquet(
     return {kind: read_files(paths, label, class_names, form=form) for kind, paths in files.items()}
 
 
-def read_any_parquet(folder: Path, *, form: Form = UNCHANGED) -> tuple[Splits, tuple[str, ...]] | None:
+def read_any_parquet(folder: Path, *, form: Form = UNCHANGED, known: int = 0) -> tuple[Splits, tuple[str, ...]] | None:
     """Read such files without knowing what they hold.
 
     Args:
         folder: where the files, or a folder ``data`` or ``plain_text`` with them, are.
         form: what to turn the images into.
+        known: how many classes other examples, which these go with, have.
 
     Returns:
         The splits and the class names that the files declare, else the numbers of the classes; no
@@ -84,7 +85,7 @@ def read_any_parquet(folder: Path, *, form: Form = UNCHANGED) -> tuple[Splits, t
     schema = _schema(next(iter(files.values()))[0])
     label = _any_label(schema)
     splits = {kind: read_files(paths, label, form=form) for kind, paths in files.items()}
-    return splits, _declared_classes(schema, label) or numbered_classes(splits)
+    return splits, _declared_classes(schema, label) or numbered_classes(splits, str(folder), known=known)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,19 @@
 """What files of tables have in common."""
 
-__all__ = ["LARGEST", "MISSING", "Source", "is_integer", "is_number"]
+__all__ = ["LARGEST", "MISSING", "Source", "check_apart", "is_integer", "is_number"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from iresnet.errors import DataError
 
 LARGEST = float(np.finfo(np.float32).max)
+EXACT = 2.0**53
+"""Up to here float64 holds every integer."""
 MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
 """How files write that a value is missing, in lower case."""
 
@@ -44,6 +47,10 @@ class Source(ABC):
     def called(self, column: int) -> str:
         """A column in a message: name and position."""
         return f"column {column + 1}" + (f" ({self.names[column]})" if self.names[column] else "")
+
+    def drop(self, column: int) -> str:
+        """How to leave a column out, for a message."""
+        return f"drop the column (--data.drop '{self.title(column)}')"
 
     @abstractmethod
     def place(self, row: int, column: int) -> str:
@@ -122,3 +129,31 @@ def is_integer(values: np.ndarray) -> bool:
     """
     known = values[~np.isnan(values)]
     return bool(np.isfinite(known).all() and (known == np.round(known)).all())
+
+
+def check_apart(where: str, values: Iterable[Any], x: np.ndarray, drop: str) -> None:  # (N,)
+    """Refuse a column in which integers that differ became one number in float64.
+
+    Args:
+        where: the column, for the message.
+        values: as the file has them, without loss; only looked at when some are large.
+        x: the same in float64.
+        drop: how to leave the column out.
+
+    Raises:
+        DataError: says how many numbers are left.
+
+    Example:
+        >>> check_apart("t.csv, column 1", [2**60, 2**60 + 1], np.array([2.0**60, 2.0**60]), "drop it")
+        Traceback (most recent call last):
+        iresnet.errors.DataError: t.csv, column 1: 2 different integers beyond 2**53 become 1 in float64; subtract ...
+    """
+    large = np.abs(x) > EXACT
+    if not large.any():
+        return
+    n, left = len({value for value, is_large in zip(values, large, strict=True) if is_large}), len(np.unique(x[large]))
+    if n > left:
+        raise DataError(
+            f"{where}: {n} different integers beyond 2**53 become {left} in float64; subtract one of them from all, or "
+            f"divide them, before they are written, or {drop}"
+        )

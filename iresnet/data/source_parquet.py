@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from iresnet.data.reading import reading
-from iresnet.data.source import LARGEST, MISSING, Source
+from iresnet.data.source import LARGEST, MISSING, Source, check_apart
 from iresnet.errors import DataError
 
 
@@ -74,6 +74,9 @@ class ParquetSource(Source):
         if bad.any():
             row = int(bad.argmax())
             raise self.fault(row, column, "" if np.isnan(x[row]) else str(x[row]))
+        if not pa.types.is_floating(kind):
+            where = f"{self.path}, {self.called(column)}"
+            check_apart(where, (value.as_py() for value in values), x, self.drop(column))
         return x
 
     def texts(self, column: int) -> list[str]:

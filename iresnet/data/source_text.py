@@ -5,12 +5,13 @@ __all__ = ["TextSource"]
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 
 from iresnet.data.reading import raw_bytes, reading
-from iresnet.data.source import LARGEST, MISSING, Source, is_number
+from iresnet.data.source import LARGEST, MISSING, Source, check_apart, is_number
 from iresnet.errors import DataError
 
 _DELIMITERS = (",", ";", "\t", "|")
@@ -64,6 +65,10 @@ class TextSource(Source):
         x = None if missing or not columns else self._fast(columns)
         if x is None or len(x) != len(self.lines) or not self._even() or not (np.abs(x) <= LARGEST).all():
             x = self._careful(columns, missing)
+        for column, values in zip(columns, x.T, strict=True):
+            texts = (fields[column] for fields in self._rows())
+            exact = (None if text.lower() in MISSING else Decimal(text) for text in texts)
+            check_apart(f"{self.path}, {self.called(column)}", exact, values, self.drop(column))
         return x
 
     def _fast(self, columns: Sequence[int]) -> np.ndarray | None:

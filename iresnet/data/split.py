@@ -81,18 +81,29 @@ def _take(split: Split, index: torch.Tensor) -> Split:
     return Split(split.x[index], None if split.y is None else split.y[index])
 
 
-def numbered_classes(splits: Splits) -> tuple[str, ...]:
+def numbered_classes(splits: Splits, where: str, *, known: int = 0) -> tuple[str, ...]:
     """Name classes by their numbers, up to the largest label.
 
     Args:
         splits: with labels or without.
+        where: what to name in an error.
+        known: how many classes other examples, which these go with, have.
 
     Returns:
         ``"0"``, ``"1"`` and so on; nothing without labels.
 
+    Raises:
+        DataError: more classes than examples, so that labels are no numbers of classes.
+
     Example:
-        >>> numbered_classes({"train": Split(torch.zeros(3, 2), torch.tensor([0, 2, 0]))})
+        >>> numbered_classes({"train": Split(torch.zeros(3, 2), torch.tensor([0, 2, 0]))}, "x")
         ('0', '1', '2')
     """
     largest = max((int(split.y.max()) for split in splits.values() if split.y is not None), default=-1)
+    n = len(splits["train"]) if "train" in splits else 0
+    if largest >= max(n, known) > 0:
+        raise DataError(
+            f"{where}: labels up to {largest} are {largest + 1} classes, more than the {n} training examples; number "
+            "the classes 0, 1, 2, ... without gaps"
+        )
     return tuple(str(label) for label in range(largest + 1))

@@ -4,6 +4,7 @@ __all__ = ["Choice", "Table", "read_table"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,7 +183,7 @@ def _classes(source: Source, column: int, known: tuple[str, ...]) -> tuple[np.nd
     numeric = all(map(is_number, values))
     if numeric and not is_integer(np.array(values, float)):
         raise DataError(f"{where}: expected classes, got real numbers; choose another target")
-    classes = [str(int(float(value))) for value in values] if numeric else values
+    classes = [str(int(Decimal(value))) for value in values] if numeric else values
     names = known or (sorted(set(classes), key=int) if numeric else sorted(set(classes)))
     if not known and len(names) > max(2, len(values) // 2):
         raise DataError(f"{where}: expected classes, got {len(names)} values in {len(values)} rows")

@@ -135,10 +135,10 @@ def _read(
         if option in _IS_FOR and suffix not in _IS_FOR[option][2]:
             raise DataError(_not_for(path, option, f"{suffix} file" if path.is_file() else suffix))
     if suffix == "folder":
-        return *_read_folder(path, reading), ()
+        return *_read_folder(path, reading, known=len(classes)), ()
     if suffix in _ARRAYS:
         splits = read_arrays(path, keys=reading.keys)
-        return splits, numbered_classes(splits), _columns_of(splits)
+        return splits, numbered_classes(splits, str(path), known=len(classes)), _columns_of(splits)
     if suffix in _TABLES:
         table = read_table(path, reading.choice, like=like, classes=classes)
         return {"train": table.split}, table.class_names, table.columns
@@ -155,13 +155,13 @@ def _not_for(path: Path, option: str, this: str) -> str:
     return f"{path}: {called} is for {what}, not for this {this}; leave it out (--data.{flag})"
 
 
-def _read_folder(folder: Path, reading: Reading) -> tuple[Splits, tuple[str, ...]]:
+def _read_folder(folder: Path, reading: Reading, *, known: int) -> tuple[Splits, tuple[str, ...]]:
     splits = read_idx(folder)
     if splits is not None and reading.form != Form():
         raise DataError(f"{folder}: {reading.given[0]} is for folders of image files, not for idx files")
     if splits is not None:
-        return splits, numbered_classes(splits)
-    return read_any_parquet(folder, form=reading.form) or read_image_folder(folder, form=reading.form)
+        return splits, numbered_classes(splits, str(folder), known=known)
+    return read_any_parquet(folder, form=reading.form, known=known) or read_image_folder(folder, form=reading.form)
 
 
 def _columns_of(splits: Splits) -> tuple[Column, ...]:

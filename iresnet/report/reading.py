@@ -237,7 +237,7 @@ def _read_json(run: RunFiles, name: str, advice: str) -> dict[str, Any]:
         tree = json.loads(text)
     except (ValueError, RecursionError):
         tree = None
-    if isinstance(tree, dict):
+    if isinstance(tree, dict) and tree:  # nothing is written without content
         return tree
     run.troubles.append(f"{name} is damaged; {advice}")
     return {}

@@ -3,6 +3,7 @@
 __all__ = ["check_model_fits", "check_step_fits"]
 
 import copy
+import math
 
 import torch
 
@@ -36,7 +37,10 @@ def check_model_fits(config: Config, inputs: Inputs, device: torch.device) -> No
         size = parameter_bytes(name, inputs.shape, options) if name in zoo.ARCHITECTURES else 0.0
     except IResNetError:  # which is told when it is built
         return
-    check_room(COPIES * size, device, "a training of this model", "lower --model.hidden or --model.blocks")
+    except OverflowError:  # of the count itself
+        size = math.inf
+    remedy = "lower --model.hidden or --model.blocks" + ", or --model.depth" * ("depth" in options)
+    check_room(COPIES * size, device, "a training of this model", remedy)
 
 
 def check_step_fits(task: Task, config: Config, dataset: Dataset, device: torch.device) -> None:

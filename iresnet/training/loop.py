@@ -197,6 +197,8 @@ class _Trainer:
         self._tell(Started(self.step, self.n_steps, len(self.batches), train.batch_size, train.compile, device, notes))
         try:
             with stop_requests() as stop:
+                if self.over:
+                    self._restore_model(run)
                 while not (self.over or self.stopping):
                     self._run_epoch(run, stop)
             self._finish(run)
@@ -298,6 +300,12 @@ class _Trainer:
         if self.accelerator.is_main_process:
             write_checkpoint(run, checkpoint, keep=self.config.train.keep_checkpoints, also=self.best.step)
         self.saved_step = self.step
+
+    def _restore_model(self, run: Run) -> None:
+        """Write the model of a run that was complete, where its file is gone or damaged, from the checkpoint."""
+        trained = self.weights.model()
+        if self.accelerator.is_main_process and not run.has_model:
+            self._save_model(run, self.ema.model if self.ema else trained)
 
     def _finish(self, run: Run) -> None:
         """Replace the model by that of the best snapshot, when there was a patience for it."""
