@@ -145,6 +145,24 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "weights of now in backward": ("with replace_weights(g, weights):\n            return run(x)", "return run(x)"),
         "weights not scaled": ("upstream[:1].sum() * grad", "grad"),
     },
+    ("normalisation.py", "test_modules.py"): {
+        "means of unit vectors": ("u = _unit(self.u.to(weight.dtype))", "u = self.u.to(weight.dtype, copy=True)"),
+        "power iteration in backward": ("not (_in_backward() or is_transforming())", "not is_transforming()"),
+        "weights held by all threads": ("class PerThread(threading.local):", "class PerThread:"),
+    },
+    ("bijections/base.py", "test_inputs.py"): {
+        "any shape": ("    if fits and all(", "    if True or all("),
+        "integers pass": ("if not x.is_floating_point():", "if False:"),
+    },
+    ("logdet.py", "test_inputs.py"): {
+        "chance in eval mode": ("    if training:\n        return Krylov()", "    if True:\n        return Krylov()"),
+    },
+    ("jacobian.py", "test_jacobian.py test_derivatives.py"): {
+        "native norms": ("sdpa_kernel(SDPBackend.MATH), _PlainNorms():", "sdpa_kernel(SDPBackend.MATH):"),
+    },
+    ("operators.py", "test_jacobian.py"): {
+        "one image with its channels last": ("return x.contiguous() if len(x) == 1 else x.permute", "return x.permute"),
+    },
     ("bijections/memory.py", "test_derivatives.py"): {
         "constant early gradients": (
             "if torch.is_grad_enabled():\n            found",
