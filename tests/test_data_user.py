@@ -380,7 +380,7 @@ BAD = {
     "csv: decimal commas": (text("1,5;2,5\n1,5;2,5\n"), {}, "line 1"),
     "csv: unnamed column": (text(",a\n0,1\n1,2\n2,3"), {}, "expected a name of its own for each column"),
     "csv: two of a name": (text("a,a\n0,1\n1,2\n2,3"), {}, "expected a name of its own for each column"),
-    "csv: not text": (text(bytes(range(128, 256))), {}, "expected a text file in UTF-8"),
+    "csv: not text": (text(bytes(range(128, 256))), {}, "expected a text file in UTF-8.*; save it as UTF-8"),
     "csv: zeros": (text("1,2\n3,\0\n4,5"), {}, "line 2, column 2"),
     "csv: too few rows": (text("1,2\n3,4\n"), {}, "2 examples are too few"),
     "csv.gz: truncated": (cut(text(gzip.compress(b"1,2\n" * 500), "t.csv.gz")), {}, "expected a complete gzip file"),

@@ -39,7 +39,7 @@ class TextSource(Source):
         Raises:
             DataError: no text, no rows, or a header that names no columns.
         """
-        with reading(path, "text file in UTF-8"):
+        with reading(path, "text file in UTF-8", "save it as UTF-8"):
             text = raw_bytes(path).decode("utf-8-sig")
         lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
         if not lines:
