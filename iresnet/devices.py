@@ -5,6 +5,7 @@ __all__ = [
     "describe_device",
     "device_of",
     "in_a_checkpoint",
+    "is_differentiating",
     "is_readable",
     "is_transforming",
     "random_device",
@@ -17,6 +18,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from iresnet.errors import RecipeError
@@ -76,6 +78,18 @@ def is_transforming() -> bool:
         (tensor([1., 1.]), False)
     """
     return not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
+
+
+def is_differentiating() -> bool:
+    """Return whether derivatives are taken in ways of which ``torch.is_grad_enabled`` says nothing.
+
+    Those are transforms of :mod:`torch.func`, and forward mode; not in compiled code.
+
+    Example:
+        >>> torch.func.jvp(lambda x: x * is_differentiating(), (torch.ones(1),), (torch.ones(1),))[0]
+        tensor([1.])
+    """
+    return not torch.compiler.is_compiling() and (is_transforming() or forward_ad._current_level >= 0)
 
 
 def in_a_checkpoint() -> bool:

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from iresnet.devices import is_transforming
+from iresnet.devices import is_differentiating
 
 Product = Callable[[Tensor], Tensor]
 
@@ -249,8 +248,7 @@ def elementwise(value: Tensor, slope: Tensor) -> Linearization:
 @linearizes(nn.ELU)
 def _elu(g: nn.ELU, x: Tensor) -> Linearization:
     # Forward mode is left to torch: of functions of one's own it gets the second derivative wrong, and compiles none.
-    in_forward_mode = not torch.compiler.is_compiling() and (is_transforming() or forward_ad._current_level >= 0)
-    if g.alpha == 1 and not in_forward_mode:
+    if g.alpha == 1 and not is_differentiating():
         return elementwise(*_EluAndSlope.apply(x))  # pyright: ignore[reportArgumentType]
     y = F.elu(x, g.alpha)
     return elementwise(y, torch.where(x > 0, torch.ones_like(y), y + g.alpha))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from iresnet.devices import is_readable, is_transforming
+from iresnet.devices import is_differentiating, is_readable
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.implicit import Product, implicit, refuse_forward_over_forward, solve_linear
 from iresnet.jacobian import Linearization, with_known_signature
@@ -293,9 +293,7 @@ def _with_gradient(jacobian: Linearization, v: Tensor, value: Tensor, w: Tensor)
 
 
 def _is_differentiated(x: Tensor) -> bool:
-    if torch.is_grad_enabled() and x.requires_grad:
-        return True
-    return not torch.compiler.is_compiling() and (is_transforming() or forward_ad._current_level >= 0)
+    return (torch.is_grad_enabled() and x.requires_grad) or is_differentiating()
 
 
 @with_known_signature

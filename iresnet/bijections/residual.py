@@ -50,8 +50,8 @@ class ResidualBlock(Bijection):
     Raises:
         UnknownNameError: for an unknown ``memory``.
         IResNetError: when g holds a layer that mixes samples (batch norm), is random (dropout), keeps running
-            statistics or overwrites its input; at use, when g changes the shape of its input, and at the first
-            log-determinant, in train and in eval mode, when the value of a sample depends on the others or on chance.
+            statistics or overwrites its input; at use, when g changes the shape of its input, and at the first use in
+            train and in eval mode, when the value of a sample depends on the others or on chance.
 
     Reference:
         Invertible Residual Networks, Behrmann et al. 2019, https://arxiv.org/abs/1811.00995

@@ -73,7 +73,7 @@ class Source(ABC):
         """The values of a column as text; empty where one is missing."""
 
     def check_names(self, used: Sequence[int]) -> None:
-        """Refuse columns that have no name where others have, or one that is there twice.
+        """Refuse columns that have no name where others have.
 
         Raises:
             DataError: says which.
