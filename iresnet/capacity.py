@@ -89,7 +89,7 @@ def parameter_bytes(name: str, shape: Sequence[int], options: dict[str, Any]) ->
 
     Example:
         >>> parameter_bytes("toy-mlp", (2,), {"blocks": 10**9, "hidden": 64}) // 10**9
-        18704.0
+        17944.0
     """
     parameters = inspect.signature(zoo.ARCHITECTURES[name]).parameters
     further = options["depth"] - _DEPTHS[0] if isinstance(options.get("depth"), int) and "depth" in parameters else 0

@@ -82,6 +82,7 @@ class Muon(torch.optim.Optimizer):
         https://arxiv.org/abs/1412.6980
 
     Example:
+        >>> from iresnet.lipschitz import LipschitzLinear
         >>> layer = LipschitzLinear(3, 3, bias=False)
         >>> optimiser = Muon(layer, lr=0.1)
         >>> before = layer.weight.detach()
