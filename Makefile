@@ -46,7 +46,7 @@ demo: $(INSTALLED)
 	$(BIN)/iresnet reconstruct $(DEMO)
 	$(BIN)/iresnet interpolate $(DEMO)
 	$(BIN)/iresnet certify $(DEMO)
-	$(BIN)/iresnet analyse logdet $(DEMO)
+	$(BIN)/iresnet analyze logdet $(DEMO)
 	$(BIN)/iresnet report $(DEMO)
 
 test: $(INSTALLED)

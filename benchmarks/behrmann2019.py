@@ -1,6 +1,6 @@
 """The method of 2019 as its paper describes it: the baseline (Behrmann et al., https://arxiv.org/abs/1811.00995).
 
-A block computes its normalised weights anew in every call, in training after five power iterations: with the
+A block computes its normalized weights anew in every call, in training after five power iterations: with the
 convolution and its transpose on images of the size in use, for 1x1 convolutions with the matrix. The log-determinant is
 the power series cut after five terms, with one Gaussian probe, by products of vectors with the Jacobian that autograd
 takes and, in training, differentiates through. The inverse is a hundred fixed-point steps, however few would do.
@@ -30,7 +30,7 @@ class SpectralConv2d(nn.Module):
         self.register_buffer("v", _unit(torch.randn(1, conv.weight.shape[1], *size)))
         self.register_buffer("u", _unit(torch.randn(1, conv.weight.shape[0], *size)))
 
-    def normalised(self) -> Tensor:
+    def normalized(self) -> Tensor:
         """The weight of a call; the gradient reaches its norm with the singular vectors held constant."""
         if self.training:
             self._iterate()
@@ -45,7 +45,7 @@ class SpectralConv2d(nn.Module):
             self.u.copy_(_unit(F.conv2d(self.v, self.weight, padding=self.padding)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.normalised(), self.bias, padding=self.padding)
+        return F.conv2d(x, self.normalized(), self.bias, padding=self.padding)
 
 
 def _unit(x: Tensor) -> Tensor:

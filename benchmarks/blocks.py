@@ -18,7 +18,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution of a map g: its normalised weight (out, in, k, k), bias (out,), and the size of its images."""
+    """A convolution of a map g: its normalized weight (out, in, k, k), bias (out,), and the size of its images."""
 
     weight: Tensor
     bias: Tensor
@@ -56,7 +56,7 @@ def bottleneck_of(g: nn.Module) -> Bottleneck:
     layers = list(g.children())
     convs = [layer for layer in layers if isinstance(layer, LipschitzConv2d)]
     assert len(convs) + sum(isinstance(layer, nn.ELU) for layer in layers) == len(layers), g
-    weights = [conv.normalisation.normalise(conv.unnormalised_weight).clone() for conv in convs]
+    weights = [conv.normalization.normalize(conv.unnormalized_weight).clone() for conv in convs]
     return Bottleneck(
         tuple(Conv(w, conv.bias.clone(), conv.image_size) for w, conv in zip(weights, convs, strict=True)),
         preactivation=isinstance(layers[0], nn.ELU),

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from iresnet.config import TaskConfig
-from iresnet.data import Batches, Split, dequantise
+from iresnet.data import Batches, Split, dequantize
 from iresnet.lipschitz import hold_weights
 from iresnet.training.task import Task
 
@@ -63,7 +63,7 @@ BF16 = ("--train.precision", "bf16")
 
 
 def training(setting: Setting) -> dict[str, Make]:
-    """Forward, backward and optimiser; of one size compiled too, which takes minutes, while it warms up."""
+    """Forward, backward and optimizer; of one size compiled too, which takes minutes, while it warms up."""
     makes = contenders(setting)
     makes["iresnet, bf16"] = partial(ours, setting, *BF16)
     if setting in (MAIN, CLASSIFICATION):
@@ -113,40 +113,40 @@ def _loss(task: Task, x: torch.Tensor) -> None:
 # -- parts of a step -------------------------------------------------------------------------------------------------
 
 
-def spectral_normalisation(setting: Setting) -> dict[str, Make]:
-    """Normalised weights of all layers, after a training step has moved them."""
+def spectral_normalization(setting: Setting) -> dict[str, Make]:
+    """Normalized weights of all layers, after a training step has moved them."""
     makes = contenders(setting)
-    return {name: partial(_normalisation, makes[name], name) for name in NORMALISE}
+    return {name: partial(_normalization, makes[name], name) for name in NORMALIZE}
 
 
-def _normalisation(make: Contender, name: str) -> Job:
+def _normalization(make: Contender, name: str) -> Job:
     training = make()
-    return Job(partial(NORMALISE[name], training.task), prepare=training.step)
+    return Job(partial(NORMALIZE[name], training.task), prepare=training.step)
 
 
-def _normalise(task: nn.Module) -> None:
+def _normalize(task: nn.Module) -> None:
     with hold_weights(task):
         pass
 
 
-def _normalise_2019(task: nn.Module) -> list[torch.Tensor]:
-    return [layer.normalised() for layer in task.modules() if isinstance(layer, SpectralConv2d)]
+def _normalize_2019(task: nn.Module) -> list[torch.Tensor]:
+    return [layer.normalized() for layer in task.modules() if isinstance(layer, SpectralConv2d)]
 
 
-def _normalise_normflows(task: nn.Module) -> list[torch.Tensor]:
+def _normalize_normflows(task: nn.Module) -> list[torch.Tensor]:
     update(task)
     return [layer.compute_weight(update=False) for layer in task.modules() if isinstance(layer, InducedNormConv2d)]
 
 
-NORMALISE: dict[str, Callable[[nn.Module], object]] = {
-    "iresnet": _normalise,
-    "2019": _normalise_2019,
-    "normflows": _normalise_normflows,
+NORMALIZE: dict[str, Callable[[nn.Module], object]] = {
+    "iresnet": _normalize,
+    "2019": _normalize_2019,
+    "normflows": _normalize_normflows,
 }
 
 
 def data_pipeline(setting: Setting) -> dict[str, Make]:
-    """A hundred batches: chosen, augmented, dequantised; beside torch's loader of examples in this process."""
+    """A hundred batches: chosen, augmented, dequantized; beside torch's loader of examples in this process."""
     return {name: partial(_pipeline, setting, name) for name in ("iresnet", "DataLoader")}
 
 
@@ -162,7 +162,7 @@ def _pipeline(setting: Setting, name: str) -> Job:
         else:
             batches = iter(DataLoader(TensorDataset(x, y), setting.batch, shuffle=True))
         for images, _ in itertools.islice(batches, 100):
-            dequantise(task.augmented(images), levels=256)
+            dequantize(task.augmented(images), levels=256)
 
     return Job(run)
 
@@ -179,7 +179,7 @@ CASES: dict[str, Settings] = {
     "classification": _at(training, *_all(CLASSIFIER)),
     "threads": {f"{name}: {of.name}": on_all_threads(of) for name, of in STEPS.items()},
     "likelihood": _at(likelihood, MAIN),
-    "normalisation": _at(spectral_normalisation, MAIN),
+    "normalization": _at(spectral_normalization, MAIN),
     "data": _at(data_pipeline, CLASSIFICATION),
 }
 """Jobs by case, setting and contender."""

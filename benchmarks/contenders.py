@@ -23,7 +23,7 @@ from iresnet.bijections import Bijection
 from iresnet.config import OptimConfig, load_config
 from iresnet.data import Batches
 from iresnet.training.loop import _Trainer
-from iresnet.training.optim import make_optimiser
+from iresnet.training.optim import make_optimizer
 from iresnet.training.task import Task
 
 BLOCKS: dict[str, Callable[[Bottleneck], Bijection]] = {
@@ -65,8 +65,8 @@ class Training:
     Attributes:
         task: its loss.
         batches: without an end.
-        step: forward, backward and optimiser, on the next batch.
-        update: normalises the weights after a step, where a method does so.
+        step: forward, backward and optimizer, on the next batch.
+        update: normalizes the weights after a step, where a method does so.
     """
 
     task: Task
@@ -90,14 +90,14 @@ def baseline(setting: Setting, name: str) -> Training:
     """The blocks of a baseline in the model of the recipe."""
     trainer = _trainer(setting)
     task = swapped(trainer.task, BLOCKS[name]).train()
-    optimiser = make_optimiser(task.model, ADAMAX)
+    optimizer = make_optimizer(task.model, ADAMAX)
     stream = _endless(trainer.batches)
 
     def step() -> None:
         loss, _ = task(*next(stream))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
     return Training(task, stream, step, partial(update, task) if name == "normflows" else lambda: None)
 

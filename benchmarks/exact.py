@@ -38,7 +38,7 @@ class ExactBlock:
     @classmethod
     @torch.no_grad()
     def of(cls, block: ir.ResidualBlock, x: Tensor) -> "ExactBlock":  # (1, C, H, W)
-        """Take the matrices from the linearisation of the block, and check them."""
+        """Take the matrices from the linearization of the block, and check them."""
         with hold_weights(block.g):
             linearization = ir.linearize(block.g, x)
             basis = to_events(torch.eye(x[0].numel()).to(x), x.shape)[:, None]

@@ -104,7 +104,7 @@ def toys(groups: Groups) -> str:
 
 
 def tables(groups: Groups) -> str:
-    """Nats on the test rows, for the same splits and standardisation."""
+    """Nats on the test rows, for the same splits and standardization."""
     splines = json.loads((Path(__file__).parent / "results" / "spline_flow.json").read_text())
     runs, rows = groups.get("tables", {}), {}
     for name, found in runs.items():

@@ -34,7 +34,7 @@ N_WRITES = 200
 End = Callable[[Trial, random.Random], None]
 
 
-def _signalled(number: int) -> End:
+def _signaled(number: int) -> End:
     """After a random step, and a while of up to half a step and a checkpoint."""
 
     def end_once(trial: Trial, chance: random.Random) -> None:
@@ -79,10 +79,10 @@ def _fill(trial: Trial, ballast: Path, step: int, process: subprocess.Popen) -> 
 
 
 KINDS: dict[str, tuple[End, set[int]]] = {
-    "kill -9": (_signalled(signal.SIGKILL), {-signal.SIGKILL}),
+    "kill -9": (_signaled(signal.SIGKILL), {-signal.SIGKILL}),
     "kill -9 while a file is written": (_killed_while_writing, {-signal.SIGKILL}),
-    "SIGTERM": (_signalled(signal.SIGTERM), {130, -signal.SIGTERM}),
-    "Ctrl-C": (_signalled(signal.SIGINT), {130, -signal.SIGINT}),
+    "SIGTERM": (_signaled(signal.SIGTERM), {130, -signal.SIGTERM}),
+    "Ctrl-C": (_signaled(signal.SIGINT), {130, -signal.SIGINT}),
     "full disk": (_filled, {2}),
     "SIGTERM, then a bit of the newest checkpoint turns over": (_damaged, {130, -signal.SIGTERM}),
 }

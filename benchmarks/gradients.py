@@ -22,7 +22,7 @@ GRADIENTS = [name for name in ESTIMATORS if name not in ("PowerSeries 3, Gaussia
 class Gradient:
     """The gradient of the log-determinant of an image with respect to the parameters of all residual blocks.
 
-    It is of the sum over the blocks, through the normalisation of the weights, and through what a block does to the
+    It is of the sum over the blocks, through the normalization of the weights, and through what a block does to the
     inputs of the later ones.
 
     Args:

@@ -3,7 +3,7 @@
     python benchmarks/inverses.py RUN... [--data-dir DIR] [-n 500] [--atol 1e-5]
 
 Data -> latent -> data in float64 on test images, uniform noise, constant images, images of black and white pixels, and
-test images with their values times 100. Errors are in the units of the blocks, after the data are centred and scaled,
+test images with their values times 100. Errors are in the units of the blocks, after the data are centered and scaled,
 and relative to the largest element of a sample where that is above 1.
 """
 
@@ -17,7 +17,7 @@ from report import insert_all, save, table
 from torch import Tensor
 
 import iresnet as ir
-from iresnet.data import dequantise, load
+from iresnet.data import dequantize, load
 from iresnet.lipschitz import hold_weights
 from iresnet.runs import Run
 from iresnet.solvers import Solver
@@ -33,11 +33,11 @@ def inputs(x: Tensor, levels: int) -> dict[str, Tensor]:
     """Kinds of images, on the scale of the data."""
     few, generator = x[:100], torch.Generator().manual_seed(0)
     noise = torch.rand(few.shape, generator=generator, dtype=x.dtype)
-    greys = torch.arange(levels, dtype=x.dtype).view(-1, *[1] * (x.dim() - 1)).expand(levels, *x.shape[1:])
+    grays = torch.arange(levels, dtype=x.dtype).view(-1, *[1] * (x.dim() - 1)).expand(levels, *x.shape[1:])
     return {
         "test images": x,
         "uniform noise": levels * noise,
-        "constant": greys,
+        "constant": grays,
         "black and white": levels * (noise > 0.5),
         "values x 100": 100 * few,
     }
@@ -46,7 +46,7 @@ def inputs(x: Tensor, levels: int) -> dict[str, Tensor]:
 @torch.no_grad()
 def round_trip(bijection: ir.Bijection, x: Tensor, solver: Solver, batch: int = 100) -> dict[str, float]:
     """Largest error, share converged, evaluations of a block, and CPU seconds an image."""
-    scale = bijection.bijections[0]  # centres and scales the data
+    scale = bijection.bijections[0]  # centers and scales the data
     errors, converged, evaluations, seconds = [], [], [], 0.0
     for part in x.split(batch):
         z = bijection(part)
@@ -76,7 +76,7 @@ def measure(path: Path, data_dir: str | None, n: int, atol: float) -> dict[str, 
     model = run.load_model().double()
     dataset = load(config.data.name, data_dir, pad_to=config.data.pad_to)
     noise = torch.Generator().manual_seed(0)
-    x = dequantise(dataset.test.x[:n], levels=known.levels, generator=noise).double()
+    x = dequantize(dataset.test.x[:n], levels=known.levels, generator=noise).double()
     kinds = inputs(x, known.levels or 256)
     with hold_weights(model):
         return {

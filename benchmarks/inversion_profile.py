@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from iresnet.bijections import ResidualBlock
-from iresnet.data import dequantise, load
+from iresnet.data import dequantize, load
 from iresnet.lipschitz import hold_weights
 from iresnet.runs import Run
 
@@ -35,7 +35,7 @@ def outputs(run: Run, data_dir: str | None, n: int) -> dict[ResidualBlock, Tenso
     blocks = [module for module in model.modules() if isinstance(module, ResidualBlock)]
     hooks = [block.register_forward_hook(lambda block, _, z: found.__setitem__(block, z)) for block in blocks]
     with torch.no_grad():
-        model.bijection(dequantise(test.x[:n], levels=inputs.levels, generator=torch.Generator().manual_seed(0)))
+        model.bijection(dequantize(test.x[:n], levels=inputs.levels, generator=torch.Generator().manual_seed(0)))
     for hook in hooks:
         hook.remove()
     return found

@@ -174,7 +174,7 @@ def spectrum(subject: Subject, images: Images) -> list[Row]:
 
 
 def seconds(subject: Subject, *, batch: int = 32, rounds: int = 5) -> dict[str, Row]:
-    """CPU seconds an image of a log-density, and of a training step without optimiser, in float32.
+    """CPU seconds an image of a log-density, and of a training step without optimizer, in float32.
 
     The least of several runs in which the estimators take turns.
     """

@@ -55,7 +55,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "residual of the wrong sign": ("(projected - y[:, -1:]", "(projected + y[:, -1:]"),
         "residual forgotten": ("(projected - y[:, -1:] * self.left)", "projected"),
         "quadrature without the end of its substitution": ("1 - u.square(), u * torch", "1 - u.square(), torch"),
-        "not orthogonalised": (
+        "not orthogonalized": (
             "h, r = _project_out(basis, r)\n        correction",
             "h, _ = _project_out(basis, r)\n        correction",
         ),
@@ -95,15 +95,15 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("lipschitz.py", "test_jacobian.py test_lipschitz.py"): {
         "weights of a concatenation swapped": ("b * inner.jvp(v)], 1)", "a * inner.jvp(v)], 1)"),
         "one part of the transpose": ("a * w[:, : x.shape[1]] + b *", "b *"),
-        "held weights not let go": ("normalisation.hold(None)\n", "pass\n"),
+        "held weights not let go": ("normalization.hold(None)\n", "pass\n"),
         "another image size accepted": ("if x.shape[-2:] != self.image_size:", "if False:"),
     },
-    ("operators.py", "test_lipschitz.py test_normalisation.py"): {
+    ("operators.py", "test_lipschitz.py test_normalization.py"): {
         "padding off by one": ("return (kernel[0] - 1) // 2,", "return kernel[0] // 2,"),
         "torus too small": ("image_size[0] + kh - 1, image_size[1]", "image_size[0], image_size[1]"),
         "rows for columns": ("taps.sum(0 if norm == 1 else 1)", "taps.sum(1 if norm == 1 else 0)"),
     },
-    ("normalisation.py", "test_normalisation.py test_lipschitz.py"): {
+    ("normalization.py", "test_normalization.py test_lipschitz.py"): {
         "weights scaled up": (
             "torch.clamp(self.sigma(weight) / self.coeff, min=1.0)",
             "self.sigma(weight) / self.coeff",
@@ -134,7 +134,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "scaled by the whole factor in each layer": ("(target / bound) ** (1 / len(layers))", "target / bound"),
         "contracted blocks stretch": ("return max(0.0, 1 - upper[bijection]), 1", "return 1.0, 1"),
         "a step too few": ("return math.ceil(math.log(tolerance)", "return -1 + math.ceil(math.log(tolerance)"),
-        "norms not converged": ("layer.normalisation.converge(layer.unnormalised_weight)", "pass"),
+        "norms not converged": ("layer.normalization.converge(layer.unnormalized_weight)", "pass"),
     },
     ("bijections/memory.py", "test_memory.py"): {
         "sample 0's weight for all": (
@@ -145,7 +145,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "weights of now in backward": ("with replace_weights(g, weights):\n            return run(x)", "return run(x)"),
         "weights not scaled": ("upstream[:1].sum() * grad", "grad"),
     },
-    ("normalisation.py", "test_modules.py"): {
+    ("normalization.py", "test_modules.py"): {
         "means of unit vectors": ("u = _unit(self.u.to(weight.dtype))", "u = self.u.to(weight.dtype, copy=True)"),
         "power iteration in backward": ("not (_in_backward() or is_transforming())", "not is_transforming()"),
         "weights held by all threads": ("class PerThread(threading.local):", "class PerThread:"),
@@ -223,14 +223,14 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "(self.marked_at < 0)",
         ),
     },
-    ("normalisation.py", "test_devices.py"): {
+    ("normalization.py", "test_devices.py"): {
         "norms in TF32": (
             'with use_precision("float32", weight.device):\n            return apply(weight, u).norm()',
             "return apply(weight, u).norm()",
         ),
     },
     ("bounds.py", "test_devices.py test_lipschitz.py"): {
-        "bounds of weights that were rounded on a device": ("normalise(weight.double())", "normalise(weight).double()"),
+        "bounds of weights that were rounded on a device": ("normalize(weight.double())", "normalize(weight).double()"),
     },
     ("probes.py", "test_devices.py"): {
         "probes drawn on the device": ("device=random_device(generator, like)", "device=like.device"),
@@ -259,7 +259,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "ties not reached": ('high, side="left")', 'high, side="right")'),
     },
     ("evaluation/intervals.py", "test_detection.py test_evaluation.py"): {
-        "not Wilson's centre": ("(p + z**2 / (2 * n)) / (1 + z**2 / n)", "p"),
+        "not Wilson's center": ("(p + z**2 / (2 * n)) / (1 + z**2 / n)", "p"),
     },
     ("evaluation/ood.py", "test_detection.py"): {
         "typicality with a sign": (".mean(1) - mean).abs()", ".mean(1) - mean)"),
@@ -271,7 +271,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "left = torch.where(arc, ((1 - t) * angle).sin()",
             "left = torch.where(arc, (t * angle).sin()",
         ),
-        "not standardised": ("slerp((a - mean) / std, (b - mean) / std, t)", "slerp(a, b, t)"),
+        "not standardized": ("slerp((a - mean) / std, (b - mean) / std, t)", "slerp(a, b, t)"),
     },
     ("evaluation/solving.py", "test_commands_evaluate.py"): {
         "errors not of the range": ("error = errors / scale", "error = errors"),
@@ -293,7 +293,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("analysis/latent.py", "test_analysis.py"): {
         "chi-square of one dimension": ("stats.chi2(dims).cdf", "stats.chi2(dims - 1).cdf"),
-        "not standardised": ("((z - mean) / std)", "(z - mean)"),
+        "not standardized": ("((z - mean) / std)", "(z - mean)"),
     },
     ("distributions.py", "test_analysis.py test_commands_evaluate.py"): {
         "logarithm for a deviation": ("return self.mean, self.log_std.exp()", "return self.mean, self.log_std"),

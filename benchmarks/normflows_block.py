@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from iresnet.bijections import Bijection
 
 update = partial(nf.utils.update_lipschitz, n_iterations=5)
-"""Normalise the weights of a model, as its examples do after every step."""
+"""Normalize the weights of a model, as its examples do after every step."""
 
 
 class NormflowsBlock(Bijection):

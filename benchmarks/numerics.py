@@ -138,7 +138,7 @@ TABLES = {
 
 # -- figure ----------------------------------------------------------------------------------------------------------
 
-LINES = {  # colours that differ for colour-blind people, and a marker each
+LINES = {  # colors that differ for color-blind people, and a marker each
     "PowerSeries, Gaussian": ("#E69F00", "s", "--"),
     "PowerSeries, Rademacher": ("#0072B2", "o", "-."),
     "Krylov": ("#009E73", "^", "-"),
@@ -168,9 +168,9 @@ def _line_of(name: str) -> str:
 
 
 def _line(column: Sequence[Any], label: str, rows: list[dict[str, float]]) -> None:
-    colour, marker, style = LINES[label]
+    color, marker, style = LINES[label]
     x = [row["products"] for row in rows]
-    look = {"color": colour, "marker": marker, "linestyle": style, "markersize": 6}
+    look = {"color": color, "marker": marker, "linestyle": style, "markersize": 6}
     if label != "RussianRoulette":  # without bias
         column[0].plot(x, [abs(row["bias"]) for row in rows], label=label, **look)
     column[1].plot(x, [row["sd"] for row in rows], label=label, **look)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import iresnet as ir
-from iresnet.data import dequantise, load
+from iresnet.data import dequantize, load
 from iresnet.devices import choose_device, describe_device
 
 BATCH = 64
@@ -61,7 +61,7 @@ def main() -> None:
     flow = ir.load(options.model, device=device)
     dataset = load(options.data, options.data_dir)
     noise = torch.Generator().manual_seed(0)
-    x = dequantise(dataset.test.x[: options.examples], levels=dataset.levels, generator=noise).to(device)
+    x = dequantize(dataset.test.x[: options.examples], levels=dataset.levels, generator=noise).to(device)
     exact, _ = evaluated(flow, x, "float32", emulate=False)
     print(f"{options.model}, {len(x)} examples, {describe_device(device)}, torch {torch.__version__}\n")
     print("| precision | mean difference, bits/dim | standard error | largest of an example | ms a batch |")

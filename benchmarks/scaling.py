@@ -29,7 +29,7 @@ from speed import environment
 from timing import interleaved, peak_bytes
 
 from iresnet.config import load_config
-from iresnet.normalisation import PowerIteration
+from iresnet.normalization import PowerIteration
 from iresnet.training import dry_run
 from iresnet.training.cost import Device, Prediction, Workload, exchanged_bytes, predict
 from iresnet.training.counting import Count, StepCounts, count

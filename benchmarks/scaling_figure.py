@@ -33,7 +33,7 @@ def draw(results: Results, path: Path) -> None:
 def _panel(panel: Any, x: list[int], measured: list[float], predicted: list[float]) -> None:
     panel.loglog(x, measured, "o", color="C0", label="measured")
     panel.loglog(x, predicted, "-", color="C1", label="cost model")
-    panel.loglog(x, [measured[-1] * size / x[-1] for size in x], ":", color="grey", label="linear")
+    panel.loglog(x, [measured[-1] * size / x[-1] for size in x], ":", color="gray", label="linear")
     panel.set_xticks(x, [str(size) for size in x], minor=False)
     panel.minorticks_off()
     panel.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Fit the neural spline flow of zuko to UCI tables, for the same rows, noise and standardisation as our own densities.
+"""Fit the neural spline flow of zuko to UCI tables, for the same rows, noise and standardization as our own densities.
 
     python benchmarks/spline_flow.py --data-dir DIR [--only concrete ...] [--splits 3] [--seconds 120]
 
@@ -35,16 +35,16 @@ class Fit:
 
 
 def fit(dataset: Dataset, *, seed: int, seconds: float) -> Fit:
-    """Fit a spline flow of five transforms to the standardised training split."""
+    """Fit a spline flow of five transforms to the standardized training split."""
     torch.manual_seed(seed)
     inputs = inputs_of(dataset, "density")
     mean, std = torch.tensor(inputs.mean), torch.tensor(inputs.std)
     train, validation, test = ((split.x - mean) / std for split in (dataset.train, dataset.validation, dataset.test))
     flow = zuko.flows.NSF(dataset.shape[0], transforms=5, hidden_features=(64, 64))
-    optimiser = torch.optim.Adam(flow.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
     begin, epoch, best, state, waited = time.process_time(), 0, float("inf"), flow.state_dict(), 0
     while waited < PATIENCE and time.process_time() - begin < seconds:
-        _one_epoch(flow, optimiser, train)
+        _one_epoch(flow, optimizer, train)
         epoch += 1
         loss, waited = _nats(flow, validation), waited + 1
         if loss < best:
@@ -55,12 +55,12 @@ def fit(dataset: Dataset, *, seed: int, seconds: float) -> Fit:
     return Fit(_nats(flow, test) + float(std.log().sum()), epoch, round(took, 1), n_parameters)
 
 
-def _one_epoch(flow: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor) -> None:
+def _one_epoch(flow: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
     for batch in x[torch.randperm(len(x))].split(min(256, max(32, len(x) // 20))):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (-flow().log_prob(batch).mean()).backward()
         nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
-        optimiser.step()
+        optimizer.step()
 
 
 @torch.no_grad()

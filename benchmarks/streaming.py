@@ -16,7 +16,7 @@ import torch
 from iresnet.config import load_config
 from iresnet.data import load, training_batches
 from iresnet.runs import inputs_of
-from iresnet.training.optim import make_optimiser
+from iresnet.training.optim import make_optimizer
 from iresnet.training.task import make_task
 
 WAYS = {"in memory": None, "streamed, buffer 1000": 1000, "streamed, buffer 10000": 10_000}
@@ -60,15 +60,15 @@ def _steps(dataset, batches, n_steps: int) -> tuple[float, float]:
     """Training steps of a small density of CIFAR-10, after two to warm up."""
     config = load_config("cifar10-density", ["--model.blocks", "[1,1,1]", "--model.hidden", "64"])
     task = make_task(config, dataset, inputs_of(dataset, "density")).train()
-    optimiser = make_optimiser(task.model, config.optim)
+    optimizer = make_optimizer(task.model, config.optim)
     watch = Stopwatch()
     for i, (x, y) in enumerate(islice(batches.epoch(), n_steps + 2)):
         if i == 2:
             watch = Stopwatch()
         loss, _ = task(x, y)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         watch.n += len(x)
     return watch.read()
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import iresnet as ir
-from iresnet.data import Batches, dequantise, load
+from iresnet.data import Batches, dequantize, load
 from iresnet.lipschitz import hold_weights
 from iresnet.runs import Run
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained density and dequantised test images, in float64.
+    """A trained density and dequantized test images, in float64.
 
     Attributes:
         name: of the model, for tables.
@@ -67,19 +67,19 @@ def contracting(n: int, *, epochs: int = 20, lr: float = 0.01) -> Subject:
         logdet=ir.Krylov(5),
     )
     assert isinstance(flow, ir.Flow)
-    optimiser = torch.optim.Adamax(flow.parameters(), lr=lr)
+    optimizer = torch.optim.Adamax(flow.parameters(), lr=lr)
     batches = Batches(digits.train, 64)
     for epoch in range(epochs):
-        optimiser.param_groups[0]["lr"] = lr * min(1.0, 2 * (1 - epoch / epochs))
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, 2 * (1 - epoch / epochs))
         for x, _ in batches.epoch(epoch):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             with hold_weights(flow):
-                loss = flow.bits_per_dim(dequantise(x, levels=digits.levels)).mean()
+                loss = flow.bits_per_dim(dequantize(x, levels=digits.levels)).mean()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
     ir.seal(flow.eval())
     return Subject("contracting", flow.double(), _images(digits.test.x[:n], digits.levels))
 
 
 def _images(x: Tensor, levels: int | None) -> Tensor:
-    return dequantise(x, levels=levels, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return dequantize(x, levels=levels, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -20,7 +20,7 @@ from iresnet.config import Config, load_config
 from iresnet.data import Batches, Dataset, load
 from iresnet.evaluation import likelihood
 from iresnet.runs import inputs_of
-from iresnet.training.optim import learning_rate, make_optimiser, set_learning_rate
+from iresnet.training.optim import learning_rate, make_optimizer, set_learning_rate
 from iresnet.training.task import Task, make_task
 
 RECIPE = "fashion-mnist-density-32"
@@ -30,17 +30,17 @@ REFERENCE = {"bits_per_dim": 4.51, "cpu_seconds": 3119}
 def train(config: Config, dataset: Dataset, n_steps: int) -> tuple[Task, float, list[float]]:
     """Train for so many steps; the task, CPU seconds, and the loss of every step."""
     task = make_task(config, dataset, inputs_of(dataset, "density")).train()
-    optimiser = make_optimiser(task.model, config.optim)
+    optimizer = make_optimizer(task.model, config.optim)
     batches = Batches(dataset.train, config.train.batch_size, seed=config.train.seed)
     torch.manual_seed(config.train.seed + 1)
     losses, start = [], time.process_time()
     for step, (x, y) in zip(range(n_steps), batches.epoch(0), strict=False):
-        set_learning_rate(optimiser, learning_rate(config.optim, (step + 0.5) / n_steps, 1))
+        set_learning_rate(optimizer, learning_rate(config.optim, (step + 0.5) / n_steps, 1))
         with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
             loss, _ = task(x, y)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.detach())
     return task, time.process_time() - start, torch.stack(losses).tolist()
 

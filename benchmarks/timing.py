@@ -105,11 +105,11 @@ def peak_bytes(make: Make, *, runs: int = 2) -> dict[str, int]:
 
     Args:
         make: builds the job, one that needs no preparation; must be picklable.
-        runs: how often the work is done: an optimiser's state is there after the first.
+        runs: how often the work is done: an optimizer's state is there after the first.
 
     Returns:
         ``"total"``, the most that the process had during the work, and ``"work"``, what that is above what it had
-        before: gradients and the optimiser's state included; torch, data and weights not.
+        before: gradients and the optimizer's state included; torch, data and weights not.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
         before, most = fresh.submit(_memory, make, runs).result()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import iresnet as ir
 from iresnet.bijections import Bijection
-from iresnet.data import dequantise, load
+from iresnet.data import dequantize, load
 from iresnet.runs import Run
 
 SAMPLES = 64
@@ -64,7 +64,7 @@ def _test_images(run: Path, data_dir: str | None) -> Tensor:
     config, inputs = Run.open(run).read_config()
     test = load(config.data.name, data_dir or Run.open(run).data_dir, pad_to=config.data.pad_to).test
     noise = torch.Generator().manual_seed(0)
-    return dequantise(test.x[:SAMPLES], levels=inputs.levels, generator=noise, dtype=torch.float64)
+    return dequantize(test.x[:SAMPLES], levels=inputs.levels, generator=noise, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def _errors(flow: ir.Flow, exact: ir.Flow, x: Tensor, z: Tensor) -> dict[str, fl
     """By the same model in double precision: the largest element of the error of an image, in units of the range of the
     data, and of the residual of a block's equation x + g(x) = z; the share of images with residuals of at most 1e-5.
     """
-    scale = exact.bijection.bijections[0]  # centres and scales the data  # pyright: ignore
+    scale = exact.bijection.bijections[0]  # centers and scales the data  # pyright: ignore
     calls: dict[str, tuple[Tensor, Tensor]] = {}
     blocks = {name: part for name, part in exact.named_modules() if isinstance(part, ir.ResidualBlock)}
     for name in blocks:

@@ -3,7 +3,7 @@
     python benchmarks/training_noise.py RUN [--data-dir DIR] [--draws 40]
 
 One batch of test images in the trained density of a run. Each method estimates the mean log-determinant of the batch
-many times, with new probes each time, and its gradient with respect to the normalised weights of all convolutions. The
+many times, with new probes each time, and its gradient with respect to the normalized weights of all convolutions. The
 bias is what is left, over the draws, of the difference to 16 Krylov steps with the same probes. Tables go into
 docs/performance.md, figures into results/training_noise.json.
 """
@@ -57,7 +57,7 @@ def krylov(n_steps: int, **options) -> Method:
 
 def _block_2019(g: Bottleneck) -> Block2019:
     block = Block2019(g)
-    block.g = g.build(free_conv)  # the gradients are with respect to normalised weights
+    block.g = g.build(free_conv)  # the gradients are with respect to normalized weights
     return block
 
 

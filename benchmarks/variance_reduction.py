@@ -63,7 +63,7 @@ IDEAS: dict[str, Draw] = {
 
 
 def over_the_batch(like: Tensor, n: int, generator: Generator | None, *, each: str) -> Iterator[Tensor]:
-    """One probe for each sample, of which 64 neighbours are a group of the kind ``each``."""
+    """One probe for each sample, of which 64 neighbors are a group of the kind ``each``."""
     for _ in range(n):
         groups = like[: math.ceil(len(like) / 64)]
         k = 1 if each == "shared" else 64
@@ -85,7 +85,7 @@ def spread(block: ExactBlock, probes: Tensor) -> float:  # (n, k, C, H, W)
 def deflated(block: ExactBlock, generator: Generator, k: int, trials: int, m: int = 3) -> float:
     """Hutch++ on Krylov spaces: k/2 probes span a space on which the trace is exact, k/2 are used on its complement.
 
-    The trace on the space is given for free, which favours it.
+    The trace on the space is given for free, which favors it.
     """
     estimates = []
     for _ in range(trials):

@@ -35,6 +35,7 @@ __all__ = [
     "StandardNormal",
     "certify",
     "dequantise",
+    "dequantize",
     "linearize",
     "load",
     "networks",
@@ -60,7 +61,7 @@ from .bijections import (
 )
 from .certificates import Certificate, certify, seal
 from .classifiers import Classifier, Hybrid
-from .data.transforms import dequantise
+from .data.transforms import dequantise, dequantize
 from .distributions import DiagonalNormal, StandardNormal
 from .flows import Flow
 from .jacobian import linearize

@@ -1,4 +1,4 @@
-"""Activations with Lipschitz constant 1, and their linearisations."""
+"""Activations with Lipschitz constant 1, and their linearizations."""
 
 __all__ = ["ACTIVATIONS", "LipSwish", "MaxMin", "make_activation"]
 

@@ -24,7 +24,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in torch)
-        """Normalise each channel."""
+        """Normalize each channel."""
         if not (self.training and dist.is_available() and dist.is_initialized()):
             return super().forward(input)
         x = at_least_float32(input)

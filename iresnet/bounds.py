@@ -25,7 +25,7 @@ BOUNDS: dict[Callable, BoundRule] = {}
 
 
 def bounds(*classes: type[nn.Module]) -> Callable[[BoundRule], BoundRule]:
-    """Register the upper bound of module classes; keyed by ``forward`` as linearisations are.
+    """Register the upper bound of module classes; keyed by ``forward`` as linearizations are.
 
     Args:
         classes: the module classes for which the rule ``(module, p) -> bound`` holds, for p of 1, 2 and infinity.
@@ -41,7 +41,7 @@ def bounds(*classes: type[nn.Module]) -> Callable[[BoundRule], BoundRule]:
 def upper_bound(module: nn.Module, norm: float = 2.0) -> float:
     r"""Return a number that the Lipschitz constant of ``module`` does not exceed.
 
-    Computed in float64 from the weights as they are used in eval mode, which are normalised in float64 too, so that the
+    Computed in float64 from the weights as they are used in eval mode, which are normalized in float64 too, so that the
     bound is the same on every device; what the rounding of a layer's own type may add to its norm is allowed for. In
     the Euclidean norm a dense layer is bounded
     by its singular values; a convolution by those of its matrix where that is small, else of the circular convolution
@@ -76,19 +76,19 @@ def _bound(module: nn.Module, norm: float) -> float:
 
 @torch.no_grad()
 def _exact_weights(module: nn.Module, *, above: bool) -> list[Tensor]:
-    """Normalised weights of the Lipschitz layers inside, in float64.
+    """Normalized weights of the Lipschitz layers inside, in float64.
 
     They are larger, or smaller, than the weights in use by as much as rounding to the layer's own type can move these.
     Weights that are held are those in use.
     """
     weights = []
     for layer in lipschitz_layers(module):
-        weight, normalisation = layer.unnormalised_weight, layer.normalisation
-        if normalisation.held is not None:
-            weights.append(normalisation.held.double())
+        weight, normalization = layer.unnormalized_weight, layer.normalization
+        if normalization.held is not None:
+            weights.append(normalization.held.double())
             continue
-        units = normalisation.rounding_above if above else -normalisation.rounding_below
-        weights.append((1 + units * torch.finfo(weight.dtype).eps) * normalisation.normalise(weight.double()))
+        units = normalization.rounding_above if above else -normalization.rounding_below
+        weights.append((1 + units * torch.finfo(weight.dtype).eps) * normalization.normalize(weight.double()))
     return weights
 
 
@@ -244,15 +244,15 @@ def _climb(g: nn.Module, x: Tensor, u: Tensor, norm: float, n_steps: int) -> flo
     """Gradient ascent on log |g(x) - g(x + r u)| / |r u|, over x and u, with a distance r for each point."""
     r = torch.logspace(-2, 1, len(x), dtype=x.dtype, device=x.device)
     x, u = x.clone().requires_grad_(), u.clone().requires_grad_()
-    optimiser = torch.optim.Adam([x, u], lr=0.03)
+    optimizer = torch.optim.Adam([x, u], lr=0.03)
     largest = 0.0
     for _ in range(n_steps):
         step = _scale(_unit(u, norm), r)
         ratio = _size(g(x + step) - g(x), norm) / _size(step, norm)
         largest = max(largest, float(ratio.detach().max()))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (-(ratio + torch.finfo(ratio.dtype).tiny).log().sum()).backward()
-        optimiser.step()
+        optimizer.step()
     return largest
 
 

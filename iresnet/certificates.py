@@ -196,13 +196,13 @@ def excesses(model: nn.Module, *, tolerance: float = 0.01) -> tuple[Excess, ...]
         >>> import iresnet as ir
         >>> layer = ir.LipschitzLinear(2, 2, coeff=0.9).eval()
         >>> layer.weight = torch.tensor([[5.0, 0.0], [0.0, 0.1]])
-        >>> layer.normalisation.u = torch.tensor([[0.0, 1.0]])  # has not seen the large singular value
+        >>> layer.normalization.u = torch.tensor([[0.0, 1.0]])  # has not seen the large singular value
         >>> [(round(e.bound, 3), e.coeff) for e in excesses(layer)]
         [(5.0, 0.9)]
     """
     names = {module: name for name, module in model.named_modules()}
     found = [
-        Excess(names[m] or type(m).__name__, upper_bound(m, m.normalisation.norm), m.normalisation.coeff)
+        Excess(names[m] or type(m).__name__, upper_bound(m, m.normalization.norm), m.normalization.coeff)
         for m in lipschitz_layers(model)
     ]
     return tuple(excess for excess in found if excess.bound > (1 + tolerance) * excess.coeff)
@@ -220,16 +220,16 @@ def _bound(name: str, g: nn.Module, search_steps: int = 0) -> Bound:
 
 
 def norm_of(g: nn.Module) -> float:
-    """p of the norm that all layers of g are normalised in: contraction in any proves invertibility.
+    """p of the norm that all layers of g are normalized in: contraction in any proves invertibility.
 
-    The Euclidean one where they differ; that of the smallest bound where none is normalised (any more).
+    The Euclidean one where they differ; that of the smallest bound where none is normalized (any more).
 
     Example:
         >>> import iresnet as ir
-        >>> norm_of(ir.networks.mlp(2, 8, normalisation="linf"))
+        >>> norm_of(ir.networks.mlp(2, 8, normalization="linf"))
         inf
     """
-    norms = {layer.normalisation.norm for layer in lipschitz_layers(g)}
+    norms = {layer.normalization.norm for layer in lipschitz_layers(g)}
     if not norms:
         return min((2.0, 1.0, math.inf), key=lambda norm: upper_bound(g, norm))
     return norms.pop() if len(norms) == 1 else 2.0
@@ -305,7 +305,7 @@ def seal(model: nn.Module, *, target: float = 0.99) -> Certificate:
         True
     """
     for layer in lipschitz_layers(model):
-        layer.normalisation.converge(layer.unnormalised_weight)
+        layer.normalization.converge(layer.unnormalized_weight)
     certificate = certify(model)
     if certificate.certified:
         return certificate
@@ -318,9 +318,9 @@ def _scale_down(g: nn.Module, target: float) -> None:
     """Multiply all layers of g by one factor, so that its bound becomes ``target``."""
     bound = upper_bound(g, norm_of(g))
     layers = lipschitz_layers(g)
-    if bound < 1 or not layers or not math.isfinite(bound) or not all(m.normalisation.constrained for m in layers):
+    if bound < 1 or not layers or not math.isfinite(bound) or not all(m.normalization.constrained for m in layers):
         return
     factor = (target / bound) ** (1 / len(layers))
     for layer in layers:
-        # Below its coefficient a weight passes its normalisation unchanged.
-        layer.weight = factor * layer.normalisation.normalise(layer.unnormalised_weight)
+        # Below its coefficient a weight passes its normalization unchanged.
+        layer.weight = factor * layer.normalization.normalize(layer.unnormalized_weight)

@@ -1,4 +1,4 @@
-"""Charts of what was measured, in colours that colour-blind people can tell apart, and never by colour alone."""
+"""Charts of what was measured, in colors that color-blind people can tell apart, and never by color alone."""
 
 __all__ = ["curves", "histograms", "plane_paths"]
 
@@ -44,7 +44,7 @@ def histograms(
 def curves(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, log_y: bool = True
 ) -> Image.Image:
-    """Lines of different colour, dashes and marks.
+    """Lines of different color, dashes and marks.
 
     Args:
         lines: by name, abscissae and ordinates; what is not finite, or not positive on a log scale, is left out.
@@ -59,10 +59,10 @@ def curves(
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axes = figure.add_subplot()
     for i, (name, (across, up)) in enumerate(lines.items()):
-        colour, dashes, mark = STYLES[i % len(STYLES)]
+        color, dashes, mark = STYLES[i % len(STYLES)]
         a, b = np.asarray(across, float), np.asarray(up, float)
         shown = np.isfinite(b) & ((b > 0) | (not log_y))
-        axes.plot(a[shown], b[shown], color=colour, linestyle=dashes, marker=mark, markersize=4, label=name)
+        axes.plot(a[shown], b[shown], color=color, linestyle=dashes, marker=mark, markersize=4, label=name)
     axes.set_yscale("log" if log_y else "linear")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -84,10 +84,10 @@ def plane_paths(kinds: Mapping[str, np.ndarray]) -> Image.Image:
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
     for i, (name, paths) in enumerate(kinds.items()):
-        colour, dashes, mark = STYLES[i % len(STYLES)]
+        color, dashes, mark = STYLES[i % len(STYLES)]
         for j, path in enumerate(paths):
             label = None if j else name
-            axes.plot(*path.T, color=colour, linestyle=dashes, marker=mark, markersize=3, label=label)
+            axes.plot(*path.T, color=color, linestyle=dashes, marker=mark, markersize=3, label=label)
             axes.plot(*path[[0, -1]].T, "k*", markersize=9)
     axes.set_aspect("equal", adjustable="datalim")
     axes.legend(fontsize=8)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from cyclopts import App, CycloptsError
 
-from iresnet.commands.analyse import analyse
+from iresnet.commands.analyze import analyze
 from iresnet.commands.arguments import Several
 from iresnet.commands.certify import certify
 from iresnet.commands.compare import compare
@@ -38,7 +38,7 @@ app.command(recipes)
 app.command(train, help=train_help())
 for command in (evaluate, sample, reconstruct, interpolate, certify, compare, report):
     app.command(command)
-app.command(analyse)
+app.command(analyze, name=("analyze", "analyse"))
 
 
 def main() -> None:
@@ -88,11 +88,11 @@ def _takes(tokens: Sequence[str], option: str) -> bool:
 
 REMEDIES = {
     "train": "lower --train.batch-size or --model.hidden, or raise --train.accumulate",
-    "evaluate": "lower --batch-size or --dequantise-samples",
+    "evaluate": "lower --batch-size or --dequantize-samples",
     "sample": "ask for fewer with -n",
     "reconstruct": "lower --batch-size or -n",
     "interpolate": "lower -n or --steps",
-    "analyse": "lower -n",
+    "analyze": "lower -n",
 }
 """What takes less memory, by command."""
 

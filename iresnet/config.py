@@ -31,6 +31,7 @@ import yaml
 
 from iresnet.errors import RecipeError, UnknownNameError, nearest
 from iresnet.overrides import WITHOUT, Loader, change, pairs
+from iresnet.renamed import current_name, with_current_names
 
 
 def _option(default: Any, doc: str) -> Any:
@@ -40,7 +41,7 @@ def _option(default: Any, doc: str) -> Any:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is modelled."""
+    """What is modeled."""
 
     name: str = _option("digits", "data set, or path of a folder of images, .npz, .npy, .parquet or .csv")
     pad_to: int | None = _option(None, "surround images with zeros up to this height and width")
@@ -51,7 +52,7 @@ class DataConfig:
     image_size: int | None = _option(
         None, "your images: scale the shorter side to this, and cut out the central square"
     )
-    mode: str | None = _option(None, "your images: convert them to RGB or L (grey), whatever they are")
+    mode: str | None = _option(None, "your images: convert them to RGB or L (gray), whatever they are")
     target: str | int | None = _option(None, "your table: column of class labels, by name, or by position from 0")
     columns: tuple[str | int, ...] = _option(
         (), "your table: read these columns alone; those without a name: 'column 3'"
@@ -59,7 +60,7 @@ class DataConfig:
     drop: tuple[str | int, ...] = _option((), "your table: leave these columns out")
     one_hot: tuple[str | int, ...] = _option((), "your table: columns of categories, a feature for each category")
     impute: bool = _option(False, "your table: put others of the column, drawn at random, in place of missing values")
-    dequantise: bool = _option(False, "your table: add uniform noise of one step to columns of integers or few values")
+    dequantize: bool = _option(False, "your table: add uniform noise of one step to columns of integers or few values")
     keys: tuple[str, ...] = _option((), "your .npz: what its arrays are, if not called so: [x=images,y=labels]")
     test: str | None = _option(None, "your data: another file or folder, all of which is the test split")
 
@@ -93,7 +94,7 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How the loss is minimised."""
+    """How the loss is minimized."""
 
     name: str = _option("adamax", "muon, adam, adamw, adamax or sgd")
     lr: float = _option(1e-3, "learning rate after warm-up")
@@ -198,7 +199,8 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = (), *, flags: Seq
     """
     tree = _read(recipe)
     before, given = _leaves_of_file(recipe, tree), set()
-    for key, value in pairs(overrides):
+    for old, value in pairs(overrides):
+        key = current_name(old)
         _check_known(key, flags)
         change(tree, key, value)
         given.add(key)
@@ -270,7 +272,7 @@ def _read_file(recipe: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise RecipeError(f"{recipe} must hold sections such as 'data:' and 'model:', got {type(tree).__name__}")
     tree.pop("inputs", None)  # what a run noted of its data
-    return {"name": name, **tree}
+    return {"name": name, **with_current_names(tree)}
 
 
 def _check_known(key: str, flags: Sequence[str]) -> None:

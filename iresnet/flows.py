@@ -75,11 +75,11 @@ class Flow(nn.Module):
     ) -> Tensor:  # (N,)
         """Log-density of data in nats; stochastic unless the estimators are exact or have fixed probes.
 
-        Integers such as pixels have no density: :func:`iresnet.dequantise` adds the uniform noise that makes the
+        Integers such as pixels have no density: :func:`iresnet.dequantize` adds the uniform noise that makes the
         log-density a bound of their log-probability. Without it the result may be off by half a bit a dimension.
 
         Args:
-            x: data, on the scale that the bijection expects: [0, levels) for dequantised images.
+            x: data, on the scale that the bijection expects: [0, levels) for dequantized images.
             logdet: for this call, replaces the estimator of every residual block.
 
         Raises:
@@ -90,7 +90,7 @@ class Flow(nn.Module):
             >>> import iresnet as ir
             >>> flow = ir.zoo.build("iresnet-multiscale", shape=(1, 4, 4), blocks=(1,), strides=(1,), hidden=4)
             >>> images = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8)
-            >>> flow.log_prob(ir.dequantise(images, levels=256)).shape
+            >>> flow.log_prob(ir.dequantize(images, levels=256)).shape
             torch.Size([2])
         """
         return self.density(x, logdet=logdet).log_prob

@@ -29,7 +29,7 @@ class Linearization:
         jvp: ``v -> J v`` for every sample at once, (N, \*E) -> (N, \*F); differentiable in v, x and the parameters.
         vjp: ``w -> J^T w``, (N, \*F) -> (N, \*E); differentiable in w, x and the parameters.
         inputs: what the Jacobian depends on: x, and tensors that are not parameters of g any more when backward comes.
-        again: from these to the linearisation, for derivatives of higher order, which come later.
+        again: from these to the linearization, for derivatives of higher order, which come later.
     """
 
     value: Tensor  # (N, *E)
@@ -41,7 +41,7 @@ class Linearization:
 
 Rule = Callable[[Any, Tensor], Linearization]
 RULES: dict[Callable, Rule] = {}
-"""From the ``forward`` function of a module class to its linearisation.
+"""From the ``forward`` function of a module class to its linearization.
 
 The key is the function and not the class, so a subclass that changes ``forward`` never meets a rule that is wrong for
 it: it falls back to ``torch.func``.
@@ -49,10 +49,10 @@ it: it falls back to ``torch.func``.
 
 
 def linearizes(*classes: type[nn.Module]) -> Callable[[Rule], Rule]:
-    """Register the linearisation of module classes, written as plain differentiable forward code.
+    """Register the linearization of module classes, written as plain differentiable forward code.
 
     Args:
-        classes: the module classes whose ``forward`` the rule linearises.
+        classes: the module classes whose ``forward`` the rule linearizes.
 
     Returns:
         A decorator for the rule ``(module, x) -> Linearization``.
@@ -66,9 +66,9 @@ def linearizes(*classes: type[nn.Module]) -> Callable[[Rule], Rule]:
 
 
 def linearize(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
-    r"""Linearise g at x.
+    r"""Linearize g at x.
 
-    Convolutions, linear layers, activations and sequences know their own linearisation: its products are plain forward
+    Convolutions, linear layers, activations and sequences know their own linearization: its products are plain forward
     code, cost about one forward pass each, compile, and run under autocast. Any other callable goes through
     ``torch.func.jvp`` and ``torch.func.vjp``. Both give the same numbers up to rounding.
 
@@ -77,7 +77,7 @@ def linearize(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
         x: the point, shape (N, \*E).
 
     Returns:
-        The linearisation; all three parts can be differentiated, also with respect to the parameters of g.
+        The linearization; all three parts can be differentiated, also with respect to the parameters of g.
 
     Example:
         >>> g = nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 3)).double()
@@ -90,7 +90,7 @@ def linearize(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
 
 
 def linearize_inner(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
-    """Linearise g at x as a part of a map, whose Jacobian is known by that of its parts: without ``again``."""
+    """Linearize g at x as a part of a map, whose Jacobian is known by that of its parts: without ``again``."""
     rule = _plain_rule(g)
     return rule(g, x) if rule else _transformed(g, x)
 
@@ -102,7 +102,7 @@ def _plain_rule(g: Callable) -> Rule | None:
 
 
 def _transformed(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
-    """Linearise by transforms of torch.func, on tensors in the order of memory that all layers take."""
+    """Linearize by transforms of torch.func, on tensors in the order of memory that all layers take."""
     x = x.contiguous()
 
     def run(x: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class _PlainNorms(TorchFunctionMode):
 def _layer_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    y = _standardised(x, tuple(range(-len(shape), 0)), eps)
+    y = _standardized(x, tuple(range(-len(shape), 0)), eps)
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 
@@ -156,19 +156,19 @@ def _instance_norm(
 ) -> Tensor:
     if not use_input_stats:
         return F.instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    y = _standardised(x, tuple(range(2, x.dim())), eps)
+    y = _standardized(x, tuple(range(2, x.dim())), eps)
     channels = (-1, *[1] * (x.dim() - 2))
     y = y if weight is None else y * weight.view(channels)
     return y if bias is None else y + bias.view(channels)
 
 
-def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+def _standardized(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     centered = x - x.mean(dims, keepdim=True)
     return centered * (centered.square().mean(dims, keepdim=True) + eps).rsqrt()
 
 
 def _in_a_checkpoint(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
-    """Linearise by autograd inside an activation checkpoint, where torch.func.vjp refuses to run."""
+    """Linearize by autograd inside an activation checkpoint, where torch.func.vjp refuses to run."""
     as_they_are = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
     with torch.enable_grad(), as_they_are:
         x = x if x.requires_grad else x.detach().requires_grad_()
@@ -217,7 +217,7 @@ def _flatten(g: nn.Flatten, x: Tensor) -> Linearization:
 
 @linearizes(nn.Linear)
 def _linear(g: nn.Linear, x: Tensor) -> Linearization:
-    weight = g.weight  # a parametrised weight is computed at each access, so once here
+    weight = g.weight  # a parametrized weight is computed at each access, so once here
     return Linearization(F.linear(x, weight, g.bias), lambda v: F.linear(v, weight), lambda w: F.linear(w, weight.t()))
 
 
@@ -236,7 +236,7 @@ def _conv2d(g: nn.Conv2d, x: Tensor) -> Linearization:
 
 
 def elementwise(value: Tensor, slope: Tensor) -> Linearization:
-    r"""Linearisation of an elementwise map: its Jacobian is the diagonal ``slope``.
+    r"""Linearization of an elementwise map: its Jacobian is the diagonal ``slope``.
 
     Args:
         value: the map's value, (N, \*E).

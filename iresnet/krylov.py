@@ -40,13 +40,13 @@ class KrylovSpace:
         return self.steps == self.Q.shape[1]
 
     def extend(self) -> None:
-        """Multiply the newest vector with A and orthogonalise, twice, against all."""
+        """Multiply the newest vector with A and orthogonalize, twice, against all."""
         r = self.product(self.Q[:, self.steps])
         self.steps += 1
         with without_autocast(r.device):
-            self._orthogonalise(r, self.steps)
+            self._orthogonalize(r, self.steps)
 
-    def _orthogonalise(self, r: Tensor, m: int) -> None:
+    def _orthogonalize(self, r: Tensor, m: int) -> None:
         basis = self.Q[:, :m]
         size = r.norm(dim=1)
         h, r = _project_out(basis, r)

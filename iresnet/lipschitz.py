@@ -1,4 +1,4 @@
-"""Layers of known Lipschitz constant: normalised weights, and concatenation."""
+"""Layers of known Lipschitz constant: normalized weights, and concatenation."""
 
 __all__ = [
     "DenseConcat",
@@ -21,12 +21,13 @@ from torch.nn.utils import parametrize
 
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, linearize_inner, linearizes
-from iresnet.normalisation import Normalisation, make_normalisation
+from iresnet.normalization import Normalization, make_normalization
 from iresnet.operators import same_conv, same_conv_transpose
+from iresnet.renamed import accept_old_names
 
 
 def lipschitz_layers(module: nn.Module) -> "list[LipschitzLayer]":
-    """Return the layers in ``module`` whose weights are normalised, in the order of its modules.
+    """Return the layers in ``module`` whose weights are normalized, in the order of its modules.
 
     Those that ``torch.nn.utils.parametrize.remove_parametrizations`` has turned into plain layers are not among them.
 
@@ -34,15 +35,15 @@ def lipschitz_layers(module: nn.Module) -> "list[LipschitzLayer]":
         >>> len(lipschitz_layers(nn.Sequential(LipschitzLinear(3, 3), nn.ELU(), nn.Linear(3, 3))))
         1
     """
-    return [m for m in module.modules() if isinstance(m, LipschitzLayer) and m.normalised]
+    return [m for m in module.modules() if isinstance(m, LipschitzLayer) and m.normalized]
 
 
 @contextmanager
 def hold_weights(module: nn.Module, *, iterate: bool = True) -> Iterator[None]:
-    """Compute every normalised weight in ``module`` once and use it for the duration of the context.
+    """Compute every normalized weight in ``module`` once and use it for the duration of the context.
 
     A training step uses each weight many times (value, Jacobian products, their backward) and pays for its
-    normalisation once; a solver sees the same weight at every step. Unlike ``parametrize.cached()`` the scope is this
+    normalization once; a solver sees the same weight at every step. Unlike ``parametrize.cached()`` the scope is this
     module in this thread, and a weight is computed under the autograd mode in which the context is entered.
 
     Args:
@@ -58,63 +59,63 @@ def hold_weights(module: nn.Module, *, iterate: bool = True) -> Iterator[None]:
     held = []
     try:
         for layer in lipschitz_layers(module):
-            if layer.normalisation.held is not None:
+            if layer.normalization.held is not None:
                 continue
-            weight = layer.weight if iterate else layer.normalisation.normalise(layer.unnormalised_weight)
-            layer.normalisation.hold(weight)
-            held.append(layer.normalisation)
+            weight = layer.weight if iterate else layer.normalization.normalize(layer.unnormalized_weight)
+            layer.normalization.hold(weight)
+            held.append(layer.normalization)
         yield
     finally:
-        for normalisation in held:
-            normalisation.hold(None)
+        for normalization in held:
+            normalization.hold(None)
 
 
 @contextmanager
 def replace_weights(module: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
-    """Use these tensors as the normalised weights in ``module``, in the order of its modules.
+    """Use these tensors as the normalized weights in ``module``, in the order of its modules.
 
     Args:
         module: the layers inside it use the tensors.
         weights: one for each Lipschitz layer.
     """
     layers = lipschitz_layers(module)
-    before = [layer.normalisation.held for layer in layers]
+    before = [layer.normalization.held for layer in layers]
     try:
         for layer, weight in zip(layers, weights, strict=True):
-            layer.normalisation.hold(weight)
+            layer.normalization.hold(weight)
         yield
     finally:
         for layer, weight in zip(layers, before, strict=True):
-            layer.normalisation.hold(weight)
+            layer.normalization.hold(weight)
 
 
 class LipschitzLayer(nn.Module):
-    """A layer whose weight is normalised, by the parametrisation ``parametrizations.weight`` of torch.
+    """A layer whose weight is normalized, by the parametrization ``parametrizations.weight`` of torch.
 
-    It can be pickled, which torch refuses for parametrised modules in general. To deploy it without its normalisation,
+    It can be pickled, which torch refuses for parametrized modules in general. To deploy it without its normalization,
     ``torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")`` leaves a plain layer of the same weight,
     which certifies as before.
     """
 
     weight: Tensor
 
-    def _normalise(self, normalisation: str, **options: Any) -> None:
-        part = make_normalisation(normalisation, self.weight, **options)  # pyright: ignore[reportArgumentType]
+    def _normalize(self, normalization: str, **options: Any) -> None:
+        part = make_normalization(normalization, self.weight, **options)  # pyright: ignore[reportArgumentType]
         parametrize.register_parametrization(self, "weight", part)
 
     @property
-    def normalised(self) -> bool:
-        """Whether the parametrisation is still there."""
+    def normalized(self) -> bool:
+        """Whether the parametrization is still there."""
         return parametrize.is_parametrized(self, "weight")
 
     @property
-    def normalisation(self) -> Normalisation:
-        """The parametrisation that bounds the weight."""
+    def normalization(self) -> Normalization:
+        """The parametrization that bounds the weight."""
         return self.parametrizations.weight[0]  # pyright: ignore
 
     @property
-    def unnormalised_weight(self) -> Tensor:
-        """The trained parameter, before normalisation."""
+    def unnormalized_weight(self) -> Tensor:
+        """The trained parameter, before normalization."""
         return self.parametrizations.weight.original  # pyright: ignore
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -124,30 +125,30 @@ class LipschitzLayer(nn.Module):
             return super().__reduce_ex__(protocol)
         modules = {name: module for name, module in self._modules.items() if name != "parametrizations"}
         state = {**vars(self), "_modules": modules}
-        return _rebuilt, (type(self).__bases__[0], state, self.unnormalised_weight, self.normalisation)
+        return _rebuilt, (type(self).__bases__[0], state, self.unnormalized_weight, self.normalization)
 
 
 def _rebuilt(
-    cls: type[LipschitzLayer], state: dict[str, Any], weight: nn.Parameter, normalisation: Normalisation
+    cls: type[LipschitzLayer], state: dict[str, Any], weight: nn.Parameter, normalization: Normalization
 ) -> LipschitzLayer:
-    layer, training = cls.__new__(cls), normalisation.training
+    layer, training = cls.__new__(cls), normalization.training
     vars(layer).update(state)
     layer.register_parameter("weight", weight)
-    parametrize.register_parametrization(layer, "weight", normalisation, unsafe=True)  # unsafe: without trying it
+    parametrize.register_parametrization(layer, "weight", normalization, unsafe=True)  # unsafe: without trying it
     layer.parametrizations.train(layer.training)  # pyright: ignore
-    normalisation.train(training)
+    normalization.train(training)
     return layer
 
 
 class LipschitzLinear(LipschitzLayer, nn.Linear):
-    """A dense layer with spectral norm at most about ``coeff`` (see :mod:`iresnet.normalisation`).
+    """A dense layer with spectral norm at most about ``coeff`` (see :mod:`iresnet.normalization`).
 
     Args:
         in_features: size of the input.
         out_features: size of the output.
         coeff: the largest spectral norm allowed, in (0, 1); None for no constraint, and then no certificate.
         bias: whether to add a learned bias.
-        normalisation: ``"power"`` (cheap, lags behind moving weights) or ``"gram"`` (an upper bound at every step).
+        normalization: ``"power"`` (cheap, lags behind moving weights) or ``"gram"`` (an upper bound at every step).
         n_steps: iterations; 1 at each use in train mode for power, 7 for gram when None.
 
     Raises:
@@ -161,6 +162,7 @@ class LipschitzLinear(LipschitzLayer, nn.Linear):
         True
     """
 
+    @accept_old_names
     def __init__(
         self,
         in_features: int,
@@ -168,11 +170,11 @@ class LipschitzLinear(LipschitzLayer, nn.Linear):
         coeff: float | None = 0.9,
         *,
         bias: bool = True,
-        normalisation: str = "power",
+        normalization: str = "power",
         n_steps: int | None = None,
     ):
         super().__init__(in_features, out_features, bias=bias)
-        self._normalise(normalisation, coeff=coeff, n_steps=n_steps)
+        self._normalize(normalization, coeff=coeff, n_steps=n_steps)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Linear)
         """Multiply; see the class."""
@@ -195,7 +197,7 @@ def _lipschitz_linear(g: LipschitzLinear, x: Tensor) -> Linearization:
 
 
 class LipschitzConv2d(LipschitzLayer, nn.Conv2d):
-    """A zero-padded "same" convolution with operator norm at most about ``coeff`` (see :mod:`iresnet.normalisation`).
+    """A zero-padded "same" convolution with operator norm at most about ``coeff`` (see :mod:`iresnet.normalization`).
 
     The norm is the one of the true operator on images of ``image_size``, zero padding included; images of another size
     would meet another operator and are refused.
@@ -207,7 +209,7 @@ class LipschitzConv2d(LipschitzLayer, nn.Conv2d):
         coeff: the largest operator norm allowed, in (0, 1); None for no constraint, and then no certificate.
         image_size: height and width of the images.
         bias: whether to add a learned bias.
-        normalisation: ``"power"`` (cheap, lags behind moving weights) or ``"gram"`` (an upper bound at every step).
+        normalization: ``"power"`` (cheap, lags behind moving weights) or ``"gram"`` (an upper bound at every step).
         n_steps: iterations; 1 at each use in train mode for power, 7 for gram when None.
 
     Shape:
@@ -224,6 +226,7 @@ class LipschitzConv2d(LipschitzLayer, nn.Conv2d):
         True
     """
 
+    @accept_old_names
     def __init__(
         self,
         in_channels: int,
@@ -233,12 +236,12 @@ class LipschitzConv2d(LipschitzLayer, nn.Conv2d):
         *,
         image_size: tuple[int, int],
         bias: bool = True,
-        normalisation: str = "power",
+        normalization: str = "power",
         n_steps: int | None = None,
     ):
         super().__init__(in_channels, out_channels, kernel_size, padding="same", bias=bias)
         self.image_size = (int(image_size[0]), int(image_size[1]))
-        self._normalise(normalisation, coeff=coeff, image_size=self.image_size, n_steps=n_steps)
+        self._normalize(normalization, coeff=coeff, image_size=self.image_size, n_steps=n_steps)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Conv2d)
         """Convolve; see the class."""

@@ -61,7 +61,7 @@ class LogDetEstimate:
 class LogDetEstimator(ABC):
     r"""Estimates :math:`\log \det (I + J)` of each sample, where J is the Jacobian of a contraction.
 
-    Called with the linearisation of the map at x, an estimator returns a tensor of shape (N,). Its value estimates the
+    Called with the linearization of the map at x, an estimator returns a tensor of shape (N,). Its value estimates the
     log-determinant in nats, and its gradient with respect to x and the parameters estimates the gradient of the same
     quantity, also under per-sample upstream weights. Without autograd the work for the gradient is not done.
     """
@@ -81,8 +81,8 @@ class LogDetEstimator(ABC):
             jacobian: of g at x, (N, *E) -> (N, *E).
 
         Returns:
-            The rest: from the linearisation at the same x to the estimates, (N,). It can be called again with that
-            linearisation computed anew, and gives the same numbers: so a block need not keep its graph.
+            The rest: from the linearization at the same x to the estimates, (N,). It can be called again with that
+            linearization computed anew, and gives the same numbers: so a block need not keep its graph.
         """
 
     def drawing_from(self, generator: torch.Generator) -> "LogDetEstimator":  # noqa: ARG002

@@ -9,8 +9,10 @@ from torch import nn
 from iresnet.activations import make_activation
 from iresnet.errors import IResNetError
 from iresnet.lipschitz import DenseConcat, LipschitzConv2d, LipschitzLinear
+from iresnet.renamed import accept_old_names
 
 
+@accept_old_names
 def conv_bottleneck(
     shape: tuple[int, int, int],
     hidden: int,
@@ -18,7 +20,7 @@ def conv_bottleneck(
     coeff: float | None = 0.9,
     activation: str = "elu",
     preactivation: bool = True,
-    normalisation: str = "power",
+    normalization: str = "power",
     n_steps: int | None = None,
 ) -> nn.Sequential:
     r"""The convolutional map of the 2019 paper: 3x3, 1x1, 3x3, with activations before each.
@@ -31,8 +33,8 @@ def conv_bottleneck(
         coeff: Lipschitz coefficient of each convolution, in (0, 1); None for no constraint.
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
         preactivation: whether an activation comes first; the published models leave it out in their first block.
-        normalisation: see :data:`iresnet.normalisation.NORMALISATIONS`.
-        n_steps: its iterations, the default of the normalisation when None.
+        normalization: see :data:`iresnet.normalization.NORMALIZATIONS`.
+        n_steps: its iterations, the default of the normalization when None.
 
     Raises:
         IResNetError: when ``coeff`` is outside (0, 1) or a size is not positive.
@@ -48,7 +50,7 @@ def conv_bottleneck(
         torch.Size([2, 3, 8, 8])
     """
     channels, height, width = _positive("shape", shape)
-    bounded = {"normalisation": normalisation, "n_steps": n_steps}
+    bounded = {"normalization": normalization, "n_steps": n_steps}
     sizes = pairwise(_positive("hidden", (channels, hidden, hidden, channels)))
     layers: list[nn.Module] = []
     for (fan_in, fan_out), kernel_size in zip(sizes, (3, 1, 3), strict=True):
@@ -59,6 +61,7 @@ def conv_bottleneck(
     return nn.Sequential(*layers if preactivation else layers[1:])
 
 
+@accept_old_names
 def dense_concat(
     shape: tuple[int, ...],
     hidden: int,
@@ -66,7 +69,7 @@ def dense_concat(
     depth: int = 3,
     coeff: float | None = 0.9,
     activation: str = "elu",
-    normalisation: str = "power",
+    normalization: str = "power",
     n_steps: int | None = None,
 ) -> nn.Sequential:
     r"""The map of invertible DenseNets: every layer sees the outputs of all before it.
@@ -82,8 +85,8 @@ def dense_concat(
         depth: number of layers.
         coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint.
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
-        normalisation: see :data:`iresnet.normalisation.NORMALISATIONS`.
-        n_steps: its iterations, the default of the normalisation when None.
+        normalization: see :data:`iresnet.normalization.NORMALIZATIONS`.
+        n_steps: its iterations, the default of the normalization when None.
 
     Raises:
         IResNetError: when ``coeff`` is outside (0, 1) or a size is not positive.
@@ -100,7 +103,7 @@ def dense_concat(
     """
     channels, *pixels = _positive("shape", shape)
     _positive("hidden and depth", (hidden, depth))
-    bounded = {"normalisation": normalisation, "n_steps": n_steps}
+    bounded = {"normalization": normalization, "n_steps": n_steps}
 
     def layer(fan_in: int, fan_out: int, kernel_size: int) -> nn.Module:
         if not pixels:
@@ -112,6 +115,7 @@ def dense_concat(
     return nn.Sequential(*grow, layer(widths[-1], channels, 1))
 
 
+@accept_old_names
 def mlp(
     features: int,
     hidden: int,
@@ -119,7 +123,7 @@ def mlp(
     depth: int = 3,
     coeff: float | None = 0.9,
     activation: str = "elu",
-    normalisation: str = "power",
+    normalization: str = "power",
     n_steps: int | None = None,
 ) -> nn.Sequential:
     r"""A contractive multi-layer perceptron for vectors.
@@ -132,8 +136,8 @@ def mlp(
         depth: number of dense layers.
         coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint.
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
-        normalisation: see :data:`iresnet.normalisation.NORMALISATIONS`.
-        n_steps: its iterations, the default of the normalisation when None.
+        normalization: see :data:`iresnet.normalization.NORMALIZATIONS`.
+        n_steps: its iterations, the default of the normalization when None.
 
     Raises:
         IResNetError: when ``coeff`` is outside (0, 1) or a size is not positive.
@@ -147,7 +151,7 @@ def mlp(
     sizes = _positive("features, hidden and depth", (features, *[hidden] * (depth - 1), features, depth))[:-1]
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
-        layer = LipschitzLinear(fan_in, fan_out, coeff, normalisation=normalisation, n_steps=n_steps)
+        layer = LipschitzLinear(fan_in, fan_out, coeff, normalization=normalization, n_steps=n_steps)
         layers += [layer, make_activation(activation)]
     return nn.Sequential(*layers[:-1])
 

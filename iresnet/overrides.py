@@ -63,7 +63,7 @@ def change(tree: dict[str, Any], key: str, value: Any) -> None:
 
 WITHOUT = {
     "resnet": (
-        *("actnorm", "network", "coeff", "activation", "normalisation"),
+        *("actnorm", "network", "coeff", "activation", "normalization"),
         *("n_power_steps", "logdet", "solver", "memory", "base"),
     ),
 }

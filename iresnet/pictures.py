@@ -103,7 +103,7 @@ def image_grid(x: Tensor, *, levels: int | None = 256, columns: int | None = Non
     """Arrange images in a grid, small ones enlarged.
 
     Args:
-        x: images on [0, levels], (N, C, H, W); 1 channel is grey, of more the first 3 are shown.
+        x: images on [0, levels], (N, C, H, W); 1 channel is gray, of more the first 3 are shown.
         levels: the white level; the largest value when None.
         columns: width of the grid; about square when None.
 
@@ -166,7 +166,7 @@ def titled(pictures: Mapping[str, Image.Image]) -> Image.Image:
 def _shades(x: Tensor, levels: int | None) -> Tensor:  # (N, C, H, W) -> (N, 3, H, W)
     """Red, green and blue in [0, 1]."""
     white = float(levels or x.nan_to_num(0.0, 0.0, 0.0).max().clamp(min=1e-12))
-    # Values of integer data lie in [k, k + 1) after dequantisation: the floor, over the largest integer, shows k.
+    # Values of integer data lie in [k, k + 1) after dequantization: the floor, over the largest integer, shows k.
     shown = (x.floor() / (white - 1) if levels else x / white).nan_to_num(0.0).clamp(0, 1)
     return shown[:, :3] if x.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
 

@@ -70,7 +70,7 @@ def _vectors(like: Tensor, generator: Generator | None) -> Tensor:  # (N, *E) ->
 def _numbers(shape: tuple[int, ...], device: torch.device) -> Tensor:  # (*E,)
     """Number elements so that those that agree in the last bits are far apart.
 
-    Of an image (C, H, W) the last bits tell channels apart, the next one colours the pixels like a chess board, the one
+    Of an image (C, H, W) the last bits tell channels apart, the next one colors the pixels like a chess board, the one
     after splits its squares by rows; then the same again on the coarser boards that are left.
     """
     if len(shape) != 3:

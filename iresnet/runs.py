@@ -28,6 +28,7 @@ from iresnet.config import Config, check_types, from_dict, to_yaml
 from iresnet.data import Column, Dataset, check_columns, check_density
 from iresnet.errors import DataError, RecipeError, RunError
 from iresnet.files import write_atomically, writing
+from iresnet.renamed import with_current_names
 from iresnet.zoo import Model
 
 _SAME = 1e-8
@@ -58,8 +59,8 @@ class Inputs:
 def inputs_of(dataset: Dataset, kind: str) -> Inputs:
     """Describe a data set to a model.
 
-    Integer data of densities is centred and scaled by its number of levels, as published; all other data is
-    standardised with the moments of each channel or feature of the training split.
+    Integer data of densities is centered and scaled by its number of levels, as published; all other data is
+    standardized with the moments of each channel or feature of the training split.
 
     Args:
         dataset: the data.
@@ -260,7 +261,7 @@ class Run:
         try:
             tree = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
             inputs = from_dict(Inputs, tree.pop("inputs"), "inputs.")
-            return from_dict(Config, tree), inputs
+            return from_dict(Config, with_current_names(tree)), inputs
         except (yaml.YAMLError, UnicodeError, LookupError, AttributeError, TypeError) as error:
             raise RunError(f"{self.config_file} is damaged; restore it, or train again") from error
         except RecipeError as error:
@@ -286,7 +287,7 @@ class Run:
             tree = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return tree if isinstance(tree, dict) else {}
+        return with_current_names(tree) if isinstance(tree, dict) else {}
 
     def save_model(self, model: Model) -> tuple[Model, Certificate]:
         """Seal a copy of the model and save its weights.

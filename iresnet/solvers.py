@@ -113,7 +113,7 @@ class Solver(ABC):
             f: called with x, (n, \*E), and the indices (n,) of the samples that are still active.
             x: where to start.
             lipschitz: a bound of f's Lipschitz constant, for the error bound.
-            linearized: called like f, returns its linearisation, for solvers that use one; ``torch.func`` makes it
+            linearized: called like f, returns its linearization, for solvers that use one; ``torch.func`` makes it
                 from f when None.
 
         Returns:

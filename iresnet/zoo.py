@@ -28,6 +28,7 @@ from iresnet.distributions import BASES
 from iresnet.errors import RecipeError, UnknownNameError
 from iresnet.flows import Flow
 from iresnet.logdet import Exact, Krylov, LogDetEstimator
+from iresnet.renamed import accept_old_names
 from iresnet.resnet import PlainBlock
 from iresnet.series import PowerSeries, RussianRoulette
 from iresnet.solvers import Anderson, FixedPointIteration, NewtonKrylov, Solver
@@ -106,7 +107,7 @@ def block(
     *,
     coeff: float | None = 0.9,
     activation: str = "elu",
-    normalisation: str = "power",
+    normalization: str = "power",
     n_power_steps: int | None = None,
     logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
     solver: Solver | Mapping[str, Any] | str | None = None,
@@ -118,13 +119,13 @@ def block(
         g: builds the map from the options of its layers.
         coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint: classification only, to compare.
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
-        normalisation: name in :data:`iresnet.normalisation.NORMALISATIONS`.
+        normalization: name in :data:`iresnet.normalization.NORMALIZATIONS`.
         n_power_steps: its iterations: power iterations a step (1 when None), or Gram iterations (7 when None).
         logdet: estimator, its name, or a mapping of name and options.
         solver: likewise.
         memory: what is kept for backward, see :class:`~iresnet.ResidualBlock`.
     """
-    layers = {"coeff": coeff, "activation": activation, "normalisation": normalisation, "n_steps": n_power_steps}
+    layers = {"coeff": coeff, "activation": activation, "normalization": normalization, "n_steps": n_power_steps}
     return ResidualBlock(g(**layers), logdet=make_logdet(logdet), solver=make_solver(solver), memory=memory)
 
 
@@ -341,6 +342,7 @@ def _squeezed(shape: Shape) -> Shape:
 # -- models ----------------------------------------------------------------------------------------------------------
 
 
+@accept_old_names
 def build(
     name: str,
     *,

@@ -189,27 +189,27 @@ def load_back(name, folder):
 
 
 #: Every published format: name of the data set, how to write its files, what they hold.
-GREY, COLOUR, COLOUR100 = both(1, 28), both(3, 32), both(3, 32, 100)
+GRAY, COLOR, COLOR100 = both(1, 28), both(3, 32), both(3, 32, 100)
 FORMATS = {
-    "mnist idx": ("mnist", write_idx, GREY),
-    "mnist parquet": ("mnist", lambda f, d: write_parquet(f / "mnist", d, image="image"), GREY),
-    "fashion-mnist idx": ("fashion-mnist", write_idx, GREY),
+    "mnist idx": ("mnist", write_idx, GRAY),
+    "mnist parquet": ("mnist", lambda f, d: write_parquet(f / "mnist", d, image="image"), GRAY),
+    "fashion-mnist idx": ("fashion-mnist", write_idx, GRAY),
     "fashion-mnist parquet": (
         "fashion-mnist",
         lambda f, d: write_parquet(f / "fashion_mnist", d, image="image", shards=2),
-        GREY,
+        GRAY,
     ),
-    "cifar10 folder": ("cifar10", lambda f, d: write_cifar_python(f, cifar.CIFAR10, d), COLOUR),
-    "cifar10 tar": ("cifar10", lambda f, d: write_cifar_python_tar(f, cifar.CIFAR10, d), COLOUR),
-    "cifar10 binary": ("cifar10", lambda f, d: write_cifar_binary(f, cifar.CIFAR10, d), COLOUR),
-    "cifar10 binary tar": ("cifar10", lambda f, d: write_cifar_binary_tar(f, cifar.CIFAR10, d), COLOUR),
-    "cifar10 parquet": ("cifar10", lambda f, d: write_parquet(f, d, suffix="WEBP"), COLOUR),
-    "cifar10 parquet, hub": ("cifar10", lambda f, d: write_parquet(f / "plain_text", d, shards=3), COLOUR),
-    "cifar100 folder": ("cifar100", lambda f, d: write_cifar_python(f, cifar.CIFAR100, d), COLOUR100),
-    "cifar100 tar": ("cifar100", lambda f, d: write_cifar_python_tar(f, cifar.CIFAR100, d), COLOUR100),
-    "cifar100 binary": ("cifar100", lambda f, d: write_cifar_binary(f, cifar.CIFAR100, d), COLOUR100),
-    "cifar100 binary tar": ("cifar100", lambda f, d: write_cifar_binary_tar(f, cifar.CIFAR100, d), COLOUR100),
-    "cifar100 parquet": ("cifar100", lambda f, d: write_parquet(f, d, label="fine_label"), COLOUR100),
-    "svhn mat": ("svhn", write_svhn, COLOUR),
-    "svhn parquet": ("svhn", lambda f, d: write_parquet(f / "cropped_digits", d, image="image"), COLOUR),
+    "cifar10 folder": ("cifar10", lambda f, d: write_cifar_python(f, cifar.CIFAR10, d), COLOR),
+    "cifar10 tar": ("cifar10", lambda f, d: write_cifar_python_tar(f, cifar.CIFAR10, d), COLOR),
+    "cifar10 binary": ("cifar10", lambda f, d: write_cifar_binary(f, cifar.CIFAR10, d), COLOR),
+    "cifar10 binary tar": ("cifar10", lambda f, d: write_cifar_binary_tar(f, cifar.CIFAR10, d), COLOR),
+    "cifar10 parquet": ("cifar10", lambda f, d: write_parquet(f, d, suffix="WEBP"), COLOR),
+    "cifar10 parquet, hub": ("cifar10", lambda f, d: write_parquet(f / "plain_text", d, shards=3), COLOR),
+    "cifar100 folder": ("cifar100", lambda f, d: write_cifar_python(f, cifar.CIFAR100, d), COLOR100),
+    "cifar100 tar": ("cifar100", lambda f, d: write_cifar_python_tar(f, cifar.CIFAR100, d), COLOR100),
+    "cifar100 binary": ("cifar100", lambda f, d: write_cifar_binary(f, cifar.CIFAR100, d), COLOR100),
+    "cifar100 binary tar": ("cifar100", lambda f, d: write_cifar_binary_tar(f, cifar.CIFAR100, d), COLOR100),
+    "cifar100 parquet": ("cifar100", lambda f, d: write_parquet(f, d, label="fine_label"), COLOR100),
+    "svhn mat": ("svhn", write_svhn, COLOR),
+    "svhn parquet": ("svhn", lambda f, d: write_parquet(f / "cropped_digits", d, image="image"), COLOR),
 }

@@ -33,13 +33,13 @@ from iresnet.solvers import Solver
 from iresnet.training import dry_run
 from iresnet.training.cost import predict
 from iresnet.training.distributed import make_accelerator
-from iresnet.training.optim import make_optimiser
+from iresnet.training.optim import make_optimizer
 from iresnet.training.randomness import deterministic_algorithms
 from iresnet.training.step import Step
 from iresnet.training.task import make_task
 
 TESTS = Path(__file__).resolve().parent
-LAWS = ("jacobian", "solvers", "normalisation", "lipschitz", "certificates", "logdet", "bijections", "memory", "part")
+LAWS = ("jacobian", "solvers", "normalization", "lipschitz", "certificates", "logdet", "bijections", "memory", "part")
 LAWS += ("flows", "inversion", "bf16", "float32", "devices")
 DIGITS = ("digits-density", "--model.blocks", "[2,2]", "--model.hidden", "32", "--train.n-pictures", "4")
 DIGITS += ("--train.epochs", "2", "--tracker", "[]", "--train.deterministic", "true", "--train.log-every", "7")
@@ -126,7 +126,7 @@ def inversions(machine: Machine) -> Iterator[Row]:
         yield Row(
             f"invert 64 images, {type(solver).__name__}",
             f"{converged} of 64 converge in {int(inversion.evaluations.max()) / blocks:.0f} evaluations a block, "
-            f"off by {error:.1e} grey values, {1e3 * _inverse_seconds(machine, z, solver):.0f} ms",
+            f"off by {error:.1e} gray values, {1e3 * _inverse_seconds(machine, z, solver):.0f} ms",
             "64 of 64, off by less than 1e-3",
             converged == 64 and error < 1e-3,
         )
@@ -229,15 +229,15 @@ def _step_seconds(machine: Machine, config: object) -> float:
     dataset = load(config.data.name, **config.data.options)
     task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).to(machine.device).train()
     accelerator = make_accelerator(config.train.precision, machine.device)
-    task, optimiser = accelerator.prepare(task, make_optimiser(task.model, config.optim))
-    step = Step(accelerator, task, optimiser, config, None)
+    task, optimizer = accelerator.prepare(task, make_optimizer(task.model, config.optim))
+    step = Step(accelerator, task, optimizer, config, None)
     x = dataset.train.x[: config.train.batch_size].to(machine.device)
     y = None if dataset.train.y is None else dataset.train.y[: config.train.batch_size].to(machine.device)
     return machine.seconds(lambda: step(x, y, 1e-3), repeats=5)
 
 
 def runs(machine: Machine) -> Iterator[Row]:
-    """Train, kill, resume, evaluate, sample, reconstruct, certify, analyse, report: real commands, no warnings."""
+    """Train, kill, resume, evaluate, sample, reconstruct, certify, analyze, report: real commands, no warnings."""
     whole, run = machine.folder / "whole", machine.folder / "run"
     _, errors, status = _finished(machine.command("train", *DIGITS, "--out", whole))
     yield _command_row("train digits-density", status, errors)
@@ -260,8 +260,8 @@ def runs(machine: Machine) -> Iterator[Row]:
         ("reconstruct", run),
         ("interpolate", run, "-n", 2),
         ("certify", run),
-        ("analyse", "logdet", run, "--n", 2, "--draws", 8),
-        ("analyse", "latent", run, "--n", 200),
+        ("analyze", "logdet", run, "--n", 2, "--draws", 8),
+        ("analyze", "latent", run, "--n", 200),
     ):
         output, errors, status = _finished(machine.command(*words))
         name = " ".join(str(word) for word in words if word != run)

@@ -64,12 +64,12 @@ def randn(*shape: int) -> Tensor:
 
 
 def frozen(module: nn.Module, scale: float = 3.0) -> nn.Module:
-    """The module in float64 and eval mode, weights scaled up so that normalisation has to act, norms converged."""
+    """The module in float64 and eval mode, weights scaled up so that normalization has to act, norms converged."""
     module.double().eval()
     for layer in lipschitz_layers(module):
         with torch.no_grad():
-            layer.unnormalised_weight.mul_(scale)
-        layer.normalisation.converge(layer.unnormalised_weight, tol=1e-15, max_steps=20_000)
+            layer.unnormalized_weight.mul_(scale)
+        layer.normalization.converge(layer.unnormalized_weight, tol=1e-15, max_steps=20_000)
     return module
 
 
@@ -79,8 +79,8 @@ def trained_like(shape: tuple[int, ...], hidden: int) -> nn.Module:
     for layer in g:
         if isinstance(layer, ir.LipschitzConv2d):
             with torch.no_grad():
-                layer.unnormalised_weight.mul_(5)
-                layer.normalisation.converge(layer.unnormalised_weight)
+                layer.unnormalized_weight.mul_(5)
+                layer.normalization.converge(layer.unnormalized_weight)
     return g.eval()
 
 
@@ -89,7 +89,7 @@ def lipschitz_layers(module: nn.Module) -> list[nn.Module]:
 
 
 def counted(jacobian: Linearization) -> tuple[Linearization, dict[str, int]]:
-    """The linearisation, and how often its products are taken, with and without autograd."""
+    """The linearization, and how often its products are taken, with and without autograd."""
     calls = {"jvp": 0, "vjp": 0, "recorded": 0}
 
     def counting(name: str) -> Callable[[Tensor], Tensor]:
@@ -113,7 +113,7 @@ def operator(matrices: Tensor) -> Linearization:  # (N, D, D)
 
 
 class Sine(nn.Module):
-    """A contraction whose linearisation and bound the library does not know."""
+    """A contraction whose linearization and bound the library does not know."""
 
     def __init__(self, features: int):
         super().__init__()

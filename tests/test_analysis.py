@@ -16,10 +16,10 @@ import iresnet as ir
 from iresnet import analysis
 from iresnet.analysis import (
     InverseAnalysis,
-    analyse_inverse,
-    analyse_latent,
-    analyse_lipschitz,
-    analyse_logdet,
+    analyze_inverse,
+    analyze_latent,
+    analyze_lipschitz,
+    analyze_logdet,
     bijection_of,
     examples,
     rescaled,
@@ -72,7 +72,7 @@ def truncated(J, n):
 def of_a_linear_map():
     torch.manual_seed(1)
     J = matrix()
-    return J, analyse_logdet(linear_block(J), randn(2, 6), draws=800)
+    return J, analyze_logdet(linear_block(J), randn(2, 6), draws=800)
 
 
 @pytest.mark.parametrize("n", range(1, 11))
@@ -111,7 +111,7 @@ def test_biases_add_up_over_blocks_and_average_over_examples():
     torch.manual_seed(2)
     chain = ir.Chain([conv_block(), ir.Affine(std=2.0), conv_block()]).double()
     x = randn(3, 2, 3, 4)
-    analysis = analyse_logdet(chain, x, draws=8, candidates=CANDIDATES[:1])
+    analysis = analyze_logdet(chain, x, draws=8, candidates=CANDIDATES[:1])
     jacobians = [dense_jacobian(visit.block.g, visit.x).detach() for visit in visits(chain, x)]
     exact = sum(torch.linalg.slogdet(torch.eye(24).double() + J)[1] for J in jacobians)
     traces = sum(J.diagonal(dim1=1, dim2=2).sum(1) for J in jacobians)
@@ -124,7 +124,7 @@ def test_biases_add_up_over_blocks_and_average_over_examples():
 def test_the_error_of_a_bias_is_its_spread_over_seeds():
     series = [c for c in CANDIDATES if (c.family, c.size) == ("series, Gaussian", 2)]
     block, x = linear_block(matrix(4)), randn(2, 4)
-    rows = [analyse_logdet(block, x, draws=32, seed=10_000 * i, candidates=series).rows[0] for i in range(100)]
+    rows = [analyze_logdet(block, x, draws=32, seed=10_000 * i, candidates=series).rows[0] for i in range(100)]
     claimed = statistics.fmean(row.bias_error for row in rows)
     assert statistics.stdev(row.bias for row in rows) == pytest.approx(claimed, rel=0.4)
 
@@ -141,7 +141,7 @@ def test_large_blocks_are_compared_with_what_converges_to_the_dense_value(monkey
     monkeypatch.setattr("iresnet.analysis.reference.DENSE_LIMIT", 23)
     assert isinstance(reference(visit), Converged)
     few = [c for c in CANDIDATES if (c.family, c.size) in (("series, Rademacher", 1), ("Krylov", 6))]
-    analysis = analyse_logdet(block, x, draws=400, candidates=few)
+    analysis = analyze_logdet(block, x, draws=400, candidates=few)
     assert not analysis.exact
     assert "converged" in analysis.method
     assert analysis.reference_error < 1e-5
@@ -154,7 +154,7 @@ def test_large_blocks_are_compared_with_what_converges_to_the_dense_value(monkey
 
 def test_a_map_that_does_not_contract_is_compared_with_its_determinant():
     J = torch.diag(torch.tensor([-3.0, 0.5, 2.0], dtype=torch.float64))
-    analysis = analyse_logdet(linear_block(J), randn(1, 3), draws=4)
+    analysis = analyze_logdet(linear_block(J), randn(1, 3), draws=4)
     assert analysis.logdet == pytest.approx(math.log(2 * 1.5 * 3))
     row = analysis.row("series, Rademacher", 10)
     assert row.bias == pytest.approx(float(truncated(J, 10)[0].trace()) - analysis.logdet)
@@ -163,7 +163,7 @@ def test_a_map_that_does_not_contract_is_compared_with_its_determinant():
 
 def test_a_spread_needs_two_draws():
     with pytest.raises(IResNetError, match="at least 2"):
-        analyse_logdet(linear_block(matrix()), randn(1, 6), draws=1)
+        analyze_logdet(linear_block(matrix()), randn(1, 6), draws=1)
 
 
 # -- Lipschitz constants ---------------------------------------------------------------------------------------------
@@ -222,22 +222,22 @@ def test_what_is_too_large_and_no_plain_convolution_has_no_spectrum(monkeypatch)
     assert spectrum(layer, shape) is None
 
 
-@pytest.mark.parametrize("normalisation", ["power", "gram", "linf"])
-def test_bounds_of_layers_enclose_their_norms_and_blocks_multiply(normalisation):
-    g = frozen(ir.networks.conv_bottleneck((2, 4, 4), 4, coeff=0.8, normalisation=normalisation))
+@pytest.mark.parametrize("normalization", ["power", "gram", "linf"])
+def test_bounds_of_layers_enclose_their_norms_and_blocks_multiply(normalization):
+    g = frozen(ir.networks.conv_bottleneck((2, 4, 4), 4, coeff=0.8, normalization=normalization))
     model = ir.Chain([ir.ActNorm(2), ir.ResidualBlock(g)]).double().eval()
-    analysis = analyse_lipschitz(model, (2, 4, 4))
+    analysis = analyze_lipschitz(model, (2, 4, 4))
     assert [row.name for row in analysis.layers] == [f"bijections.1.g.{i}" for i in (1, 3, 5)]
     assert analysis.certified
     for row in analysis.layers:
         assert row.coeff == 0.8
-        assert row.norm == (math.inf if normalisation == "linf" else 2)
+        assert row.norm == (math.inf if normalization == "linf" else 2)
         assert 0.9 * row.upper <= row.lower <= row.upper * (1 + 1e-9)
         assert row.estimate <= 0.8 * (1 + 1e-6)
         layer = model.get_submodule(row.name)
         largest = float(dense_values(layer, (layer.in_channels, 4, 4))[0])
         assert row.singular_values[0] == pytest.approx(largest)
-        assert normalisation == "linf" or row.lower == pytest.approx(largest) or row.lower > largest
+        assert normalization == "linf" or row.lower == pytest.approx(largest) or row.lower > largest
     (block,) = analysis.blocks
     assert block.upper == pytest.approx(math.prod(row.upper for row in analysis.layers))
     assert analysis.network is not None
@@ -247,7 +247,7 @@ def test_layers_that_nothing_holds_have_no_coefficient_and_no_certificate():
     g = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ELU(), nn.Conv2d(4, 2, 3, padding=1)).double()
     with torch.no_grad():
         g[0].weight.mul_(10)
-    analysis = analyse_lipschitz(ir.ResidualBlock(g).eval(), (2, 4, 4))
+    analysis = analyze_lipschitz(ir.ResidualBlock(g).eval(), (2, 4, 4))
     assert not analysis.certified
     assert [(row.coeff, row.estimate) for row in analysis.layers] == [(None, None)] * 2
     assert "not every map" in analysis.summary
@@ -256,7 +256,7 @@ def test_layers_that_nothing_holds_have_no_coefficient_and_no_certificate():
 
 def test_a_network_without_blocks_shows_all_its_layers():
     network = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 3)).eval()
-    analysis = analyse_lipschitz(network, (1, 8, 8))
+    analysis = analyze_lipschitz(network, (1, 8, 8))
     assert [row.kind for row in analysis.layers] == ["conv 3x3", "dense"]
     assert not analysis.certified
     assert draw_lipschitz(analysis)
@@ -270,7 +270,7 @@ def test_a_network_without_blocks_shows_all_its_layers():
 
 
 def test_errors_of_a_multiple_of_the_identity_fall_by_its_factor():
-    subject = analyse_inverse(linear_block(-0.6 * torch.eye(3).double()), randn(4, 3), label="", scale=2.0)
+    subject = analyze_inverse(linear_block(-0.6 * torch.eye(3).double()), randn(4, 3), label="", scale=2.0)
     (block,) = subject.blocks
     assert subject.bound == pytest.approx(0.6)
     assert block.errors == pytest.approx([0.6**k for k in range(1, 41)], rel=1e-6)
@@ -285,7 +285,7 @@ def test_errors_of_a_multiple_of_the_identity_fall_by_its_factor():
 def test_the_error_is_that_of_the_round_trip_in_units_of_the_range():
     torch.manual_seed(4)
     block, x = conv_block(), randn(3, 2, 3, 4)
-    curve = analyse_inverse(block, x, label="", scale=5.0).curve
+    curve = analyze_inverse(block, x, label="", scale=5.0).curve
     y = block(x)
     errors = {}
     for step in range(1, 41):
@@ -296,18 +296,18 @@ def test_the_error_is_that_of_the_round_trip_in_units_of_the_range():
     assert curve.largest == pytest.approx([float(e.max()) for e in expected], rel=1e-6, abs=1e-14)
 
 
-@pytest.mark.parametrize("normalisation", ["power", "linf"])
+@pytest.mark.parametrize("normalization", ["power", "linf"])
 @pytest.mark.parametrize("coeff", [0.5, 0.9])
-def test_every_block_keeps_within_its_proved_rate(coeff, normalisation):
+def test_every_block_keeps_within_its_proved_rate(coeff, normalization):
     torch.manual_seed(3)
-    gs = [frozen(ir.networks.mlp(5, 8, coeff=coeff, normalisation=normalisation)) for _ in range(3)]
+    gs = [frozen(ir.networks.mlp(5, 8, coeff=coeff, normalization=normalization)) for _ in range(3)]
     chain = ir.Chain([ir.ResidualBlock(g) for g in gs]).double().eval()
-    subject = analyse_inverse(chain, 3 * randn(10, 5), label="", scale=1.0)
+    subject = analyze_inverse(chain, 3 * randn(10, 5), label="", scale=1.0)
     assert subject.coeff == coeff
     assert subject.bound <= coeff**3 * (1 + 1e-6)
     for block in subject.blocks:
         assert block.within_bound
-        assert block.norm == (2 if normalisation == "power" else math.inf)
+        assert block.norm == (2 if normalization == "power" else math.inf)
         tighter = [error / block.bound**k for k, error in enumerate(block.errors[:5], start=1)]
         assert max(tighter) <= 1 + 1e-9
     assert not subject.curve.diverges
@@ -320,7 +320,7 @@ def test_a_network_that_does_not_contract_diverges_and_is_said_to():
         for parameter in g.parameters():
             parameter.mul_(6)
     x = randn(4, 2, 4, 4)
-    subject = analyse_inverse(ir.ResidualBlock(g).eval(), x, label="twin", scale=1.0)
+    subject = analyze_inverse(ir.ResidualBlock(g).eval(), x, label="twin", scale=1.0)
     assert subject.curve.diverges
     assert subject.verdict == "diverges, not certified"
     assert subject.curve.steps_to(1e-3) is None
@@ -330,7 +330,7 @@ def test_a_network_that_does_not_contract_diverges_and_is_said_to():
 
 
 def test_a_network_that_hardly_contracts_is_not_said_to_converge():
-    subject = analyse_inverse(linear_block(-0.99 * torch.eye(3).double()), randn(4, 3), label="", scale=1.0)
+    subject = analyze_inverse(linear_block(-0.99 * torch.eye(3).double()), randn(4, 3), label="", scale=1.0)
     assert not subject.curve.diverges
     assert subject.verdict == "not converged in 40 steps"
 
@@ -365,7 +365,7 @@ def test_rescaled_layers_have_the_other_coefficient_for_the_time_being():
         assert ir.certify(block).blocks[0].upper == pytest.approx(bound / 8)
     close(block(x), before)
     free = ir.ResidualBlock(frozen(ir.networks.mlp(2, 3)))
-    free.g[0].normalisation.coeff = math.inf
+    free.g[0].normalization.coeff = math.inf
     with pytest.raises(IResNetError, match="without a coefficient"), rescaled(free, 0.5):
         pass
 
@@ -391,7 +391,7 @@ LATENTS = {
 def test_a_normal_latent_passes_and_others_are_found_out(name):
     make, expected = LATENTS[name]
     z = make()
-    analysis = analyse_latent(ir.Chain([]), z, base=ir.StandardNormal(z.shape[1]))
+    analysis = analyze_latent(ir.Chain([]), z, base=ir.StandardNormal(z.shape[1]))
     assert set(expected) <= set(analysis.rejected)
     assert bool(expected) == bool(analysis.rejected)
     assert ("rejected by" in analysis.summary) == bool(expected)
@@ -399,7 +399,7 @@ def test_a_normal_latent_passes_and_others_are_found_out(name):
 
 def test_normal_latents_are_rejected_as_rarely_as_the_level_says():
     rejected = [
-        r for _ in range(40) for r in analyse_latent(ir.Chain([]), randn(200, 8), base=ir.StandardNormal(8)).rejected
+        r for _ in range(40) for r in analyze_latent(ir.Chain([]), randn(200, 8), base=ir.StandardNormal(8)).rejected
     ]
     assert len(rejected) <= 1
 
@@ -410,23 +410,23 @@ def test_latents_are_compared_with_the_learned_density():
         base.mean.copy_(torch.tensor([1.0, -2.0, 0.0]))
         base.log_std.copy_(torch.tensor([0.5, -1.0, 0.2]))
     z = base.sample(3000).detach()
-    analysis = analyse_latent(ir.Chain([]), z, base=base)
+    analysis = analyze_latent(ir.Chain([]), z, base=base)
     assert analysis.rejected == []
-    standardised = (z - torch.tensor([1.0, -2.0, 0.0])) / torch.tensor([0.5, -1.0, 0.2]).double().exp()
-    close(torch.tensor(analysis.moments.mean), standardised.mean(0))
-    close(torch.tensor(analysis.moments.sd), standardised.std(0))
-    assert analysis.radius.mean == pytest.approx(float(standardised.square().mean()))
+    standardized = (z - torch.tensor([1.0, -2.0, 0.0])) / torch.tensor([0.5, -1.0, 0.2]).double().exp()
+    close(torch.tensor(analysis.moments.mean), standardized.mean(0))
+    close(torch.tensor(analysis.moments.sd), standardized.std(0))
+    assert analysis.radius.mean == pytest.approx(float(standardized.square().mean()))
     assert sum(analysis.radius.counts) == 3000
-    assert analyse_latent(ir.Chain([]), z, base=ir.StandardNormal(3)).rejected
+    assert analyze_latent(ir.Chain([]), z, base=ir.StandardNormal(3)).rejected
 
 
 @pytest.mark.parametrize("shape", [(50, 7), (12, 30), (9, 1)])
 def test_principal_components_are_those_of_the_dense_decomposition(shape):
     z = randn(*shape) * torch.linspace(1, 3, shape[1]).double()
     labels = torch.arange(shape[0]) % 3
-    found = analyse_latent(ir.Chain([]), z, labels).projection
-    centred = z - z.mean(0)
-    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    found = analyze_latent(ir.Chain([]), z, labels).projection
+    centered = z - z.mean(0)
+    u, s, _ = torch.linalg.svd(centered, full_matrices=False)
     close(torch.tensor(found.variances[: len(s)]), s[:20].square() / shape[0], 1e-9)
     points = torch.tensor(found.points)
     close(points.abs(), (u * s)[:, : min(2, shape[1])].abs(), 1e-8)
@@ -442,15 +442,15 @@ def test_scales_are_those_at_which_dimensions_leave():
 
 def test_latents_that_tell_nothing_are_refused():
     with pytest.raises(DataError, match="at least 8"):
-        analyse_latent(ir.Chain([]), randn(7, 2))
+        analyze_latent(ir.Chain([]), randn(7, 2))
     with pytest.raises(DataError, match="not finite"):
-        analyse_latent(ir.Chain([]), torch.full((9, 2), math.nan))
+        analyze_latent(ir.Chain([]), torch.full((9, 2), math.nan))
     with pytest.raises(RecipeError, match=r"Other is not known to be normal: .* give it moments"):
-        analyse_latent(ir.Chain([]), randn(9, 2), base=type("Other", (Base,), {"log_prob": None, "sample": None})(2))
+        analyze_latent(ir.Chain([]), randn(9, 2), base=type("Other", (Base,), {"log_prob": None, "sample": None})(2))
     assert str(Fit(0.1, 0.5, 10)) == "KS 0.100 (p = 0.5, n = 10)"
 
 
-def test_examples_are_dequantised_and_the_same_each_time():
+def test_examples_are_dequantized_and_the_same_each_time():
     split = Split(torch.arange(200, dtype=torch.uint8).view(50, 4), torch.arange(50))
     first, again = (examples(split, 8, levels=256, seed=3) for _ in range(2))
     assert torch.equal(first.x, again.x)
@@ -479,7 +479,7 @@ def read(path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_command_analyses_every_kind_of_run(kind, command, trained, tmp_path, call):
     folder = shutil.copytree(trained(kind), tmp_path / "run")
-    status, out, err = call("analyse", command, folder, *FAST.get(command, ()))
+    status, out, err = call("analyze", command, folder, *FAST.get(command, ()))
     assert (status, err) == (0, "")
     tree = read(folder / "analysis" / f"{command}.json")
     assert tree["summary"].endswith(".")
@@ -528,13 +528,13 @@ def check_latent(tree, kind):
 
 def test_inverses_of_several_runs_are_curves_of_one_figure(trained, tmp_path, call):
     first = shutil.copytree(trained("density"), tmp_path / "first" / "toy")
-    status, _, err = call("analyse", "inverse", first, trained("toy"), "--n", 2, "--out", tmp_path / "both")
+    status, _, err = call("analyze", "inverse", first, trained("toy"), "--n", 2, "--out", tmp_path / "both")
     assert (status, err) == (0, "")
     tree = read(tmp_path / "both" / "analysis" / "inverse.json")
     assert [subject["label"] for subject in tree["subjects"]] == ["first", trained("toy").parent.name]
     assert tree["runs"] == [str(first), str(trained("toy"))]
     assert not (first / "analysis").exists()
-    status, _, err = call("analyse", "inverse", first, trained("toy"), "--coeff", 0.5)
+    status, _, err = call("analyze", "inverse", first, trained("toy"), "--coeff", 0.5)
     assert (status, err.count("\n")) == (2, 1)
     assert "single run" in err
 
@@ -553,22 +553,22 @@ BAD = {
 def test_bad_input_is_one_line(name, trained, tmp_path, call):
     tokens, message = BAD[name]
     folder = shutil.copytree(trained("toy"), tmp_path / "run")
-    status, out, err = call("analyse", *(folder if token == "RUN" else token for token in tokens))
+    status, out, err = call("analyze", *(folder if token == "RUN" else token for token in tokens))
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert message in err
     assert not (folder / "analysis").exists()
 
 
 def test_help_says_what_each_command_does(call):
-    status, out, _ = call("analyse", "--help")
+    status, out, _ = call("analyze", "--help")
     assert status == 0
     assert all(command in out for command in COMMANDS)
     for command in COMMANDS:
-        assert call("analyse", command, "--help")[0] == 0
+        assert call("analyze", command, "--help")[0] == 0
 
 
 def test_figures_are_as_wide_as_a_page(of_a_linear_map):
-    latent = analyse_latent(ir.Chain([]), randn(20, 2), torch.arange(20) % 9, base=ir.StandardNormal(2))
+    latent = analyze_latent(ir.Chain([]), randn(20, 2), torch.arange(20) % 9, base=ir.StandardNormal(2))
     for figure in (draw_logdet(of_a_linear_map[1]), draw_latent(latent, ["one", "two"])):
         assert png(rendered(figure)).startswith(b"\x89PNG")
 
@@ -593,5 +593,5 @@ def test_results_without_entries_can_be_printed(name):
 def test_an_analysis_of_some_estimators_says_what_it_knows():
     chain = ir.Chain([ir.ResidualBlock(ir.networks.mlp(2, 4))]).double().eval()
     few = [c for c in CANDIDATES if c.family == "Krylov"]
-    found = analysis.analyse_logdet(chain, torch.randn(2, 2, dtype=torch.float64), draws=4, candidates=few)
+    found = analysis.analyze_logdet(chain, torch.randn(2, 2, dtype=torch.float64), draws=4, candidates=few)
     assert found.to_dict()["summary"] == f"The log-determinant is {found.logdet:.4g} nats (mean of 2 examples)."

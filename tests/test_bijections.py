@@ -155,12 +155,12 @@ def test_the_inverse_in_train_mode_is_that_of_the_forward_just_run(name):
     g, x = contraction(name)
     block = ir.ResidualBlock(g, **EXACT).train()
     for layer in lipschitz_layers(block):
-        nn.init.normal_(layer.unnormalised_weight)  # the norms are far from converged
+        nn.init.normal_(layer.unnormalized_weight)  # the norms are far from converged
     z = block(x)
-    before = [layer.normalisation.u.clone() for layer in lipschitz_layers(block)]
+    before = [layer.normalization.u.clone() for layer in lipschitz_layers(block)]
     y = block.inverse(z)
     y.sum().backward()
-    close([layer.normalisation.u for layer in lipschitz_layers(block)], before, 0.0)
+    close([layer.normalization.u for layer in lipschitz_layers(block)], before, 0.0)
     close(y, x, 1e-9)
     z, _ = block.forward_and_logdet(x)
     close(block.inverse(z), x, 1e-9)
@@ -171,11 +171,11 @@ def test_forward_and_logdet_in_train_mode_iterates_once(name):
     block = ir.ResidualBlock(contraction(name)[0], logdet=ir.Krylov(3)).train()
     twin = copy.deepcopy(block)
     for layer in lipschitz_layers(block) + lipschitz_layers(twin):
-        nn.init.ones_(layer.unnormalised_weight)
+        nn.init.ones_(layer.unnormalized_weight)
     x = CONTRACTIONS[name]()[1]
     block.forward_and_logdet(x)[1].sum().backward()
     twin(x)
-    close(*[[layer.normalisation.u for layer in lipschitz_layers(b)] for b in (block, twin)], 0.0)
+    close(*[[layer.normalization.u for layer in lipschitz_layers(b)] for b in (block, twin)], 0.0)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -233,7 +233,7 @@ def test_far_inputs_come_back_in_float32():
 
 
 @pytest.mark.parametrize("shape", [(2000, 3), (200, 3, 4, 5)])
-def test_actnorm_standardises_the_first_training_batch_and_only_that(shape):
+def test_actnorm_standardizes_the_first_training_batch_and_only_that(shape):
     x = 1e3 + torch.tensor([1.0, 20.0, 0.3]).view(1, 3, *[1] * (len(shape) - 2)) * torch.randn(*shape)
     module = ir.ActNorm(3).eval()
     close(module(x), x, 0.0)
@@ -258,7 +258,7 @@ def test_actnorm_leaves_the_scale_of_a_constant_channel_alone():
     assert module.log_scale[1].item() == 0.0
 
 
-def test_an_actnorm_loaded_before_its_first_batch_is_still_initialised():
+def test_an_actnorm_loaded_before_its_first_batch_is_still_initialized():
     module, fresh = ir.ActNorm(2), ir.ActNorm(2)
     module(torch.randn(50, 2))
     module.load_state_dict(fresh.state_dict())

@@ -30,7 +30,7 @@ ARCHITECTURES = {
     "points": ("toy-mlp", (5,), {"blocks": 7, "depth": 5, "hidden": 6, "actnorm": False}),
     "no blocks": ("toy-mlp", (5,), {"blocks": 0}),
     "plain": ("resnet", (1, 8, 8), {"blocks": [4, 3], "strides": [1, 2], "hidden": 16, "injective_pad": 2}),
-    "other normalisations": ("toy-mlp", (2,), {"blocks": 3, "normalisation": "gram", "n_power_steps": 9}),
+    "other normalizations": ("toy-mlp", (2,), {"blocks": 3, "normalization": "gram", "n_power_steps": 9}),
 }
 
 
@@ -135,7 +135,7 @@ def test_memory_that_runs_out_is_one_line_with_an_option_of_the_command(failure,
 
 @pytest.mark.parametrize("command", REMEDIES)
 def test_every_remedy_is_an_option_of_its_command(command, call):
-    text = call(command, *(["logdet"] if command == "analyse" else []), "--help")[1]
+    text = call(command, *(["logdet"] if command == "analyze" else []), "--help")[1]
     for option in re.findall(r"(?<![\w-])--?[a-z][\w.-]*", REMEDIES[command]):
         assert option in text or option == "--model.hidden"
 

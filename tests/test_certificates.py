@@ -77,9 +77,9 @@ def lagging(scale=1.3):
     """A layer whose weight has outgrown its norm estimate."""
     layer = ir.LipschitzLinear(4, 4, coeff=0.9)
     with torch.no_grad():
-        layer.unnormalised_weight.copy_(torch.eye(4))
-        layer.normalisation.u.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
-        layer.unnormalised_weight[1, 1] = scale
+        layer.unnormalized_weight.copy_(torch.eye(4))
+        layer.normalization.u.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+        layer.unnormalized_weight[1, 1] = scale
     return layer
 
 
@@ -113,11 +113,11 @@ def test_what_is_not_proved_is_not_certified(name):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("where", ["unnormalised weight", "buffer", "bias"])
+@pytest.mark.parametrize("where", ["unnormalized weight", "buffer", "bias"])
 def test_weights_that_are_not_finite_are_refused(where, value):
     model = toy()
     layer = lipschitz_layers(model)[0]
-    target = {"unnormalised weight": layer.unnormalised_weight, "buffer": layer.normalisation.u, "bias": layer.bias}[
+    target = {"unnormalized weight": layer.unnormalized_weight, "buffer": layer.normalization.u, "bias": layer.bias}[
         where
     ]
     target.data.view(-1)[0] = value
@@ -178,7 +178,7 @@ def test_nothing_is_claimed_where_nothing_is_known():
 
 
 def test_blocks_of_several_norms_have_constants_in_the_euclidean_one():
-    parts = [ir.ResidualBlock(ir.networks.mlp(3, 8, normalisation=name)) for name in ("power", "linf")]
+    parts = [ir.ResidualBlock(ir.networks.mlp(3, 8, normalization=name)) for name in ("power", "linf")]
     certificate = ir.certify(ir.Chain(parts).double())
     assert [b.norm for b in certificate.blocks] == [2, math.inf]
     assert certificate.network.norm == 2
@@ -247,7 +247,7 @@ def test_a_sealed_module_certifies_in_train_and_eval_and_after_loading(name):
     module = SEALABLE[name]()
     for layer in lipschitz_layers(module):
         with torch.no_grad():
-            layer.unnormalised_weight.mul_(1.7)
+            layer.unnormalized_weight.mul_(1.7)
     assert ir.seal(module).certified
     assert ir.certify(module.eval()).certified
     module.train()
@@ -271,7 +271,7 @@ def sample_for(module):
 def test_sealing_brings_layers_back_to_their_coefficient():
     model = toy(coeff=0.8)
     for layer in lipschitz_layers(model):
-        nn.init.normal_(layer.unnormalised_weight)
+        nn.init.normal_(layer.unnormalized_weight)
     assert max(bound.upper for bound in ir.certify(model).layers) > 0.85
     assert [bound.upper for bound in ir.seal(model).layers] == pytest.approx([0.8] * 6, rel=1e-4)
 

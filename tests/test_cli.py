@@ -252,7 +252,7 @@ def test_a_configuration_can_be_changed(call, tmp_path, monkeypatch):
 
 
 def test_real_numbers_have_no_noise_to_draw(copied, call):
-    answer = call("evaluate", copied("toy"), "--dequantise-samples", 2)
+    answer = call("evaluate", copied("toy"), "--dequantize-samples", 2)
     check_refused(answer, "continuous data are evaluated as they are")
 
 
@@ -265,12 +265,12 @@ def test_the_split_can_be_chosen(copied, call):
 
 def test_a_standard_error_and_several_draws_can_be_asked_for(copied, call):
     folder = copied("density")
-    status, out, err = call("evaluate", folder, "--standard-error", 0.08, "--dequantise-samples", 3)
+    status, out, err = call("evaluate", folder, "--standard-error", 0.08, "--dequantize-samples", 3)
     assert (status, err) == (0, "")
     likelihood = read_evaluation(folder)["likelihood"]
-    assert (likelihood["n"], likelihood["dequantise_samples"]) == (256, 3)  # two batches
-    assert read_evaluation(folder)["baselines"]["full-covariance Gaussian"]["dequantise_samples"] == 3
-    assert "importance-weighted over 3 dequantisation draws\n" in out
+    assert (likelihood["n"], likelihood["dequantize_samples"]) == (256, 3)  # two batches
+    assert read_evaluation(folder)["baselines"]["full-covariance Gaussian"]["dequantize_samples"] == 3
+    assert "importance-weighted over 3 dequantization draws\n" in out
     error = likelihood["bits_per_dim"]["half_width"] / 1.96
     assert f"standard error {error:.2g} after 256 of 300 examples, 0.08 was asked for\n" in out
 
@@ -600,7 +600,7 @@ BAD_USE = {
         ("evaluate", "{run}", "--standard-error", "low"),
         'unable to convert "low" into float',
     ),
-    "no draws": (("evaluate", "{run}", "--dequantise-samples", "0"), "dequantise_samples must be at least 1, got 0"),
+    "no draws": (("evaluate", "{run}", "--dequantize-samples", "0"), "dequantize_samples must be at least 1, got 0"),
     "no run named": (("evaluate",), "requires an argument"),
     "two runs": (("certify", "{run}", "{run}"), "Unused Tokens"),
     "an unknown option": (("evaluate", "{run}", "--splt", "test"), "Did you mean --split?"),
@@ -654,7 +654,7 @@ def test_a_likelihood_that_is_no_number_is_refused(kind, copied, call):
 
 def test_a_classifier_has_no_density_to_evaluate(copied, call):
     folder = copied("classify")
-    for option in (("--standard-error", 1), ("--dequantise-samples", 2)):
+    for option in (("--standard-error", 1), ("--dequantize-samples", 2)):
         check_refused(call("evaluate", folder, *option), "this run is a classifier without a density")
 
 

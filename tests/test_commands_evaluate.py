@@ -90,12 +90,12 @@ def test_results_of_other_weights_are_dropped(copied, call, letters):
 
 
 BETTER = {
-    "more draws": ("density", ("--dequantise-samples", 3), (), True),
+    "more draws": ("density", ("--dequantize-samples", 3), (), True),
     "the whole split": ("hybrid", (), ("--examples", 40), True),
     "all of a classifier": ("classify", (), ("--examples", 40), True),
     "the same": ("toy", ("--seed", 5), (), True),
     "a finer error": ("density", ("--standard-error", 0.05), ("--standard-error", 0.08), True),
-    "fewer draws": ("density", (), ("--dequantise-samples", 2), False),
+    "fewer draws": ("density", (), ("--dequantize-samples", 2), False),
     "fewer examples": ("density", ("--examples", 40), (), False),
     "a coarser precision": ("density", ("--precision", "tf32"), (), False),
     "another split": ("density", ("--split", "validation"), (), False),
@@ -119,13 +119,13 @@ def test_other_data_leave_a_better_evaluation_as_it_is(case, copied, call, lette
 def test_other_data_lose_nothing_of_an_evaluation_that_is_done_again(copied, call, letters):
     """Each option is the better one of both."""
     folder = copied("density")
-    assert call("evaluate", folder, "--dequantise-samples", 3, "--examples", 200)[0] == 0
+    assert call("evaluate", folder, "--dequantize-samples", 3, "--examples", 200)[0] == 0
     assert call("evaluate", folder, "--ood", "noise.npz", "--data-dir", letters)[0] == 0
     found = read(folder, "evaluation.json")
-    assert (found["examples"], found["likelihood"]["dequantise_samples"]) == (300, 3)
+    assert (found["examples"], found["likelihood"]["dequantize_samples"]) == (300, 3)
     assert found["ood"]["noise"]["log-likelihood"]["n_in"] == 300
-    assert "with 3 dequantisation draws each in float32, is replaced\n" in call("evaluate", folder)[1]
-    assert read(folder, "evaluation.json")["likelihood"]["dequantise_samples"] == 1
+    assert "with 3 dequantization draws each in float32, is replaced\n" in call("evaluate", folder)[1]
+    assert read(folder, "evaluation.json")["likelihood"]["dequantize_samples"] == 1
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"likelihood": 3}', '{"split": "test", "likelihood": {"n": "x"}}'])
@@ -240,7 +240,7 @@ def test_single_samples_of_points_are_a_table(copied, call):
 CLASSES = {
     "no such class": ("hybrid", "eleven", "unknown class 'eleven'"),
     "a number too large": ("hybrid", "10", "unknown class '10'"),
-    "a density of labelled data": ("density", "3", "this run is a density without classes"),
+    "a density of labeled data": ("density", "3", "this run is a density without classes"),
     "no labels": ("toy", "3", "the data of this run have no classes"),
     "a classifier": ("classify", "3", "this run is a classifier without a density"),
 }
@@ -312,7 +312,7 @@ def test_the_difference_is_drawn_and_its_scale_is_said(copied, call):
     below = np.stack([pixels[18:26, 9 * i : 9 * i + 8] for i in range(3)])
     assert below.max() == 255
     model, x = ir.load(folder), load("digits").test.x[:3]
-    x = ir.data.dequantise(x, levels=17, generator=torch.Generator().manual_seed(0))
+    x = ir.data.dequantize(x, levels=17, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         difference = (model.decode(model.encode(x)) - x).abs()
     assert factor == pytest.approx(16 / float(difference.max()), rel=0.05)

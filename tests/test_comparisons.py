@@ -63,7 +63,7 @@ def test_the_unconstrained_one_warns_that_it_was_not_inverted(runs, call):
         status, _, complaint = call("unconstrained", "reconstruct")
     assert (status, "did not converge: 0 of" in complaint) == (0, True)
     model = ir.load(runs["unconstrained"])
-    assert not any(m.normalisation.constrained for m in model.modules() if isinstance(m, ir.LipschitzConv2d))
+    assert not any(m.normalization.constrained for m in model.modules() if isinstance(m, ir.LipschitzConv2d))
 
 
 @pytest.mark.parametrize(

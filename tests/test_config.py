@@ -125,7 +125,7 @@ WORDS = {
     "chance, and what is written": (["--train.seed", "3", "--train.log-every", "7"], "description expected cost"),
     "a tracker": (["--tracker", "[]"], "description expected cost"),
     "the length": (["--train.epochs", "3"], "description"),
-    "an optimiser": (["--optim.lr", "1"], "description"),
+    "an optimizer": (["--optim.lr", "1"], "description"),
     "the size of the model": (["--model.hidden", "8"], "description"),
     "a part of the model": (["--model.logdet.n-steps", "9"], "description"),
     "the data": (["--data.name", "photos/"], ""),

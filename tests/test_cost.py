@@ -9,11 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iresnet.config import load_config
 from iresnet.data import load
-from iresnet.normalisation import PowerIteration
+from iresnet.normalization import PowerIteration
 from iresnet.runs import inputs_of
 from iresnet.training.cost import BUCKET, DEVICES, Device, Workload, duration, exchanged_bytes, predict, table
 from iresnet.training.counting import Count, StepCounts, count
-from iresnet.training.optim import make_optimiser
+from iresnet.training.optim import make_optimizer
 from iresnet.training.task import make_task
 
 # -- counting --------------------------------------------------------------------------------------------------------
@@ -26,15 +26,15 @@ def counted_step(config, sizes):
     for module in task.modules():
         if isinstance(module, PowerIteration):
             module.tol = 0.0
-    optimiser = make_optimiser(task.model, config.optim)
+    optimizer = make_optimizer(task.model, config.optim)
 
     def step(n):
         loss, _ = task(dataset.train.x[:n], None if dataset.train.y is None else dataset.train.y[:n])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
-    step(2)  # ActNorms initialise themselves
+    step(2)  # ActNorms initialize themselves
     return [count(lambda n=n: step(n)) for n in sizes]
 
 
@@ -47,7 +47,7 @@ STEPS = {
     "early": ("density", "--model.memory", "early"),
     "power series": ("density", "--model.logdet.name", "power-series"),
     "krylov 7": ("density", "--model.logdet.n-steps", "7"),
-    "gram": ("density", "--model.normalisation", "gram"),
+    "gram": ("density", "--model.normalization", "gram"),
     **{name: ("density", "--optim.name", name) for name in ("adamax", "sgd", "muon")},
 }
 

@@ -143,7 +143,7 @@ BAD_DATASETS = {
     "values": ((Split(torch.full((3, 1), 17, dtype=torch.uint8)),) * 3, 17, (), r"lie in 0\.\.16, got 17"),
     "label": ((Split(images(3).x, torch.tensor([0, 1, 2])),) * 3, 256, ("a", "b"), r"lie in 0\.\.1, got 0\.\.2"),
     "names": ((images(3),) * 3, 256, (), "labels and class names go together"),
-    "unlabelled test": ((images(3), images(3), Split(images(3).x)), 256, ("a",), "test: labels and class names"),
+    "unlabeled test": ((images(3), images(3), Split(images(3).x)), 256, ("a",), "test: labels and class names"),
 }
 
 

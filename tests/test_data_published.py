@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_fixtures import (
-    COLOUR,
+    COLOR,
     FORMATS,
-    GREY,
+    GRAY,
     cifar_python_files,
     encode,
     idx_bytes,
@@ -62,11 +62,11 @@ def test_the_environment_variable_and_the_cache_are_looked_into(case, tmp_path, 
 
 def test_pickles_of_python_3_are_read_too(tmp_path):
     for numpy_version in (b"numpy.core", b"numpy._core"):
-        files = cifar_python_files(cifar.CIFAR10, COLOUR, dumps=lambda obj: pickle.dumps(obj, protocol=2))
+        files = cifar_python_files(cifar.CIFAR10, COLOR, dumps=lambda obj: pickle.dumps(obj, protocol=2))
         renamed = {name: content.replace(b"numpy._core", numpy_version) for name, content in files.items()}
         write_files(tmp_path / "cifar-10-batches-py", renamed)
         _, back = load_back("cifar10", tmp_path)
-        assert np.array_equal(back["train"][0], COLOUR["train"][0])
+        assert np.array_equal(back["train"][0], COLOR["train"][0])
 
 
 class Malicious:
@@ -82,7 +82,7 @@ class Malicious:
 @pytest.mark.parametrize("protocol", range(6))
 def test_a_pickle_that_runs_something_is_refused_and_does_not_run(protocol, tmp_path):
     traces = tmp_path / "was here"
-    write_cifar_python(tmp_path, cifar.CIFAR10, COLOUR)
+    write_cifar_python(tmp_path, cifar.CIFAR10, COLOR)
     evil = tmp_path / "cifar-10-batches-py" / "data_batch_1"
     evil.write_bytes(pickle.dumps({b"data": Malicious(traces), b"labels": []}, protocol=protocol))
     with pytest.raises(DataError, match=r"data_batch_1: .*refused to run .*\.open"):
@@ -103,7 +103,7 @@ def no_wrong_codec(_path):
 @pytest.mark.parametrize("make", [object_array, no_wrong_codec])
 def test_arrays_of_objects_and_other_codecs_are_refused(make, tmp_path):
     traces = tmp_path / "was here"
-    write_cifar_python(tmp_path, cifar.CIFAR10, COLOUR)
+    write_cifar_python(tmp_path, cifar.CIFAR10, COLOR)
     (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(make(traces))
     with pytest.raises(DataError, match=r"test_batch: .*refused"):
         load("cifar10", tmp_path)
@@ -142,27 +142,27 @@ def images_column(contents):
 
 
 def _python(folder):
-    write_cifar_python(folder, cifar.CIFAR10, COLOUR)
+    write_cifar_python(folder, cifar.CIFAR10, COLOR)
 
 
 def _tar(folder):
-    write_cifar_python_tar(folder, cifar.CIFAR10, COLOUR)
+    write_cifar_python_tar(folder, cifar.CIFAR10, COLOR)
 
 
 def _binary(folder):
-    write_cifar_binary(folder, cifar.CIFAR10, COLOUR)
+    write_cifar_binary(folder, cifar.CIFAR10, COLOR)
 
 
 def _idx(folder):
-    write_idx(folder, GREY)
+    write_idx(folder, GRAY)
 
 
 def _mat(folder):
-    write_svhn(folder, COLOUR)
+    write_svhn(folder, COLOR)
 
 
 def _parquet(folder):
-    write_parquet(folder, COLOUR)
+    write_parquet(folder, COLOR)
 
 
 #: Name of the data set, valid files, the damage done to them, what the message says.
@@ -200,7 +200,7 @@ DAMAGE = {
     "idx: other checksum": (
         "fashion-mnist",
         _idx,
-        lambda f: gz_of(f / IMAGES, idx_bytes(GREY["train"][0][:, 0])),
+        lambda f: gz_of(f / IMAGES, idx_bytes(GRAY["train"][0][:, 0])),
         f"{IMAGES}.gz: expected md5 8d4fb7e6c68d591d4c3dfef9ec88bf0d, got [0-9a-f]{{32}} ",
     ),
     "python: file missing": ("cifar10", _python, lambda f: (f / BATCHES / "data_batch_3").unlink(), "_3: no such file"),
@@ -316,7 +316,7 @@ DAMAGE = {
     ),
     "parquet: shard missing": (
         "cifar10",
-        lambda f: write_parquet(f, COLOUR, shards=2),
+        lambda f: write_parquet(f, COLOR, shards=2),
         lambda f: (f / "train-00001-of-00002.parquet").unlink(),
         "expected 2 train files, got 1",
     ),
@@ -341,7 +341,7 @@ DAMAGE = {
     "parquet: label is text": (
         "cifar10",
         _parquet,
-        lambda f: parquet_of(f / TRAIN, {"img": images_column([encode(COLOUR["train"][0][0])]), "label": ["cat"]}),
+        lambda f: parquet_of(f / TRAIN, {"img": images_column([encode(COLOR["train"][0][0])]), "label": ["cat"]}),
         "expected an integer label for every image",
     ),
     "parquet: image cut": (
@@ -350,7 +350,7 @@ DAMAGE = {
         lambda f: parquet_of(
             f / TRAIN,
             {
-                "img": images_column([encode(x)[: 2000 - i] for i, x in enumerate(COLOUR["train"][0][:3])]),
+                "img": images_column([encode(x)[: 2000 - i] for i, x in enumerate(COLOR["train"][0][:3])]),
                 "label": [0] * 3,
             },
         ),
@@ -364,7 +364,7 @@ DAMAGE = {
     ),
     "parquet: other classes": (
         "svhn",
-        lambda f: write_parquet(f, COLOUR, names=["airplane", "automobile", *"abcdefgh"]),
+        lambda f: write_parquet(f, COLOR, names=["airplane", "automobile", *"abcdefgh"]),
         lambda _: None,
         "expected the classes 0, 1, 2, ..., got airplane, automobile, a, ...; this is another data set",
     ),
@@ -444,7 +444,7 @@ def fake_hub(monkeypatch, fail_on=None):
         if fail_on and fail_on in file:
             raise OSError("connection lost\nin the middle")
         kind = file.rpartition("/")[2].partition("-")[0]
-        write_parquet((local_dir / file).parent, {kind: GREY[kind]}, image="image")
+        write_parquet((local_dir / file).parent, {kind: GRAY[kind]}, image="image")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setattr(hub, "_resolve", lambda _: None)

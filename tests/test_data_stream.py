@@ -89,13 +89,13 @@ def test_a_process_reads_its_own_groups_alone(folder, monkeypatch):
 
 
 def test_examples_are_well_shuffled(folder):
-    """Neighbours in the files come together no more often than by chance, and every place is as likely."""
+    """Neighbors in the files come together no more often than by chance, and every place is as likely."""
     batches = StreamedBatches(load("cifar10", folder, stream=True).stream, 10, buffer=60)
     orders = np.array([joined(numbers(batches, epoch=epoch)) for epoch in range(60)])
     places = np.argsort(orders, axis=1)
     assert abs(places.mean(0) - 89.5).max() < 4.5 * 52 / np.sqrt(60)
-    neighbours = sum(abs(a - b) == 1 for order in orders.tolist() for a, b in pairwise(order))
-    assert neighbours < 0.1 * orders.size  # in order: 1; with groups in order and shuffled within: 0.18
+    neighbors = sum(abs(a - b) == 1 for order in orders.tolist() for a, b in pairwise(order))
+    assert neighbors < 0.1 * orders.size  # in order: 1; with groups in order and shuffled within: 0.18
 
 
 @pytest.mark.parametrize("pad_to", [None, 36])

@@ -99,7 +99,7 @@ def test_times_are_trained_on_and_sampled_as_what_they_are(call, tmp_path):
     near = write(tmp_path / "near.csv", "time,value", [seconds - int(np.median(seconds)), normal(500)])
     bits = []
     for path in (far, near):
-        said = trained(call, path, tmp_path / path.stem, "--data.dequantise", "true")
+        said = trained(call, path, tmp_path / path.stem, "--data.dequantize", "true")
         assert ("time: read less 17000" in said) == (path == far)
         assert call("evaluate", tmp_path / path.stem)[0] == 0
         score = json.loads((tmp_path / path.stem / "evaluation.json").read_text())
@@ -165,7 +165,7 @@ def test_a_file_that_has_changed_since_training_is_refused(change, call, tmp_pat
     else:
         a, b = a[:-1], b[:-1]
     write(path, "a,b", [a, b])
-    for command in ("evaluate", "reconstruct", "interpolate", "analyse inverse"):
+    for command in ("evaluate", "reconstruct", "interpolate", "analyze inverse"):
         status, _, err = call(*command.split(), tmp_path / "run")
         assert (status, err.count("\n")) == (2, 1)
         assert f"was trained on other data than t: {len(load(path).train)} train" in err
@@ -295,7 +295,7 @@ DISCRETE = [case for case, (_, message) in WITHOUT_DENSITY.items() if "holds" in
 def test_noise_of_one_step_gives_them_one(case, tmp_path):
     columns, _ = WITHOUT_DENSITY[case]
     path = write(tmp_path / "t.csv", ",".join("abc"[: len(columns)]), columns)
-    first, again = (load(path, dequantise=True) for _ in range(2))
+    first, again = (load(path, dequantize=True) for _ in range(2))
     inputs_of(first, "density")
     close(every(first), every(again), 0.0)
     clean, noisy = every(load(path)), every(first)
@@ -326,11 +326,11 @@ def test_a_classifier_takes_integers_as_they_are(tmp_path):
 
 def test_a_constant_column_is_named_and_noise_does_not_hide_it(tmp_path):
     path = write(tmp_path / "t.csv", "a,b,kind", [A, np.full(200, 7), np.arange(200) % 2])
-    for dequantise in (False, True):
+    for dequantize in (False, True):
         with pytest.raises(
             DataError, match=r"constant in all 160 .*: column 2 \(b\); drop the column \(--data.drop '\[b\]'\)"
         ):
-            inputs_of(load(path, target="kind", dequantise=dequantise), "classify")
+            inputs_of(load(path, target="kind", dequantize=dequantize), "classify")
 
 
 @pytest.mark.parametrize("n", [3, 4, 5])
@@ -414,7 +414,7 @@ def test_a_table_of_everything_from_the_first_command_to_the_last(call, tmp_path
         "city",
         "--data.impute",
         "true",
-        "--data.dequantise",
+        "--data.dequantize",
         "true",
     )
     said = trained(call, tmp_path / "t.csv", tmp_path / "run", *asked)
@@ -489,7 +489,7 @@ def test_columns_of_a_test_file_go_by_their_names(tmp_path):
 def test_integers_are_those_of_all_splits(tmp_path):
     np.savez(tmp_path / "t.npz", x=np.stack([np.arange(40), np.arange(40) % 3], 1))
     np.savez(tmp_path / "test.npz", x=np.array([[1.5, 1], [2, 2]]))
-    dataset = load(tmp_path / "t.npz", test=tmp_path / "test.npz", dequantise=True)
+    dataset = load(tmp_path / "t.npz", test=tmp_path / "test.npz", dequantize=True)
     assert [column.integer for column in dataset.columns] == [False, True]
 
 

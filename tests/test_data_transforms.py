@@ -1,10 +1,10 @@
-"""Laws of dequantisation and augmentation."""
+"""Laws of dequantization and augmentation."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from iresnet.data import PADDINGS, TOYS, Batches, Split, dequantise, flip, load, pad_crop
+from iresnet.data import PADDINGS, TOYS, Batches, Split, dequantize, flip, load, pad_crop
 from iresnet.errors import DataError, UnknownNameError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -20,9 +20,9 @@ def generator(seed=0):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("levels", [2, 17, 256])
-def test_dequantised_values_have_the_integers_as_floor_and_uniform_rests(dtype, levels):
+def test_dequantized_values_have_the_integers_as_floor_and_uniform_rests(dtype, levels):
     x = torch.arange(levels, dtype=torch.uint8).repeat(200_000 // levels)[:, None]
-    z = dequantise(x, levels=levels, generator=generator(), dtype=DTYPES[dtype])
+    z = dequantize(x, levels=levels, generator=generator(), dtype=DTYPES[dtype])
     assert z.dtype == DTYPES[dtype]
     assert torch.equal(z.floor(), x.to(z.dtype))
     assert z.max() < levels
@@ -38,12 +38,12 @@ def test_the_largest_noise_does_not_reach_the_next_integer(dtype, levels, monkey
     largest = torch.nextafter(torch.ones((), dtype=DTYPES[dtype]), torch.zeros((), dtype=DTYPES[dtype]))
     monkeypatch.setattr(torch, "rand", lambda shape, **_: largest.expand(shape))
     x = torch.arange(levels, dtype=torch.uint8)[:, None]
-    assert torch.equal(dequantise(x, levels=levels, dtype=DTYPES[dtype]).floor(), x.to(DTYPES[dtype]))
+    assert torch.equal(dequantize(x, levels=levels, dtype=DTYPES[dtype]).floor(), x.to(DTYPES[dtype]))
 
 
 def test_continuous_data_is_only_cast():
     x = torch.randn(5, 2)
-    assert torch.equal(dequantise(x, levels=None, dtype=torch.float64), x.double())
+    assert torch.equal(dequantize(x, levels=None, dtype=torch.float64), x.double())
 
 
 def shifts(mode, x, padding):
@@ -90,7 +90,7 @@ def test_half_of_the_images_are_mirrored_as_a_whole(dtype):
 
 
 RANDOM = {
-    "dequantise": lambda x, g: dequantise(x, levels=256, generator=g),
+    "dequantize": lambda x, g: dequantize(x, levels=256, generator=g),
     "pad_crop": lambda x, g: pad_crop(x, generator=g),
     "flip": lambda x, g: flip(x, generator=g),
 }
@@ -118,9 +118,9 @@ def test_padding_surrounds_images_with_zeros(size, before):
 
 
 BAD = {
-    "half precision": (lambda: dequantise(random_images(), levels=256, dtype=torch.float16), "float32 or float64"),
-    "levels of floats": (lambda: dequantise(torch.zeros(2, 2), levels=256), "integers have levels"),
-    "integers without": (lambda: dequantise(random_images(), levels=None), "integers have levels"),
+    "half precision": (lambda: dequantize(random_images(), levels=256, dtype=torch.float16), "float32 or float64"),
+    "levels of floats": (lambda: dequantize(torch.zeros(2, 2), levels=256), "integers have levels"),
+    "integers without": (lambda: dequantize(random_images(), levels=None), "integers have levels"),
     "crop of a table": (lambda: pad_crop(torch.zeros(2, 2)), r"shape \(N, C, H, W\), got \(2, 2\)"),
     "flip of a table": (lambda: flip(torch.zeros(2, 2)), r"shape \(N, C, H, W\), got \(2, 2\)"),
     "much padding": (lambda: pad_crop(random_images(size=4), padding=4), r"lie in 0\.\.3"),

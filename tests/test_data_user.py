@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from data_fixtures import (
-    GREY,
+    GRAY,
     encode,
     examples,
     isolated,  # noqa: F401
@@ -67,7 +67,7 @@ def folder_no_validation(root):
     return expected(X), (18, 2, 10), ()
 
 
-def folder_grey(root):
+def folder_gray(root):
     write_folder(root, X[:, :1], suffix=".PNG")
     return expected(X[:, :1]), (24, 3, 3), ()
 
@@ -79,8 +79,8 @@ def folder_deep(root):
 
 
 def folder_idx(root):
-    write_idx(root, GREY)
-    x, y = (np.concatenate([GREY[kind][i] for kind in ("train", "test")]) for i in (0, 1))
+    write_idx(root, GRAY)
+    x, y = (np.concatenate([GRAY[kind][i] for kind in ("train", "test")]) for i in (0, 1))
     return expected(x, y), (36, 4, 12), tuple("0123456789")
 
 
@@ -89,7 +89,7 @@ def folder_parquet(root):
     return expected(X, Y), (24, 3, 3), ("a", "b", "c")
 
 
-def folder_parquet_unlabelled(root):
+def folder_parquet_unlabeled(root):
     write_parquet(root, {"train": (X, Y)}, label=None)
     return expected(X), (24, 3, 3), ()
 
@@ -107,7 +107,7 @@ ARRAYS = {
     "channels first": (npz(x=X_FIRST, y=Y), expected(X, Y), (24, 3, 3), 256),
     "channels last": (npz(x=X_LAST, y=Y), expected(X, Y), (24, 3, 3), 256),
     "other integers": (npz(x=X_LAST.astype(np.int64), y=Y.astype(np.uint8)[:, None]), expected(X, Y), (24, 3, 3), 256),
-    "grey": (npz(x=X[:, 0]), expected(X[:, :1]), (24, 3, 3), 256),
+    "gray": (npz(x=X[:, 0]), expected(X[:, :1]), (24, 3, 3), 256),
     "splits": (
         npz(train_x=X[:20], train_y=Y[:20], validation_x=X[20:24], validation_y=Y[20:24], test_x=X[24:], test_y=Y[24:]),
         expected(X, Y),
@@ -116,7 +116,7 @@ ARRAYS = {
     ),
     "no validation": (npz(train_x=X[:20], test_x=X[20:]), expected(X), (18, 2, 10), 256),
     "table": (npz(x=TABLE), expected(TABLE.astype(np.float32)), (24, 3, 3), None),
-    "labelled table": (npz(x=TABLE, y=Y), expected(TABLE.astype(np.float32), Y), (24, 3, 3), None),
+    "labeled table": (npz(x=TABLE, y=Y), expected(TABLE.astype(np.float32), Y), (24, 3, 3), None),
     "table of integers": (npz(x=X[:, 0, 0]), expected(X[:, 0, 0].astype(np.float32)), (24, 3, 3), None),
     "float images": (npz(x=X_LAST / 255), expected((X / 255).astype(np.float32)), (24, 3, 3), None),
     "npy": (lambda path: np.save(path, X_LAST), expected(X), (24, 3, 3), 256),
@@ -190,7 +190,7 @@ def test_classes_that_are_sorted_are_mixed_before_the_split(tmp_path):
         assert len(part.y.unique()) == 3
 
 
-def test_images_are_scaled_by_the_shorter_side_and_cut_at_the_centre(tmp_path):
+def test_images_are_scaled_by_the_shorter_side_and_cut_at_the_center(tmp_path):
     stripe = np.zeros((1, 40, 120), np.uint8)
     stripe[:, :, 40:80] = 200  # the central square
     for i, image in enumerate((stripe, stripe.transpose(0, 2, 1), stripe[:, ::2, ::2])):
@@ -212,7 +212,7 @@ def test_photos_are_turned_upright(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("P", 3), ("RGB", 3)])
-def test_grey_and_colour_modes_are_kept_apart(mode, channels, tmp_path):
+def test_gray_and_color_modes_are_kept_apart(mode, channels, tmp_path):
     image = Image.fromarray(X[0].transpose(1, 2, 0)).convert(mode)
     image.save(tmp_path / "a.png")
     x = decode_images([Encoded("a", (tmp_path / "a.png").read_bytes)])
@@ -235,8 +235,8 @@ def test_images_of_any_mode_are_converted_when_asked(mode, wanted, tmp_path):
     dataset = load(tmp_path, mode=wanted)
     assert dataset.shape == (3 if wanted == "RGB" else 1, 8, 8)
     if mode == "I;16":
-        grey = np.repeat(X[0, :1], dataset.shape[0], axis=0)
-        assert np.array_equal(dataset.test.x[0], grey)
+        gray = np.repeat(X[0, :1], dataset.shape[0], axis=0)
+        assert np.array_equal(dataset.test.x[0], gray)
     else:
         plain = np.asarray(picture(mode).convert("RGB").convert(wanted)).reshape(8, 8, -1).transpose(2, 0, 1)
         assert np.abs(dataset.test.x[0].numpy().astype(int) - plain).max() <= 1
@@ -417,7 +417,7 @@ BAD = {
         r"t.npz: labels up to 100000 are 100001 classes, more than the 30 training examples; number the classes 0, 1",
     ),
     "npz: labels that are numbers": (array(x=X, y=np.arange(30) + 2**40), {}, "labels up to 1099511627805 are"),
-    "npz: unlabelled test": (array(x=X, y=Y, test_x=X), {}, "labels and class names go together"),
+    "npz: unlabeled test": (array(x=X, y=Y, test_x=X), {}, "labels and class names go together"),
     "npz: empty": (array(x=X[:0]), {}, r"expected numbers, got uint8 of shape \(0, 3, 8, 8\)"),
     "npz: text": (array(x=np.array(["a", "b"])), {}, "expected numbers, got <U1"),
     "npz: one axis": (array(x=np.arange(5)), {}, r"expected shape .*, got \(5,\)"),
@@ -434,9 +434,9 @@ BAD = {
     "folder: empty": (lambda f: f, {}, "no images found"),
     "folder: no images": (files(**{"a.txt": b"hello"}), {}, "no images found"),
     "folder: sizes": (files(a_png=A, b_png=WIDE), {}, r"a.png \(8x8 RGB\) and .*b.png \(4x8 RGB\); give image_size"),
-    "folder: modes": (files(a_png=A, b_png=encode(X[0, :1])), {}, r"\(8x8 RGB\) and .*\(8x8 grey\); convert them"),
-    "folder: transparency": (saved("RGBA"), {}, "a.tiff: expected a grey or RGB image, got mode RGBA; convert"),
-    "folder: 16 bit": (saved("I;16"), {}, "expected a grey or RGB image, got mode I;16"),
+    "folder: modes": (files(a_png=A, b_png=encode(X[0, :1])), {}, r"\(8x8 RGB\) and .*\(8x8 gray\); convert them"),
+    "folder: transparency": (saved("RGBA"), {}, "a.tiff: expected a gray or RGB image, got mode RGBA; convert"),
+    "folder: 16 bit": (saved("I;16"), {}, "expected a gray or RGB image, got mode I;16"),
     "folder: no image": (files(a_png=b"hello"), {}, "a.png: expected a complete image file"),
     "folder: empty image": (files(a_png=A, b_png=b""), {}, "b.png: expected a complete image file"),
     "folder: cut image": (files(a_png=A, b_png=B[:-60]), {}, "b.png: expected a complete image file"),
@@ -453,11 +453,11 @@ BAD = {
         "class a is in only one of train and test",
     ),
     "folder: drop": (files(a_png=A), {"drop": ["a"]}, "drop is for tables .* not for this folder"),
-    "folder: dequantise": (files(a_png=A), {"dequantise": True}, "images of integers always are"),
+    "folder: dequantize": (files(a_png=A), {"dequantize": True}, "images of integers always are"),
     "folder: mode": (files(a_png=A), {"mode": "rgb"}, r"unknown mode of images 'rgb' \(valid: L, RGB\)"),
-    "folder: 32 bit": (saved("I"), {"mode": "L"}, "mode I has no range of grey levels; save it with 8 or 16 bits"),
+    "folder: 32 bit": (saved("I"), {"mode": "L"}, "mode I has no range of gray levels; save it with 8 or 16 bits"),
     "folder: no size": (files(a_png=A), {"image_size": 0}, "must be at least 1, got 0"),
-    "npz: dequantised images": (array(x=X), {"dequantise": True}, "dequantise is for tables"),
+    "npz: dequantized images": (array(x=X), {"dequantize": True}, "dequantize is for tables"),
     "folder: target": (files(a_png=A), {"target": 0}, "target column is for tables .* not for this folder"),
     "other file": (text("hello", "t.pdf"), {}, "expected a folder or a file ending in .npz, .*, got '.pdf'"),
 }
@@ -493,7 +493,7 @@ def test_pixels_saved_as_real_numbers_have_no_density(case, tmp_path):
 
 
 def test_image_size_is_refused_for_idx_files(tmp_path):
-    write_idx(tmp_path, GREY)
+    write_idx(tmp_path, GRAY)
     with pytest.raises(DataError, match="not for idx files"):
         load(tmp_path, image_size=8)
 

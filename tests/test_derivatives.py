@@ -27,7 +27,7 @@ ESTIMATORS = {
 
 
 class Sine(nn.Module):
-    """A layer without linearisation rule."""
+    """A layer without linearization rule."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sin(x)

@@ -143,7 +143,7 @@ def test_scores_are_those_of_the_model(kind, trained):
     assert torch.equal(torch.get_rng_state(), random)
     again = given(model, split, levels=17, seed=3, batch_size=40)
     noise = torch.Generator().manual_seed(3)
-    x = split.x.float() if kind == "classify" else ir.data.dequantise(split.x, levels=17, generator=noise)
+    x = split.x.float() if kind == "classify" else ir.data.dequantize(split.x, levels=17, generator=noise)
     with torch.no_grad():
         if kind != "classify":
             expected = getattr(model, "flow", model).bits_per_dim(x, logdet=ir.Exact())
@@ -173,12 +173,12 @@ def images(*shape, levels=256, value=None):
     return Dataset("other", split, split, split, levels)
 
 
-def test_small_images_are_padded_and_grey_ones_repeated():
+def test_small_images_are_padded_and_gray_ones_repeated():
     data = images(1, 4, 4)
     other, how = alike(data, "test", (3, 7, 6), 256)
     assert torch.equal(other.x[:, 2, 1:5, 1:5], data.test.x[:, 0])
     assert int(other.x.long().sum()) == 3 * int(data.test.x.long().sum())
-    assert how == "grey repeated on 3 channels; padded from 4x4 to 7x6"
+    assert how == "gray repeated on 3 channels; padded from 4x4 to 7x6"
 
 
 def test_large_images_are_scaled_by_means_of_areas():
@@ -204,7 +204,7 @@ def test_what_fits_is_left_as_it_is():
 
 UNLIKE = {
     "integers and real numbers": (images(1, 4, 4), (1, 4, 4), None, "are continuous, those of other are integers"),
-    "colours and grey": (images(3, 4, 4), (1, 4, 4), 256, "give grey images"),
+    "colors and gray": (images(3, 4, 4), (1, 4, 4), 256, "give gray images"),
     "another aspect": (images(1, 8, 4), (1, 4, 4), 256, "scaling would distort them"),
     "points and images": (images(1, 4, 4, levels=None), (2,), None, "give data of the same kind"),
     "another number of features": (

@@ -123,7 +123,7 @@ def test_every_sample_is_inverted_as_on_the_cpu(twins):
     inversions = flow.invert(flow.encode(x)), there.invert(there.encode(x_there))
     for inversion, data in zip(inversions, (x, x_there), strict=True):
         assert bool(inversion.converged.all())
-        assert float((inversion.x - data).abs().max()) < 1e-3  # grey values
+        assert float((inversion.x - data).abs().max()) < 1e-3  # gray values
     on_cpu, on_device = (int(inversion.evaluations.max()) for inversion in inversions)
     assert on_device <= on_cpu + 4
     alone = there.decode(there.encode(x_there)[:1])
@@ -133,7 +133,7 @@ def test_every_sample_is_inverted_as_on_the_cpu(twins):
 def test_without_the_policy_no_inverse_settles(twins, monkeypatch):
     """What a GPU did before there was one: the rounding of TF32 is far above the tolerance."""
     _, _, there, x = twins
-    for module in ("solvers", "bijections.residual", "normalisation"):
+    for module in ("solvers", "bijections.residual", "normalization"):
         monkeypatch.setattr(f"iresnet.{module}.use_precision", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr("iresnet.bijections.residual.default_precision", lambda **_: contextlib.nullcontext())
     inversion = there.invert(there.encode(x))
@@ -185,16 +185,16 @@ def test_certificates_do_not_depend_on_the_device(twins):
 def test_norms_are_taken_in_float32_proper(twins):
     flow, _, there, _ = twins
     for a, b in zip(lipschitz_layers(flow), lipschitz_layers(there), strict=True):
-        norms = [float(layer.normalisation.sigma(layer.unnormalised_weight)) for layer in (a, b)]
+        norms = [float(layer.normalization.sigma(layer.unnormalized_weight)) for layer in (a, b)]
         assert norms[1] == pytest.approx(norms[0], rel=1e-6)
 
 
 def test_bounds_are_those_of_weights_that_no_device_has_rounded():
     """The bound of a layer in float32 is that of its twin in float64, and what rounding may add."""
     layer = ir.LipschitzConv2d(3, 8, 3, image_size=(8, 8)).eval()
-    layer.unnormalised_weight.data.mul_(7)
+    layer.unnormalized_weight.data.mul_(7)
     exact = copy.deepcopy(layer).double()
-    may_add = 1 + layer.normalisation.rounding_above * torch.finfo(torch.float32).eps
+    may_add = 1 + layer.normalization.rounding_above * torch.finfo(torch.float32).eps
     assert upper_bound(layer) == pytest.approx(may_add * upper_bound(exact), rel=1e-13)
 
 
@@ -296,10 +296,10 @@ COMMANDS = {
     "reconstruct": ("reconstruction.json", None, ("--solver-examples", 4)),
     "interpolate": ("interpolation.json", 1e-4, ("-n", 2)),
     "certify": ("certificate.json", 1e-6, ()),
-    "analyse logdet": ("analysis/logdet.json", 1e-4, ("--n", 1, "--draws", 2)),
-    "analyse lipschitz": ("analysis/lipschitz.json", 1e-4, ()),
-    "analyse inverse": ("analysis/inverse.json", None, ("--n", 2)),
-    "analyse latent": ("analysis/latent.json", 1e-3, ("--n", 64)),
+    "analyze logdet": ("analysis/logdet.json", 1e-4, ("--n", 1, "--draws", 2)),
+    "analyze lipschitz": ("analysis/lipschitz.json", 1e-4, ()),
+    "analyze inverse": ("analysis/inverse.json", None, ("--n", 2)),
+    "analyze latent": ("analysis/latent.json", 1e-3, ("--n", 64)),
     "sample": (None, None, ("-n", 4)),
 }
 

@@ -17,7 +17,7 @@ from iresnet.config import options as config_options
 from iresnet.data import Dataset
 from iresnet.data.uci import UCI
 from iresnet.runs import inputs_of
-from iresnet.training.optim import make_optimiser
+from iresnet.training.optim import make_optimizer
 from iresnet.training.settings import check_settings
 from iresnet.training.task import make_task
 
@@ -66,7 +66,7 @@ def builds(recipe, tokens):
     dataset = dataset_of(config)
     small_config = load_config(recipe, [*tokens, *small])
     task = make_task(small_config, dataset, inputs_of(dataset, config.task.kind))
-    make_optimiser(task.model, config.optim)
+    make_optimizer(task.model, config.optim)
     assert isinstance(dataset, Dataset)
 
 
@@ -168,7 +168,7 @@ def test_whoever_follows_the_page_on_extending_gets_what_it_says(extended):
 
 
 def test_added_parts_keep_the_laws(extended):
-    """The tests over the dicts take them up; the linearisation and the constant of the activation are checked."""
+    """The tests over the dicts take them up; the linearization and the constant of the activation are checked."""
     shutil.copytree(Path(__file__).parent, extended / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     laws = ["tests/test_lipschitz.py", "tests/test_jacobian.py", "-k", "arctan"]
     assert " passed" in here(extended, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *laws)

@@ -14,7 +14,7 @@ from iresnet.data import Dataset, Split, load
 from iresnet.distributions import Base
 from iresnet.errors import DataError
 from iresnet.evaluation.intervals import wilson
-from iresnet.evaluation.likelihood import summarise
+from iresnet.evaluation.likelihood import summarize
 
 DIGITS = load("digits")
 
@@ -49,7 +49,7 @@ def test_the_likelihood_of_a_known_density_is_its_entropy_as_often_as_the_interv
 def test_the_interval_is_196_standard_errors():
     nats = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
     error = math.sqrt(((2**2 + 1 + 0 + 3**2) / 3) / 4)
-    result = summarise(nats, 2, "closed form")
+    result = summarize(nats, 2, "closed form")
     assert (result.nats.mean, result.nats.half_width) == (3.0, pytest.approx(1.96 * error))
     assert str(result).startswith(f"{3 / math.log(4):.4f} ± ")
 
@@ -82,7 +82,7 @@ def test_the_uniform_density_of_integers_has_log2_levels_bits():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_gaussian_baseline_is_the_multivariate_normal_on_the_data_that_models_see(dtype):
-    """Fitted with the exact moments of dequantised integers, evaluated on the very noise that a flow is given."""
+    """Fitted with the exact moments of dequantized integers, evaluated on the very noise that a flow is given."""
     flow = ir.Flow(ir.Chain([ir.Affine(), ir.Flatten((1, 8, 8))]), Unit(64)).to(dtype)
     flow.register_parameter("anchor", nn.Parameter(torch.zeros((), dtype=dtype)))
     evaluation.likelihood(flow, DIGITS.test, levels=17, seed=5, batch_size=77)
@@ -173,8 +173,8 @@ def test_known_predictions_have_their_accuracy_and_cross_entropy():
     assert done == [3, 6, 8]
     assert (result.accuracy, result.n) == (0.75, 8)
     assert result.interval == pytest.approx(wilson(6 / 8, 8))
-    normaliser = math.log(math.exp(2) + 2)
-    losses = torch.tensor([normaliser - 2] * 6 + [normaliser] * 2)
+    normalizer = math.log(math.exp(2) + 2)
+    losses = torch.tensor([normalizer - 2] * 6 + [normalizer] * 2)
     assert result.cross_entropy.mean == pytest.approx(float(losses.mean()), abs=1e-6)
     assert result.cross_entropy.half_width == pytest.approx(1.96 * float(losses.std()) / math.sqrt(8), abs=1e-6)
     assert str(result).startswith("accuracy 75.00% (95 % interval 40.9")
@@ -241,7 +241,7 @@ def measure(name, model, split, levels, **options):
 MEASURES = [
     ("density", "likelihood", {}),
     ("density", "likelihood", {"logdet": ir.Krylov(2)}),
-    ("density", "likelihood", {"dequantise_samples": 3, "standard_error": 0.1, "batch_size": 20}),
+    ("density", "likelihood", {"dequantize_samples": 3, "standard_error": 0.1, "batch_size": 20}),
     ("density", "reconstruction", {}),
     ("hybrid", "likelihood", {}),
     ("hybrid", "classification", {}),

@@ -221,7 +221,7 @@ def replace_file(path, content):
 
 DAMAGE = {
     "half of the weights": (lambda f: cut(f / "model.safetensors"), "model.safetensors is not what was written"),
-    "another bit in the optimiser": (lambda f: flip(f / "optimiser.safetensors"), "optimiser.safetensors is not what"),
+    "another bit in the optimizer": (lambda f: flip(f / "optimizer.safetensors"), "optimizer.safetensors is not what"),
     "another bit in the state": (lambda f: flip(f / "state.json"), "state.json is not what was written (SHA-256)"),
     "no averages": (lambda f: (f / "average.safetensors").unlink(), "average.safetensors cannot be read"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "its manifest.json cannot be read"),
@@ -290,8 +290,8 @@ def test_metrics_that_were_lost_are_told(whole, copied):
 def test_tensors_keep_their_layout(tensor, copied):
     last = read_checkpoint(copied)
     odd = {"a": (tensor, None, True), 3: [tensor.to(torch.float16), math.inf, "x"], "$": -0.0}
-    write_checkpoint(copied, replace(last, step=41, optimiser=odd), keep=3)
-    back = read_checkpoint(copied).optimiser
+    write_checkpoint(copied, replace(last, step=41, optimizer=odd), keep=3)
+    back = read_checkpoint(copied).optimizer
     assert str(back) == str(odd)
     assert torch.equal(back["a"][0], tensor)
     assert back["a"][0].stride() == tensor.stride()

@@ -112,14 +112,14 @@ def test_integers_are_refused_with_what_to_do(make, dtype):
     module = make()
     shape = getattr(module, "event_shape", None) or (3, 4, 4)
     for use in uses(module):
-        with pytest.raises(IResNetError, match=r"dequantise\(x, levels=256\)"):
+        with pytest.raises(IResNetError, match=r"dequantize\(x, levels=256\)"):
             use(torch.ones(2, *shape, dtype=dtype))
 
 
-def test_dequantised_pixels_have_the_density_of_their_integers():
+def test_dequantized_pixels_have_the_density_of_their_integers():
     flow = image().eval()
     pixels = torch.randint(0, 256, (4, 3, 4, 4), dtype=torch.uint8)
-    noisy = ir.dequantise(pixels, levels=256, generator=torch.Generator().manual_seed(1))
+    noisy = ir.dequantize(pixels, levels=256, generator=torch.Generator().manual_seed(1))
     assert bool((noisy.floor() == pixels).all())
     close(flow.bits_per_dim(noisy), -flow.log_prob(noisy) / (48 * torch.tensor(2.0).log()), 1e-6)
 
@@ -192,10 +192,10 @@ def test_reports_on_no_samples_print(name):
     assert str(ESTIMATORS[name]().estimate(jacobian)) == "no samples"
 
 
-def test_an_empty_batch_leaves_the_initialisation_to_the_next():
+def test_an_empty_batch_leaves_the_initialization_to_the_next():
     norm = ir.ActNorm(2)
     norm(torch.zeros(0, 2))
-    assert not norm.initialised
+    assert not norm.initialized
     close(norm(3 + torch.randn(100, 2)).mean(0), torch.zeros(2), 1e-5)
 
 
@@ -296,11 +296,11 @@ REFUSED = {
         "keep the shape",
     ),
     "pixels in a logit": (lambda: ir.Logit()(torch.tensor([[2.0, 200.0]])), r"numbers in \[0, 1\], got 2 to 200"),
-    "pixels beyond their levels": (lambda: ir.dequantise(torch.tensor([[300, -5]]), levels=256), r"0\.\.255"),
-    "no levels": (lambda: ir.dequantise(torch.tensor([[0]]), levels=0), "at least 1"),
-    "levels that round": (lambda: ir.dequantise(torch.tensor([[0]]), levels=2**25), "keeps apart"),
-    "truths": (lambda: ir.dequantise(torch.tensor([[True]]), levels=2), "tensors of integers"),
-    "an array": (lambda: ir.dequantise(np.zeros((1, 2), int), levels=2), "tensors of integers"),
+    "pixels beyond their levels": (lambda: ir.dequantize(torch.tensor([[300, -5]]), levels=256), r"0\.\.255"),
+    "no levels": (lambda: ir.dequantize(torch.tensor([[0]]), levels=0), "at least 1"),
+    "levels that round": (lambda: ir.dequantize(torch.tensor([[0]]), levels=2**25), "keeps apart"),
+    "truths": (lambda: ir.dequantize(torch.tensor([[True]]), levels=2), "tensors of integers"),
+    "an array": (lambda: ir.dequantize(np.zeros((1, 2), int), levels=2), "tensors of integers"),
     "the name of an estimator": (lambda: toy().log_prob(torch.rand(2, 2), logdet="exact"), r"logdet=ir\.Exact\(\)"),
     "the class of an estimator": (lambda: toy().log_prob(torch.rand(2, 2), logdet=ir.Exact), r"logdet=ir\.Exact\(\)"),
     "the name of a solver": (lambda: toy().invert(torch.rand(2, 2), solver="newton"), r"solver=ir\.NewtonKrylov\(\)"),

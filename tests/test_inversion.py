@@ -5,7 +5,7 @@ import torch
 from laws import close
 
 import iresnet as ir
-from iresnet.data import dequantise, load
+from iresnet.data import dequantize, load
 from iresnet.lipschitz import hold_weights
 from iresnet.zoo import SOLVERS, make_solver
 
@@ -17,7 +17,7 @@ N = 20
 def images(kind: str) -> torch.Tensor:
     """Images of 8 x 8 pixels on the scale of the data, 0 to 17, in float64."""
     generator = torch.Generator().manual_seed(0)
-    digits = dequantise(load("digits").test.x[:N], levels=17, generator=generator).double()
+    digits = dequantize(load("digits").test.x[:N], levels=17, generator=generator).double()
     noise = torch.rand(digits.shape, generator=generator, dtype=torch.float64)
     return {
         "test images": digits,

@@ -173,14 +173,14 @@ def test_products_are_differentiable_twice(name):
     assert torch.autograd.gradgradcheck(lambda x: ir.linearize(g, x).vjp(v), x, atol=1e-4)
 
 
-def test_a_rule_computes_a_parametrised_weight_once():
+def test_a_rule_computes_a_parametrized_weight_once():
     layer = ir.LipschitzLinear(3, 3).double().train()
-    u = layer.normalisation.u.clone()
-    layer.normalisation.iterate(layer.unnormalised_weight, 1)
-    once, layer.normalisation.u = layer.normalisation.u, u
+    u = layer.normalization.u.clone()
+    layer.normalization.iterate(layer.unnormalized_weight, 1)
+    once, layer.normalization.u = layer.normalization.u, u
     jacobian = ir.linearize(layer, randn(2, 3))
     jacobian.vjp(jacobian.jvp(randn(2, 3)))
-    close(layer.normalisation.u, once, 0.0)
+    close(layer.normalization.u, once, 0.0)
 
 
 @pytest.mark.parametrize("make", [nn.Sigmoid, lambda: nn.Linear(3, 3)], ids=["no rule", "rule"])

@@ -15,7 +15,7 @@ from iresnet.activations import ACTIVATIONS, make_activation
 from iresnet.bounds import BOUNDS, _dense_operator, _largest_singular_value, _torus_norm, lower_bound, upper_bound
 from iresnet.errors import IResNetError
 from iresnet.lipschitz import DenseConcat, hold_weights
-from iresnet.normalisation import PowerIteration
+from iresnet.normalization import PowerIteration
 from iresnet.operators import same_conv, same_conv_transpose
 
 pytestmark = pytest.mark.usefixtures("default_device")
@@ -50,27 +50,27 @@ def size(layer):
     return norm(layer, point(layer))
 
 
-# -- normalisation ---------------------------------------------------------------------------------------------------
+# -- normalization ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_large_weight_is_scaled_to_the_coefficient(name):
     layer = frozen(LAYERS[name](), scale=30.0)
     assert size(layer) == pytest.approx(0.7, abs=1e-6)
-    ratio = layer.unnormalised_weight / layer.weight
+    ratio = layer.unnormalized_weight / layer.weight
     close(ratio, ratio.flatten()[0].expand_as(ratio))
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_small_weight_passes_unchanged(name):
     layer = frozen(LAYERS[name](), scale=1e-3)
-    close(layer.weight, layer.unnormalised_weight, 0.0)
+    close(layer.weight, layer.unnormalized_weight, 0.0)
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_gradient_of_the_normalised_weight_goes_through_the_norm(name):
+def test_the_gradient_of_the_normalized_weight_goes_through_the_norm(name):
     layer = frozen(LAYERS[name](), scale=30.0)
-    weight = layer.unnormalised_weight
+    weight = layer.unnormalized_weight
     upstream = torch.randn_like(weight)
 
     def by_svd(weight):
@@ -86,53 +86,53 @@ def test_the_gradient_of_the_normalised_weight_goes_through_the_norm(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_power_iteration_moves_at_use_in_train_mode_only(name):
     layer = LAYERS[name]().double()
-    start = layer.normalisation.u.clone()
+    start = layer.normalization.u.clone()
     layer.eval()(point(layer))
-    close(layer.normalisation.u, start, 0.0)
+    close(layer.normalization.u, start, 0.0)
     with torch.no_grad():
-        layer.unnormalised_weight.add_(3 * torch.randn_like(layer.unnormalised_weight))
+        layer.unnormalized_weight.add_(3 * torch.randn_like(layer.unnormalized_weight))
     layer.train()
     for _ in range(300):
         layer(point(layer))
     assert size(layer.eval()) == pytest.approx(0.7, abs=1e-2)
-    assert layer.normalisation.u.norm() == pytest.approx(1.0)
+    assert layer.normalization.u.norm() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_two_uses_before_one_backward_have_each_their_own_gradient(name):
     layer = LAYERS[name]().double().train()
     with torch.no_grad():
-        layer.unnormalised_weight.mul_(10)
+        layer.unnormalized_weight.mul_(10)
     x, twin = point(layer), copy.deepcopy(layer)
-    parts = [gradients(twin(x).square().sum(), [twin.unnormalised_weight])[0] for _ in range(2)]
+    parts = [gradients(twin(x).square().sum(), [twin.unnormalized_weight])[0] for _ in range(2)]
     both = layer(x).square().sum() + layer(x).square().sum()
-    close(gradients(both, [layer.unnormalised_weight])[0], sum(parts))
+    close(gradients(both, [layer.unnormalized_weight])[0], sum(parts))
 
 
 def test_a_1x1_convolution_iterates_on_one_pixel():
-    assert conv(4, 3, 1, 5, 4).normalisation.u.shape == (1, 4, 1, 1)
+    assert conv(4, 3, 1, 5, 4).normalization.u.shape == (1, 4, 1, 1)
 
 
 @pytest.mark.parametrize("n_steps", [1, 4])
 def test_each_use_in_train_mode_runs_n_steps_iterations(n_steps):
     layer = ir.LipschitzLinear(5, 6, n_steps=n_steps).double().train()
-    layer.normalisation.tol = 0.0
-    weight, u = layer.unnormalised_weight, layer.normalisation.u[0].clone()
+    layer.normalization.tol = 0.0
+    weight, u = layer.unnormalized_weight, layer.normalization.u[0].clone()
     for _ in range(n_steps):
         u = weight.T @ (weight @ u)
     layer(randn(2, 5))
-    close(layer.normalisation.u[0], u / u.norm())
+    close(layer.normalization.u[0], u / u.norm())
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_weight_that_was_zero_is_normalised_again_when_it_is_not(name):
+def test_a_weight_that_was_zero_is_normalized_again_when_it_is_not(name):
     layer = LAYERS[name]().double().train()
-    weight = layer.unnormalised_weight.detach().clone()
+    weight = layer.unnormalized_weight.detach().clone()
     with torch.no_grad():
-        layer.unnormalised_weight.zero_()
+        layer.unnormalized_weight.zero_()
         layer(point(layer))
         assert bool(layer.weight.isfinite().all())
-        layer.unnormalised_weight.copy_(100 * weight)
+        layer.unnormalized_weight.copy_(100 * weight)
         for _ in range(100):
             layer(point(layer))
     assert size(layer.eval()) < 0.75
@@ -178,8 +178,8 @@ def test_another_image_size_than_declared_is_refused(use):
 
 @pytest.fixture
 def uses(monkeypatch):
-    """How often a weight was normalised, and a norm iterated."""
-    calls = {"normalise": 0, "iterate": 0}
+    """How often a weight was normalized, and a norm iterated."""
+    calls = {"normalize": 0, "iterate": 0}
 
     def count(name, original):
         def counting(self, *args):
@@ -196,14 +196,14 @@ def uses(monkeypatch):
 @pytest.mark.parametrize("iterate", [True, False])
 def test_held_weights_are_computed_once_and_let_go(iterate, uses):
     g, x = ir.networks.mlp(3, 4).train(), torch.randn(2, 3)
-    uses.update(normalise=0, iterate=0)
+    uses.update(normalize=0, iterate=0)
     with hold_weights(g, iterate=iterate):
         held = g[0].weight
         with hold_weights(g), hold_weights(g, iterate=False):
             g(x)
         assert g[0].weight is held
         ir.linearize(g, g(x)).jvp(x)
-    assert uses == {"normalise": 3, "iterate": 3 * iterate}
+    assert uses == {"normalize": 3, "iterate": 3 * iterate}
     assert g[0].weight is not held
     assert held.requires_grad
 
@@ -214,7 +214,7 @@ def test_weights_are_let_go_after_an_error():
         g(torch.zeros(1, 5))
     with pytest.raises(ZeroDivisionError), hold_weights(g):
         _ = 1 / 0
-    assert all(layer.normalisation.held is None for layer in lipschitz_layers(g))
+    assert all(layer.normalization.held is None for layer in lipschitz_layers(g))
 
 
 # -- the operator and its bounds -------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_upper_and_lower_bounds_hold_the_true_norm_of_trained_and_loaded_layers_
     layers = lipschitz_layers(model)
     for layer, bound in zip(layers, certificate.layers, strict=True):
         exact = copy.deepcopy(layer).double()
-        exact.normalisation.hold(layer.normalisation.normalise(layer.unnormalised_weight).detach().double())
+        exact.normalization.hold(layer.normalization.normalize(layer.unnormalized_weight).detach().double())
         true = size(exact)
         assert bound.lower <= true * (1 + 1e-9)
         assert true <= bound.upper * (1 + 1e-9)

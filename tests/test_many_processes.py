@@ -86,7 +86,7 @@ SAME = {
     "images, sharded": ("digits-density", "--data.name", "images.npz", "--optim.name", "adamax", *SHARDED),
     "images, muon, sharded": ("digits-density", "--data.name", "images.npz", "--model.memory", "recompute", *SHARDED),
     "a classifier": ("digits-classify", "--optim.name", "sgd", "--optim.lr", "0.1"),
-    "a hybrid": ("digits-hybrid", "--data.name", "labelled.npz", "--model.memory", "recompute"),
+    "a hybrid": ("digits-hybrid", "--data.name", "labeled.npz", "--model.memory", "recompute"),
 }
 """Recipes without noise of data; with exact log-determinants nothing random is left but the order of examples."""
 
@@ -107,12 +107,12 @@ def noisy_config(sharding):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Continuous images that are far from normalised."""
+    """Continuous images that are far from normalized."""
     generator = np.random.default_rng(0)
     x = generator.normal(3.0, 2.0, (400, 1, 6, 6)) * np.linspace(0.2, 3, 6)
     folder = tmp_path_factory.mktemp("data")
     np.savez(folder / "images.npz", x=x.astype(np.float32))
-    np.savez(folder / "labelled.npz", x=x.astype(np.float32), y=generator.integers(0, 3, 400))
+    np.savez(folder / "labeled.npz", x=x.astype(np.float32), y=generator.integers(0, 3, 400))
     return folder
 
 
@@ -165,7 +165,7 @@ def shared(data, trained, tmp_path_factory):
 
 @pytest.mark.parametrize("case", SAME)
 def test_two_processes_are_one_with_the_same_batches(case, data, shared, tmp_path):
-    """Weights, power iterations, running averages, the optimiser's state and the metrics, to rounding."""
+    """Weights, power iterations, running averages, the optimizer's state and the metrics, to rounding."""
     config = config_of(case)
     config = replace(config, train=replace(config.train, sharding="ddp"))
     one, two = train(config, tmp_path / "one", data_dir=data), Run(shared / case)
@@ -192,8 +192,8 @@ def flat(tree, where=""):
 
 
 def moments(checkpoint):
-    """Sizes of all tensors of the optimiser's state, however it names their parameters."""
-    state = checkpoint.optimiser["state"].values()
+    """Sizes of all tensors of the optimizer's state, however it names their parameters."""
+    state = checkpoint.optimizer["state"].values()
     return sorted(t.double().norm() for tensors in state for t in tensors.values() if torch.is_tensor(t))
 
 
@@ -211,7 +211,7 @@ def test_a_sharded_run_resumes_as_if_it_had_not_been_stopped(shared):
 # -- evaluation ------------------------------------------------------------------------------------------------------
 
 COMMANDS = {
-    "evaluate": (("evaluate", "RUN", "--dequantise-samples", "2"), "evaluation.json"),
+    "evaluate": (("evaluate", "RUN", "--dequantize-samples", "2"), "evaluation.json"),
     "until it is good enough": (("evaluate", "RUN", "--standard-error", "0.05"), "evaluation.json"),
     "sample": (("sample", "RUN", "-n", "70"), "samples/samples.png"),
     "reconstruct": (("reconstruct", "RUN"), "samples/reconstructions.png"),

@@ -13,7 +13,7 @@ from iresnet.data import load
 from iresnet.runs import inputs_of
 from iresnet.training.distributed import make_accelerator
 from iresnet.training.ema import Ema
-from iresnet.training.optim import OPTIMISERS, make_optimiser
+from iresnet.training.optim import OPTIMIZERS, make_optimizer
 from iresnet.training.step import Step, means_of
 from iresnet.training.task import make_task
 
@@ -35,12 +35,12 @@ STEPS = {
     **{f"probe {name}": ("density", "--model.logdet.probe", name) for name in ("gaussian", "hadamard")},
     "many probes": ("density", "--model.logdet.n-probes", "3"),
     **{
-        f"normalisation {name}": ("density", "--model.normalisation", name, "--model.n-power-steps", "null")
+        f"normalization {name}": ("density", "--model.normalization", name, "--model.n-power-steps", "null")
         for name in ("gram", "l1", "linf")
     },
     **{f"activation {name}": ("density", "--model.activation", name) for name in ("lipswish", "maxmin", "relu")},
     "dense blocks": ("density", "--model.network", "dense-concat"),
-    **{f"optimiser {name}": ("density", "--optim.name", name) for name in OPTIMISERS},
+    **{f"optimizer {name}": ("density", "--optim.name", name) for name in OPTIMIZERS},
     "clipped": ("density", "--optim.clip-norm", "1"),
     "half of the log-determinants": ("density", "--train.logdet-parts", "2"),
     "half of the log-determinants, early": ("density", "--train.logdet-parts", "2", "--model.memory", "early"),
@@ -57,10 +57,10 @@ def step_on_meta(config, monkeypatch):
     x, y = dataset.train.x[:16], None if dataset.train.y is None else dataset.train.y[:16]
     task(x, y)
     task.to("meta")
-    optimiser = make_optimiser(task.model, config.optim)
+    optimizer = make_optimizer(task.model, config.optim)
     ema = None if config.train.ema is None else Ema(task.model, config.train.ema)
-    step = Step(make_accelerator(config.train.precision, torch.device("meta")), task, optimiser, config, ema)
-    step.maybe_uninitialised = False
+    step = Step(make_accelerator(config.train.precision, torch.device("meta")), task, optimizer, config, ema)
+    step.maybe_uninitialized = False
     monkeypatch.setattr(Step, "_is_finite", lambda *_: True)  # the one wait of a step
     return step, x.to("meta"), None if y is None else y.to("meta")
 

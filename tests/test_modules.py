@@ -1,4 +1,4 @@
-"""What torch does with modules: threads, checkpoints, averages, pickles, and parametrisations that are removed."""
+"""What torch does with modules: threads, checkpoints, averages, pickles, and parametrizations that are removed."""
 
 import copy
 import pickle
@@ -15,14 +15,14 @@ from torch.utils.checkpoint import checkpoint
 import iresnet as ir
 from iresnet.bijections import logdet_of_one_part
 from iresnet.lipschitz import hold_weights, lipschitz_layers
-from iresnet.normalisation import NORMALISATIONS
+from iresnet.normalization import NORMALIZATIONS
 
 LAYERS = {
     "linear": lambda: ir.LipschitzLinear(16, 12, coeff=0.7),
     "3x3": lambda: ir.LipschitzConv2d(2, 3, 3, 0.7, image_size=(4, 4)),
     "1x1": lambda: ir.LipschitzConv2d(2, 3, 1, 0.7, image_size=(4, 4)),
-    "gram": lambda: ir.LipschitzConv2d(2, 3, 3, 0.7, image_size=(4, 4), normalisation="gram"),
-    "linf": lambda: ir.LipschitzLinear(16, 12, coeff=0.7, normalisation="linf"),
+    "gram": lambda: ir.LipschitzConv2d(2, 3, 3, 0.7, image_size=(4, 4), normalization="gram"),
+    "linf": lambda: ir.LipschitzLinear(16, 12, coeff=0.7, normalization="linf"),
 }
 
 
@@ -68,13 +68,13 @@ def test_a_part_of_the_batch_is_a_matter_of_the_thread():
 def test_a_checkpoint_has_the_gradients_of_the_values_that_it_gave(name, reentrant):
     layer = LAYERS[name]().double()
     with torch.no_grad():
-        layer.unnormalised_weight.add_(torch.randn_like(layer.unnormalised_weight))  # so that a step moves the norm
+        layer.unnormalized_weight.add_(torch.randn_like(layer.unnormalized_weight))  # so that a step moves the norm
     twin, x = copy.deepcopy(layer), input_of(layer).double().requires_grad_()
     plain, again = layer(x), checkpoint(twin, x, use_reentrant=reentrant)
     close(again, plain)
     again.square().sum().backward()
     plain.square().sum().backward()
-    close(twin.unnormalised_weight.grad, layer.unnormalised_weight.grad)
+    close(twin.unnormalized_weight.grad, layer.unnormalized_weight.grad)
     for mine, other in zip(twin.buffers(), layer.buffers(), strict=True):
         close(mine, other, 0.0)
 
@@ -88,7 +88,7 @@ AVERAGES = {
 
 
 @pytest.mark.parametrize("name", AVERAGES)
-def test_averages_of_weights_and_buffers_are_normalised_as_by_unit_vectors(name):
+def test_averages_of_weights_and_buffers_are_normalized_as_by_unit_vectors(name):
     flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=8, logdet=ir.Exact())
     average = AveragedModel(flow, use_buffers=True, **AVERAGES[name])
     optimizer = torch.optim.Adam(flow.parameters(), lr=0.05)
@@ -99,22 +99,22 @@ def test_averages_of_weights_and_buffers_are_normalised_as_by_unit_vectors(name)
         average.update_parameters(flow)
     layers = lipschitz_layers(average.eval())
     weights = [layer.weight for layer in layers]
-    shrunk = min(float(layer.normalisation.u.norm()) for layer in layers)
+    shrunk = min(float(layer.normalization.u.norm()) for layer in layers)
     for layer in layers:
-        layer.normalisation.u.div_(layer.normalisation.u.norm())
+        layer.normalization.u.div_(layer.normalization.u.norm())
     assert shrunk < 0.999
     close([layer.weight for layer in layers], weights, 1e-5)
-    assert all(bool(m.initialised) for m in average.modules() if isinstance(m, ir.ActNorm))
+    assert all(bool(m.initialized) for m in average.modules() if isinstance(m, ir.ActNorm))
     assert ir.seal(average.module).certified
 
 
-@pytest.mark.parametrize("norm", NORMALISATIONS)
+@pytest.mark.parametrize("norm", NORMALIZATIONS)
 def test_layers_and_models_travel_through_pickle(norm, tmp_path):
-    options = {"logdet": ir.Exact(), "normalisation": norm}
+    options = {"logdet": ir.Exact(), "normalization": norm}
     flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=4, **options)
     flow(torch.randn(8, 2))
     flow.eval()
-    flow.bijection.bijections[2].g[0].normalisation.train()
+    flow.bijection.bijections[2].g[0].normalization.train()
     torch.save(flow, tmp_path / "flow.pt")
     for again in (
         pickle.loads(pickle.dumps(flow)),
@@ -131,7 +131,7 @@ def test_layers_and_models_travel_through_pickle(norm, tmp_path):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_plain_layer_is_what_the_normalised_one_was(name):
+def test_a_plain_layer_is_what_the_normalized_one_was(name):
     layer = LAYERS[name]().eval()
     x = input_of(layer)
     y = layer(x)

@@ -9,8 +9,8 @@ from torch import nn
 
 import iresnet as ir
 from iresnet.config import OptimConfig
-from iresnet.training.muon import Muon, orthogonalise
-from iresnet.training.optim import make_optimiser, set_learning_rate
+from iresnet.training.muon import Muon, orthogonalize
+from iresnet.training.optim import make_optimizer, set_learning_rate
 
 SHAPES = {"square": (6, 6), "wide": (3, 20), "tall": (20, 3), "many": (4, 2, 7, 5), "a row": (1, 9), "a number": (1, 1)}
 
@@ -31,9 +31,9 @@ def with_singular_values(shape, low, dtype=torch.float64):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 3e-3), (torch.float32, 4e-3)])
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
-def test_orthogonalise_against_the_singular_value_decomposition(shape, dtype, atol, size):
+def test_orthogonalize_against_the_singular_value_decomposition(shape, dtype, atol, size):
     matrix = size * with_singular_values(shape, 0.02, dtype)
-    result = orthogonalise(matrix)
+    result = orthogonalize(matrix)
     assert result.dtype == dtype
     torch.testing.assert_close(
         torch.linalg.svdvals(result), torch.ones_like(torch.linalg.svdvals(matrix)), rtol=0, atol=atol
@@ -44,11 +44,11 @@ def test_orthogonalise_against_the_singular_value_decomposition(shape, dtype, at
 def test_small_singular_values_grow_and_none_exceeds_one():
     values = torch.logspace(-8, 0, 50, dtype=torch.float64)
     values /= values.norm()
-    grown = orthogonalise(torch.diag(values)).diagonal()
+    grown = orthogonalize(torch.diag(values)).diagonal()
     assert bool((grown > 0.98 * values).all())
     assert bool((grown[values < 0.01] > 50 * values[values < 0.01]).all())
     assert bool((grown < 1.003).all())
-    assert not orthogonalise(torch.zeros(2, 3, 4)).any()
+    assert not orthogonalize(torch.zeros(2, 3, 4)).any()
 
 
 # -- steps of Lipschitz weights --------------------------------------------------------------------------------------
@@ -57,16 +57,16 @@ LAYERS = {
     "dense": lambda **kw: ir.LipschitzLinear(5, 8, **kw),
     "3x3": lambda **kw: ir.LipschitzConv2d(2, 6, 3, image_size=(5, 4), **kw),
     "1x1": lambda **kw: ir.LipschitzConv2d(6, 4, 1, image_size=(5, 4), **kw),
-    "dense, gram": lambda **kw: ir.LipschitzLinear(5, 8, normalisation="gram", **kw),
-    "3x3, l1": lambda **kw: ir.LipschitzConv2d(2, 6, 3, image_size=(5, 4), normalisation="l1", **kw),
+    "dense, gram": lambda **kw: ir.LipschitzLinear(5, 8, normalization="gram", **kw),
+    "3x3, l1": lambda **kw: ir.LipschitzConv2d(2, 6, 3, image_size=(5, 4), normalization="l1", **kw),
 }
 
 
 def layer_of(case, scale=1.0):
-    """A layer in eval mode, its unnormalised weight multiplied by ``scale``, and inputs for it."""
+    """A layer in eval mode, its unnormalized weight multiplied by ``scale``, and inputs for it."""
     layer = LAYERS[case]().double().eval()
-    layer.weight = scale * layer.unnormalised_weight.detach()
-    layer.normalisation.converge(layer.unnormalised_weight)
+    layer.weight = scale * layer.unnormalized_weight.detach()
+    layer.normalization.converge(layer.unnormalized_weight)
     shape = (layer.in_features,) if case.startswith("dense") else (layer.in_channels, *layer.image_size)
     return layer, torch.randn(3, *shape, dtype=torch.float64)
 
@@ -77,7 +77,7 @@ def test_a_step_turns_the_weight_and_leaves_the_function_where_it_is(case, scale
     """The step is that of the dense decomposition; what follows it changes the weight, not what the layer computes."""
     layer, x = layer_of(case, scale)
     layer(x).square().sum().backward()
-    weight, grad = layer.unnormalised_weight.detach().clone(), layer.unnormalised_weight.grad
+    weight, grad = layer.unnormalized_weight.detach().clone(), layer.unnormalized_weight.grad
     reference = copy.deepcopy(layer)
     Muon(layer, lr=0.05, momentum=0.9).step()
     flat = grad.flatten(1)
@@ -85,36 +85,36 @@ def test_a_step_turns_the_weight_and_leaves_the_function_where_it_is(case, scale
     reference.weight = weight - 0.05 * math.sqrt(rows_per_column) * polar(flat).view_as(weight)
     reference.bias = layer.bias
     torch.testing.assert_close(layer(x), reference(x), rtol=1e-3, atol=1e-3)
-    moved = layer.unnormalised_weight.detach()
+    moved = layer.unnormalized_weight.detach()
     torch.testing.assert_close(layer.weight, moved, rtol=1e-12, atol=0)
-    assert float(layer.normalisation.sigma(moved)) <= layer.normalisation.coeff * (1 + 1e-12)
+    assert float(layer.normalization.sigma(moved)) <= layer.normalization.coeff * (1 + 1e-12)
     assert not torch.equal(moved, weight)
 
 
 def test_momentum_is_nesterovs_average():
     layer = ir.LipschitzLinear(4, 3, bias=False).double().eval()
-    layer.weight = 0.01 * layer.unnormalised_weight.detach()
-    optimiser = Muon(layer, lr=0.003, momentum=0.8)
-    expected, average = layer.unnormalised_weight.detach().clone(), torch.zeros(3, 4, dtype=torch.float64)
+    layer.weight = 0.01 * layer.unnormalized_weight.detach()
+    optimizer = Muon(layer, lr=0.003, momentum=0.8)
+    expected, average = layer.unnormalized_weight.detach().clone(), torch.zeros(3, 4, dtype=torch.float64)
     for _ in range(4):
-        layer.unnormalised_weight.grad = grad = with_singular_values((3, 4), 0.1)
-        optimiser.step()
+        layer.unnormalized_weight.grad = grad = with_singular_values((3, 4), 0.1)
+        optimizer.step()
         average = 0.8 * average + 0.2 * grad
         expected -= 0.003 * polar(0.2 * grad + 0.8 * average)
-    torch.testing.assert_close(layer.unnormalised_weight.detach(), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(layer.unnormalized_weight.detach(), expected, rtol=0, atol=1e-4)
 
 
 def descend(layer, target, n_steps=60):
     """Squared distances of the weight to a target, while Muon reduces them; the bias gets no gradient."""
-    optimiser, losses = Muon(layer, momentum=0.5), []
+    optimizer, losses = Muon(layer, momentum=0.5), []
     for step in range(n_steps):
-        layer.normalisation.converge(layer.unnormalised_weight)
-        optimiser.param_groups[0]["lr"] = 0.1 * (1 - step / n_steps)
-        optimiser.zero_grad()
+        layer.normalization.converge(layer.unnormalized_weight)
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / n_steps)
+        optimizer.zero_grad()
         loss = (layer.weight - target).square().sum()
         losses.append(float(loss.detach()))
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return losses
 
 
@@ -133,11 +133,11 @@ def test_steps_find_the_nearest_weight_in_the_ball():
     layer, _ = layer_of("dense")
     isometry = polar(torch.randn(8, 5, dtype=torch.float64))
     losses = descend(layer, 5 * isometry)
-    assert losses[-1] == pytest.approx(5 * (5 - layer.normalisation.coeff) ** 2, rel=1e-2)
+    assert losses[-1] == pytest.approx(5 * (5 - layer.normalization.coeff) ** 2, rel=1e-2)
 
 
 def on_the_ball(model):
-    """The model in eval mode, its weights replaced by the normalised ones."""
+    """The model in eval mode, its weights replaced by the normalized ones."""
     for layer in model.eval():
         if isinstance(layer, ir.LipschitzLinear):
             layer.weight = layer.weight.detach()
@@ -146,13 +146,13 @@ def on_the_ball(model):
 
 def test_no_gradient_and_a_gradient_of_zeros_do_no_harm():
     model = on_the_ball(ir.networks.mlp(2, 8))
-    optimiser = Muon(model)
+    optimizer = Muon(model)
     before = copy.deepcopy(model.state_dict())
-    optimiser.step()
+    optimizer.step()
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
-    optimiser.step()
+    optimizer.step()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], msg=name)
 
@@ -160,10 +160,10 @@ def test_no_gradient_and_a_gradient_of_zeros_do_no_harm():
 def test_weight_decay_shrinks_what_gets_no_gradient():
     model = on_the_ball(ir.networks.mlp(2, 8))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimiser = Muon(model, lr=0.1, adam_lr=0.1, weight_decay=0.5)
+    optimizer = Muon(model, lr=0.1, adam_lr=0.1, weight_decay=0.5)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
-    optimiser.step()
+    optimizer.step()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach(), 0.95 * before[name], rtol=1e-5, atol=1e-7)
 
@@ -175,58 +175,58 @@ def test_other_parameters_are_trained_by_adam():
     torch.manual_seed(1)
     ours = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     theirs = copy.deepcopy(ours)
-    optimisers = (
+    optimizers = (
         Muon(ours, adam_lr=0.03, betas=(0.9, 0.95), weight_decay=0.2),
         torch.optim.AdamW(theirs.parameters(), lr=0.03, betas=(0.9, 0.95), weight_decay=0.2),
     )
     for _ in range(10):
         x = torch.randn(5, 3, dtype=torch.float64)
-        for model, optimiser in zip((ours, theirs), optimisers, strict=True):
-            optimiser.zero_grad()
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
             model(x).square().sum().backward()
-            optimiser.step()
+            optimizer.step()
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
 
 
 def test_each_parameter_is_trained_once():
     flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=4)
-    optimiser = Muon(flow)
-    lipschitz, others = (group["params"] for group in optimiser.param_groups)
+    optimizer = Muon(flow)
+    lipschitz, others = (group["params"] for group in optimizer.param_groups)
     assert sum(p.dim() == 2 for p in lipschitz) == len(lipschitz) == 6
     assert sorted(map(id, [*lipschitz, *others])) == sorted(map(id, flow.parameters()))
 
 
 def test_groups_keep_the_ratio_of_their_rates():
     model = ir.networks.mlp(2, 4)
-    optimiser = make_optimiser(model, OptimConfig(name="muon", lr=0.02, adam_lr=0.06))
+    optimizer = make_optimizer(model, OptimConfig(name="muon", lr=0.02, adam_lr=0.06))
     for rate in (0.01, 0.0, 0.04):
-        set_learning_rate(optimiser, rate)
-        assert [group["lr"] for group in optimiser.param_groups] == pytest.approx([rate, 3 * rate])
+        set_learning_rate(optimizer, rate)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate, 3 * rate])
 
 
-def test_a_restored_optimiser_continues_bit_for_bit():
-    def model_and_optimiser():
+def test_a_restored_optimizer_continues_bit_for_bit():
+    def model_and_optimizer():
         torch.manual_seed(0)
         flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=8, logdet="exact")
-        return flow, make_optimiser(flow, OptimConfig(name="muon", lr=0.02))
+        return flow, make_optimizer(flow, OptimConfig(name="muon", lr=0.02))
 
-    def steps(flow, optimiser, seeds):
+    def steps(flow, optimizer, seeds):
         for seed in seeds:
             torch.manual_seed(seed)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             flow.bits_per_dim(torch.randn(16, 2)).mean().backward()
-            optimiser.step()
+            optimizer.step()
 
-    whole, optimiser = model_and_optimiser()
-    steps(whole, optimiser, range(6))
-    first, optimiser = model_and_optimiser()
-    steps(first, optimiser, range(3))
-    state = copy.deepcopy((first.state_dict(), optimiser.state_dict()))
-    second, optimiser = model_and_optimiser()
+    whole, optimizer = model_and_optimizer()
+    steps(whole, optimizer, range(6))
+    first, optimizer = model_and_optimizer()
+    steps(first, optimizer, range(3))
+    state = copy.deepcopy((first.state_dict(), optimizer.state_dict()))
+    second, optimizer = model_and_optimizer()
     second.load_state_dict(state[0])
-    optimiser.load_state_dict(state[1])
-    steps(second, optimiser, range(3, 6))
+    optimizer.load_state_dict(state[1])
+    steps(second, optimizer, range(3, 6))
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), second.state_dict().values(), strict=True)
     )

@@ -37,7 +37,7 @@ def test_products_run_in_bfloat16_and_the_rest_does_not(kind):
     model = ir.zoo.build("iresnet", shape=(1, 8, 8), task=kind, n_classes=3, mean=8.5, std=17, **options)
     task = Task(model, TaskConfig(*KINDS[kind]), levels=17)
     x, y = torch.randint(0, 17, (32, 1, 8, 8), dtype=torch.uint8), torch.randint(0, 3, (32,))
-    task(x, y)  # initialises
+    task(x, y)  # initializes
     losses = {}
     for enabled in (False, True):
         torch.manual_seed(1)

@@ -10,11 +10,11 @@ import iresnet as ir
 from iresnet.config import load_config, recipe_names
 from iresnet.data import Batches, Dataset, Split, load
 from iresnet.data.uci import UCI
-from iresnet.normalisation import PowerIteration
+from iresnet.normalization import PowerIteration
 from iresnet.resnet import PlainBlock
 from iresnet.runs import inputs_of
 from iresnet.training import dry_run
-from iresnet.training.optim import make_optimiser
+from iresnet.training.optim import make_optimizer
 from iresnet.training.settings import check_settings
 from iresnet.training.task import make_task
 
@@ -58,7 +58,7 @@ def test_every_recipe_takes_a_training_step(recipe):
     check_settings(config)
     dataset = dataset_of(config)
     task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).train()
-    optimiser = make_optimiser(task.model, config.optim)
+    optimizer = make_optimizer(task.model, config.optim)
     x, y = next(Batches(dataset.train, 4).epoch())
     loss, metrics = task(x, y)
     loss.backward()
@@ -69,7 +69,7 @@ def test_every_recipe_takes_a_training_step(recipe):
     for name, p in task.named_parameters():
         assert p.grad is not None, name
         assert bool(torch.isfinite(p.grad).all()), name
-    optimiser.step()
+    optimizer.step()
     assert any(not torch.equal(p, old) for p, old in zip(task.parameters(), before, strict=True))
     again, _ = task(x, y)
     assert math.isfinite(float(again.detach()))

@@ -117,7 +117,7 @@ def test_a_page_has_every_section_with_what_the_run_holds(kind, full, tmp_path):
     assert outline.tags.count("img") == n_pictures
     assert "training time" in outline.text
     assert f"iresnet train --config {tmp_path / kind}/config.yaml" in outline.text
-    for missing in ("interpolate", "analyse logdet", "analyse lipschitz", "analyse inverse", "analyse latent"):
+    for missing in ("interpolate", "analyze logdet", "analyze lipschitz", "analyze inverse", "analyze latent"):
         assert f"iresnet {missing} {tmp_path / kind}" in outline.text
     assert len(text) < 400_000
 
@@ -180,7 +180,7 @@ def test_a_command_that_would_make_another_run_is_not_shown(copied):
 
 
 @pytest.mark.parametrize(("upper", "word"), [(0.5, "✓ wide"), (0.9, "✓ moderate"), (0.99, "✓ thin"), (1.2, "✕ not")])
-def test_margins_have_a_word_beside_their_colour(upper, word, copied):
+def test_margins_have_a_word_beside_their_color(upper, word, copied):
     run = copied("density")
     blocks = [{"name": f"b.{i}", "lower": 0.1, "upper": upper} for i in range(20)]
     (run / "certificate.json").write_text(json.dumps({"certified": upper < 1, "blocks": blocks, "layers": []}))
@@ -484,7 +484,7 @@ def test_what_a_run_lacks_is_told_with_the_command_that_adds_it(copied):
         if entry.name != "config.yaml":
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     _, outline = page(run)
-    for name in ("sample", "reconstruct", "interpolate", "evaluate", "certify", "analyse logdet"):
+    for name in ("sample", "reconstruct", "interpolate", "evaluate", "certify", "analyze logdet"):
         assert f"iresnet {name} {run}" in outline.text
     assert f"iresnet train --out {run} --resume" in outline.text
     assert outline.tags.count("img") == 0

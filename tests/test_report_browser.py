@@ -17,8 +17,8 @@ CONTRAST = """
   const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
   const behind = element => {
     for (; element; element = element.parentElement) {
-      const colour = parse(getComputedStyle(element).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return colour;
+      const color = parse(getComputedStyle(element).backgroundColor);
+      if (color.length === 3 || color[3] === 1) return color;
     }
     return [255, 255, 255];
   };
@@ -28,8 +28,8 @@ CONTRAST = """
     const element = walker.currentNode.parentElement;
     if (!walker.currentNode.data.trim()) continue;
     const style = getComputedStyle(element);
-    const colours = [parse(element.closest('svg') ? style.fill : style.color), behind(element)].map(luminance);
-    const ratio = (Math.max(...colours) + 0.05) / (Math.min(...colours) + 0.05);
+    const colors = [parse(element.closest('svg') ? style.fill : style.color), behind(element)].map(luminance);
+    const ratio = (Math.max(...colors) + 0.05) / (Math.min(...colors) + 0.05);
     if (ratio < 4.5) bad.push([walker.currentNode.data.trim(), ratio]);
   }
   return bad;

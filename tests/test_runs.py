@@ -46,18 +46,18 @@ def outputs(model, x):
 
 
 def trained_model(kind, tiny, steps=3):
-    """A model with weights that no initialisation has, and data for it."""
+    """A model with weights that no initialization has, and data for it."""
     recipe, *changes = tiny[kind]
     config = load_config(recipe, changes)
     dataset = load(config.data.name)
     inputs = inputs_of(dataset, config.task.kind)
     model = build_model(config, inputs)
     x = dataset.train.x[:64].float()
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         sum(y.square().mean() for y in ([model(x)] if kind == "classify" else model.bijection(x)[None])).backward()
-        optimiser.step()
+        optimizer.step()
     return config, inputs, model, x
 
 
@@ -87,7 +87,7 @@ def test_saving_leaves_the_model_alone(tiny, tmp_path):
     assert any(not torch.equal(tensor, before[name]) for name, tensor in sealed.state_dict().items())
 
 
-def test_a_loaded_actnorm_is_not_initialised_again(trained):
+def test_a_loaded_actnorm_is_not_initialized_again(trained):
     model = ir.load(trained("density")).train()
     layers = [m for m in model.modules() if isinstance(m, ActNorm)]
     before = [layer.log_scale.clone() for layer in layers]

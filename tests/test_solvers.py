@@ -61,7 +61,7 @@ PROBLEMS = {
 
 
 def unrecorded(f):
-    """The linearisation of f, which a test that counts calls of f must not count."""
+    """The linearization of f, which a test that counts calls of f must not count."""
     return lambda x, active: ir.linearize(lambda x: f(x, active), x)
 
 

@@ -21,7 +21,7 @@ from iresnet.training.checkpoints import read_checkpoint, write_checkpoint
 from iresnet.training.distributed import make_accelerator
 from iresnet.training.ema import Ema
 from iresnet.training.faults import NotFinite
-from iresnet.training.optim import make_optimiser
+from iresnet.training.optim import make_optimizer
 from iresnet.training.step import Step
 from iresnet.training.task import make_task
 from iresnet.training.trees import pack
@@ -40,10 +40,10 @@ def a_step(config, dtype=torch.float32):
     dataset = load("digits")
     task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).to(dtype).train()
     accelerator = make_accelerator("float32", torch.device("cpu"))
-    optimiser = make_optimiser(task.model, config.optim)
+    optimizer = make_optimizer(task.model, config.optim)
     ema = None if config.train.ema is None else Ema(task.model, config.train.ema)
     batches = zip(dataset.train.x.split(64), dataset.train.y.split(64), strict=True)
-    return Step(accelerator, task, optimiser, config, ema), list(batches)
+    return Step(accelerator, task, optimizer, config, ema), list(batches)
 
 
 def lines(run, split):
@@ -62,18 +62,18 @@ def spied_sizes(step):
 
 
 @pytest.mark.parametrize("n_parts", [2, 7])
-@pytest.mark.parametrize("optimiser", ["muon", "adamax"])
-def test_a_batch_in_parts_is_the_batch(n_parts, optimiser, tiny, monkeypatch):
-    """To rounding, when noise and probes are the same; ActNorm is initialised from the whole batch."""
-    monkeypatch.setattr("iresnet.training.task.dequantise", lambda x, **_: x.double() + 0.25)
-    changes = ("--model.logdet.name", "exact", "--optim.name", optimiser)
+@pytest.mark.parametrize("optimizer", ["muon", "adamax"])
+def test_a_batch_in_parts_is_the_batch(n_parts, optimizer, tiny, monkeypatch):
+    """To rounding, when noise and probes are the same; ActNorm is initialized from the whole batch."""
+    monkeypatch.setattr("iresnet.training.task.dequantize", lambda x, **_: x.double() + 0.25)
+    changes = ("--model.logdet.name", "exact", "--optim.name", optimizer)
     runs = []
     for n in (1, n_parts):
         step, batches = a_step(settings(tiny, "density", *changes, "--train.accumulate", str(n)), torch.float64)
         sizes = spied_sizes(step)
         metrics = [step(x, y, 0.01) for x, y in batches[:2]]
         assert max(sizes[-n:]) == -(-64 // n)
-        assert sum(sizes) == 64 * (2 + (n > 1))  # once more to initialise
+        assert sum(sizes) == 64 * (2 + (n > 1))  # once more to initialize
         runs.append((metrics, step.own_task.state_dict()))
     (metrics, state), (others, other) = runs
     torch.testing.assert_close(others, metrics, rtol=1e-9, atol=1e-11)
@@ -152,7 +152,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_the_block(case, ind
     illness, reason = ILLNESSES[case]
     sick = Sick(monkeypatch, index, illness)
     step, batches = a_step(settings(tiny, "density", "--train.ema", "0.9", "--train.accumulate", n_parts))
-    for x, y in batches[:2]:  # the first one initialises ActNorm
+    for x, y in batches[:2]:  # the first one initializes ActNorm
         before = copy.deepcopy(state_of(step))
         sick.active = True
         with pytest.raises(NotFinite, match=reason(BLOCKS[index])):
@@ -164,7 +164,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_the_block(case, ind
 
 
 def state_of(step):
-    return step.own_task.state_dict(), step.optimiser.state_dict(), step.ema.state_dict()
+    return step.own_task.state_dict(), step.optimizer.state_dict(), step.ema.state_dict()
 
 
 def same(a, b):

@@ -20,7 +20,7 @@ from iresnet.runs import Run, build_model, inputs_of
 from iresnet.training import Callback, Task, dry_run, train
 from iresnet.training.callbacks import Snapshot, Started, Stepped, Stopped
 from iresnet.training.checkpoints import read_checkpoint
-from iresnet.training.optim import OPTIMISERS, SCHEDULES, learning_rate, make_optimiser
+from iresnet.training.optim import OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer
 
 KINDS = ("density", "classify", "hybrid", "toy")
 
@@ -64,7 +64,7 @@ def same(a, b):
 def assert_same_run(run, other):
     a, b = read_checkpoint(run), read_checkpoint(other)
     assert a.step == b.step
-    for part in ("model", "optimiser", "average", "random", "best", "skipped"):
+    for part in ("model", "optimizer", "average", "random", "best", "skipped"):
         assert same(getattr(a, part), getattr(b, part)), part
     assert run.model_file.read_bytes() == other.model_file.read_bytes()
 
@@ -320,7 +320,7 @@ REFUSED = {
     "negative weight decay": (("--optim.weight-decay", "-1"), "--optim.weight-decay must be at least 0"),
     "negative clip norm": (("--optim.clip-norm", "-1"), "--optim.clip-norm must be at least 0"),
     "negative warm-up": (("--optim.warmup-epochs", "-1"), "--optim.warmup-epochs must be at least 0"),
-    "an unknown optimiser": (("--optim.name", "adm"), "unknown optimiser 'adm'; did you mean 'adam'"),
+    "an unknown optimizer": (("--optim.name", "adm"), "unknown optimizer 'adm'; did you mean 'adam'"),
     "an unknown schedule": (("--optim.schedule", "cosin"), "unknown schedule 'cosin'; did you mean 'cosine'"),
     "an unknown augmentation": (("--data.augment", "flop"), "unknown augmentation 'flop'; did you mean 'flip'"),
     "an unknown data set": (("--data.name", "digit"), "unknown data set 'digit'; did you mean 'digits'"),
@@ -398,7 +398,7 @@ def test_images_are_augmented_in_train_mode_alone():
     assert torch.equal(seen[1], x.float())
 
 
-# -- optimisers and schedules ----------------------------------------------------------------------------------------
+# -- optimizers and schedules ----------------------------------------------------------------------------------------
 
 RATES = {
     "constant": (OptimConfig(lr=0.1), 10, {0.1: 0.1, 10: 0.1}),
@@ -436,16 +436,16 @@ def test_the_rate_in_the_metrics_is_that_of_the_schedule(tiny, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_every_optimiser_minimises(name):
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_minimizes(name):
     parameter = torch.nn.Linear(1, 1, bias=False)
-    optimiser = make_optimiser(parameter, OptimConfig(name=name, lr=0.1, weight_decay=0.01, momentum=0.5))
-    assert optimiser.param_groups[0]["weight_decay"] == 0.01
-    assert optimiser.param_groups[0].get("momentum", 0.5) == 0.5
+    optimizer = make_optimizer(parameter, OptimConfig(name=name, lr=0.1, weight_decay=0.01, momentum=0.5))
+    assert optimizer.param_groups[0]["weight_decay"] == 0.01
+    assert optimizer.param_groups[0].get("momentum", 0.5) == 0.5
     for _ in range(50):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (parameter.weight - 2).square().sum().backward()
-        optimiser.step()
+        optimizer.step()
     assert abs(parameter.weight.item() - 2) < 0.1
 
 
@@ -503,7 +503,7 @@ def test_a_dry_run_predicts_for_the_precision_of_the_recipe(tiny):
     assert [p.exchanged for p in half.predictions()] == [p.exchanged for p in full.predictions()]
 
 
-def test_every_device_holds_the_model_its_optimiser_and_the_data(tiny):
+def test_every_device_holds_the_model_its_optimizer_and_the_data(tiny):
     config, dataset = settings(tiny, "hybrid"), load("digits")
     result = dry_run(config)
     held = [*build_model(config, inputs_of(dataset, "hybrid")).buffers(), dataset.train.x, dataset.train.y]

@@ -9,7 +9,7 @@ from torch import nn
 import iresnet as ir
 from iresnet import evaluation
 from iresnet.data import Dataset, Split, load
-from iresnet.data.transforms import dequantise
+from iresnet.data.transforms import dequantize
 from iresnet.distributions import Base
 from iresnet.errors import DataError, IResNetError
 from iresnet.evaluation.draws import importance_weighted
@@ -196,11 +196,11 @@ def test_reports_are_means_over_examples_and_draws_whatever_the_batches(draws):
     """Batches of 8, 8 and 4 cost 80, 80 and 40 products: what repetitions cost is not counted."""
     known, split = Known(), Split(torch.zeros(20, DIMS, dtype=torch.uint8))
     result = evaluation.likelihood(
-        known.flow, split, levels=2, logdet=Reports(), batch_size=8, dequantise_samples=draws
+        known.flow, split, levels=2, logdet=Reports(), batch_size=8, dequantize_samples=draws
     )
     assert result.uncertainty.n_products == pytest.approx(draws * (80 * 16 + 40 * 4) / 20)
     noise = torch.Generator().manual_seed(0)
-    u = torch.cat([dequantise(split.x[:n], levels=2, generator=noise) for n in (8, 8, 4) for _ in range(draws)])
+    u = torch.cat([dequantize(split.x[:n], levels=2, generator=noise) for n in (8, 8, 4) for _ in range(draws)])
     bias = (u.double() @ known.matrices[0].T).abs().sum(1).mean()
     assert result.uncertainty.bias_nats == pytest.approx(float(bias))
 
@@ -237,7 +237,7 @@ def test_the_bound_falls_with_every_draw_to_the_probability_of_cells():
     exact, with_one = cell_nats(x, mean, std)
     results = [
         evaluation.likelihood(
-            normal_flow(2, mean, std), Split(x), levels=4, dequantise_samples=k, n_repeated=4000, batch_size=4000
+            normal_flow(2, mean, std), Split(x), levels=4, dequantize_samples=k, n_repeated=4000, batch_size=4000
         )
         for k in (1, 3, 256)
     ]
@@ -248,14 +248,14 @@ def test_the_bound_falls_with_every_draw_to_the_probability_of_cells():
     for i in range(2):
         assert nats[i] - nats[i + 1] > 4 * math.hypot(errors[i], errors[i + 1])
     assert all(n > exact - 4 * error for n, error in zip(nats, errors, strict=True))
-    assert [r.dequantise_samples for r in results] == [1, 3, 256]
+    assert [r.dequantize_samples for r in results] == [1, 3, 256]
 
 
 def test_several_draws_change_nothing_where_the_density_is_constant():
     flow = ir.Flow(ir.Affine(std=4.0), Linear(torch.zeros(2)))
     for k in (1, 5):
         result = evaluation.likelihood(
-            flow, Split(torch.arange(4, dtype=torch.uint8)[:, None].repeat(2, 2)), levels=4, dequantise_samples=k
+            flow, Split(torch.arange(4, dtype=torch.uint8)[:, None].repeat(2, 2)), levels=4, dequantize_samples=k
         )
         assert result.bits_per_dim.mean == pytest.approx(2, abs=1e-6)
         assert result.bits_per_dim.half_width < 1e-6
@@ -276,11 +276,11 @@ def test_the_gaussian_baseline_takes_the_same_number_of_draws():
     covariance = x.T.cov() + torch.eye(64, dtype=torch.float64) / 12
     normal = torch.distributions.MultivariateNormal(x.mean(0) + 0.5, covariance)
     test = digits.test.shuffled(3).x
-    draws = [normal.log_prob(dequantise(test, levels=17, generator=noise).flatten(1).double()) for _ in range(4)]
+    draws = [normal.log_prob(dequantize(test, levels=17, generator=noise).flatten(1).double()) for _ in range(4)]
     expected = -torch.stack(draws).exp().mean(0).log().mean()
-    result = evaluation.gaussian_baseline(digits, digits.test, dequantise_samples=4, seed=3)
+    result = evaluation.gaussian_baseline(digits, digits.test, dequantize_samples=4, seed=3)
     assert result.nats.mean == pytest.approx(float(expected), abs=1e-6)
-    assert result.dequantise_samples == 4
+    assert result.dequantize_samples == 4
 
 
 def test_errors_that_draws_share_do_not_make_the_bound_too_good():
@@ -290,7 +290,7 @@ def test_errors_that_draws_share_do_not_make_the_bound_too_good():
     """
     known, n = Known(), 500
     split = Split(torch.zeros(n, DIMS, dtype=torch.uint8))
-    options = {"levels": 2, "dequantise_samples": 24, "n_repeated": n, "batch_size": n}
+    options = {"levels": 2, "dequantize_samples": 24, "n_repeated": n, "batch_size": n}
     exact = evaluation.likelihood(known.flow, split, **options)
     shared = evaluation.likelihood(known.flow, split, logdet=FULL, **options)
     error = 4 * math.sqrt((known.probe_variance + known.noise_variance) / n)
@@ -370,15 +370,15 @@ def not_finite():
 POINTS = Split(torch.randn(20, 3))
 TABLE = Dataset("table", POINTS, POINTS, POINTS, None, (), "here")
 IMPOSSIBLE = {
-    "no draws": (bad(dequantise_samples=0), IResNetError, "dequantise_samples must be at least 1, got 0"),
-    "draws of real numbers": (bad(split=POINTS, levels=None, dequantise_samples=2), DataError, "continuous data"),
+    "no draws": (bad(dequantize_samples=0), IResNetError, "dequantize_samples must be at least 1, got 0"),
+    "draws of real numbers": (bad(split=POINTS, levels=None, dequantize_samples=2), DataError, "continuous data"),
     "a baseline without draws": (
-        lambda: evaluation.gaussian_baseline(TABLE, POINTS, dequantise_samples=0),
+        lambda: evaluation.gaussian_baseline(TABLE, POINTS, dequantize_samples=0),
         IResNetError,
         "at least 1",
     ),
     "a baseline with draws of real numbers": (
-        lambda: evaluation.gaussian_baseline(TABLE, POINTS, dequantise_samples=2),
+        lambda: evaluation.gaussian_baseline(TABLE, POINTS, dequantize_samples=2),
         DataError,
         "continuous data",
     ),

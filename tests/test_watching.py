@@ -119,8 +119,8 @@ def test_states_of_blocks_against_dense_linear_algebra():
         assert not block.last_logdet.requires_grad
     for name in layers:
         layer = blocks[name]
-        layer.normalisation.converge(layer.unnormalised_weight)
-        weight, (n, c) = layer.unnormalised_weight.detach(), layer.weight.shape[:2]
+        layer.normalization.converge(layer.unnormalized_weight)
+        weight, (n, c) = layer.unnormalized_weight.detach(), layer.weight.shape[:2]
         images = torch.eye(c * 16, dtype=torch.float64).view(-1, c, 4, 4)
         dense = torch.nn.functional.conv2d(images, weight, padding="same").view(c * 16, n * 16)
         norm = float(torch.linalg.matrix_norm(dense, 2))

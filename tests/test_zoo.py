@@ -19,7 +19,7 @@ from iresnet.config import WITHOUT
 from iresnet.distributions import BASES
 from iresnet.errors import IResNetError, RecipeError, UnknownNameError
 from iresnet.lipschitz import DenseConcat
-from iresnet.normalisation import PowerIteration
+from iresnet.normalization import PowerIteration
 from iresnet.zoo import ARCHITECTURES, LOGDETS, SOLVERS, build, make_logdet, make_solver
 
 TASKS = ("density", "classify", "hybrid")
@@ -81,7 +81,7 @@ def test_float64_end_to_end(name, task):
 def test_a_saved_model_loads_into_a_new_one_bit_for_bit(name, task):
     options = {} if name in PLAIN else {"logdet": "exact"}
     model, x = tiny(name, task, **options)
-    for _ in range(2):  # moves the power iteration and the batch norm, initialises the actnorm
+    for _ in range(2):  # moves the power iteration and the batch norm, initializes the actnorm
         loss_of(model, x)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
@@ -133,7 +133,7 @@ def test_options_reach_every_block(name):
 
 @pytest.mark.parametrize("name", INVERTIBLE)
 def test_dense_concatenation_and_other_norms_make_models_that_certify_and_invert(name):
-    model, x = tiny(name, network="dense-concat", coeff=0.95, activation="lipswish", normalisation="linf")
+    model, x = tiny(name, network="dense-concat", coeff=0.95, activation="lipswish", normalization="linf")
     model(x)
     model.double().eval()
     assert any(isinstance(m, DenseConcat) for m in model.modules())
@@ -247,13 +247,13 @@ def test_without_a_coefficient_weights_are_free_and_nothing_is_proved(name):
     model, x = tiny(name, "classify", **options)
     layers = [m for m in model.modules() if isinstance(m, (ir.LipschitzConv2d, ir.LipschitzLinear))]
     for layer in layers:
-        layer.weight = 3 * torch.randn_like(layer.unnormalised_weight)
+        layer.weight = 3 * torch.randn_like(layer.unnormalized_weight)
     free = [layer.weight.detach().clone() for layer in layers]
     assert not ir.seal(model.eval()).certified
     for layer, weight in zip(layers, free, strict=True):
         assert torch.equal(layer.weight, weight)
-        assert torch.equal(layer.weight, layer.unnormalised_weight)
-        assert not layer.normalisation.constrained
+        assert torch.equal(layer.weight, layer.unnormalized_weight)
+        assert not layer.normalization.constrained
     with pytest.warns(ir.errors.ConvergenceWarning, match="did not converge"):
         model.invert(model.features(x))
 

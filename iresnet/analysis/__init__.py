@@ -5,18 +5,18 @@ __all__ = [
     "LatentAnalysis",
     "LipschitzAnalysis",
     "LogDetAnalysis",
-    "analyse_inverse",
-    "analyse_latent",
-    "analyse_lipschitz",
-    "analyse_logdet",
+    "analyze_inverse",
+    "analyze_latent",
+    "analyze_lipschitz",
+    "analyze_logdet",
     "bijection_of",
     "examples",
     "rescaled",
     "solver_curves",
 ]
 
-from iresnet.analysis.inverse import InverseAnalysis, analyse_inverse, rescaled, solver_curves
-from iresnet.analysis.latent import LatentAnalysis, analyse_latent
-from iresnet.analysis.lipschitz import LipschitzAnalysis, analyse_lipschitz
-from iresnet.analysis.logdet import LogDetAnalysis, analyse_logdet
+from iresnet.analysis.inverse import InverseAnalysis, analyze_inverse, rescaled, solver_curves
+from iresnet.analysis.latent import LatentAnalysis, analyze_latent
+from iresnet.analysis.lipschitz import LipschitzAnalysis, analyze_lipschitz
+from iresnet.analysis.logdet import LogDetAnalysis, analyze_logdet
 from iresnet.analysis.visits import bijection_of, examples

@@ -1,4 +1,4 @@
-"""The figures of the analyses, in colours that differ for colour-blind people, with a marker or a dash for each."""
+"""The figures of the analyses, in colors that differ for color-blind people, with a marker or a dash for each."""
 
 __all__ = ["draw_inverse", "draw_latent", "draw_lipschitz", "draw_logdet"]
 
@@ -115,17 +115,17 @@ def draw_lipschitz(analysis: LipschitzAnalysis) -> Figure:
 
 
 def _draw_spectra(figure: Figure, panel: Axes, analysis: LipschitzAnalysis) -> None:
-    colours = colormaps["cividis"].resampled(256)
+    colors = colormaps["cividis"].resampled(256)
     norm = Normalize(1, max(2, len(analysis.layers)))
     for i, row in enumerate(analysis.layers, start=1):
         dashes = "-" if row.spectrum == "exact" else "--"
         share = np.linspace(0, 100, len(row.singular_values))
         marker = "." if len(row.singular_values) < 20 else ""
-        panel.plot(share, row.singular_values, dashes, marker=marker, color=colours(norm(i)), linewidth=1.2)
+        panel.plot(share, row.singular_values, dashes, marker=marker, color=colors(norm(i)), linewidth=1.2)
     panel.set(xlabel="rank (% of the singular values)", ylabel="singular value")
     panel.set_title("Singular values of layers (dashed: of the circular convolution that bounds them)", fontsize=11)
     panel.grid(alpha=0.3)
-    mappable = ScalarMappable(norm, colours)
+    mappable = ScalarMappable(norm, colors)
     figure.colorbar(mappable, ax=panel, label="layer, from data to latent", ticks=MaxNLocator(integer=True))
 
 
@@ -134,7 +134,7 @@ def _draw_bounds(panel: Axes, rows: Sequence[Any], xlabel: str, title: str) -> N
     upper = [row.upper if math.isfinite(row.upper) else math.nan for row in rows]
     panel.plot(numbers, upper, "v", color=PALETTE[4], label="proved from above")
     panel.plot(numbers, [row.lower for row in rows], "^", color=PALETTE[0], label="found from below")
-    panel.vlines(numbers, [row.lower for row in rows], upper, color="grey", linewidth=1)
+    panel.vlines(numbers, [row.lower for row in rows], upper, color="gray", linewidth=1)
     unknown = [i for i, row in zip(numbers, rows, strict=True) if not math.isfinite(row.upper)]
     if unknown:
         panel.plot(unknown, [1] * len(unknown), "x", color=PALETTE[6], label="no upper bound known")
@@ -234,10 +234,10 @@ def _test(fit: Any) -> str:
 
 def _draw_quantiles(panel: Axes, analysis: LatentAnalysis) -> None:
     normal = stats.norm.ppf(PROBABILITIES)
-    panel.plot(normal[[0, -1]], normal[[0, -1]], color="grey", label="claimed: normal")
+    panel.plot(normal[[0, -1]], normal[[0, -1]], color="gray", label="claimed: normal")
     for scale, look in zip(analysis.scales, _looks(), strict=False):
         panel.plot(normal, scale.quantiles, label=f"{scale.name}, {_test(scale.elements)}", **{**look, "linestyle": ""})
-    panel.set(xlabel="normal quantile", ylabel="quantile of the elements", title="Elements of standardised latents")
+    panel.set(xlabel="normal quantile", ylabel="quantile of the elements", title="Elements of standardized latents")
     panel.legend(fontsize=8)
 
 

@@ -1,6 +1,6 @@
 """How fast inverses converge, or do not: errors against iterations, beside the rate that is proved."""
 
-__all__ = ["BlockCurve", "Curve", "InverseAnalysis", "Subject", "analyse_inverse", "rescaled", "solver_curves"]
+__all__ = ["BlockCurve", "Curve", "InverseAnalysis", "Subject", "analyze_inverse", "rescaled", "solver_curves"]
 
 import math
 from collections.abc import Callable, Iterator
@@ -163,7 +163,7 @@ def _finding(subject: Subject) -> str:
 
 
 @torch.no_grad()
-def analyse_inverse(
+def analyze_inverse(
     bijection: Bijection,
     x: Tensor,  # (N, *E)
     *,
@@ -188,7 +188,7 @@ def analyse_inverse(
     Example:
         >>> import iresnet as ir
         >>> block = ir.ResidualBlock(ir.networks.mlp(2, 8, coeff=0.5)).double()
-        >>> subject = analyse_inverse(block, torch.randn(4, 2, dtype=torch.float64), label="mlp", scale=1.0)
+        >>> subject = analyze_inverse(block, torch.randn(4, 2, dtype=torch.float64), label="mlp", scale=1.0)
         >>> subject.verdict, subject.blocks[0].within_bound
         ('converges', True)
     """
@@ -207,7 +207,7 @@ def solver_curves(
     scale: float,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Curve, ...]:
-    """Errors of a network's inverse by every solver, against evaluations; arguments as :func:`analyse_inverse`."""
+    """Errors of a network's inverse by every solver, against evaluations; arguments as :func:`analyze_inverse`."""
     curves = []
     with hold_weights(bijection, iterate=False):
         for i, name in enumerate(SOLVERS):
@@ -261,8 +261,8 @@ def _coeff(module: nn.Module) -> float | None:
     coeffs = []
     for block in (m for m in module.modules() if isinstance(m, ResidualBlock)):
         for layer in block.g.modules():
-            if isinstance(layer, LipschitzLayer) and layer.normalised:
-                coeffs.append(layer.normalisation.coeff)
+            if isinstance(layer, LipschitzLayer) and layer.normalized:
+                coeffs.append(layer.normalization.coeff)
             elif isinstance(layer, (nn.Linear, nn.Conv2d)):
                 return None
     largest = max(coeffs, default=math.inf)
@@ -294,9 +294,9 @@ def rescaled(bijection: Bijection, coeff: float) -> Iterator[None]:
         True
     """
     layers = lipschitz_layers(bijection)
-    if not all(math.isfinite(layer.normalisation.coeff) for layer in layers):
+    if not all(math.isfinite(layer.normalization.coeff) for layer in layers):
         raise IResNetError("layers without a coefficient cannot be rescaled to another; give a constrained model")
     with torch.no_grad():
-        weights = [coeff / m.normalisation.coeff * m.normalisation.normalise(m.unnormalised_weight) for m in layers]
+        weights = [coeff / m.normalization.coeff * m.normalization.normalize(m.unnormalized_weight) for m in layers]
     with replace_weights(bijection, weights):
         yield

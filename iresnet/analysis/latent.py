@@ -1,6 +1,6 @@
 """Whether latents are distributed as the base density claims, and what their main directions show."""
 
-__all__ = ["Fit", "LatentAnalysis", "Moments", "Projection", "Radius", "analyse_latent", "scales_of"]
+__all__ = ["Fit", "LatentAnalysis", "Moments", "Projection", "Radius", "analyze_latent", "scales_of"]
 
 import math
 from collections.abc import Callable
@@ -194,7 +194,7 @@ class LatentAnalysis:
 
 
 @torch.no_grad()
-def analyse_latent(
+def analyze_latent(
     encode: Callable[[Tensor], Tensor],
     x: Tensor,  # (N, *E)
     y: Tensor | None = None,  # (N,)
@@ -205,7 +205,7 @@ def analyse_latent(
 ) -> LatentAnalysis:
     r"""Test latents against the base density, and project them on their main directions.
 
-    If the model is right, standardised latents u are independent standard normal numbers: so are their elements,
+    If the model is right, standardized latents u are independent standard normal numbers: so are their elements,
     :math:`|u|^2` is chi-square distributed with D degrees of freedom, and no direction has a much larger variance than
     :math:`(1 + \sqrt{D/N})^2`, up to fluctuations by the law of Tracy and Widom.
 
@@ -228,9 +228,9 @@ def analyse_latent(
     Example:
         >>> import iresnet as ir
         >>> x = torch.randn(1000, 2)
-        >>> analyse_latent(ir.Chain([]), x, base=ir.StandardNormal(2)).rejected
+        >>> analyze_latent(ir.Chain([]), x, base=ir.StandardNormal(2)).rejected
         []
-        >>> "lengths" in analyse_latent(ir.Chain([]), 1.3 * x, base=ir.StandardNormal(2)).rejected
+        >>> "lengths" in analyze_latent(ir.Chain([]), 1.3 * x, base=ir.StandardNormal(2)).rejected
         True
     """
     if len(x) < 8:
@@ -315,19 +315,19 @@ def _fit(values: np.ndarray, cdf: Callable[[np.ndarray], np.ndarray]) -> Fit:
 def _edge(n: int, dims: int) -> float:
     """The largest eigenvalue's quantile at 1 - LEVEL, that of the Tracy-Widom law of order 1 being 3.27."""
     rows, columns = math.sqrt(n - 1), math.sqrt(dims)
-    centre, width = (rows + columns) ** 2, (rows + columns) * (1 / rows + 1 / columns) ** (1 / 3)
-    return (centre + 3.27 * width) / n
+    center, width = (rows + columns) ** 2, (rows + columns) * (1 / rows + 1 / columns) ** (1 / 3)
+    return (center + 3.27 * width) / n
 
 
 def _projection(u: np.ndarray, edge: float | None, labels: list[int]) -> Projection:
     """Principal components, from the smaller one of the two matrices of products."""
     n, dims = u.shape
-    centred = u - u.mean(0)
+    centered = u - u.mean(0)
     if dims <= n:
-        variances, directions = np.linalg.eigh(centred.T @ centred / n)
+        variances, directions = np.linalg.eigh(centered.T @ centered / n)
     else:
-        variances, between = np.linalg.eigh(centred @ centred.T / n)
-        directions = centred.T @ (between / np.sqrt(n * np.maximum(variances, np.finfo(float).tiny)))
-    variances, points = variances[::-1].clip(min=0), centred[:KEPT] @ directions[:, ::-1][:, :2]
+        variances, between = np.linalg.eigh(centered @ centered.T / n)
+        directions = centered.T @ (between / np.sqrt(n * np.maximum(variances, np.finfo(float).tiny)))
+    variances, points = variances[::-1].clip(min=0), centered[:KEPT] @ directions[:, ::-1][:, :2]
     share = float(variances[:2].sum() / max(variances.sum(), np.finfo(float).tiny))
     return Projection(variances[:20].tolist(), share, edge, points.tolist(), labels)

@@ -1,6 +1,6 @@
 """How far each layer and block contracts: singular values, and bounds from below and above."""
 
-__all__ = ["LayerRow", "LipschitzAnalysis", "analyse_lipschitz"]
+__all__ = ["LayerRow", "LipschitzAnalysis", "analyze_lipschitz"]
 
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class LayerRow:
         name: path in the model.
         kind: of operator, such as ``"conv 3x3"``.
         coeff: the norm that it is held at, None for a layer that nothing holds.
-        estimate: the norm that its normalisation takes it to have, from below for power iteration; None without one.
+        estimate: the norm that its normalization takes it to have, from below for power iteration; None without one.
         lower: a stretch that was found by power iteration.
         upper: proved bound.
         norm: p of the norm of these.
@@ -95,13 +95,13 @@ class LipschitzAnalysis:
 
 
 @torch.no_grad()
-def analyse_lipschitz(
+def analyze_lipschitz(
     model: nn.Module, shape: tuple[int, ...], *, progress: Callable[[int], None] = lambda done: None
 ) -> LipschitzAnalysis:
     r"""Take singular values and bounds of every linear layer in the residual maps of a model.
 
     Spectra are exact for dense layers, 1x1 convolutions, and convolutions whose matrix is small enough; else those of
-    the circular convolution that bounds them. A model without residual blocks has all its layers analysed.
+    the circular convolution that bounds them. A model without residual blocks has all its layers analyzed.
 
     Args:
         model: any module, in eval mode.
@@ -114,7 +114,7 @@ def analyse_lipschitz(
 
     Example:
         >>> import iresnet as ir
-        >>> analysis = analyse_lipschitz(ir.ResidualBlock(ir.networks.mlp(2, 8, coeff=0.5)).eval(), (2,))
+        >>> analysis = analyze_lipschitz(ir.ResidualBlock(ir.networks.mlp(2, 8, coeff=0.5)).eval(), (2,))
         >>> len(analysis.layers), analysis.certified
         (3, True)
     """
@@ -150,7 +150,7 @@ def layers_of(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[nn.Li
         for hook in hooks:
             hook.remove()
     if not found:
-        raise RecipeError("this model has no linear layers to analyse; train one with --model.blocks")
+        raise RecipeError("this model has no linear layers to analyze; train one with --model.blocks")
     return found
 
 
@@ -160,10 +160,10 @@ def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
 
 def _row(name: str, layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> LayerRow:
     coeff, estimate, norm = None, None, 2.0
-    if isinstance(layer, LipschitzLayer) and layer.normalised:
-        part = layer.normalisation
+    if isinstance(layer, LipschitzLayer) and layer.normalized:
+        part = layer.normalization
         coeff, norm = part.coeff if math.isfinite(part.coeff) else None, part.norm
-        estimate = float(part.sigma(part.normalise(layer.unnormalised_weight)))
+        estimate = float(part.sigma(part.normalize(layer.unnormalized_weight)))
     found = spectrum(layer, shape)
     largest = float(found.values[0]) if found and found.kind == "exact" and norm == 2 else 0.0
     kind = "dense" if isinstance(layer, nn.Linear) else f"conv {layer.kernel_size[0]}x{layer.kernel_size[1]}"

@@ -1,6 +1,6 @@
 """Bias, spread and cost of estimators of the log-determinant, against the exact value at examples."""
 
-__all__ = ["CANDIDATES", "Candidate", "EstimatorRow", "LogDetAnalysis", "analyse_logdet"]
+__all__ = ["CANDIDATES", "Candidate", "EstimatorRow", "LogDetAnalysis", "analyze_logdet"]
 
 import math
 import statistics
@@ -47,7 +47,7 @@ CANDIDATES = (
     *(Candidate("Krylov", n, partial(Krylov, n)) for n in range(1, 7)),
     Candidate("Krylov, tol=0.01", None, partial(Krylov, tol=1e-2)),
 )
-"""What :func:`analyse_logdet` measures."""
+"""What :func:`analyze_logdet` measures."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class LogDetAnalysis:
         )
 
 
-def analyse_logdet(
+def analyze_logdet(
     bijection: Bijection,
     x: Tensor,  # (N, *E)
     *,
@@ -169,7 +169,7 @@ def analyse_logdet(
     Example:
         >>> import iresnet as ir
         >>> block = ir.ResidualBlock(torch.nn.Sequential(ir.LipschitzLinear(4, 4, coeff=0.5))).double()
-        >>> analysis = analyse_logdet(block, torch.randn(2, 4, dtype=torch.float64))
+        >>> analysis = analyze_logdet(block, torch.randn(2, 4, dtype=torch.float64))
         >>> abs(analysis.row("Krylov", 4).bias) < 1e-9  # as many steps as dimensions
         True
     """

@@ -46,7 +46,7 @@ def spectrum(layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> Spectrum |
     r"""Singular values of a dense layer or of a convolution on images of a size.
 
     Args:
-        layer: normalised or not; its weight as it is used in eval mode.
+        layer: normalized or not; its weight as it is used in eval mode.
         shape: event shape of its input.
 
     Returns:

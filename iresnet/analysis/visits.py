@@ -1,4 +1,4 @@
-"""What is analysed: examples of a split as a model sees them, and the residual blocks that they pass through."""
+"""What is analyzed: examples of a split as a model sees them, and the residual blocks that they pass through."""
 
 __all__ = ["Visit", "bijection_of", "examples", "visits"]
 
@@ -8,12 +8,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from iresnet.bijections import Bijection, ResidualBlock
-from iresnet.data import Split, dequantise, permutation
+from iresnet.data import Split, dequantize, permutation
 from iresnet.errors import RecipeError
 
 
 def examples(split: Split, n: int, *, levels: int | None, seed: int = 0) -> Split:
-    """Take examples in a random order, with the noise of dequantisation, in float64.
+    """Take examples in a random order, with the noise of dequantization, in float64.
 
     Args:
         split: where they are taken from.
@@ -27,7 +27,7 @@ def examples(split: Split, n: int, *, levels: int | None, seed: int = 0) -> Spli
     """
     chosen = torch.from_numpy(permutation(len(split), seed)[:n]).to(split.x.device)
     noise = Generator().manual_seed(seed)
-    x = dequantise(split.x[chosen], levels=levels, generator=noise, dtype=torch.float64)
+    x = dequantize(split.x[chosen], levels=levels, generator=noise, dtype=torch.float64)
     return Split(x, None if split.y is None else split.y[chosen])
 
 
@@ -41,7 +41,7 @@ def bijection_of(model: nn.Module) -> Bijection:
     if not isinstance(bijection, Bijection):
         raise RecipeError(
             f"this model ({type(model).__name__}) is no bijection: it has no inverse and no log-determinant to "
-            "analyse; give a run of an invertible architecture (see: iresnet recipes)"
+            "analyze; give a run of an invertible architecture (see: iresnet recipes)"
         )
     return bijection
 
@@ -79,7 +79,7 @@ def visits(bijection: Bijection, x: Tensor) -> list[Visit]:  # (N, *E)
     """
     names = {block: name for name, block in bijection.named_modules() if isinstance(block, ResidualBlock)}
     if not names:
-        raise RecipeError("this model has no residual blocks to analyse; train one with --model.blocks")
+        raise RecipeError("this model has no residual blocks to analyze; train one with --model.blocks")
     found: list[Visit] = []
 
     def note(block: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Activation normalisation: a learned scale and shift for each channel, set from the first batch."""
+"""Activation normalization: a learned scale and shift for each channel, set from the first batch."""
 
 __all__ = ["ActNorm"]
 
@@ -17,13 +17,13 @@ from iresnet.precision import without_autocast
 
 
 class ActNorm(Bijection):
-    r"""Scale and shift for each channel (or feature), initialised from data.
+    r"""Scale and shift for each channel (or feature), initialized from data.
 
     .. math:: z = (x + b) e^{s}, \quad \log|\det dz/dx| = HW \sum_c s_c
 
     The first batch seen in train mode sets b and s such that each channel of z has mean 0 and variance 1 there (a
     constant one: mean 0), over all processes of a distributed run. That it happened is a buffer, so a loaded model is
-    not initialised again.
+    not initialized again.
 
     Args:
         channels: size of dimension 1 of the input.
@@ -42,21 +42,22 @@ class ActNorm(Bijection):
         (True, True)
     """
 
-    initialised: Tensor
+    initialized: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
         # A number and no bool: averages of models, which take means of buffers too, know no means of those.
-        self.register_buffer("initialised", torch.tensor(0.0))
-        self._known_initialised = False  # spares the wait for the device that reading the buffer costs
+        self.register_buffer("initialized", torch.tensor(0.0))
+        self._known_initialized = False  # spares the wait for the device that reading the buffer costs
+        self.register_load_state_dict_pre_hook(_rename)
         self.register_load_state_dict_post_hook(_forget)
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
         self._check(x)
-        self._initialise_once(x)
+        self._initialize_once(x)
         return (x + _broadcast(self.shift, x)) * _broadcast(self.log_scale.exp(), x)
 
     def forward_and_logdet(
@@ -78,10 +79,10 @@ class ActNorm(Bijection):
         check_events(x, f"ActNorm({len(self.shift)})", (len(self.shift), ...))
 
     @torch.no_grad()
-    def _initialise_once(self, x: Tensor) -> None:
-        if not self.training or self._known_initialised:
+    def _initialize_once(self, x: Tensor) -> None:
+        if not self.training or self._known_initialized:
             return
-        if not bool(self.initialised):
+        if not bool(self.initialized):
             if is_transforming():
                 raise IResNetError(
                     "ActNorm takes its scale from the first batch in train mode, which it cannot under transforms of "
@@ -94,12 +95,18 @@ class ActNorm(Bijection):
             self.shift.copy_(-mean)
             # A constant channel, such as a padded one, keeps its scale: dividing by nothing would blow up its shift.
             self.log_scale.copy_(-0.5 * torch.log(torch.where(variance > 1e-8, variance, 1.0)))
-            self.initialised.fill_(1.0)
-        self._known_initialised = True
+            self.initialized.fill_(1.0)
+        self._known_initialized = True
+
+
+def _rename(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:  # noqa: ARG001
+    """Take the state of an older release."""
+    if f"{prefix}initialised" in state:
+        state[f"{prefix}initialized"] = state.pop(f"{prefix}initialised")
 
 
 def _forget(module: nn.Module, incompatible_keys: Any) -> None:  # noqa: ARG001
-    module._known_initialised = False  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    module._known_initialized = False  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
 
 
 def _broadcast(parameter: Tensor, x: Tensor) -> Tensor:

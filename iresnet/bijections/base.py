@@ -46,7 +46,7 @@ def check_events(x: Tensor, what: str, shape: tuple[int | EllipsisType | None, .
     if not x.is_floating_point():
         raise IResNetError(
             f"{what} takes real numbers, got {x.dtype}; a density of integers, such as pixels, is that of "
-            "iresnet.dequantise(x, levels=256), and classifiers take x.float()"
+            "iresnet.dequantize(x, levels=256), and classifiers take x.float()"
         )
     more = shape[-1:] == (...,)
     sizes = shape[:-1] if more else shape

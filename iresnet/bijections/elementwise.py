@@ -13,7 +13,7 @@ from iresnet.logdet import LogDetEstimator
 
 
 class Affine(Bijection):
-    r"""Standardise with fixed numbers.
+    r"""Standardize with fixed numbers.
 
     .. math:: z = (x - m) / s, \quad \log|\det dz/dx| = -\sum_i \log s_i
 

@@ -47,7 +47,7 @@ def _forward_again(g: nn.Module, x: Tensor) -> Tensor:
 
 
 def _recompute(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
-    """Activation checkpointing: backward linearises again, with the probes of forward."""
+    """Activation checkpointing: backward linearizes again, with the probes of forward."""
     with torch.no_grad():  # apart, since torch.func.vjp refuses to run while what it saves is replaced
         finish = estimator.prepare(linearize_held(g, x))
 
@@ -117,25 +117,25 @@ class _Scaled(torch.autograd.Function):
 
 
 def linearize_held(g: nn.Module, x: Tensor) -> Linearization:
-    """Linearise g, whose weights are held; and again as it was now, when they are not any more."""
+    """Linearize g, whose weights are held; and again as it was now, when they are not any more."""
     jacobian = linearize_inner(g, x)
     same_shape(jacobian.value, x)
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or is_transforming()):
         return jacobian
     layers = lipschitz_layers(g)
-    weights = [layer.weight if (held := layer.normalisation.held) is None else held for layer in layers]
+    weights = [layer.weight if (held := layer.normalization.held) is None else held for layer in layers]
     return replace(jacobian, inputs=(x, *weights, *_others(g, layers)), again=partial(_linearize_with, g))
 
 
 def _others(g: nn.Module, layers: Sequence[LipschitzLayer]) -> list[Tensor]:
-    """Parameters of g that no layer normalises, each once."""
+    """Parameters of g that no layer normalizes, each once."""
     of_layers = {id(layer.parametrizations.weight) for layer in layers}  # pyright: ignore
     others = (p for m in g.modules() if id(m) not in of_layers for p in m._parameters.values() if p is not None)
     return list({id(p): p for p in others}.values())
 
 
 def _linearize_with(g: nn.Module, x: Tensor, *tensors: Tensor) -> Linearization:
-    """Linearise g with these normalised weights and other parameters."""
+    """Linearize g with these normalized weights and other parameters."""
     layers = lipschitz_layers(g)
     then, now = tensors[len(layers) :], _others(g, layers)
     held = replace_weights(g, tensors[: len(layers)])

@@ -17,8 +17,8 @@ from iresnet.logdet import LogDetEstimator
 class Squeeze(Bijection):
     """Space to depth: every 2x2 square of pixels becomes 4 C channels of one pixel.
 
-    Channels are ordered (row, column, channel), so that the first half holds the even rows of *all* colours, as in the
-    2019 code, and not some of the colours.
+    Channels are ordered (row, column, channel), so that the first half holds the even rows of *all* colors, as in the
+    2019 code, and not some of the colors.
 
     Shape:
         (N, C, H, W) -> (N, 4 C, H / 2, W / 2).

@@ -52,7 +52,7 @@ def evaluate(
     examples: Annotated[int | None, Parameter(validator=validators.Number(gte=2))] = None,
     seed: Seed = 0,
     standard_error: float | None = None,
-    dequantise_samples: int = 1,
+    dequantize_samples: Annotated[int, Parameter(alias="--dequantise-samples")] = 1,
     precision: Precision = "float32",
     batch_size: BatchSize = None,
     device: DeviceName = "auto",
@@ -77,12 +77,12 @@ def evaluate(
         split: train, validation or test.
         data_dir: Folder of data sets.
         ood: Name or path of other data, whose same split is compared; may be repeated. Images are padded, scaled down
-            or repeated on colour channels to fit the model's own.
+            or repeated on color channels to fit the model's own.
         examples: Evaluate so many at most, drawn at random; all of the split by default. Of other data and of training
             examples there are as many at most.
-        seed: Of the order of examples, dequantisation noise and probes.
+        seed: Of the order of examples, dequantization noise and probes.
         standard_error: Of the mean bits/dim, at which to stop before the end of the split.
-        dequantise_samples: Noise draws for each example, whose mean density is a tighter bound.
+        dequantize_samples: Noise draws for each example, whose mean density is a tighter bound.
     """
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
@@ -91,13 +91,13 @@ def evaluate(
     from iresnet.precision import use_precision
 
     folder, model, dataset, whole = open_run(run, data_dir, split, device)
-    if standard_error is not None or dequantise_samples != 1:
+    if standard_error is not None or dequantize_samples != 1:
         flow_of(model)  # a classifier of which a density is asked is refused
     others = dict(_other(name, data_dir or folder.data_dir, dataset, split) for name in ood or ())
     part = whole.shuffled(seed, examples) if examples else whole
     result, before = _about(folder, model, dataset, split), _before(folder, split)
     how = {"seed": seed} if batch_size is None else {"seed": seed, "batch_size": batch_size}
-    asked, known = _Effort(len(part), dequantise_samples, precision), _effort_of(before)
+    asked, known = _Effort(len(part), dequantize_samples, precision), _effort_of(before)
     if others and known:  # what is there must not become worse on the way
         enough = standard_error is not None and _standard_error(before) <= standard_error
         asked = known.joined(replace(asked, examples=0) if enough else asked)
@@ -149,7 +149,7 @@ class _Effort:
         return _Effort(max(self.examples, other.examples), max(self.draws, other.draws), precision)
 
     def __str__(self) -> str:
-        return f"{self.examples} examples with {self.draws} dequantisation draws each in {self.precision}"
+        return f"{self.examples} examples with {self.draws} dequantization draws each in {self.precision}"
 
 
 def _before(folder: "Run", split: str) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _effort_of(tree: dict[str, Any]) -> _Effort | None:
     """How an evaluation was made, None when the file does not tell."""
     parts = [part for name in ("likelihood", "classification") if isinstance(part := tree.get(name), dict)]
     counts = [n for part in parts if isinstance(n := part.get("n"), int)]
-    draws = parts[0].get("dequantise_samples", 1) if parts else None
+    draws = parts[0].get("dequantize_samples", 1) if parts else None
     precision = tree.get("precision", "float32")
     if not counts or not isinstance(draws, int) or precision not in PRECISIONS:
         return None
@@ -205,7 +205,7 @@ def _evaluated(
     result: dict[str, Any] = {"examples": len(part), "precision": effort.precision}
     accuracy, score = None, None
     if not isinstance(model, Classifier):
-        options = {"dequantise_samples": effort.draws, **how}
+        options = {"dequantize_samples": effort.draws, **how}
         score, baselines = _density(flow_of(model), dataset, part, standard_error, options)
     if isinstance(model, (Classifier, Hybrid)):
         accuracy = _predictions(model, part, dataset.levels, how)
@@ -229,7 +229,7 @@ def _density(
     with progress("likelihood", len(part)) as advance:
         options: dict[str, Any] = {"standard_error": standard_error, **how}
         score = evaluation.likelihood(flow, part, levels=dataset.levels, **options, progress=advance)
-    noise = {"dequantise_samples": how["dequantise_samples"], "seed": how["seed"]}
+    noise = {"dequantize_samples": how["dequantize_samples"], "seed": how["seed"]}
     return score, _baselines(dataset, part, **noise) if is_main() else {}
 
 
@@ -289,8 +289,8 @@ def _print_likelihoods(scores: dict[str, Any], split: str) -> None:
 def _print_uncertainty(score: "Likelihood", n: int, target: float | None) -> None:
     say(f"log-determinants of this model by {score.estimator}")
     say(str(score.uncertainty))
-    if score.dequantise_samples > 1:
-        say(f"importance-weighted over {score.dequantise_samples} dequantisation draws")
+    if score.dequantize_samples > 1:
+        say(f"importance-weighted over {score.dequantize_samples} dequantization draws")
     if target is not None:
         reached = score.bits_per_dim.standard_error
         say(f"standard error {reached:.2g} after {score.n} of {n} examples, {target:.2g} was asked for")

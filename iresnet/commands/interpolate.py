@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from iresnet.evaluation.interpolation import Path as LatentPath
     from iresnet.runs import Inputs, Run
 
-TITLES = {"linear": "linear in the latent", "spherical": "spherical in the standardised latent"}
+TITLES = {"linear": "linear in the latent", "spherical": "spherical in the standardized latent"}
 
 
 def interpolate(
@@ -41,7 +41,7 @@ def interpolate(
     its learned mean is subtracted and its learned standard deviation divided by; a straight one passes through shorter,
     less typical latents. Classifiers without a density have straight paths through their features.
 
-    Writes samples/interpolation.png: a row for each pair, both kinds below each other, labelled; of points, the paths
+    Writes samples/interpolation.png: a row for each pair, both kinds below each other, labeled; of points, the paths
     in the plane. Of points and of longer rows there is samples/interpolation.csv, with kind, pair and step before the
     values. interpolation.json has the bits/dim along the paths.
 
@@ -52,7 +52,7 @@ def interpolate(
         steps: Examples on a path, with both ends.
         split: train, validation or test.
         data_dir: Folder of data sets.
-        seed: Of the pairs and the dequantisation noise.
+        seed: Of the pairs and the dequantization noise.
     """
     spread(processes, gpus, device)
     from iresnet.devices import device_of
@@ -79,12 +79,12 @@ def _pairs(dataset: "Dataset", part: "Split", n: int, seed: int) -> "tuple[Tenso
     """Both ends of n paths, as a density sees them."""
     import torch
 
-    from iresnet.data import dequantise
+    from iresnet.data import dequantize
 
     if len(part) < 2 * n:
         raise DataError(f"{n} pairs need {2 * n} examples, the split has {len(part)}: ask for fewer with -n")
     x = part.shuffled(seed, 2 * n).x
-    x = dequantise(x, levels=dataset.levels, generator=torch.Generator().manual_seed(seed))
+    x = dequantize(x, levels=dataset.levels, generator=torch.Generator().manual_seed(seed))
     return x[:n], x[n:]
 
 

@@ -65,7 +65,7 @@ def reconstruct(
         solver_examples: How many each solver inverts, with each of 10 budgets; 0 for none.
         split: train, validation or test.
         data_dir: Folder of data sets.
-        seed: Of the dequantisation noise.
+        seed: Of the dequantization noise.
     """
     spread(processes, gpus, device)
     from iresnet import evaluation
@@ -119,11 +119,11 @@ def _draw(
     """Draw data, reconstructions and, of images, the difference; tell what is where, and the factor of the last."""
     import torch
 
-    from iresnet.data import dequantise
+    from iresnet.data import dequantize
     from iresnet.devices import device_of
     from iresnet.pictures import draw
 
-    x = dequantise(part.x[:n], levels=inputs.levels, generator=torch.Generator().manual_seed(seed))
+    x = dequantize(part.x[:n], levels=inputs.levels, generator=torch.Generator().manual_seed(seed))
     x = x.to(device_of(bijection))
     with torch.no_grad():
         back = bijection.inverse(bijection(x))

@@ -1,4 +1,4 @@
-"""Data sets as tensors: find, read, split, batch, dequantise and augment."""
+"""Data sets as tensors: find, read, split, batch, dequantize and augment."""
 
 __all__ = [
     "DATASETS",
@@ -14,7 +14,7 @@ __all__ = [
     "alike",
     "check_columns",
     "check_density",
-    "dequantise",
+    "dequantize",
     "flip",
     "load",
     "pad_crop",
@@ -31,4 +31,4 @@ from iresnet.data.order import permutation
 from iresnet.data.registry import DATASETS, load
 from iresnet.data.stream import Stream, StreamedBatches, training_batches
 from iresnet.data.toys import TOYS, Toy
-from iresnet.data.transforms import PADDINGS, dequantise, flip, pad_crop
+from iresnet.data.transforms import PADDINGS, dequantize, flip, pad_crop

@@ -18,8 +18,8 @@ def alike(
 ) -> tuple[Split, str]:
     r"""Bring a split of a data set into the form that a model was trained on, without labels.
 
-    Larger images are scaled down (each pixel is the mean of an area), smaller ones are surrounded with zeros; grey ones
-    are repeated on the channels of colour images; integer values are spread over the levels; of columns of a table is
+    Larger images are scaled down (each pixel is the mean of an area), smaller ones are surrounded with zeros; gray ones
+    are repeated on the channels of color images; integer values are spread over the levels; of columns of a table is
     subtracted what it was of the model's. Nothing else is changed: what does not fit then is refused.
 
     Args:
@@ -47,7 +47,7 @@ def alike(
         raise DataError(f"the model's data have the features {own}, those of {dataset.name} {others}: give the same")
     notes = []
     if dataset.shape[0] != shape[0]:
-        notes.append(f"grey repeated on {shape[0]} channels")
+        notes.append(f"gray repeated on {shape[0]} channels")
     if dataset.shape[1:] != shape[1:]:
         way = "scaled" if _is_larger(dataset.shape, shape) else "padded"
         notes.append(f"{way} from {_size(dataset.shape[1:])} to {_size(shape[1:])}")
@@ -72,7 +72,7 @@ def _check(dataset: Dataset, shape: tuple[int, ...], levels: int | None) -> None
     if len(shape) != 3:
         return
     if dataset.shape[0] not in (1, shape[0]):
-        raise DataError(f"{what}: give grey images" + (f", or such of {shape[0]} channels" if shape[0] > 1 else ""))
+        raise DataError(f"{what}: give gray images" + (f", or such of {shape[0]} channels" if shape[0] > 1 else ""))
     (height, width), (rows, columns) = dataset.shape[1:], shape[1:]
     if _is_larger(dataset.shape, shape) and height * columns != width * rows:
         raise DataError(f"{what}: scaling would distort them; crop them first")

@@ -21,7 +21,7 @@ class Split:
     """Examples and, where there are any, their class labels.
 
     Args:
-        x: examples, shape ``(N, *E)``: uint8 for images of grey levels or colours, floating point otherwise.
+        x: examples, shape ``(N, *E)``: uint8 for images of gray levels or colors, floating point otherwise.
         y: class labels, shape ``(N,)``, int64, or ``None``.
 
     Raises:
@@ -81,7 +81,7 @@ class Dataset:
         validation: what settings are chosen on; never part of ``test``.
         test: what results are reported on.
         levels: number of integer values a component can take (256 for images, 17 for ``digits``), or
-            ``None`` for continuous data, which is not dequantised.
+            ``None`` for continuous data, which is not dequantized.
         class_names: one name per class, empty without labels.
         source: where it was read from, and whom to credit.
         stream: the training examples, when they are too many for memory; ``train`` is then a sample of them.

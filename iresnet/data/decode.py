@@ -44,7 +44,7 @@ class Form:
 
     Args:
         size: scale the shorter side to this many pixels and cut out the central square.
-        mode: convert to ``RGB`` or ``L`` (grey): transparent images are laid on white, of 16 bits the higher 8 stay.
+        mode: convert to ``RGB`` or ``L`` (gray): transparent images are laid on white, of 16 bits the higher 8 stay.
 
     Raises:
         DataError: a size below 1.
@@ -68,7 +68,7 @@ UNCHANGED = Form()
 
 
 def decode_images(images: Sequence[Encoded], form: Form = UNCHANGED) -> np.ndarray:  # (N, C, H, W)
-    """Decode images, all of one size and either all grey or all RGB.
+    """Decode images, all of one size and either all gray or all RGB.
 
     Args:
         images: at least one PNG, JPEG, WebP or other format that Pillow reads.
@@ -78,7 +78,7 @@ def decode_images(images: Sequence[Encoded], form: Form = UNCHANGED) -> np.ndarr
         The images, uint8, shape ``(N, C, H, W)`` with one channel or three.
 
     Raises:
-        DataError: an image is damaged, neither grey nor RGB, or differs from the first in size or mode.
+        DataError: an image is damaged, neither gray nor RGB, or differs from the first in size or mode.
 
     Example:
         >>> file = io.BytesIO()
@@ -125,7 +125,7 @@ def _lossless(name: str, image: Image.Image) -> Image.Image:
     mode = image.mode + (" with transparency" if image.has_transparency_data and image.mode in _LOSSLESS else "")
     if mode not in _LOSSLESS:
         raise DataError(
-            f"{name}: expected a grey or RGB image, got mode {mode}; convert it to RGB (--data.mode RGB) or grey "
+            f"{name}: expected a gray or RGB image, got mode {mode}; convert it to RGB (--data.mode RGB) or gray "
             "(--data.mode L)"
         )
     return image.convert(_LOSSLESS[mode])
@@ -133,7 +133,7 @@ def _lossless(name: str, image: Image.Image) -> Image.Image:
 
 def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
     if image.mode in ("F", "I"):
-        raise DataError(f"{name}: mode {image.mode} has no range of grey levels; save it with 8 or 16 bits")
+        raise DataError(f"{name}: mode {image.mode} has no range of gray levels; save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -145,7 +145,7 @@ def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
 def _difference(one: Encoded, a: np.ndarray, other: Encoded, b: np.ndarray) -> str:
     def form(array: np.ndarray) -> str:
         channels, height, width = array.shape
-        return f"{width}x{height} {'RGB' if channels == 3 else 'grey'}"
+        return f"{width}x{height} {'RGB' if channels == 3 else 'gray'}"
 
     modes = "convert them to one mode (--data.mode RGB)"
     remedy = modes if len(a) != len(b) else "give image_size to scale and crop them (--data.image-size 32)"

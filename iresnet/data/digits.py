@@ -15,7 +15,7 @@ _SIZES = {"train": 1297, "validation": 200, "test": 300}
 def digits() -> Dataset:
     """Return the UCI 8x8 handwritten digits, which are part of the package.
 
-    1797 grey images with the 17 values 0 to 16 and ten classes: 1297 to train on, 200 for validation
+    1797 gray images with the 17 values 0 to 16 and ten classes: 1297 to train on, 200 for validation
     and 300 for test. The split is stored with the data; every class has its share of every part.
 
     Returns:
@@ -23,7 +23,7 @@ def digits() -> Dataset:
 
     Reference:
         Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning
-        Repository, https://doi.org/10.24432/C50P49. Licence: CC BY 4.0.
+        Repository, https://doi.org/10.24432/C50P49. License: CC BY 4.0.
 
     Example:
         >>> print(digits())

@@ -20,7 +20,7 @@ _SHOWN = 8
 _SCALES = {1.0: "whole numbers", 255.0: "multiples of 1/255", 256.0: "multiples of 1/256"}
 """What pixels of 8 bits were divided by, and what they became."""
 _TO = 1e-3
-"""Distance of a pixel from a grey level, in levels, that is rounding."""
+"""Distance of a pixel from a gray level, in levels, that is rounding."""
 
 
 def is_discrete(x: Tensor) -> Tensor:  # (N, D) -> (D,)
@@ -46,7 +46,7 @@ def sample(x: Tensor) -> Tensor:  # (N, D) -> (n, D)
 
 
 def check_columns(dataset: Dataset) -> None:
-    """Refuse vectors and images that cannot be standardised: a single example, or a feature that is constant.
+    """Refuse vectors and images that cannot be standardized: a single example, or a feature that is constant.
 
     Raises:
         DataError: names the columns.
@@ -82,7 +82,7 @@ def check_density(dataset: Dataset) -> None:
         titles = _titles(dataset)
         shown = "; ".join([f"{titles[i]} {fault}" for i, fault in faults.items()][:_SHOWN])
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        noise = ", or add uniform noise of one step to what is discrete (--data.dequantise true)" if discrete else ""
+        noise = ", or add uniform noise of one step to what is discrete (--data.dequantize true)" if discrete else ""
         raise DataError(
             f"{dataset.name}: columns without a density, so that a likelihood has no limit: {shown}{more}"
             f"{_drop(dataset, list(faults))}{noise}"
@@ -90,7 +90,7 @@ def check_density(dataset: Dataset) -> None:
 
 
 def _check_pixels(dataset: Dataset) -> None:
-    """Refuse images of real numbers all of which are grey levels."""
+    """Refuse images of real numbers all of which are gray levels."""
     x = dataset.train.x
     for scale, called in _SCALES.items():
         if all(bool(((image * scale).round() - image * scale).abs().max() < _TO) for image in x):

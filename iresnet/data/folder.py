@@ -74,19 +74,19 @@ def _list(root: Path) -> _Files:
     entries = _visible(root)
     direct: _Files = [(path, None) for path in entries if _is_image(path)]
     classes = [entry for entry in entries if entry.is_dir()]
-    labelled: _Files = [(path, entry.name) for entry in classes for path in _images_below(entry)]
-    if direct and labelled:
+    labeled: _Files = [(path, entry.name) for entry in classes for path in _images_below(entry)]
+    if direct and labeled:
         raise DataError(
             f"{root}: expected images or folders of images, got both; move {direct[0][0].name} to its class"
         )
-    empty = {entry.name for entry in classes} - {name for _, name in labelled}
-    if labelled and empty:
+    empty = {entry.name for entry in classes} - {name for _, name in labeled}
+    if labeled and empty:
         raise DataError(f"{root}: no images in the class folder {min(empty)}; fill it or remove it")
-    if not direct and not labelled:
+    if not direct and not labeled:
         raise DataError(
             f"{root}: no images found; expected files like *.png or *.jpg, or class folders with such files"
         )
-    return direct or labelled
+    return direct or labeled
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ def permutation(n: int, *key: int) -> np.ndarray:  # (n,) int64
 
     Reference:
         Fast Splittable Pseudorandom Number Generators, Steele, Lea and Flood, 2014,
-        https://doi.org/10.1145/2660193.2660195 (the finaliser used as the hash).
+        https://doi.org/10.1145/2660193.2660195 (the finalizer used as the hash).
 
     Example:
         >>> permutation(5, 0).tolist()

@@ -21,7 +21,7 @@ _APART = 0.9
 
 
 def prepare(
-    splits: Sequence[Split], columns: Sequence[Column], where: str, *, dequantise: bool = False
+    splits: Sequence[Split], columns: Sequence[Column], where: str, *, dequantize: bool = False
 ) -> tuple[list[Split], tuple[Column, ...]]:
     """Turn values, in float64 and NaN where they are missing, into examples.
 
@@ -34,7 +34,7 @@ def prepare(
         splits: the training split, and others; examples of shape ``(N, D)``.
         columns: of the table.
         where: what to name in an error.
-        dequantise: add noise to discrete columns, the same every time.
+        dequantize: add noise to discrete columns, the same every time.
 
     Returns:
         The splits in float32, and the columns with what was done to them.
@@ -55,7 +55,7 @@ def prepare(
     prepared: list[Column] = []
     for column, part in zip(columns, values, strict=True):
         x, column = _fill(part.double(), column, sizes[0], where, generator)
-        x, column = _rounded(x, column, sizes[0], generator if dequantise else None)
+        x, column = _rounded(x, column, sizes[0], generator if dequantize else None)
         parts.append(x)
         prepared.append(column)
     x = torch.cat(parts, dim=1).split(sizes)

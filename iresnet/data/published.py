@@ -29,7 +29,7 @@ class Published:
         readers: one per file format; each returns ``None`` where its files are not in the folder.
         files: the files of the original distribution, for the user who has none.
         hub: where to download it.
-        credit: reference and licence.
+        credit: reference and license.
 
     Example:
         >>> PUBLISHED["cifar10"].shape, PUBLISHED["cifar10"].class_names[3]
@@ -167,7 +167,7 @@ _SPECS = (
         ),
         files="train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-... or the hub's Parquet files",
         hub=_hub("zalando-datasets/fashion_mnist", "531be5e2ccc9dba0c201ad3ae567a4f3d16ecdd2", "fashion_mnist"),
-        credit="Fashion-MNIST, H. Xiao, K. Rasul and R. Vollgraf, 2017, arXiv:1708.07747, MIT licence",
+        credit="Fashion-MNIST, H. Xiao, K. Rasul and R. Vollgraf, 2017, arXiv:1708.07747, MIT license",
     ),
     Published(
         name="cifar10",

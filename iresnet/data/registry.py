@@ -18,6 +18,7 @@ from iresnet.data.toys import TOYS, toy_dataset
 from iresnet.data.uci import UCI, load_uci
 from iresnet.data.user import Reading, load_path
 from iresnet.errors import DataError, UnknownNameError
+from iresnet.renamed import accept_old_names
 
 #: Loaders by name; each takes the folder of data sets, or ``None``; those of :data:`UCI` a ``split_seed`` too.
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -28,6 +29,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 
 
+@accept_old_names
 def load(
     name: str | Path,
     data_dir: str | Path | None = None,
@@ -42,7 +44,7 @@ def load(
     drop: Sequence[str | int] = (),
     one_hot: Sequence[str | int] = (),
     impute: bool = False,
-    dequantise: bool = False,
+    dequantize: bool = False,
     keys: Mapping[str, str] | None = None,
     test: str | Path | None = None,
     like: Sequence[Column] = (),
@@ -60,14 +62,14 @@ def load(
         pad_to: surround images with zeros up to this height and width.
         stream: leave the training examples in their Parquet files, see :func:`~iresnet.data.streamed.load_streamed`.
         split_seed: of the random splits of data that have none of their own: UCI tables and your own files.
-        image_size: for a folder of images: scale the shorter side to this many pixels, cut out the centre.
-        mode: for a folder of images: convert to RGB or to grey (L) whatever is neither, or mixed.
+        image_size: for a folder of images: scale the shorter side to this many pixels, cut out the center.
+        mode: for a folder of images: convert to RGB or to gray (L) whatever is neither, or mixed.
         target: for a table: the column of class labels, by name or position.
         columns: for a table: read only these columns, and the target.
         drop: for a table: leave these columns out.
         one_hot: for a table: columns of categories, a feature of zeros and ones for each.
         impute: for a table: put others of the column, drawn at random, in place of missing values.
-        dequantise: for a table: add uniform noise of one step to columns of integers or few values.
+        dequantize: for a table: add uniform noise of one step to columns of integers or few values.
         keys: for ``.npz``: the names that ``x``, ``y``, ``train_x``, ... have in the file.
         test: for your own data: another file or folder, all of which is the test split.
         like: for a table: columns of another data set, which are read as they were there, and no others.
@@ -94,7 +96,7 @@ def load(
         drop=tuple(map(str, drop)),
         one_hot=tuple(map(str, one_hot)),
         impute=impute,
-        dequantise=dequantise,
+        dequantize=dequantize,
         keys={key: str(name) for key, name in (keys or {}).items()},
         test=None if test is None else _find(test, data_dir),
     )

@@ -116,7 +116,7 @@ class Curve:
         radius: the radius :math:`a` at :math:`t = 0`.
         growth: the growth :math:`b` of the radius per radian.
         turn: the angle :math:`t_0`.
-        centre: where the radius is measured from.
+        center: where the radius is measured from.
     """
 
     start: float
@@ -124,7 +124,7 @@ class Curve:
     radius: float
     growth: float = 0.0
     turn: float = 0.0
-    centre: tuple[float, float] = (0.0, 0.0)
+    center: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class PolarCurves(Toy):
 
     A curve is chosen, all being equally likely, then its parameter, uniformly, then the radius
     :math:`r = a + b t + \sigma n` with :math:`n \sim N(0, 1)`. A position at the distance :math:`\rho` and
-    the angle :math:`\phi` from the centre is reached with :math:`r = \rho` at every parameter
+    the angle :math:`\phi` from the center is reached with :math:`r = \rho` at every parameter
     :math:`t \equiv \phi - t_0` modulo :math:`2 \pi`, and with :math:`r = -\rho` half a turn later, so
 
     .. math:: p(x) = \frac{1}{\rho} \sum_{s = \pm 1} \sum_t p(t)\, N(s \rho;\, a + b t, \sigma^2).
@@ -174,10 +174,10 @@ class PolarCurves(Toy):
         return each.logsumexp(0) - math.log(len(self.curves))
 
     def _log_prob(self, curve: Curve, x: Tensor) -> Tensor:
-        offset = x - torch.tensor(curve.centre, dtype=x.dtype, device=x.device)
+        offset = x - torch.tensor(curve.center, dtype=x.dtype, device=x.device)
         rho, phi = offset.norm(dim=1), torch.atan2(offset[:, 1], offset[:, 0]) - curve.turn
         terms = [term for sign in (1, -1) for term in self._passes(curve, sign * rho, phi + (sign < 0) * math.pi)]
-        rho = rho.clamp_min(1e-3 * self.noise)  # cuts off the pole at the centre, which has next to no mass
+        rho = rho.clamp_min(1e-3 * self.noise)  # cuts off the pole at the center, which has next to no mass
         return torch.stack(terms).logsumexp(0) - rho.log() - math.log(curve.stop - curve.start)
 
     def _passes(self, curve: Curve, r: Tensor, phi: Tensor) -> list[Tensor]:
@@ -255,7 +255,7 @@ def _on_curve(curve: Curve, uniform: Tensor, noise: Tensor) -> Tensor:  # (n,), 
     t = curve.start + (curve.stop - curve.start) * uniform
     r = curve.radius + curve.growth * t + noise
     direction = torch.stack([(t + curve.turn).cos(), (t + curve.turn).sin()], 1)
-    return r[:, None] * direction + torch.tensor(curve.centre, dtype=t.dtype, device=t.device)
+    return r[:, None] * direction + torch.tensor(curve.center, dtype=t.dtype, device=t.device)
 
 
 _PI = math.pi
@@ -269,7 +269,7 @@ TOYS: dict[str, Toy] = {
     "checkerboard": Checkerboard(),
     "rings": PolarCurves(tuple(Curve(0.0, 2 * _PI, radius=0.75 * (i + 1)) for i in range(4)), noise=0.08),
     "moons": PolarCurves(
-        (Curve(0.0, _PI, 2.0, centre=(-1.0, -0.5)), Curve(_PI, 2 * _PI, 2.0, centre=(1.0, 0.5))), noise=0.2
+        (Curve(0.0, _PI, 2.0, center=(-1.0, -0.5)), Curve(_PI, 2 * _PI, 2.0, center=(1.0, 0.5))), noise=0.2
     ),
     "pinwheel": TwistedGaussians(5, radius=2.0, radial=0.6, tangential=0.2, twist=0.5),
     "swissroll": PolarCurves((Curve(1.5 * _PI, 4.5 * _PI, radius=0.0, growth=0.25),), noise=0.15),

@@ -1,8 +1,10 @@
-"""Dequantisation and augmentation, batched, on the device of the batch."""
+"""Dequantization and augmentation, batched, on the device of the batch."""
 
-__all__ = ["PADDINGS", "dequantise", "flip", "pad_crop"]
+__all__ = ["PADDINGS", "dequantise", "dequantize", "flip", "pad_crop"]
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -11,7 +13,7 @@ from iresnet.devices import random_device
 from iresnet.errors import DataError, UnknownNameError
 
 
-def dequantise(
+def dequantize(
     x: Tensor,  # (N, *E)
     *,
     levels: int | None,
@@ -42,13 +44,13 @@ def dequantise(
 
     Example:
         >>> x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-        >>> bool((dequantise(x, levels=256).floor() == x).all())
+        >>> bool((dequantize(x, levels=256).floor() == x).all())
         True
     """
     if dtype not in (torch.float32, torch.float64):
-        raise DataError(f"dequantisation needs float32 or float64 to keep the integers apart, got {dtype}")
+        raise DataError(f"dequantization needs float32 or float64 to keep the integers apart, got {dtype}")
     if not isinstance(x, Tensor) or x.is_complex() or x.dtype == torch.bool:
-        raise DataError(f"dequantisation takes tensors of integers, got {getattr(x, 'dtype', type(x).__name__)}")
+        raise DataError(f"dequantization takes tensors of integers, got {getattr(x, 'dtype', type(x).__name__)}")
     if x.is_floating_point() != (levels is None):
         raise DataError(f"integers have levels and real numbers have none, got {x.dtype} and levels={levels}")
     if levels is not None and not (isinstance(levels, int) and 1 <= levels <= 2 / torch.finfo(dtype).eps):
@@ -60,6 +62,12 @@ def dequantise(
         return x
     noise = torch.rand(x.shape, generator=generator, dtype=dtype, device=random_device(generator, x))
     return torch.minimum(x + noise.to(x.device), torch.nextafter(x + 1, x))  # 255 + 0.99999997 would round to 256
+
+
+def dequantise(*args: Any, **kwargs: Any) -> Tensor:
+    """Call :func:`dequantize`, by its name in the last release."""
+    warnings.warn("dequantise is now dequantize", DeprecationWarning, stacklevel=2)
+    return dequantize(*args, **kwargs)
 
 
 def flip(x: Tensor, *, generator: Generator | None = None) -> Tensor:  # (N, C, H, W) -> (N, C, H, W)

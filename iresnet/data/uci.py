@@ -27,7 +27,7 @@ UCI = (
 
 
 def load_uci(name: str, data_dir: str | Path | None = None, *, split_seed: int = 0) -> Dataset:
-    """Read a table, all columns of which are modelled together, targets of regressions too.
+    """Read a table, all columns of which are modeled together, targets of regressions too.
 
     Constant columns, and copies of earlier ones, have no density and are left out. All others get uniform noise of the
     resolution that they were recorded with (:func:`spread`), the same for every model and split. A random tenth of the

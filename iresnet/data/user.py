@@ -29,14 +29,14 @@ class Reading:
     """How files of the user are read.
 
     Args:
-        image_size: for folders of image or Parquet files: scale the shorter side and cut out the centre.
-        mode: for the same: convert images to RGB, or to grey (L).
+        image_size: for folders of image or Parquet files: scale the shorter side and cut out the center.
+        mode: for the same: convert images to RGB, or to gray (L).
         target: for tables: the column of class labels, by name or position.
         columns: for tables: read only these.
         drop: for tables: leave these out.
         one_hot: for tables: columns of categories, a feature for each.
         impute: for tables: fill in missing values, see :func:`~iresnet.data.preparation.prepare`.
-        dequantise: for tables, also as arrays: add noise to columns of integers or few values.
+        dequantize: for tables, also as arrays: add noise to columns of integers or few values.
         keys: for ``.npz``: names of the arrays in the file.
         test: another file or folder, all of which is the test split.
     """
@@ -48,7 +48,7 @@ class Reading:
     drop: tuple[str, ...] = ()
     one_hot: tuple[str, ...] = ()
     impute: bool = False
-    dequantise: bool = False
+    dequantize: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
     test: str | Path | None = None
 
@@ -74,7 +74,7 @@ _IS_FOR = {
     "mode": ("mode", _IMAGES, ("folder",)),
     "target": ("a target column", f"tables ({', '.join(_TABLES)})", _TABLES),
     **{name: (name, f"tables ({', '.join(_TABLES)})", _TABLES) for name in ("columns", "drop", "one_hot", "impute")},
-    "dequantise": ("dequantise", "tables and arrays of vectors; images of integers always are", _TABLES + _ARRAYS),
+    "dequantize": ("dequantize", "tables and arrays of vectors; images of integers always are", _TABLES + _ARRAYS),
     "keys": ("keys", "the arrays of a .npz file", (".npz",)),
 }
 """What an option is for: how to call it, for what, and the suffixes of such files."""
@@ -92,7 +92,7 @@ def load_path(
             in a ``.parquet`` or text file such as ``.csv`` or ``.txt``, also with ``.gz`` after it.
         reading: how it is read.
         split_seed: of the random order from which the splits are taken that the source does not have.
-        like: columns of another table: those of this one are read, filled and dequantised as they were.
+        like: columns of another table: those of this one are read, filled and dequantized as they were.
 
     Returns:
         The data set: uint8 images with 256 levels, or float32 examples.
@@ -111,15 +111,15 @@ def load_path(
     if like and _suffix(path) in _TABLES:
         reading = replace(reading, one_hot=tuple(column.title for column in like if column.categories), impute=True)
     if any(column.noisy for column in like):
-        reading = replace(reading, dequantise=True)
+        reading = replace(reading, dequantize=True)
     splits, class_names, columns = _read(path, reading, like)
     if reading.test is not None:
         splits["test"] = _test_split(Path(reading.test), path, reading, splits, class_names, columns)
     parts = hold_out(splits, str(path), shuffle=True, seed=split_seed)
     if columns:
-        parts, columns = prepare(parts, columns, str(path), dequantise=reading.dequantise)
-    elif reading.dequantise:
-        raise DataError(_not_for(path, "dequantise", "file of images"))
+        parts, columns = prepare(parts, columns, str(path), dequantize=reading.dequantize)
+    elif reading.dequantize:
+        raise DataError(_not_for(path, "dequantize", "file of images"))
     train, validation, test = parts
     levels = 256 if train.x.dtype == torch.uint8 else None
     name = path.name.partition(".")[0] or path.name

@@ -10,7 +10,7 @@ from torch import Tensor
 from iresnet.data import TOYS, Dataset, Split
 from iresnet.errors import DataError
 from iresnet.evaluation.draws import check_draws, importance_weighted, noisy
-from iresnet.evaluation.likelihood import Likelihood, summarise
+from iresnet.evaluation.likelihood import Likelihood, summarize
 
 
 def uniform_baseline(dataset: Dataset, split: Split) -> Likelihood:
@@ -26,7 +26,7 @@ def uniform_baseline(dataset: Dataset, split: Split) -> Likelihood:
     if dataset.levels is None:
         raise DataError("continuous data have no uniform baseline")
     dims = split.x[0].numel()
-    return summarise(torch.full((len(split),), dims * math.log(dataset.levels)).double(), dims, "closed form")
+    return summarize(torch.full((len(split),), dims * math.log(dataset.levels)).double(), dims, "closed form")
 
 
 def true_density(dataset: Dataset, split: Split) -> Likelihood:
@@ -41,25 +41,25 @@ def true_density(dataset: Dataset, split: Split) -> Likelihood:
     """
     if dataset.name not in TOYS:
         raise DataError(f"the law of {dataset.name} is not known")
-    return summarise(-TOYS[dataset.name].log_prob(split.x).double(), dataset.shape[0], "closed form")
+    return summarize(-TOYS[dataset.name].log_prob(split.x).double(), dataset.shape[0], "closed form")
 
 
-def gaussian_baseline(dataset: Dataset, split: Split, *, dequantise_samples: int = 1, seed: int = 0) -> Likelihood:
-    """A normal density with full covariance, fitted to the dequantised training split.
+def gaussian_baseline(dataset: Dataset, split: Split, *, dequantize_samples: int = 1, seed: int = 0) -> Likelihood:
+    """A normal density with full covariance, fitted to the dequantized training split.
 
-    Dequantisation adds 1/12 to the variances and 1/2 to the means, exactly; the split is dequantised as in
+    Dequantization adds 1/12 to the variances and 1/2 to the means, exactly; the split is dequantized as in
     :func:`~iresnet.evaluation.likelihood`, with one draw by the very same noise.
 
     Args:
         dataset: whose training split is fitted.
         split: what is evaluated.
-        dequantise_samples: K, noise draws for each example.
+        dequantize_samples: K, noise draws for each example.
         seed: of order and noise.
 
     Raises:
         DataError: when the covariance cannot be estimated: fewer than two examples a dimension, or dependent features.
     """
-    check_draws(dequantise_samples, dataset.levels)
+    check_draws(dequantize_samples, dataset.levels)
     x = dataset.train.x.flatten(1).double()
     dims = x.shape[1]
     if len(x) < 2 * dims:
@@ -78,10 +78,10 @@ def gaussian_baseline(dataset: Dataset, split: Split, *, dequantise_samples: int
     noise = torch.Generator().manual_seed(seed)
     examples = split.shuffled(seed).x
     log_probs = []
-    for _ in range(dequantise_samples):
+    for _ in range(dequantize_samples):
         y = noisy(examples, dataset.levels, noise, torch.float64).flatten(1)
         log_probs.append(_normal_log_prob(y - x.mean(0) - shift, factor))
-    return summarise(importance_weighted(torch.stack(log_probs)), dims, "closed form", dequantise_samples)
+    return summarize(importance_weighted(torch.stack(log_probs)), dims, "closed form", dequantize_samples)
 
 
 def _normal_log_prob(x: Tensor, factor: Tensor) -> Tensor:  # (N, D), (D, D) -> (N,)

@@ -75,14 +75,14 @@ def classification(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Accuracy:
-    """Evaluate predictions on a labelled split.
+    """Evaluate predictions on a labeled split.
 
     Args:
-        model: the classifier; a hybrid sees dequantised data, as in training.
+        model: the classifier; a hybrid sees dequantized data, as in training.
         split: examples with labels.
         levels: values that an integer component takes, none for continuous data.
         batch_size: examples at a time.
-        seed: of the dequantisation noise.
+        seed: of the dequantization noise.
         progress: called with the number of examples done after each batch.
 
     Raises:

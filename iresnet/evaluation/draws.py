@@ -1,4 +1,4 @@
-"""Log-densities of dequantised data: noise and probes drawn from one seed, and what several draws are worth."""
+"""Log-densities of dequantized data: noise and probes drawn from one seed, and what several draws are worth."""
 
 __all__ = ["Drawn", "Draws", "check_draws", "finite", "importance_weighted", "noisy"]
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from iresnet.data import dequantise
+from iresnet.data import dequantize
 from iresnet.errors import DataError, IResNetError
 from iresnet.flows import Flow
 
@@ -99,7 +99,7 @@ def importance_weighted(log_probs: Tensor, dim: int = 0) -> Tensor:  # (K, *) ->
 
 def noisy(x: Tensor, levels: int | None, generator: Generator, dtype: torch.dtype) -> Tensor:  # (N, *E)
     """Data as a model sees them, with noise that does not depend on the precision of the model."""
-    return x.to(dtype) if levels is None else dequantise(x, levels=levels, generator=generator).to(dtype)
+    return x.to(dtype) if levels is None else dequantize(x, levels=levels, generator=generator).to(dtype)
 
 
 def finite(values: Tensor) -> Tensor:  # (N,)
@@ -116,9 +116,9 @@ def finite(values: Tensor) -> Tensor:  # (N,)
 def check_draws(n_draws: int, levels: int | None) -> None:
     """Refuse numbers of noise draws that make no sense."""
     if n_draws < 1:
-        raise IResNetError(f"dequantise_samples must be at least 1, got {n_draws}")
+        raise IResNetError(f"dequantize_samples must be at least 1, got {n_draws}")
     if n_draws > 1 and levels is None:
         raise DataError(
-            f"continuous data are evaluated as they are, without noise to draw: dequantise_samples must be 1, got "
+            f"continuous data are evaluated as they are, without noise to draw: dequantize_samples must be 1, got "
             f"{n_draws}"
         )

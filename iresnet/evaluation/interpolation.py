@@ -49,7 +49,7 @@ def paths(
 
     ``linear`` paths are straight, :math:`(1 - t) z_0 + t z_1`. In many dimensions the points of a normal density lie
     near a sphere, and a straight path leaves it: at its middle the latent is shorter than any sample. ``spherical``
-    paths stay near the sphere (:func:`slerp`), in standardised coordinates: a learned mean is subtracted and a learned
+    paths stay near the sphere (:func:`slerp`), in standardized coordinates: a learned mean is subtracted and a learned
     standard deviation divided by, or there would be no sphere. A classifier has no density, so its paths are straight,
     through its features; with injective padding those in between may have no example, and what the
     inverse gives is shown.

@@ -22,6 +22,6 @@ def wilson(proportion: float, n: float, z: float = 1.96) -> tuple[float, float]:
         [0.404, 0.596]
     """
     p = proportion
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)

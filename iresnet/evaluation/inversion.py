@@ -48,10 +48,10 @@ def reconstruction(
 
     Args:
         bijection: the map, of a flow or of a classifier's features.
-        split: the examples; integer ones are dequantised.
+        split: the examples; integer ones are dequantized.
         levels: values that an integer component takes; the range of continuous data is taken from the split.
         batch_size: examples at a time.
-        seed: of the dequantisation noise.
+        seed: of the dequantization noise.
         progress: called with the number of examples done after each batch.
 
     Example:

@@ -1,6 +1,6 @@
 """Test likelihood, with its error bar."""
 
-__all__ = ["Estimate", "Likelihood", "default_estimator", "estimate", "likelihood", "summarise"]
+__all__ = ["Estimate", "Likelihood", "default_estimator", "estimate", "likelihood", "summarize"]
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ from iresnet.evaluation.uncertainty import Record, Uncertainty, components, reco
 from iresnet.flows import Flow
 from iresnet.lipschitz import hold_weights
 from iresnet.logdet import EXACT_LIMIT, Exact, Krylov, LogDetEstimator
+from iresnet.renamed import accept_old_names
 
 FEWEST = 64
 """Images, in two batches at least, before a standard error is good enough to stop on."""
@@ -53,9 +54,9 @@ class Likelihood:
         n: examples that were evaluated.
         dims: D.
         estimator: of the log-determinant, or how else the density was evaluated.
-        dequantise_samples: noise draws for each example.
+        dequantize_samples: noise draws for each example.
         uncertainty: where the interval comes from, and what it leaves out; None for closed forms.
-        classes: bits/dim of each class of labelled data; None for one with fewer than two examples.
+        classes: bits/dim of each class of labeled data; None for one with fewer than two examples.
     """
 
     bits_per_dim: Estimate
@@ -63,7 +64,7 @@ class Likelihood:
     n: int
     dims: int
     estimator: str
-    dequantise_samples: int = 1
+    dequantize_samples: int = 1
     uncertainty: Uncertainty | None = None
     classes: tuple[Estimate | None, ...] = ()
 
@@ -72,6 +73,7 @@ class Likelihood:
 
 
 @torch.no_grad()
+@accept_old_names
 def likelihood(
     flow: Flow,
     split: Split,
@@ -79,7 +81,7 @@ def likelihood(
     levels: int | None,
     logdet: LogDetEstimator | None = None,
     standard_error: float | None = None,
-    dequantise_samples: int = 1,
+    dequantize_samples: int = 1,
     n_repeated: int = 64,
     batch_size: int = 128,
     seed: int = 0,
@@ -87,7 +89,7 @@ def likelihood(
 ) -> Likelihood:
     r"""Evaluate the density of a split.
 
-    Integer data x are dequantised, :math:`x + u` with u uniform on the cell: the mean is then that of an upper bound of
+    Integer data x are dequantized, :math:`x + u` with u uniform on the cell: the mean is then that of an upper bound of
     their bits/dim. With K noise draws for each example the bound is importance-weighted,
 
     .. math:: \log P(x) = \log E\, p(x + u) \ge E \log \frac{1}{K} \sum_{k=1}^{K} p(x + u_k)
@@ -108,7 +110,7 @@ def likelihood(
         logdet: estimator; exact up to 128 dimensions and ``Krylov(tol=1e-2)`` above when None.
         standard_error: stop when that of the mean, in bits/dim, is at most this; after two batches and 64 examples at
             the earliest, and when all examples are done.
-        dequantise_samples: K, noise draws for each example.
+        dequantize_samples: K, noise draws for each example.
         n_repeated: examples of which repetitions tell images, noise and probes apart.
         batch_size: examples at a time.
         seed: of order, noise and probes.
@@ -122,7 +124,7 @@ def likelihood(
     Reference:
         A note on the evaluation of generative models, Theis, van den Oord and Bethge 2016,
         https://arxiv.org/abs/1511.01844 (K = 1); Importance Weighted Autoencoders, Burda et al. 2016,
-        https://arxiv.org/abs/1509.00519; Flow++, Ho et al. 2019, https://arxiv.org/abs/1902.00275 (of dequantisation)
+        https://arxiv.org/abs/1509.00519; Flow++, Ho et al. 2019, https://arxiv.org/abs/1902.00275 (of dequantization)
 
     Example:
         >>> import iresnet as ir
@@ -134,7 +136,7 @@ def likelihood(
     _check(standard_error, n_repeated=n_repeated, batch_size=batch_size)
     dims = split.x[0].numel()
     estimator = logdet or default_estimator(dims)
-    draws = Draws(flow, levels, dequantise_samples, seed)
+    draws = Draws(flow, levels, dequantize_samples, seed)
     split = split.shuffled(seed)
     x = split.x.to(draws.device)
     target = None if standard_error is None else standard_error * dims * math.log(2)
@@ -145,11 +147,11 @@ def likelihood(
         recording(flow, estimator.drawing_from(draws.of_probes)) as record,
     ):
         nats, total = _evaluate(draws, x.split(batch_size), record, target, progress)
-        spent = total.mean(len(nats), dequantise_samples)
+        spent = total.mean(len(nats), dequantize_samples)
         n_noise, n_probes = 1 if levels is None else 2, 1 if isinstance(estimator, Exact) else 2
         repeated = x[: min(n_repeated, len(nats))].split(batch_size)
         repeats = torch.cat([draws.repeat(batch, n_noise, n_probes) for batch in repeated], dim=-1)
-    result = summarise(nats, dims, str(estimator), dequantise_samples)
+    result = summarize(nats, dims, str(estimator), dequantize_samples)
     classes = () if split.y is None else _by_class(nats / (dims * math.log(2)), split.y)
     return replace(result, uncertainty=_uncertainty(nats, repeats, spent, dims), classes=classes)
 
@@ -208,10 +210,10 @@ def _check(standard_error: float | None, **counts: int) -> None:
             raise IResNetError(f"{name} must be at least 1, got {count}")
 
 
-def summarise(nats: Tensor, dims: int, estimator: str, dequantise_samples: int = 1) -> Likelihood:  # (N,)
+def summarize(nats: Tensor, dims: int, estimator: str, dequantize_samples: int = 1) -> Likelihood:  # (N,)
     """Mean and interval of negative log-likelihoods."""
     bits = estimate(nats / (dims * math.log(2)))
-    return Likelihood(bits, estimate(nats), len(nats), dims, estimator, dequantise_samples)
+    return Likelihood(bits, estimate(nats), len(nats), dims, estimator, dequantize_samples)
 
 
 def estimate(values: Tensor) -> Estimate:  # (N,)

@@ -59,11 +59,11 @@ def solver_errors(
 
     Args:
         bijection: the map.
-        split: the examples; integer ones are dequantised.
+        split: the examples; integer ones are dequantized.
         solvers: classes by name, such as :data:`iresnet.zoo.SOLVERS`.
         levels: values that an integer component takes; the range of continuous data is taken from the split.
         batch_size: examples at a time.
-        seed: of the dequantisation noise.
+        seed: of the dequantization noise.
         progress: called with the number of budgets done: in all, as many as there are for each solver.
 
     Returns:

@@ -21,7 +21,7 @@ class Uncertainty:
 
     Attributes:
         images: half-width of a 95 % interval if only the choice of the examples were random.
-        noise: the same for the noise of dequantisation.
+        noise: the same for the noise of dequantization.
         probes: the same for the probes of the estimator; exactly 0 without probes.
         bias: size of the log-determinants' bias, summed over blocks, as the estimator reports it: a proved bound of
             :class:`~iresnet.PowerSeries`, the last step's change of :class:`~iresnet.Krylov`. None when no block bound
@@ -45,7 +45,7 @@ class Uncertainty:
         if self.bias is not None:
             bias = f"{self.bias:.2g} bits/dim ({self.bias_nats:.2g} nats)"
         lines = [
-            f"half-width by images {self.images:.4f}, by dequantisation {self.noise:.4f}, by probes {self.probes:.4f}",
+            f"half-width by images {self.images:.4f}, by dequantization {self.noise:.4f}, by probes {self.probes:.4f}",
             f"bias of log-determinants {bias}, with {self.n_products:.0f} Jacobian products an example",
         ]
         if self.weights:
@@ -100,9 +100,9 @@ def weight_noise(log_probs: Tensor) -> float:  # (R, K, L, N)
     n_draws, n_probes = log_probs.shape[1:3]
     if min(n_draws, n_probes) < 2:
         return 0.0
-    centred = log_probs - log_probs.mean(1, keepdim=True)
-    centred = centred - centred.mean(2, keepdim=True)
-    return float(centred.square().sum((1, 2)).mean()) / ((n_draws - 1) * (n_probes - 1)) / 2
+    centered = log_probs - log_probs.mean(1, keepdim=True)
+    centered = centered - centered.mean(2, keepdim=True)
+    return float(centered.square().sum((1, 2)).mean()) / ((n_draws - 1) * (n_probes - 1)) / 2
 
 
 # -- approximation ---------------------------------------------------------------------------------------------------

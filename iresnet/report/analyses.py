@@ -29,7 +29,7 @@ def analyses(runs: Sequence[RunFiles]) -> Section:
 
 
 def _missing(run: RunFiles, name: str) -> Hint:
-    return Hint(f"{_TITLES[name]}: not analysed yet, run", run.command(f"analyse {name}"))
+    return Hint(f"{_TITLES[name]}: not analyzed yet, run", run.command(f"analyze {name}"))
 
 
 def _analysis(run: RunFiles, name: str) -> list[Block]:
@@ -40,12 +40,12 @@ def _analysis(run: RunFiles, name: str) -> list[Block]:
         picture = read_picture(run.path / f"analysis/{name}.png", f"{title}. {summary}", summary, pixels=False)
     except DamagedPictureError as error:
         picture = None
-        blocks.append(Hint(f"{error}: run", run.command(f"analyse {name}")))
+        blocks.append(Hint(f"{error}: run", run.command(f"analyze {name}")))
     if picture:
         blocks.append(Gallery([picture]))
     elif summary:
         blocks.append(Text(summary))
     if run.stale(tree):
-        blocks.append(Hint("This is of other weights than the model has now: run", run.command(f"analyse {name}")))
+        blocks.append(Hint("This is of other weights than the model has now: run", run.command(f"analyze {name}")))
     numbers = details({key: value for key, value in tree.items() if key not in ("summary", "model_sha256")}, title)
     return [*blocks, Fold("Numbers", numbers)] if numbers else blocks

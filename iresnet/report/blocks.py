@@ -166,7 +166,7 @@ class Curve:
     Attributes:
         path: of an SVG.
         dots: where its points are to be seen.
-        tone: number of its colour.
+        tone: number of its color.
         thin: whether it stays in the background.
     """
 

@@ -33,7 +33,7 @@ class _Bound:
 
 
 def certificate(runs: Sequence[RunFiles]) -> Section:
-    """A table of blocks, coloured by margin, and one of layers."""
+    """A table of blocks, colored by margin, and one of layers."""
     return Section("certificate", "Certificate", [Panel(i, _certificate(run)) for i, run in enumerate(runs)])
 
 

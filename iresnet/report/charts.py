@@ -1,4 +1,4 @@
-"""Lays out line charts; the template draws them as SVG, in the colours of the page."""
+"""Lays out line charts; the template draws them as SVG, in the colors of the page."""
 
 __all__ = ["HEIGHT", "WIDTH", "Line", "lay_out", "ticks"]
 
@@ -24,7 +24,7 @@ class Line:
     Attributes:
         name: what it is, for the description.
         points: x and y; a y of None interrupts the line.
-        tone: number of its colour.
+        tone: number of its color.
         thin: whether it stays in the background; others show their points.
         letter: to stand at its end.
     """

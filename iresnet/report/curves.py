@@ -25,7 +25,7 @@ class _Look:
 
 _LOOKS = {
     "bits_per_dim": _Look("lower is better"),
-    "loss": _Look("what is minimised"),
+    "loss": _Look("what is minimized"),
     "accuracy": _Look("share of examples classified right"),
     "log_prior": _Look("log-density of the latent, nats an example"),
     "logdet": _Look("nats an example"),
@@ -76,7 +76,7 @@ def _chart(key: str, runs: Sequence[RunFiles], letters: Sequence[str], axis: str
 
 
 def _tone(run: int, split: str, runs: Sequence[RunFiles]) -> int:
-    """Colours tell splits apart in one run, and runs in several."""
+    """Colors tell splits apart in one run, and runs in several."""
     return run if len(runs) > 1 else ("train", "validation").index(split)
 
 

@@ -17,9 +17,10 @@ import yaml
 
 from iresnet.config import leaves
 from iresnet.errors import RunError
+from iresnet.renamed import with_current_names
 
 ANALYSES = ("logdet", "lipschitz", "inverse", "latent")
-"""What ``iresnet analyse`` measures, each in a file of this name."""
+"""What ``iresnet analyze`` measures, each in a file of this name."""
 
 T = TypeVar("T")
 
@@ -149,7 +150,7 @@ def read_run(path: Path) -> RunFiles:
     run.interpolation = _read_json(run, "interpolation.json", f"write it again with: {run.command('interpolate')}")
     run.drawn = _read_json(run, "samples/samples.json", f"write it again with: {run.command('sample')}")
     for name in ANALYSES:
-        again = f"write it again with: {run.command(f'analyse {name}')}"
+        again = f"write it again with: {run.command(f'analyze {name}')}"
         run.analyses[name] = _read_json(run, f"analysis/{name}.json", again)
     run.metrics = list(_read_lines(run, "metrics.jsonl"))
     _check_model(run)
@@ -226,7 +227,7 @@ def _read_yaml(run: RunFiles, name: str) -> dict[str, Any]:
         tree = None
     if text is not None and not (isinstance(tree, dict) and "inputs" in tree):  # they stand at its end
         run.troubles.append(f"{name} is damaged; restore it, or train again")
-    return tree if isinstance(tree, dict) else {}
+    return with_current_names(tree) if isinstance(tree, dict) else {}
 
 
 def _read_json(run: RunFiles, name: str, advice: str) -> dict[str, Any]:
@@ -238,7 +239,7 @@ def _read_json(run: RunFiles, name: str, advice: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         tree = None
     if isinstance(tree, dict) and tree:  # nothing is written without content
-        return tree
+        return with_current_names(tree)
     run.troubles.append(f"{name} is damaged; {advice}")
     return {}
 

@@ -96,7 +96,7 @@ def _summary(run: RunFiles, *, alone: bool) -> list[tuple[str, str]]:
         "data": _data(run),
         "task": _KINDS[run.kind],
         "model": ", ".join(f"{name} {text}".replace("_", " ").strip() for name, text in model.items()),
-        "optimiser": f"{get.get('optim.name', DASH)}, learning rate {lr}, {schedule} schedule",
+        "optimizer": f"{get.get('optim.name', DASH)}, learning rate {lr}, {schedule} schedule",
         "length": f"{passes} in batches of {batch}, seed {seed}",
         "expected by the recipe": get.get("expected"),
         "cost by the recipe": get.get("cost"),

@@ -1,4 +1,4 @@
-"""Training: what is minimised, how, and what is written on the way."""
+"""Training: what is minimized, how, and what is written on the way."""
 
 __all__ = ["Callback", "Task", "dry_run", "train"]
 

@@ -18,7 +18,7 @@ class BlockState:
 
     Attributes:
         name: path of the block in the model, as in a certificate.
-        sigmas: by path of each Lipschitz layer, the estimated norm of its weight before normalisation: the layer
+        sigmas: by path of each Lipschitz layer, the estimated norm of its weight before normalization: the layer
             divides by it, over its coefficient, where it is above the coefficient.
         grad_norm: norm of the gradient of its parameters as it was applied, clipped; NaN without one.
         logdet: mean of the last log-determinants in this process, in nats; NaN when none were computed.
@@ -61,8 +61,8 @@ def block_states(model: nn.Module) -> list[BlockState]:
 def _sigmas(name: str, block: ResidualBlock) -> dict[str, Tensor]:
     found = {}
     for path, layer in block.named_modules(prefix=name):
-        if isinstance(layer, LipschitzLayer) and layer.normalised:
-            found[path] = layer.normalisation.sigma(whole(layer.unnormalised_weight))
+        if isinstance(layer, LipschitzLayer) and layer.normalized:
+            found[path] = layer.normalization.sigma(whole(layer.unnormalized_weight))
     return found
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from iresnet.errors import RunError, RunWarning
 from iresnet.files import remove_folder, write_folder_atomically
+from iresnet.renamed import with_current_names
 from iresnet.runs import Run
 from iresnet.training.trees import pack, unpack
 
@@ -33,7 +34,7 @@ class Checkpoint:
     Attributes:
         step: steps done.
         model: state of the model, unsealed.
-        optimiser: state of the optimiser.
+        optimizer: state of the optimizer.
         average: state of the averaged weights, none without them.
         scaler: state of the scale of the loss in fp16, none without one.
         random: states of the random generators, one of each process.
@@ -46,7 +47,7 @@ class Checkpoint:
 
     step: int
     model: dict[str, Any]
-    optimiser: dict[str, Any]
+    optimizer: dict[str, Any]
     average: dict[str, Any] | None
     scaler: dict[str, Any] | None
     random: list[dict[str, Any]]
@@ -150,7 +151,7 @@ def _read(folder: Path, world_size: int | None) -> Checkpoint:
         if newer is None:
             tensors = {name.removesuffix(".safetensors"): load(content) for name, content in files.items()}
             state = {part: unpack(packed, tensors.get(part, {})) for part, packed in tree["state"].items()}
-            checkpoint = Checkpoint(**state)
+            checkpoint = Checkpoint(**with_current_names(state))
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise _Damage(f"{folder} is damaged: it does not hold a checkpoint") from error
     if newer is not None:

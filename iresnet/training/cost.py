@@ -121,7 +121,7 @@ class Workload:
         batch_size: examples of a step, on all devices together.
         n_steps: of the run.
         parameters: numbers that are trained, float32.
-        resident_bytes: weights, buffers, optimiser state and training data, of which every device has a copy.
+        resident_bytes: weights, buffers, optimizer state and training data, of which every device has a copy.
         precision: of the recipe.
     """
 

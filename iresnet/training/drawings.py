@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iresnet.bijections import Bijection
 from iresnet.classifiers import Classifier, Hybrid
-from iresnet.data import dequantise
+from iresnet.data import dequantize
 from iresnet.pictures import image_grid, scatter
 from iresnet.runs import Inputs
 from iresnet.zoo import Model
@@ -80,5 +80,5 @@ def make_drawing(model: Model, inputs: Inputs, x: Tensor, n: int) -> Drawing:
         return Drawing(inputs, n, None, x, model.invert(model.features(x)) if invertible else None)
     flow = model.flow if isinstance(model, Hybrid) else model
     samples = flow.sample(n, generator=torch.Generator().manual_seed(0)) if n else None
-    x = dequantise(x, levels=inputs.levels, generator=torch.Generator().manual_seed(0))
+    x = dequantize(x, levels=inputs.levels, generator=torch.Generator().manual_seed(0))
     return Drawing(inputs, n, samples, x, flow.decode(flow.encode(x)))

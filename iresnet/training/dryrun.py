@@ -17,13 +17,13 @@ from iresnet.config import Config
 from iresnet.data import Dataset, training_batches
 from iresnet.data import load as load_data
 from iresnet.devices import choose_device, describe_device
-from iresnet.normalisation import PowerIteration
+from iresnet.normalization import PowerIteration
 from iresnet.precision import use_precision
 from iresnet.runs import inputs_of
 from iresnet.training.cost import DEVICES, Prediction, Workload, duration, predict, table
 from iresnet.training.counting import StepCounts, count
 from iresnet.training.fitting import check_model_fits
-from iresnet.training.optim import make_optimiser
+from iresnet.training.optim import make_optimizer
 from iresnet.training.settings import check_settings
 from iresnet.training.task import Task, make_task
 
@@ -39,7 +39,7 @@ class DryRun:
     Attributes:
         parameters: how many the model has.
         loss: of the step that was run.
-        state_bytes: weights, gradients and optimiser state.
+        state_bytes: weights, gradients and optimizer state.
         example_bytes: what one example adds to the tensors of a step, where they are most.
         seconds: time of a step of the whole batch; None where it does not fit into the device's memory.
         timed: whether such a step was run, and the time is not drawn from two smaller ones.
@@ -78,7 +78,7 @@ class DryRun:
                 f"parameters      {self.parameters:,}",
                 f"loss            {self.loss:.4f} after one real step",
                 f"memory          {memory:.2f} GiB estimated at batch size {self.batch_size} "
-                f"({self.state_bytes / 2**20:.0f} MiB of weights and optimiser, "
+                f"({self.state_bytes / 2**20:.0f} MiB of weights and optimizer, "
                 f"{self.example_bytes / 2**20:.1f} MiB an example)",
                 f"time per step   {self._time()}",
                 f"full run        {self.n_steps:,} steps"
@@ -136,12 +136,12 @@ def dry_run(
     inputs = inputs_of(dataset, config.task.kind)
     check_model_fits(config, inputs, device)
     task = make_task(config, dataset, inputs).to(device).train()
-    optimiser = make_optimiser(task.model, config.optim)
+    optimizer = make_optimizer(task.model, config.optim)
     batches = [_first_examples(dataset, size, device) for size in sizes]
-    step = partial(_step, task, optimiser, precision=config.train.precision)
+    step = partial(_step, task, optimizer, precision=config.train.precision)
     loss, _ = step(batches[0])
     few = [step(batch)[1] for batch in batches]
-    slots = [t for state in optimiser.state.values() for t in state.values() if torch.is_tensor(t)]
+    slots = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
     state_bytes = 2 * _bytes(task.parameters()) + _bytes(slots)
     batch_size, on_cpu = config.train.batch_size, device.type == "cpu"
     workload = Workload(
@@ -192,15 +192,15 @@ def _resident(dataset: Dataset) -> tuple[Tensor | None, ...]:
     return () if dataset.stream else (dataset.train.x, dataset.train.y)
 
 
-def _step(task: Task, optimiser: torch.optim.Optimizer, batch: Batch, precision: str) -> tuple[float, float]:
+def _step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, precision: str) -> tuple[float, float]:
     """Run one training step as the loop does; return the loss and the seconds."""
     start = time.perf_counter()
     with use_precision("float32" if precision == "float32" else "tf32", batch[0].device):  # backward too
         with use_precision(precision, batch[0].device):
             loss, _ = task(*batch)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     value = float(loss.detach())  # waits for the device
     return value, time.perf_counter() - start
 

@@ -131,9 +131,9 @@ class _Trainer:
         self.weights = SHARDINGS[config.train.sharding](
             self.accelerator, task, config, self.inputs, lambda: next(self.batches.epoch())
         )
-        self.task, self.optimiser = self.weights.task, self.weights.optimiser
+        self.task, self.optimizer = self.weights.task, self.weights.optimizer
         self.ema = None if config.train.ema is None else Ema(self.model, config.train.ema)
-        self.train_on = Step(self.accelerator, self.task, self.optimiser, config, self.ema)
+        self.train_on = Step(self.accelerator, self.task, self.optimizer, config, self.ema)
         self.validation = dataset.validation.to(self.accelerator.device)
         self.n_steps = config.train.epochs * len(self.batches)
         self.step, self.saved_step = 0, 0
@@ -342,7 +342,7 @@ class _Trainer:
         return Checkpoint(
             step=self.step,
             model=self.weights.model_state(),
-            optimiser=self.weights.optimiser_state(),
+            optimizer=self.weights.optimizer_state(),
             average=self.ema.state_dict() if self.ema else None,
             scaler=scaler.state_dict() if scaler is not None else None,
             random=gather_object([random_state()]),
@@ -353,7 +353,7 @@ class _Trainer:
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        self.weights.load(checkpoint.model, checkpoint.optimiser)
+        self.weights.load(checkpoint.model, checkpoint.optimizer)
         if self.ema and checkpoint.average:
             self.ema.load_state_dict(checkpoint.average)
         if self.accelerator.scaler is not None and checkpoint.scaler:

@@ -2,7 +2,7 @@
 
 # pyright: reportPrivateImportUsage=false
 
-__all__ = ["Muon", "orthogonalise"]
+__all__ = ["Muon", "orthogonalize"]
 
 import math
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ _QUINTICS = (
 """Coefficients a, b, c of X <- (a + b X X^T + c (X X^T)^2) X, each step's the best after the steps before it."""
 
 
-def orthogonalise(
+def orthogonalize(
     matrices: Tensor,  # (*, m, n)
 ) -> Tensor:
     r"""Replace all singular values by about 1: the polar factor, from matrix products alone.
@@ -42,7 +42,7 @@ def orthogonalise(
         https://arxiv.org/abs/2505.16932
 
     Example:
-        >>> Q = orthogonalise(torch.tensor([[0.0, -3.0], [0.02, 0.0]]))
+        >>> Q = orthogonalize(torch.tensor([[0.0, -3.0], [0.02, 0.0]]))
         >>> bool(torch.allclose(Q, torch.tensor([[0.0, -1.0], [1.0, 0.0]]), atol=2e-3))
         True
     """
@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
         M \leftarrow \mu M + (1 - \mu) G, \quad
         W \leftarrow W - \eta \sqrt{\max(1, m/n)} \; \mathrm{polar}((1 - \mu) G + \mu M),
 
-    and is then replaced by its normalised self, which leaves the function of the layer as it is. Otherwise W would
+    and is then replaced by its normalized self, which leaves the function of the layer as it is. Otherwise W would
     grow, since nothing in the loss holds its size, and steps of one size would turn it ever less.
 
     Args:
@@ -84,10 +84,10 @@ class Muon(torch.optim.Optimizer):
     Example:
         >>> from iresnet.lipschitz import LipschitzLinear
         >>> layer = LipschitzLinear(3, 3, bias=False)
-        >>> optimiser = Muon(layer, lr=0.1)
+        >>> optimizer = Muon(layer, lr=0.1)
         >>> before = layer.weight.detach()
         >>> layer.weight.trace().backward()
-        >>> optimiser.step()
+        >>> optimizer.step()
         >>> bool(layer.weight.trace() < before.trace())
         True
     """
@@ -103,7 +103,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ):
         self.layers = lipschitz_layers(model)
-        weights = [layer.unnormalised_weight for layer in self.layers]
+        weights = [layer.unnormalized_weight for layer in self.layers]
         own = {id(weight) for weight in weights}
         others = [p for p in model.parameters() if id(p) not in own]
         defaults = {"weight_decay": weight_decay, "momentum": momentum, "betas": betas, "step": 0}
@@ -123,20 +123,20 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_spectral(self, group: dict[str, Any]) -> None:
-        layers = [layer for layer in self.layers if layer.unnormalised_weight.grad is not None]
-        for weights in _by_shape(layer.unnormalised_weight for layer in layers):
+        layers = [layer for layer in self.layers if layer.unnormalized_weight.grad is not None]
+        for weights in _by_shape(layer.unnormalized_weight for layer in layers):
             grads = [weight.grad for weight in weights if weight.grad is not None]
             averages = [self._average(weight, "average") for weight in weights]
             torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
             directions = map(whole, torch._foreach_lerp(grads, averages, group["momentum"]))
-            steps = orthogonalise(torch.stack(list(directions)).flatten(2))
+            steps = orthogonalize(torch.stack(list(directions)).flatten(2))
             size = group["lr"] * math.sqrt(max(1.0, steps.shape[-2] / steps.shape[-1]))
             for weight, step in zip(weights, steps, strict=True):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.sub_(placed_like(weight, step.view(weight.shape)), alpha=size)
         for layer in layers:
-            weight = layer.unnormalised_weight
-            weight.copy_(placed_like(weight, layer.normalisation.normalise(whole(weight))))
+            weight = layer.unnormalized_weight
+            weight.copy_(placed_like(weight, layer.normalization.normalize(whole(weight))))
 
     def _step_adam(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]
@@ -164,7 +164,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _by_shape(weights: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Weights of one shape are orthogonalised together."""
+    """Weights of one shape are orthogonalized together."""
     groups: dict[tuple[int, ...], list[Tensor]] = {}
     for weight in weights:
         groups.setdefault(tuple(weight.shape), []).append(weight)

@@ -1,6 +1,6 @@
-"""Optimisers and learning-rate schedules, by name."""
+"""Optimizers and learning-rate schedules, by name."""
 
-__all__ = ["OPTIMISERS", "SCHEDULES", "learning_rate", "make_optimiser", "set_learning_rate"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "learning_rate", "make_optimizer", "set_learning_rate"]
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from iresnet.config import OptimConfig
 from iresnet.errors import RecipeError, UnknownNameError
 from iresnet.training.muon import Muon
 
-OPTIMISERS: dict[str, Callable[[nn.Module, OptimConfig], torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[nn.Module, OptimConfig], torch.optim.Optimizer]] = {
     "adam": lambda model, c: torch.optim.Adam(model.parameters(), lr=c.lr, weight_decay=c.weight_decay),
     "adamax": lambda model, c: torch.optim.Adamax(model.parameters(), lr=c.lr, weight_decay=c.weight_decay),
     "adamw": lambda model, c: torch.optim.AdamW(model.parameters(), lr=c.lr, weight_decay=c.weight_decay),
@@ -21,22 +21,22 @@ OPTIMISERS: dict[str, Callable[[nn.Module, OptimConfig], torch.optim.Optimizer]]
         model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, nesterov=c.nesterov
     ),
 }
-"""Optimisers of a model, by name."""
+"""Optimizers of a model, by name."""
 
 
-def make_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Build the optimiser of a configuration.
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Build the optimizer of a configuration.
 
     Raises:
-        UnknownNameError: for an unknown optimiser or schedule.
+        UnknownNameError: for an unknown optimizer or schedule.
         RecipeError: for a learning rate that is not positive, or Nesterov momentum without momentum.
 
     Example:
-        >>> type(make_optimiser(nn.Linear(2, 2), OptimConfig(name="sgd"))).__name__
+        >>> type(make_optimizer(nn.Linear(2, 2), OptimConfig(name="sgd"))).__name__
         'SGD'
     """
-    if config.name not in OPTIMISERS:
-        raise UnknownNameError("optimiser", config.name, OPTIMISERS)
+    if config.name not in OPTIMIZERS:
+        raise UnknownNameError("optimizer", config.name, OPTIMIZERS)
     if config.schedule not in SCHEDULES:
         raise UnknownNameError("schedule", config.schedule, SCHEDULES)
     if not min(config.lr, config.adam_lr) > 0 or config.weight_decay < 0:
@@ -48,15 +48,15 @@ def make_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         raise RecipeError(
             f"--optim.nesterov is for sgd with momentum, got {config.name} with --optim.momentum {config.momentum}"
         )
-    optimiser = OPTIMISERS[config.name](model, config)
-    for group in optimiser.param_groups:
+    optimizer = OPTIMIZERS[config.name](model, config)
+    for group in optimizer.param_groups:
         group["lr_ratio"] = group["lr"] / config.lr
-    return optimiser
+    return optimizer
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of an optimiser from :func:`make_optimiser`; groups with a rate of their own keep its ratio."""
-    for group in optimiser.param_groups:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of an optimizer from :func:`make_optimizer`; groups with a rate of their own keep its ratio."""
+    for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_ratio"]
 
 

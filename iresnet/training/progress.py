@@ -87,7 +87,7 @@ def _told(excesses: tuple[Excess, ...]) -> str:
 class BlockLog(Callback):
     """Says what every block does, each time that metrics are given.
 
-    A line for each block: the estimated norms of its layers before normalisation, the bound that the last snapshot
+    A line for each block: the estimated norms of its layers before normalization, the bound that the last snapshot
     proved, the norm of its gradient, and the mean of its log-determinants.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into a request that the loop honours between two steps; a second one acts at once."""
+    """Turn SIGINT and SIGTERM into a request that the loop honors between two steps; a second one acts at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals reach the main thread alone

@@ -30,9 +30,9 @@ class Step:
     device, once a step, when all work of backward has been given to it.
 
     Args:
-        accelerator: has prepared the task and the optimiser.
+        accelerator: has prepared the task and the optimizer.
         task: what is trained.
-        optimiser: of its parameters.
+        optimizer: of its parameters.
         config: the recipe.
         ema: average of the weights to keep up to date.
     """
@@ -41,15 +41,15 @@ class Step:
         self,
         accelerator: Accelerator,
         task: torch.nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         config: Config,
         ema: Ema | None,
     ):
-        self.accelerator, self.task, self.optimiser, self.ema = accelerator, task, optimiser, ema
+        self.accelerator, self.task, self.optimizer, self.ema = accelerator, task, optimizer, ema
         self.own_task: Task = accelerator.unwrap_model(task)
         self.n_parts, self.precision = config.train.accumulate, config.train.precision
         self.clip_norm = math.inf if config.optim.clip_norm is None else config.optim.clip_norm
-        self.maybe_uninitialised = True
+        self.maybe_uninitialized = True
 
     def __call__(self, x: Tensor, y: Tensor | None, rate: float) -> dict[str, Tensor]:
         """Train on a batch.
@@ -66,7 +66,7 @@ class Step:
             NotFinite: when nothing was done.
         """
         before = self._what_forward_changes()
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         with use_precision(self._flags(), x.device):
             metrics = self._differentiate(x, y)
         norm = self.accelerator.clip_grad_norm_(self.task.parameters(), self.clip_norm)
@@ -74,9 +74,9 @@ class Step:
         if not self._is_finite(metrics["loss"], norm):
             with kept_random_state(), use_precision(self._flags(), x.device):
                 raise NotFinite(self._undo(x, y, metrics["loss"], *before))
-        set_learning_rate(self.optimiser, rate)
-        self.optimiser.step()
-        self.maybe_uninitialised = False
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.maybe_uninitialized = False
         if self.ema:
             self.ema.update(self.own_task.model)
         # A fill, since a copy from the host would be waited for.
@@ -84,21 +84,21 @@ class Step:
 
     def _flags(self) -> str:
         """The precision of what autocast leaves alone: float32 proper also while ActNorm takes its moments."""
-        return "float32" if self.precision == "float32" or self._uninitialised() else "tf32"
+        return "float32" if self.precision == "float32" or self._uninitialized() else "tf32"
 
-    def _uninitialised(self) -> bool:
+    def _uninitialized(self) -> bool:
         """Whether an ActNorm has not seen data yet: asked until the first step is done."""
-        norms = [m for m in self.own_task.modules() if isinstance(m, ActNorm)] if self.maybe_uninitialised else []
-        return not all(bool(norm.initialised) for norm in norms)
+        norms = [m for m in self.own_task.modules() if isinstance(m, ActNorm)] if self.maybe_uninitialized else []
+        return not all(bool(norm.initialized) for norm in norms)
 
     def _what_forward_changes(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Random state and copies of buffers; and of all weights as long as ActNorm may initialise some."""
-        tensors = self.own_task.state_dict() if self.maybe_uninitialised else dict(self.own_task.named_buffers())
+        """Random state and copies of buffers; and of all weights as long as ActNorm may initialize some."""
+        tensors = self.own_task.state_dict() if self.maybe_uninitialized else dict(self.own_task.named_buffers())
         return random_state(), {name: tensor.clone() for name, tensor in tensors.items()}
 
     def _differentiate(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
         """Leave the gradient of the batch in the parameters; return the means of its parts."""
-        fresh = self._initialise(x, y)
+        fresh = self._initialize(x, y)
         means: dict[str, Tensor] = {}
         parts = list(self._parts(x, y))
         for i, (part_x, part_y) in enumerate(parts):
@@ -116,13 +116,13 @@ class Step:
         yield from zip(x.chunk(self.n_parts), labels, strict=False)
 
     @torch.no_grad()
-    def _initialise(self, x: Tensor, y: Tensor | None) -> bool:
-        """Initialise from the whole of the first batch, in float32 proper, when it will come in parts or be rounded.
+    def _initialize(self, x: Tensor, y: Tensor | None) -> bool:
+        """Initialize from the whole of the first batch, in float32 proper, when it will come in parts or be rounded.
 
         Returns:
             Whether that was done.
         """
-        if (self.n_parts == 1 and PRECISIONS[self.precision] is None) or not self._uninitialised():
+        if (self.n_parts == 1 and PRECISIONS[self.precision] is None) or not self._uninitialized():
             return False
         # Where products are rounded, accelerate wraps the task with autocast: this goes past it.
         run = self.own_task if PRECISIONS[self.precision] is None else partial(Task.forward, self.own_task)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from iresnet.bijections import ResidualBlock, logdet_of_one_part
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.config import Config, TaskConfig
-from iresnet.data import Dataset, dequantise, flip, pad_crop
+from iresnet.data import Dataset, dequantize, flip, pad_crop
 from iresnet.errors import UnknownNameError
 from iresnet.flows import Density, Flow
 from iresnet.lipschitz import hold_weights
@@ -80,7 +80,7 @@ class Task(nn.Module):
         Args:
             x: examples.
             y: their labels.
-            iterate: whether power iterations advance in train mode; once for each step of the optimiser.
+            iterate: whether power iterations advance in train mode; once for each step of the optimizer.
         """
         x = self.augmented(x) if self.training else x
         part = logdet_of_one_part(self.model, self.logdet_parts if self.training else 1)
@@ -107,9 +107,9 @@ class Task(nn.Module):
         """Densities and logits, as far as the model has them."""
         match self.model:
             case Flow():
-                return self.model.density(dequantise(x, levels=self.levels)), None
+                return self.model.density(dequantize(x, levels=self.levels)), None
             case Hybrid():
-                return self.model.density_and_logits(dequantise(x, levels=self.levels))
+                return self.model.density_and_logits(dequantize(x, levels=self.levels))
             case Classifier():
                 return None, self.model(x.float())
             case _:

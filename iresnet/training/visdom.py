@@ -24,7 +24,7 @@ WINDOWS: dict[str, tuple[str, str]] = {
 }
 """Windows by metric: the title, and what is on the vertical axis. Each has a line for training and for validation."""
 
-COLOURS = {"train": np.array([[31, 119, 180]]), "validation": np.array([[255, 127, 14]])}
+COLORS = {"train": np.array([[31, 119, 180]]), "validation": np.array([[255, 127, 14]])}
 """Of the lines of a window."""
 
 LOGARITHMIC = ("reconstruction_error",)
@@ -155,7 +155,7 @@ def _options(split: str, name: str) -> dict[str, Any]:
     legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
     vertical = {"title": unit, "exponentformat": "power", "type": "log" if name in LOGARITHMIC else "linear"}
     layout = {"legend": legend, "yaxis": vertical, "xaxis": {"title": "step"}}
-    marks = {"markers": split == "validation", "markersize": 6, "linecolor": COLOURS[split], "showlegend": True}
+    marks = {"markers": split == "validation", "markersize": 6, "linecolor": COLORS[split], "showlegend": True}
     return {"title": title, **size, **marks, "layoutopts": {"plotly": layout}}
 
 

@@ -16,7 +16,7 @@ from iresnet.config import Config
 from iresnet.errors import RecipeError
 from iresnet.processes import is_main, world_size
 from iresnet.runs import Inputs, build_model
-from iresnet.training.optim import make_optimiser
+from iresnet.training.optim import make_optimizer
 from iresnet.training.randomness import kept_random_state
 from iresnet.training.task import Task
 from iresnet.zoo import Model
@@ -26,26 +26,26 @@ Batch = tuple[Tensor, Tensor | None]
 
 
 class Weights(ABC):
-    """The task and the optimiser of a run, ready to be used, and their states as a whole.
+    """The task and the optimizer of a run, ready to be used, and their states as a whole.
 
     Attributes:
         task: as accelerate prepared it.
-        optimiser: the same.
+        optimizer: the same.
     """
 
     task: nn.Module
-    optimiser: Any
+    optimizer: Any
 
     @abstractmethod
     def model_state(self) -> State:
         """The state of the whole model, in the first process; all have to ask for it."""
 
     @abstractmethod
-    def optimiser_state(self) -> State:
-        """The state of the whole optimiser, in the first process; all have to ask for it."""
+    def optimizer_state(self) -> State:
+        """The state of the whole optimizer, in the first process; all have to ask for it."""
 
     @abstractmethod
-    def load(self, model: State, optimiser: State) -> None:
+    def load(self, model: State, optimizer: State) -> None:
         """Restore states of the whole, which all processes have."""
 
     @abstractmethod
@@ -72,21 +72,21 @@ class Replicated(Weights):
         inputs: Inputs,  # noqa: ARG002
         first: Callable[[], Batch],  # noqa: ARG002
     ):
-        self.own = task.to(accelerator.device)  # before there is an optimiser of its parameters
-        self.task, self.optimiser = accelerator.prepare(task, make_optimiser(task.model, config.optim))
+        self.own = task.to(accelerator.device)  # before there is an optimizer of its parameters
+        self.task, self.optimizer = accelerator.prepare(task, make_optimizer(task.model, config.optim))
 
     def model_state(self) -> State:
         """See :meth:`Weights.model_state`."""
         return self.own.model.state_dict()
 
-    def optimiser_state(self) -> State:
-        """See :meth:`Weights.optimiser_state`."""
-        return self.optimiser.state_dict()
+    def optimizer_state(self) -> State:
+        """See :meth:`Weights.optimizer_state`."""
+        return self.optimizer.state_dict()
 
-    def load(self, model: State, optimiser: State) -> None:
+    def load(self, model: State, optimizer: State) -> None:
         """See :meth:`Weights.load`."""
         self.own.model.load_state_dict(model)
-        self.optimiser.load_state_dict(optimiser)
+        self.optimizer.load_state_dict(optimizer)
 
     def model(self) -> Model:
         """See :meth:`Weights.model`."""
@@ -94,10 +94,10 @@ class Replicated(Weights):
 
 
 class Sharded(Weights):
-    """Each process keeps a part of the weights, their gradients and the optimiser's state (FSDP2).
+    """Each process keeps a part of the weights, their gradients and the optimizer's state (FSDP2).
 
-    Each residual block is gathered when it is used, forward and backward, and given back. So its weights are normalised
-    by the block itself, and not for the whole model at once. ActNorm is initialised before, on the CPU, where the whole
+    Each residual block is gathered when it is used, forward and backward, and given back. So its weights are normalized
+    by the block itself, and not for the whole model at once. ActNorm is initialized before, on the CPU, where the whole
     model is built: what a forward pass writes into gathered weights is lost.
 
     Args:
@@ -117,11 +117,11 @@ class Sharded(Weights):
         if world_size() == 1:
             raise RecipeError("--train.sharding fsdp spreads a model over processes: use --processes N, or torchrun")
         self.own, self.config, self.inputs = task, config, inputs
-        _initialise(task, *first())
+        _initialize(task, *first())
         _shard(task, accelerator.device.type)
-        optimiser = make_optimiser(task.model, config.optim)
+        optimizer = make_optimizer(task.model, config.optim)
         self.task = accelerator.prepare_model(task, device_placement=False, evaluation_mode=True)  # not DDP
-        self.optimiser = accelerator.prepare_optimizer(optimiser)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
 
     def model_state(self) -> State:
         """See :meth:`Weights.model_state`."""
@@ -129,18 +129,18 @@ class Sharded(Weights):
 
         return get_model_state_dict(self.own.model, options=_whole_states())
 
-    def optimiser_state(self) -> State:
-        """See :meth:`Weights.optimiser_state`."""
+    def optimizer_state(self) -> State:
+        """See :meth:`Weights.optimizer_state`."""
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-        return get_optimizer_state_dict(self.own, self.optimiser.optimizer, options=_whole_states())
+        return get_optimizer_state_dict(self.own, self.optimizer.optimizer, options=_whole_states())
 
-    def load(self, model: State, optimiser: State) -> None:
+    def load(self, model: State, optimizer: State) -> None:
         """See :meth:`Weights.load`."""
         from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 
         set_model_state_dict(self.own.model, model, options=_whole_states())
-        set_optimizer_state_dict(self.own, self.optimiser.optimizer, optimiser, options=_whole_states())
+        set_optimizer_state_dict(self.own, self.optimizer.optimizer, optimizer, options=_whole_states())
 
     def model(self) -> Model:
         """See :meth:`Weights.model`."""
@@ -160,9 +160,9 @@ def _whole_states() -> Any:
 
 
 @torch.no_grad()
-def _initialise(task: Task, x: Tensor, y: Tensor | None) -> None:
-    """Initialise ActNorm from the first batch of all processes, and leave everything else as it is."""
-    buffers = {name: b.clone() for name, b in task.named_buffers() if not name.endswith("initialised")}
+def _initialize(task: Task, x: Tensor, y: Tensor | None) -> None:
+    """Initialize ActNorm from the first batch of all processes, and leave everything else as it is."""
+    buffers = {name: b.clone() for name, b in task.named_buffers() if not name.endswith("initialized")}
     with kept_random_state():
         task.train()(x.cpu(), None if y is None else y.cpu())
     task.load_state_dict(buffers, strict=False)

@@ -1,6 +1,6 @@
-"""``iresnet analyse``: what estimators, bounds, inverses and latents of a run keep of what they promise."""
+"""``iresnet analyze``: what estimators, bounds, inverses and latents of a run keep of what they promise."""
 
-__all__ = ["analyse"]
+__all__ = ["analyze"]
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,13 +27,13 @@ Runs = Annotated[list[Path], Parameter(name="RUN", help="Run folders, made by ir
 COEFFICIENTS = (0.5, 0.7, 0.9, 1.2)
 """Of the rescaled copies of a single run: up to where nothing is proved."""
 
-analyse = App(
-    name="analyse",
-    help="Analyse a trained model: analysis/NAME.json and analysis/NAME.png in its run folder, and a table.",
+analyze = App(
+    name="analyze",
+    help="Analyze a trained model: analysis/NAME.json and analysis/NAME.png in its run folder, and a table.",
 )
 
 
-@analyse.command
+@analyze.command
 def logdet(
     run: RunFolder,
     *,
@@ -56,9 +56,9 @@ def logdet(
         draws: Probes for each block and example.
         split: train, validation or test.
         data_dir: Folder of data sets.
-        seed: Of examples, dequantisation noise and probes.
+        seed: Of examples, dequantization noise and probes.
     """
-    from iresnet.analysis import analyse_logdet, bijection_of, examples
+    from iresnet.analysis import analyze_logdet, bijection_of, examples
     from iresnet.analysis.figures import draw_logdet
     from iresnet.bijections import ResidualBlock
     from iresnet.devices import device_of
@@ -68,7 +68,7 @@ def logdet(
     x = examples(part, n or _affordable(part.x[0].numel()), levels=dataset.levels, seed=seed).x.to(device_of(model))
     blocks = sum(isinstance(module, ResidualBlock) for module in bijection.modules())
     with progress("blocks at examples", blocks * len(x)) as advance:
-        analysis = analyse_logdet(bijection, x, draws=draws, seed=seed, progress=advance)
+        analysis = analyze_logdet(bijection, x, draws=draws, seed=seed, progress=advance)
     say(str(analysis))
     say(_estimators(analysis))
     _save(folder, "logdet", analysis, draw_logdet(analysis), {"split": split, "seed": seed})
@@ -88,7 +88,7 @@ def _estimators(analysis: "LogDetAnalysis") -> Table:
     return table
 
 
-@analyse.command
+@analyze.command
 def lipschitz(run: RunFolder, *, device: DeviceName = "auto") -> None:
     """Take singular values of every layer, with bounds from below and above.
 
@@ -98,13 +98,13 @@ def lipschitz(run: RunFolder, *, device: DeviceName = "auto") -> None:
     Args:
         run: Run folder.
     """
-    from iresnet.analysis import analyse_lipschitz
+    from iresnet.analysis import analyze_lipschitz
     from iresnet.analysis.figures import draw_lipschitz
     from iresnet.analysis.lipschitz import layers_of
 
     folder, model, inputs = load_run(run, device)
     with progress("layers", len(layers_of(model, inputs.shape))) as advance:
-        analysis = analyse_lipschitz(model, inputs.shape, progress=advance)
+        analysis = analyze_lipschitz(model, inputs.shape, progress=advance)
     say(_layers(analysis))
     say(_blocks(analysis))
     say(str(analysis))
@@ -138,7 +138,7 @@ def _short(name: str) -> str:
     return name.replace("bijections.", "").replace("bijection.", "")
 
 
-@analyse.command
+@analyze.command
 def inverse(
     runs: Runs,
     *,
@@ -164,7 +164,7 @@ def inverse(
         n: Examples.
         split: train, validation or test.
         data_dir: Folder of data sets.
-        seed: Of examples and dequantisation noise.
+        seed: Of examples and dequantization noise.
     """
     from iresnet.analysis import InverseAnalysis
     from iresnet.analysis.figures import draw_inverse
@@ -208,7 +208,7 @@ def _inverses(
     device: str,
 ) -> "tuple[list[Subject], Any]":
     """A run and its rescaled copies, and the curves of all solvers when they are wanted."""
-    from iresnet.analysis import analyse_inverse, bijection_of, examples, rescaled, solver_curves
+    from iresnet.analysis import analyze_inverse, bijection_of, examples, rescaled, solver_curves
     from iresnet.analysis.inverse import STEPS
     from iresnet.devices import device_of
 
@@ -221,12 +221,12 @@ def _inverses(
     def advance_by(done: int) -> None:
         advance(len(subjects) * len(STEPS) + done)
 
-    subjects.append(analyse_inverse(bijection, x, label=name, scale=scale, progress=advance_by))
+    subjects.append(analyze_inverse(bijection, x, label=name, scale=scale, progress=advance_by))
     own = subjects[0].coeff
     for coeff in copies if own is not None else ():
         if coeff != own:
             with rescaled(bijection, coeff):
-                copy = analyse_inverse(bijection, x, label="rescaled", scale=scale, progress=advance_by)
+                copy = analyze_inverse(bijection, x, label="rescaled", scale=scale, progress=advance_by)
             subjects.append(replace(copy, coeff=coeff))
     return subjects, solver_curves(bijection, x, scale=scale, progress=advance_by) if solve else ()
 
@@ -241,7 +241,7 @@ def _subjects(analysis: "InverseAnalysis") -> Table:
     return table
 
 
-@analyse.command
+@analyze.command
 def latent(
     run: RunFolder,
     *,
@@ -260,9 +260,9 @@ def latent(
         n: Examples.
         split: train, validation or test.
         data_dir: Folder of data sets.
-        seed: Of examples and dequantisation noise.
+        seed: Of examples and dequantization noise.
     """
-    from iresnet.analysis import analyse_latent, examples
+    from iresnet.analysis import analyze_latent, examples
     from iresnet.analysis.figures import draw_latent
     from iresnet.classifiers import Classifier
     from iresnet.commands.arguments import flow_of
@@ -276,7 +276,7 @@ def latent(
     chosen = examples(part, n, levels=dataset.levels, seed=seed)
     with progress("latents", len(chosen)) as advance:
         x = chosen.x.float().to(device_of(model))
-        analysis = analyse_latent(encode, x, chosen.y, base=base, progress=advance)
+        analysis = analyze_latent(encode, x, chosen.y, base=base, progress=advance)
     if analysis.radius:
         say(_claims(analysis))
     say(str(analysis))

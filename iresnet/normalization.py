@@ -1,15 +1,15 @@
-"""Parametrisations that hold the norm of a weight's operator at a coefficient."""
+"""Parametrizations that hold the norm of a weight's operator at a coefficient."""
 
 __all__ = [
-    "NORMALISATIONS",
+    "NORMALIZATIONS",
     "AbsoluteSums",
     "GramIteration",
     "InfinityNorm",
-    "Normalisation",
+    "Normalization",
     "OneNorm",
     "PerThread",
     "PowerIteration",
-    "make_normalisation",
+    "make_normalization",
 ]
 
 import math
@@ -53,8 +53,8 @@ class PerThread(threading.local):
         return type(self), (self.default,)
 
 
-class Normalisation(nn.Module, ABC):
-    r"""Parametrisation that scales a weight down to norm ``coeff`` when its norm is above it.
+class Normalization(nn.Module, ABC):
+    r"""Parametrization that scales a weight down to norm ``coeff`` when its norm is above it.
 
     .. math:: W \mapsto W \min(1, c / \sigma(W))
 
@@ -69,7 +69,7 @@ class Normalisation(nn.Module, ABC):
     """p of the operator norm that is bounded, from the p-norm to the p-norm."""
 
     rounding_above: float = 0.0
-    """Units of rounding of its type by which a normalised weight may be larger than if computed in float64."""
+    """Units of rounding of its type by which a normalized weight may be larger than if computed in float64."""
 
     rounding_below: float = 128.0
     """The same for one that is smaller: norms are rounded up, where they bound from above."""
@@ -86,11 +86,11 @@ class Normalisation(nn.Module, ABC):
 
     @property
     def held(self) -> Tensor | None:
-        """The normalised weight that this thread holds, see :func:`~iresnet.lipschitz.hold_weights`."""
+        """The normalized weight that this thread holds, see :func:`~iresnet.lipschitz.hold_weights`."""
         return self._held.value
 
     def hold(self, weight: Tensor | None) -> None:
-        """Let this thread use a normalised weight; None to compute it at each use again."""
+        """Let this thread use a normalized weight; None to compute it at each use again."""
         self._held.value = weight
 
     @property
@@ -111,7 +111,7 @@ class Normalisation(nn.Module, ABC):
         """Sharpen :meth:`sigma` until it changes by less than ``tol`` relative, in at most ``max_steps`` steps."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Normalise the weight, after an update of the state in train mode.
+        """Normalize the weight, after an update of the state in train mode.
 
         Nothing moves in a backward pass, where checkpoints repeat what forward did, nor under transforms of
         :mod:`torch.func`, which allow no state.
@@ -120,16 +120,16 @@ class Normalisation(nn.Module, ABC):
             return self.held
         if self.training and (torch.compiler.is_compiling() or not (_in_backward() or is_transforming())):
             self.advance(weight)
-        return self.normalise(weight)
+        return self.normalize(weight)
 
-    def normalise(self, weight: Tensor) -> Tensor:
+    def normalize(self, weight: Tensor) -> Tensor:
         """Scale the weight with the present state, moving nothing."""
         # The norm is taken in float32 proper also when the surrounding products are not.
         with use_precision("float32", weight.device):
             return weight / torch.clamp(self.sigma(weight) / self.coeff, min=1.0)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Assigning to the layer's weight sets the unnormalised one."""
+        """Assigning to the layer's weight sets the unnormalized one."""
         return weight
 
 
@@ -137,8 +137,8 @@ def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-class PowerIteration(Normalisation):
-    r"""Parametrisation that scales a weight down to spectral norm ``coeff`` when its estimated norm is above it.
+class PowerIteration(Normalization):
+    r"""Parametrization that scales a weight down to spectral norm ``coeff`` when its estimated norm is above it.
 
     .. math:: W \mapsto W \min(1, c / \sigma), \quad \sigma = |W u|,
 
@@ -151,7 +151,7 @@ class PowerIteration(Normalisation):
     :math:`\sigma` is a *lower* bound of the norm, so this certifies nothing by itself: see :func:`iresnet.certify`.
 
     Args:
-        weight: the weight to normalise, (out, in) or (out, in, kh, kw).
+        weight: the weight to normalize, (out, in) or (out, in, kh, kw).
         coeff: the largest norm allowed, in (0, 1); None for no constraint.
         image_size: (H, W) of a convolution's images; not used for a dense weight.
         n_steps: the most power iterations at each use in train mode.
@@ -160,7 +160,7 @@ class PowerIteration(Normalisation):
 
     Reference:
         Spectral Normalization for Generative Adversarial Networks, Miyato et al. 2018, https://arxiv.org/abs/1802.05957;
-        Regularisation of Neural Networks by Enforcing Lipschitz Continuity, Gouk et al. 2018,
+        Regularization of Neural Networks by Enforcing Lipschitz Continuity, Gouk et al. 2018,
         https://arxiv.org/abs/1804.04368
 
     Example:
@@ -228,13 +228,13 @@ class PowerIteration(Normalisation):
             last = sigma
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Assigning to the layer's weight sets the unnormalised one."""
+        """Assigning to the layer's weight sets the unnormalized one."""
         if weight.shape[1:2] != self.u.shape[1:2]:
             raise IResNetError(f"the weight has {weight.shape[1]} input features, the layer {self.u.shape[1]}")
         return weight
 
     def extra_repr(self) -> str:
-        """Describe the parametrisation."""
+        """Describe the parametrization."""
         return f"coeff={self.coeff}, n_steps={self.n_steps}"
 
 
@@ -242,8 +242,8 @@ def _unit(u: Tensor) -> Tensor:
     return u / u.norm().clamp(min=torch.finfo(u.dtype).tiny)
 
 
-class GramIteration(Normalisation):
-    r"""Parametrisation by a bound that never lies below the norm, so a layer is certified at every step.
+class GramIteration(Normalization):
+    r"""Parametrization by a bound that never lies below the norm, so a layer is certified at every step.
 
     .. math:: \sigma(W) \le |G_k|_F^{2^{-k}}, \quad G_0 = W, \; G_{j+1} = G_j^* G_j
 
@@ -254,7 +254,7 @@ class GramIteration(Normalisation):
     :class:`PowerIteration` leaves more room.
 
     Args:
-        weight: the weight to normalise, (out, in) or (out, in, kh, kw).
+        weight: the weight to normalize, (out, in) or (out, in, kh, kw).
         coeff: the largest norm allowed, in (0, 1); None for no constraint.
         image_size: (H, W) of a convolution's images; not used for a dense weight.
         n_steps: k; the bound is within a factor :math:`\mathrm{rank}^{2^{-k-1}}`.
@@ -265,7 +265,7 @@ class GramIteration(Normalisation):
 
     Example:
         >>> from iresnet import LipschitzLinear
-        >>> layer = LipschitzLinear(4, 4, coeff=0.5, normalisation="gram")
+        >>> layer = LipschitzLinear(4, 4, coeff=0.5, normalization="gram")
         >>> layer.weight = torch.diag(torch.tensor([10.0, 1.0, 1.0, 1.0]))
         >>> 0.499 < float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) <= 0.5
         True
@@ -305,7 +305,7 @@ class GramIteration(Normalisation):
         """There is no state."""
 
     def extra_repr(self) -> str:
-        """Describe the parametrisation."""
+        """Describe the parametrization."""
         return f"coeff={self.coeff}, n_steps={self.n_steps}"
 
 
@@ -315,14 +315,14 @@ def _frobenius(matrices: Tensor) -> Tensor:
     return (squares.sum((-2, -1)) + torch.finfo(squares.dtype).tiny).sqrt()
 
 
-class AbsoluteSums(Normalisation, ABC):
-    """Parametrisation by an induced norm that is a largest sum of absolute values: exact, cheap, without state.
+class AbsoluteSums(Normalization, ABC):
+    """Parametrization by an induced norm that is a largest sum of absolute values: exact, cheap, without state.
 
     Contraction in any norm makes a block invertible; this one is stricter on wide layers than the Euclidean norm. For a
     convolution whose kernel is larger than the image it is an upper bound.
 
     Args:
-        weight: the weight to normalise, (out, in) or (out, in, kh, kw).
+        weight: the weight to normalize, (out, in) or (out, in, kh, kw).
         coeff: the largest norm allowed, in (0, 1); None for no constraint.
         image_size: not used.
     """
@@ -341,7 +341,7 @@ class AbsoluteSums(Normalisation, ABC):
         """There is no state."""
 
     def extra_repr(self) -> str:
-        """Describe the parametrisation."""
+        """Describe the parametrization."""
         return f"coeff={self.coeff}"
 
 
@@ -350,7 +350,7 @@ class OneNorm(AbsoluteSums):
 
     Example:
         >>> from iresnet import LipschitzLinear
-        >>> layer = LipschitzLinear(4, 4, coeff=0.5, normalisation="l1")
+        >>> layer = LipschitzLinear(4, 4, coeff=0.5, normalization="l1")
         >>> bool(layer.weight.abs().sum(0).max() <= 0.5)
         True
     """
@@ -363,7 +363,7 @@ class InfinityNorm(AbsoluteSums):
 
     Example:
         >>> from iresnet import LipschitzLinear
-        >>> layer = LipschitzLinear(4, 4, coeff=0.5, normalisation="linf")
+        >>> layer = LipschitzLinear(4, 4, coeff=0.5, normalization="linf")
         >>> bool(layer.weight.abs().sum(1).max() <= 0.5)
         True
     """
@@ -371,7 +371,7 @@ class InfinityNorm(AbsoluteSums):
     norm = math.inf
 
 
-NORMALISATIONS: dict[str, Callable[..., Normalisation]] = {
+NORMALIZATIONS: dict[str, Callable[..., Normalization]] = {
     "power": PowerIteration,
     "gram": GramIteration,
     "l1": OneNorm,
@@ -384,14 +384,14 @@ upper bound at every step; ``l1`` and ``linf``: exact norms of other geometries.
 """
 
 
-def make_normalisation(
+def make_normalization(
     name: str, weight: Tensor, *, coeff: float | None, image_size: tuple[int, int] = (1, 1), n_steps: int | None = None
-) -> Normalisation:
-    """Build the normalisation of that name for a weight.
+) -> Normalization:
+    """Build the normalization of that name for a weight.
 
     Args:
-        name: a key of :data:`NORMALISATIONS`.
-        weight: the weight to normalise.
+        name: a key of :data:`NORMALIZATIONS`.
+        weight: the weight to normalize.
         coeff: the largest norm allowed, in (0, 1); None for no constraint.
         image_size: (H, W) of a convolution's images.
         n_steps: iterations; the default of the class when None.
@@ -399,9 +399,9 @@ def make_normalisation(
     Raises:
         UnknownNameError: lists the valid names.
     """
-    if name not in NORMALISATIONS:
-        raise UnknownNameError("normalisation", name, NORMALISATIONS)
-    if n_steps is not None and NORMALISATIONS[name] in (OneNorm, InfinityNorm):
-        raise IResNetError(f"the normalisation '{name}' is exact and takes no steps, got {n_steps}; leave them out")
+    if name not in NORMALIZATIONS:
+        raise UnknownNameError("normalization", name, NORMALIZATIONS)
+    if n_steps is not None and NORMALIZATIONS[name] in (OneNorm, InfinityNorm):
+        raise IResNetError(f"the normalization '{name}' is exact and takes no steps, got {n_steps}; leave them out")
     steps = {} if n_steps is None else {"n_steps": n_steps}
-    return NORMALISATIONS[name](weight, coeff=coeff, image_size=image_size, **steps)
+    return NORMALIZATIONS[name](weight, coeff=coeff, image_size=image_size, **steps)

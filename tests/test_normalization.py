@@ -1,42 +1,42 @@
-"""Every normalisation against dense singular values."""
+"""Every normalization against dense singular values."""
 
 import pytest
 import torch
 from laws import close
 
 import iresnet as ir
-from iresnet import normalisation
+from iresnet import normalization
 from iresnet.errors import IResNetError, UnknownNameError
-from iresnet.normalisation import NORMALISATIONS, GramIteration
+from iresnet.normalization import NORMALIZATIONS, GramIteration
 from iresnet.operators import same_conv, torus_matrices
 
 pytestmark = pytest.mark.usefixtures("default_device")
 
 LAYERS = {
-    "linear": lambda name: ir.LipschitzLinear(5, 7, 0.8, normalisation=name),
-    "wide linear": lambda name: ir.LipschitzLinear(9, 2, 0.8, normalisation=name),
-    "1x1": lambda name: ir.LipschitzConv2d(4, 3, 1, 0.8, image_size=(5, 4), normalisation=name),
-    "3x3": lambda name: ir.LipschitzConv2d(2, 3, 3, 0.8, image_size=(6, 5), normalisation=name),
-    "even kernel": lambda name: ir.LipschitzConv2d(3, 2, 4, 0.8, image_size=(5, 7), normalisation=name),
-    "kernel larger than half": lambda name: ir.LipschitzConv2d(1, 1, 5, 0.8, image_size=(4, 4), normalisation=name),
+    "linear": lambda name: ir.LipschitzLinear(5, 7, 0.8, normalization=name),
+    "wide linear": lambda name: ir.LipschitzLinear(9, 2, 0.8, normalization=name),
+    "1x1": lambda name: ir.LipschitzConv2d(4, 3, 1, 0.8, image_size=(5, 4), normalization=name),
+    "3x3": lambda name: ir.LipschitzConv2d(2, 3, 3, 0.8, image_size=(6, 5), normalization=name),
+    "even kernel": lambda name: ir.LipschitzConv2d(3, 2, 4, 0.8, image_size=(5, 7), normalization=name),
+    "kernel larger than half": lambda name: ir.LipschitzConv2d(1, 1, 5, 0.8, image_size=(4, 4), normalization=name),
 }
 
 
 def norm(layer) -> float:
-    """Norm of the layer's matrix, in the geometry of its normalisation."""
+    """Norm of the layer's matrix, in the geometry of its normalization."""
     weight = layer.weight.detach()
     if weight.dim() == 4:
         basis = torch.eye(layer.in_channels * layer.image_size[0] * layer.image_size[1], dtype=weight.dtype)
         weight = same_conv(basis.reshape(-1, layer.in_channels, *layer.image_size), weight).flatten(1).T
-    return float(torch.linalg.matrix_norm(weight, layer.normalisation.norm))
+    return float(torch.linalg.matrix_norm(weight, layer.normalization.norm))
 
 
-@pytest.mark.parametrize("name", NORMALISATIONS)
+@pytest.mark.parametrize("name", NORMALIZATIONS)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_large_weight_is_brought_to_its_coefficient(kind, name):
     layer = LAYERS[kind](name).double()
-    layer.weight = 30 * torch.randn_like(layer.unnormalised_weight)
-    layer.normalisation.converge(layer.unnormalised_weight, tol=1e-14, max_steps=20_000)
+    layer.weight = 30 * torch.randn_like(layer.unnormalized_weight)
+    layer.normalization.converge(layer.unnormalized_weight, tol=1e-14, max_steps=20_000)
     assert norm(layer) <= 0.8 * (1 + 1e-9)
     assert norm(layer) >= 0.8 * least(kind, name)
 
@@ -48,12 +48,12 @@ def least(kind, name) -> float:
     return 0.4 if cut else 0.6 if loose else 0.98
 
 
-@pytest.mark.parametrize("name", NORMALISATIONS)
+@pytest.mark.parametrize("name", NORMALIZATIONS)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_small_weight_passes_unchanged(kind, name):
     layer = LAYERS[kind](name)
-    layer.weight = 1e-3 * torch.randn_like(layer.unnormalised_weight)
-    assert torch.equal(layer.weight, layer.unnormalised_weight)
+    layer.weight = 1e-3 * torch.randn_like(layer.unnormalized_weight)
+    assert torch.equal(layer.weight, layer.unnormalized_weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -61,13 +61,13 @@ def test_a_small_weight_passes_unchanged(kind, name):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_gram_bounds_the_norm_from_above_at_every_weight(kind, n_steps, dtype):
     layer = LAYERS[kind]("gram").to(dtype)
-    layer.normalisation.n_steps = n_steps
+    layer.normalization.n_steps = n_steps
     for scale in (1e-8, 1.0, 1e8):
-        layer.weight = scale * torch.randn_like(layer.unnormalised_weight)
-        sigma = layer.normalisation.sigma(layer.unnormalised_weight)
-        layer.normalisation.hold(layer.unnormalised_weight.double())
+        layer.weight = scale * torch.randn_like(layer.unnormalized_weight)
+        sigma = layer.normalization.sigma(layer.unnormalized_weight)
+        layer.normalization.hold(layer.unnormalized_weight.double())
         assert float(sigma.detach()) >= norm(layer.double())
-        layer.normalisation.hold(None)
+        layer.normalization.hold(None)
         layer.to(dtype)
 
 
@@ -82,25 +82,25 @@ def test_gram_is_tight_within_its_stated_factor():
 @pytest.mark.parametrize("kind", LAYERS)
 def test_gram_gradient(kind):
     layer = LAYERS[kind]("gram").double()
-    weight = torch.randn_like(layer.unnormalised_weight).requires_grad_()
-    assert torch.autograd.gradcheck(layer.normalisation.sigma, (weight,))
+    weight = torch.randn_like(layer.unnormalized_weight).requires_grad_()
+    assert torch.autograd.gradcheck(layer.normalization.sigma, (weight,))
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_gram_certifies_in_train_mode_as_in_eval_mode(kind):
     layer = LAYERS[kind]("gram").train()
-    layer.weight = 9 * torch.randn_like(layer.unnormalised_weight)
+    layer.weight = 9 * torch.randn_like(layer.unnormalized_weight)
     trained = layer.weight.clone()
     assert torch.equal(trained, layer.eval().weight)
     assert ir.certify(layer).layers[0].upper <= 0.8 * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("name", NORMALISATIONS)
+@pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_a_zero_weight_has_finite_gradients(name):
-    layer = ir.LipschitzConv2d(2, 2, 3, image_size=(4, 4), normalisation=name)
-    layer.weight = torch.zeros_like(layer.unnormalised_weight)
+    layer = ir.LipschitzConv2d(2, 2, 3, image_size=(4, 4), normalization=name)
+    layer.weight = torch.zeros_like(layer.unnormalized_weight)
     layer.weight.sum().backward()
-    assert torch.isfinite(layer.unnormalised_weight.grad).all()
+    assert torch.isfinite(layer.unnormalized_weight.grad).all()
 
 
 def test_torus_matrices_are_the_circular_convolution():
@@ -112,17 +112,17 @@ def test_torus_matrices_are_the_circular_convolution():
     close(torch.view_as_real(parts), torch.view_as_real(expected))
 
 
-def test_unknown_normalisation_and_steps():
+def test_unknown_normalization_and_steps():
     with pytest.raises(UnknownNameError, match="'gram'"):
-        ir.LipschitzLinear(2, 2, normalisation="grm")
+        ir.LipschitzLinear(2, 2, normalization="grm")
     with pytest.raises(ValueError, match="at least 1"):
-        ir.LipschitzLinear(2, 2, normalisation="gram", n_steps=0)
+        ir.LipschitzLinear(2, 2, normalization="gram", n_steps=0)
 
 
-@pytest.mark.parametrize("name", NORMALISATIONS)
-def test_the_zoo_builds_with_every_normalisation(name):
-    model = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=8, normalisation=name)
-    assert sum(isinstance(m, NORMALISATIONS[name]) for m in model.modules()) == 6
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_the_zoo_builds_with_every_normalization(name):
+    model = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=8, normalization=name)
+    assert sum(isinstance(m, NORMALIZATIONS[name]) for m in model.modules()) == 6
 
 
 # -- power iteration to a tolerance ----------------------------------------------------------------------------------
@@ -130,45 +130,45 @@ def test_the_zoo_builds_with_every_normalisation(name):
 
 def test_power_iteration_stops_when_its_vector_stands_still(monkeypatch):
     layer = ir.LipschitzLinear(20, 20, n_steps=500).double().train()
-    part, products = layer.normalisation, []
-    original = normalisation.apply
-    monkeypatch.setattr(normalisation, "apply", lambda *args: products.append(1) or original(*args))
+    part, products = layer.normalization, []
+    original = normalization.apply
+    monkeypatch.setattr(normalization, "apply", lambda *args: products.append(1) or original(*args))
     part.u.copy_(torch.nn.functional.normalize(torch.randn_like(part.u)))
-    part.advance(layer.unnormalised_weight)
+    part.advance(layer.unnormalized_weight)
     cold = len(products)
     assert 2 < cold < 500
     before = part.u.clone()
-    part.advance(layer.unnormalised_weight)  # warm: one is enough to see that nothing moves
+    part.advance(layer.unnormalized_weight)  # warm: one is enough to see that nothing moves
     assert len(products) == cold + 1
     assert (part.u - before).norm() < part.tol
-    layer.unnormalised_weight.data += 0.5 * torch.randn_like(layer.unnormalised_weight)
-    part.advance(layer.unnormalised_weight)
+    layer.unnormalized_weight.data += 0.5 * torch.randn_like(layer.unnormalized_weight)
+    part.advance(layer.unnormalized_weight)
     assert len(products) > cold + 2
 
 
 def test_the_cap_holds_and_a_tolerance_of_zero_runs_all(monkeypatch):
     products = []
-    original = normalisation.apply
-    monkeypatch.setattr(normalisation, "apply", lambda *args: products.append(1) or original(*args))
-    part = normalisation.PowerIteration(torch.eye(3), coeff=0.5, image_size=(1, 1), n_steps=7, tol=0.0)
+    original = normalization.apply
+    monkeypatch.setattr(normalization, "apply", lambda *args: products.append(1) or original(*args))
+    part = normalization.PowerIteration(torch.eye(3), coeff=0.5, image_size=(1, 1), n_steps=7, tol=0.0)
     products.clear()
     part.advance(torch.eye(3))
     assert len(products) == 7
     with pytest.raises(IResNetError, match="not be negative"):
-        normalisation.PowerIteration(torch.eye(3), coeff=0.5, image_size=(1, 1), tol=-1.0)
+        normalization.PowerIteration(torch.eye(3), coeff=0.5, image_size=(1, 1), tol=-1.0)
 
 
 @pytest.mark.parametrize("name", ["l1", "linf"])
 def test_exact_norms_take_no_steps(name):
     with pytest.raises(IResNetError, match="takes no steps"):
-        ir.LipschitzLinear(2, 2, normalisation=name, n_steps=3)
+        ir.LipschitzLinear(2, 2, normalization=name, n_steps=3)
 
 
 @pytest.mark.parametrize("name", ["l1", "linf"])
-def test_maps_normalised_in_another_norm_are_certified_in_it(name):
-    g = ir.networks.conv_bottleneck((2, 4, 4), 6, coeff=0.9, normalisation=name)
+def test_maps_normalized_in_another_norm_are_certified_in_it(name):
+    g = ir.networks.conv_bottleneck((2, 4, 4), 6, coeff=0.9, normalization=name)
     for layer in (g[1], g[3], g[5]):
-        layer.weight = 10 * torch.randn_like(layer.unnormalised_weight)
+        layer.weight = 10 * torch.randn_like(layer.unnormalized_weight)
     block = ir.ResidualBlock(g)
     certificate = ir.certify(block, search_steps=30)
     assert certificate.certified

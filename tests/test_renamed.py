@@ -1,0 +1,57 @@
+"""Names of the last release still work, with a warning, and files that it wrote are still read."""
+
+import pytest
+import torch
+
+import iresnet as ir
+from iresnet.cli import run
+from iresnet.config import load_config
+from iresnet.runs import Run
+
+
+def same(new, old):
+    torch.manual_seed(0)
+    with pytest.warns(DeprecationWarning, match="is now"):
+        result = old()
+    torch.manual_seed(0)
+    return torch.equal(result, new())
+
+
+def test_names_of_arguments_and_functions():
+    x = torch.randint(8, (5, 3))
+    assert same(lambda: ir.dequantize(x, levels=8), lambda: ir.dequantise(x, levels=8))
+    layers = {"in_features": 3, "out_features": 3}
+    assert same(
+        lambda: ir.LipschitzLinear(**layers, normalization="gram").weight,
+        lambda: ir.LipschitzLinear(**layers, normalisation="gram").weight,
+    )
+    options = {"shape": (2,), "blocks": 2, "hidden": 4}
+    assert same(
+        lambda: ir.zoo.build("toy-mlp", **options, normalization="linf").log_prob(torch.ones(3, 2)),
+        lambda: ir.zoo.build("toy-mlp", **options, normalisation="linf").log_prob(torch.ones(3, 2)),
+    )
+
+
+def test_options_of_recipes(tmp_path):
+    (tmp_path / "old.yaml").write_text("base: digits-density\nmodel: {normalisation: gram}\n")
+    assert load_config(tmp_path / "old.yaml").model["normalization"] == "gram"
+    assert load_config("digits-density", ["--model.normalisation", "gram"]).model["normalization"] == "gram"
+    assert load_config("digits-density", ["--data.dequantise", "true"]).data.dequantize
+
+
+def rename(path, new, old):
+    path.write_bytes(path.read_bytes().replace(new, old))
+
+
+def test_run_folders(copied, capsys):
+    folder = Run(copied("density"))
+    model = folder.load_model().state_dict()
+    assert b"initialized" in folder.model_file.read_bytes()
+    rename(folder.model_file, b"initialized", b"initialised")
+    again = folder.load_model().state_dict()
+    assert all(torch.equal(model[name], again[name]) for name in model)
+    assert run(["evaluate", str(folder.path), "--examples", "20", "--dequantise-samples", "2"]) == 0
+    rename(folder.path / "evaluation.json", b"dequantize_samples", b"dequantise_samples")
+    assert folder.read_json("evaluation.json")["likelihood"]["dequantize_samples"] == 2
+    assert run(["analyse", "lipschitz", str(folder.path)]) == 0
+    assert "lipschitz.png" in capsys.readouterr().out
