@@ -31,8 +31,7 @@ from timing import interleaved, peak_bytes
 from iresnet.config import load_config
 from iresnet.normalization import PowerIteration
 from iresnet.training import dry_run
-from iresnet.training.cost import Device, Prediction, Workload, exchanged_bytes, predict
-from iresnet.training.counting import Count, StepCounts, count
+from iresnet.training.cost import Count, Device, Prediction, StepCounts, Workload, count, exchanged_bytes, predict
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "scaling.md"

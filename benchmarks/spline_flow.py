@@ -18,7 +18,7 @@ from report import save
 from torch import Tensor, nn
 
 from iresnet.data import Dataset, load
-from iresnet.data.uci import UCI
+from iresnet.data.published import UCI
 from iresnet.runs import inputs_of
 
 PATIENCE = 20

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from iresnet.training.counting import count
+from iresnet.training.cost import count
 
 
 @dataclass(frozen=True)

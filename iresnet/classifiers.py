@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from iresnet.batchnorm import BatchNorm, LazyBatchNorm
 from iresnet.bijections import Bijection, latent_parts
 from iresnet.errors import IResNetError
 from iresnet.flows import Density, Flow, check_data
 from iresnet.logdet import LogDetEstimator
+from iresnet.networks import BatchNorm, LazyBatchNorm
 from iresnet.precision import default_precision
 
 

@@ -1,15 +1,25 @@
-"""Files and folders that are there whole or not at all, failures to write that say what to do, and short names."""
+"""Files and folders that are there whole or not at all, locks, failures to write that say what to do, short names."""
 
-__all__ = ["distinct_names", "remove_folder", "write_atomically", "write_folder_atomically", "writing"]
+__all__ = [
+    "distinct_names",
+    "locked",
+    "remove_folder",
+    "write_atomically",
+    "write_folder_atomically",
+    "writing",
+]
 
 import errno
+import fcntl
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
-from iresnet.errors import WriteError
+from iresnet.errors import RunError, WriteError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -110,3 +120,45 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(set(paths)):
             return names
     return [str(path) for path in paths]
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process, which is made when it is not there; the system releases it however it ends.
+
+    Raises:
+        RunError: when another process holds it, and which, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder)), locked(Path(folder)):
+        ...     pass  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        iresnet.errors.RunError: ... is in use by process ... on ...; wait for its end, or choose another --out
+    """
+    path = folder / ".lock"
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    with file:
+        _acquire(file, folder)
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _acquire(file: TextIO, folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise RunError(f"{folder} is in use by {owner}; wait for its end, or choose another --out") from error
+    with writing(folder / ".lock"):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()

@@ -1,11 +1,18 @@
-"""Ctrl-C ends a command at once, in one line, whatever it is doing."""
+"""Ctrl-C and requests to stop: a command ends in one line, a training between two steps."""
 
-__all__ = ["heed_interrupts"]
+__all__ = [
+    "heed_interrupts",
+    "stop_requests",
+]
 
 import atexit
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 STATUS = 128 + signal.SIGINT
 
@@ -27,3 +34,28 @@ def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         cursor = b"\x1b[?25h\n" if os.isatty(2) else b""  # a progress bar hides it
         os.write(2, cursor + b"iresnet: interrupted\n")
     os._exit(STATUS)
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """Turn SIGINT and SIGTERM into a request that the loop honors between two steps; a second one acts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals reach the main thread alone
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number: int, frame: Any) -> None:  # noqa: ARG001
+        stop.set()
+        signal.signal(number, handlers[signal.Signals(number)])
+
+    try:
+        for number in handlers:
+            signal.signal(number, request)
+        yield stop
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,15 +1,28 @@
-"""The maps g of residual blocks, built from contractive layers."""
+"""Residual maps g built from contractive layers, and the plain residual block to compare with."""
 
-__all__ = ["conv_bottleneck", "dense_concat", "mlp"]
+__all__ = [
+    "BatchNorm",
+    "LazyBatchNorm",
+    "PlainBlock",
+    "conv_bottleneck",
+    "dense_concat",
+    "mlp",
+]
 
 from itertools import pairwise
+from typing import Any
 
-from torch import nn
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from iresnet.activations import make_activation
 from iresnet.errors import IResNetError
 from iresnet.lipschitz import DenseConcat, LipschitzConv2d, LipschitzLinear
+from iresnet.operators import at_least_float32, channels_last
 from iresnet.renamed import accept_old_names
+
+# -- contractive maps --------------------------------------------------------------------------------------------------
 
 
 @accept_old_names
@@ -160,3 +173,107 @@ def _positive(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
     if min(sizes) < 1:
         raise IResNetError(f"{name} must be positive, got {sizes}")
     return sizes
+
+
+# -- batch norm over processes -----------------------------------------------------------------------------------------
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    r"""Batch norm of each channel over the whole batch and all pixels, of vectors and of images.
+
+    Shape:
+        (N, C) or (N, C, H, W), the same out.
+
+    Example:
+        >>> y = BatchNorm(3)(5 + 2 * torch.randn(64, 3, 4, 4))
+        >>> bool(y.mean((0, 2, 3)).abs().max() < 1e-5)
+        True
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in torch)
+        """Normalize each channel."""
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return super().forward(input)
+        x = at_least_float32(input)
+        pixels = list(range(2, x.dim()))
+        mean = _Mean.apply(x.mean((0, *pixels), keepdim=True))
+        variance = _Mean.apply((x - mean).square().mean((0, *pixels), keepdim=True))
+        self._follow(mean, variance, dist.get_world_size() * x[:, 0].numel())
+        weight, bias = (p.view(-1, *[1] * len(pixels)) for p in (self.weight, self.bias))
+        return (x - mean) * (variance + self.eps).rsqrt() * weight + bias
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 (the name in torch)
+        """Any number of pixels."""
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, n: int) -> None:
+        """Move the running averages as torch does: that of the variance is of the unbiased one."""
+        for average, value in ((self.running_mean, mean), (self.running_var, variance * n / (n - 1))):
+            assert average is not None
+            average.lerp_(value.flatten(), self.momentum or 0.0)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+
+
+class LazyBatchNorm(nn.modules.batchnorm._LazyNormBase, BatchNorm):
+    """Takes the number of channels from its first input."""
+
+    cls_to_become = BatchNorm
+
+
+class _Mean(torch.autograd.Function):
+    """Mean over the processes, of values in forward and of gradients in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004
+        return _mean(values)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # noqa: ARG004  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _mean(upstream)
+
+
+def _mean(values: Tensor) -> Tensor:
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+# -- the plain block ---------------------------------------------------------------------------------------------------
+
+
+class PlainBlock(nn.Module):
+    r"""A pre-activation residual block with batch norm and free weights, in the shape of the invertible one.
+
+    .. math:: z = x + W_3 \phi B_3 W_2 \phi B_2 W_1 \phi B_1 x
+
+    with 3x3, 1x1 and 3x3 convolutions W, batch norms B and the activation :math:`\phi`. It is no
+    :class:`~iresnet.Bijection`: two inputs may have one output, and batch norm mixes the samples of a training batch.
+
+    Args:
+        channels: of input and output.
+        hidden: channels in between.
+        activation: name in :data:`iresnet.activations.ACTIVATIONS`.
+
+    Reference:
+        Identity Mappings in Deep Residual Networks, He et al. 2016, https://arxiv.org/abs/1603.05027
+
+    Example:
+        >>> import torch
+        >>> PlainBlock(3, 16)(torch.zeros(2, 3, 8, 8)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    def __init__(self, channels: int, hidden: int, *, activation: str = "relu"):
+        super().__init__()
+        layers: list[nn.Module] = []
+        sizes = pairwise((channels, hidden, hidden, channels))
+        for (fan_in, fan_out), kernel_size in zip(sizes, (3, 1, 3), strict=True):
+            conv = nn.Conv2d(fan_in, fan_out, kernel_size, padding="same", bias=False)
+            layers += [BatchNorm(fan_in), make_activation(activation), conv]
+        self.g = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W)
+        """Add what the layers make of the input; see the class."""
+        x = channels_last(x)
+        return x + self.g(x)

@@ -28,8 +28,8 @@ from iresnet.distributions import BASES
 from iresnet.errors import RecipeError, UnknownNameError
 from iresnet.flows import Flow
 from iresnet.logdet import Exact, Krylov, LogDetEstimator
+from iresnet.networks import PlainBlock
 from iresnet.renamed import accept_old_names
-from iresnet.resnet import PlainBlock
 from iresnet.series import PowerSeries, RussianRoulette
 from iresnet.solvers import Anderson, FixedPointIteration, NewtonKrylov, Solver
 

@@ -27,14 +27,13 @@ import torch
 import iresnet as ir
 from iresnet.config import load_config
 from iresnet.data import load
-from iresnet.devices import choose_device, describe_device
+from iresnet.devices import choose_device, describe_device, deterministic_algorithms
 from iresnet.runs import inputs_of
 from iresnet.solvers import Solver
 from iresnet.training import dry_run
 from iresnet.training.cost import predict
 from iresnet.training.distributed import make_accelerator
 from iresnet.training.optim import make_optimizer
-from iresnet.training.randomness import deterministic_algorithms
 from iresnet.training.step import Step
 from iresnet.training.task import make_task
 

@@ -26,12 +26,11 @@ from iresnet.analysis import (
     solver_curves,
     spectra,
 )
+from iresnet.analysis.estimators import CANDIDATES
 from iresnet.analysis.figures import draw_inverse, draw_latent, draw_lipschitz, draw_logdet
-from iresnet.analysis.latent import Fit, scales_of
-from iresnet.analysis.logdet import CANDIDATES
-from iresnet.analysis.reference import Converged, Dense, reference
+from iresnet.analysis.latents import Fit, scales_of
+from iresnet.analysis.reference import Converged, Dense, reference, visits
 from iresnet.analysis.spectra import spectrum
-from iresnet.analysis.visits import visits
 from iresnet.data import Split
 from iresnet.distributions import Base
 from iresnet.errors import DataError, IResNetError, RecipeError

@@ -15,7 +15,7 @@ from iresnet.config import load_config
 from iresnet.data import load
 from iresnet.runs import inputs_of
 from iresnet.training import dry_run
-from iresnet.training.fitting import SIZES, check_step_fits
+from iresnet.training.dryrun import SIZES, check_step_fits
 from iresnet.training.task import make_task
 
 ARCHITECTURES = {

@@ -11,8 +11,19 @@ from iresnet.config import load_config
 from iresnet.data import load
 from iresnet.normalization import PowerIteration
 from iresnet.runs import inputs_of
-from iresnet.training.cost import BUCKET, DEVICES, Device, Workload, duration, exchanged_bytes, predict, table
-from iresnet.training.counting import Count, StepCounts, count
+from iresnet.training.cost import (
+    BUCKET,
+    DEVICES,
+    Count,
+    Device,
+    StepCounts,
+    Workload,
+    count,
+    duration,
+    exchanged_bytes,
+    predict,
+    table,
+)
 from iresnet.training.optim import make_optimizer
 from iresnet.training.task import make_task
 

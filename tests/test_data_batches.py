@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iresnet.data import Batches, Dataset, Split, permutation
-from iresnet.data.split import hold_out
+from iresnet.data.dataset import hold_out
 from iresnet.errors import DataError
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from iresnet.data import load
-from iresnet.data.uci import UCI
+from iresnet.data.published import UCI
 
 ROOT = os.environ.get("IRESNET_DATA")
 

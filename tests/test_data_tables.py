@@ -17,7 +17,7 @@ from laws import close
 import iresnet as ir
 from iresnet.data import alike, load
 from iresnet.data.columns import Column, to_columns, to_values
-from iresnet.data.discrete import is_discrete
+from iresnet.data.preparation import is_discrete
 from iresnet.data.table import Choice, read_table
 from iresnet.errors import DataError, UnknownNameError
 from iresnet.runs import Run, inputs_of

@@ -9,7 +9,7 @@ from laws import close
 
 from iresnet.cli import run
 from iresnet.data import load
-from iresnet.data.uci import spread
+from iresnet.data.published import spread
 from iresnet.errors import DataError
 
 

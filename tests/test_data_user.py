@@ -19,8 +19,7 @@ from data_fixtures import (
 from PIL import Image
 
 from iresnet.data import load
-from iresnet.data.decode import Encoded, decode_images
-from iresnet.data.folder import read_image_folder
+from iresnet.data.images import Encoded, decode_images, read_image_folder
 from iresnet.errors import DataError, UnknownNameError
 from iresnet.runs import inputs_of
 
@@ -521,8 +520,8 @@ def remembering(monkeypatch):
         decoded.extend(image.name for image in images)
         return decode_images(images, **options)
 
-    monkeypatch.setattr("iresnet.data.decode._WORTH_REMEMBERING", 1)
-    monkeypatch.setattr("iresnet.data.folder.decode_images", spy)
+    monkeypatch.setattr("iresnet.data.images._WORTH_REMEMBERING", 1)
+    monkeypatch.setattr("iresnet.data.images.decode_images", spy)
     monkeypatch.setattr("iresnet.data.parquet.decode_images", spy)
     return decoded
 

@@ -11,7 +11,7 @@ from iresnet import evaluation
 from iresnet.data import Dataset, Split, alike
 from iresnet.errors import DataError, IResNetError
 from iresnet.evaluation import calibration, detection
-from iresnet.evaluation.ood import Given, given, scores, typicality
+from iresnet.evaluation.detection import Given, given, scores, typicality
 
 # -- calibration -----------------------------------------------------------------------------------------------------
 

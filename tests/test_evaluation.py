@@ -13,7 +13,7 @@ from iresnet.bijections import Bijection
 from iresnet.data import Dataset, Split, load
 from iresnet.distributions import Base
 from iresnet.errors import DataError
-from iresnet.evaluation.intervals import wilson
+from iresnet.evaluation.classification import wilson
 from iresnet.evaluation.likelihood import summarize
 
 DIGITS = load("digits")

@@ -12,8 +12,7 @@ from iresnet.config import load_config
 from iresnet.data import load
 from iresnet.runs import inputs_of
 from iresnet.training.distributed import make_accelerator
-from iresnet.training.ema import Ema
-from iresnet.training.optim import OPTIMIZERS, make_optimizer
+from iresnet.training.optim import OPTIMIZERS, Ema, make_optimizer
 from iresnet.training.step import Step, means_of
 from iresnet.training.task import make_task
 

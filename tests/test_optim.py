@@ -9,8 +9,7 @@ from torch import nn
 
 import iresnet as ir
 from iresnet.config import OptimConfig
-from iresnet.training.muon import Muon, orthogonalize
-from iresnet.training.optim import make_optimizer, set_learning_rate
+from iresnet.training.optim import Muon, make_optimizer, orthogonalize, set_learning_rate
 
 SHAPES = {"square": (6, 6), "wide": (3, 20), "tall": (20, 3), "many": (4, 2, 7, 5), "a row": (1, 9), "a number": (1, 1)}
 

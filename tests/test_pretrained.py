@@ -10,7 +10,7 @@ import torch
 import iresnet as ir
 from iresnet import evaluation
 from iresnet.data import Split, load
-from iresnet.data.places import roots
+from iresnet.data.reading import roots
 from iresnet.errors import RunError
 from iresnet.pretrained import pretrained_names
 

@@ -9,9 +9,9 @@ import torch
 import iresnet as ir
 from iresnet.config import load_config, recipe_names
 from iresnet.data import Batches, Dataset, Split, load
-from iresnet.data.uci import UCI
+from iresnet.data.published import UCI
+from iresnet.networks import PlainBlock
 from iresnet.normalization import PowerIteration
-from iresnet.resnet import PlainBlock
 from iresnet.runs import inputs_of
 from iresnet.training import dry_run
 from iresnet.training.optim import make_optimizer

@@ -15,10 +15,10 @@ from iresnet.cli import run as command_line
 from iresnet.config import load_config, to_yaml
 from iresnet.errors import RunError
 from iresnet.report import write_report
-from iresnet.report.charts import BOTTOM, LEFT, RIGHT, TOP, Line, lay_out, ticks
-from iresnet.report.images import read_picture
+from iresnet.report.curves import BOTTOM, LEFT, RIGHT, TOP, Line, lay_out, ticks
 from iresnet.report.page import LETTERS, render
 from iresnet.report.reading import read_run
+from iresnet.report.samples import read_picture
 from iresnet.report.setup import changes
 
 KINDS = ("density", "classify", "hybrid", "toy")

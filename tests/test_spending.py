@@ -9,8 +9,7 @@ from iresnet.config import load_config
 from iresnet.errors import Interrupted
 from iresnet.runs import Run
 from iresnet.training import Callback, train
-from iresnet.training.callbacks import Started, Stepped, Stopped
-from iresnet.training.spending import PERIOD, Spending
+from iresnet.training.callbacks import PERIOD, Spending, Started, Stepped, Stopped
 
 
 class StopAt(Callback):

@@ -17,14 +17,11 @@ from iresnet.errors import RunError, RunWarning
 from iresnet.runs import inputs_of
 from iresnet.training import Callback, train
 from iresnet.training.callbacks import Snapshot, Stepped, Stopped
-from iresnet.training.checkpoints import read_checkpoint, write_checkpoint
+from iresnet.training.checkpoints import pack, read_checkpoint, write_checkpoint
 from iresnet.training.distributed import make_accelerator
-from iresnet.training.ema import Ema
-from iresnet.training.faults import NotFinite
-from iresnet.training.optim import make_optimizer
-from iresnet.training.step import Step
+from iresnet.training.optim import Ema, make_optimizer
+from iresnet.training.step import NotFinite, Step
 from iresnet.training.task import make_task
-from iresnet.training.trees import pack
 
 BLOCKS = ("bijection.bijections.2", "bijection.bijections.5")
 """Names of the residual blocks of the tiny density."""

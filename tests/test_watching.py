@@ -26,10 +26,9 @@ from iresnet.cli import run as call
 from iresnet.config import Config, VisdomConfig, load_config
 from iresnet.errors import Interrupted, RecipeError, TrackerWarning
 from iresnet.training import train
-from iresnet.training.blocks import block_states
-from iresnet.training.callbacks import Callback, Stepped
+from iresnet.training.callbacks import Callback, Stepped, block_states
 from iresnet.training.progress import BlockLog
-from iresnet.training.trackers import TRACKERS, Kind, check_trackers, chosen_trackers
+from iresnet.training.tracking import TRACKERS, Kind, check_trackers, chosen_trackers
 from iresnet.training.visdom import IMAGES, WINDOWS
 
 KINDS = ("density", "classify", "hybrid", "toy")

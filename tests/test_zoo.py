@@ -12,13 +12,13 @@ from laws import close, frozen, gradients, norm
 from torch import nn
 
 import iresnet as ir
-from iresnet.batchnorm import BatchNorm
 from iresnet.bijections.memory import MEMORY
 from iresnet.bounds import upper_bound
 from iresnet.config import WITHOUT
 from iresnet.distributions import BASES
 from iresnet.errors import IResNetError, RecipeError, UnknownNameError
 from iresnet.lipschitz import DenseConcat
+from iresnet.networks import BatchNorm
 from iresnet.normalization import PowerIteration
 from iresnet.zoo import ARCHITECTURES, LOGDETS, SOLVERS, build, make_logdet, make_solver
 

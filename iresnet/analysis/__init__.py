@@ -15,8 +15,8 @@ __all__ = [
     "solver_curves",
 ]
 
-from iresnet.analysis.inverse import InverseAnalysis, analyze_inverse, rescaled, solver_curves
-from iresnet.analysis.latent import LatentAnalysis, analyze_latent
-from iresnet.analysis.lipschitz import LipschitzAnalysis, analyze_lipschitz
-from iresnet.analysis.logdet import LogDetAnalysis, analyze_logdet
-from iresnet.analysis.visits import bijection_of, examples
+from iresnet.analysis.estimators import LogDetAnalysis, analyze_logdet
+from iresnet.analysis.inverses import InverseAnalysis, analyze_inverse, rescaled, solver_curves
+from iresnet.analysis.latents import LatentAnalysis, analyze_latent
+from iresnet.analysis.reference import bijection_of, examples
+from iresnet.analysis.spectra import LipschitzAnalysis, analyze_lipschitz

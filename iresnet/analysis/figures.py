@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from iresnet.analysis.inverse import InverseAnalysis, Subject
-from iresnet.analysis.latent import PROBABILITIES, LatentAnalysis
-from iresnet.analysis.lipschitz import LipschitzAnalysis
-from iresnet.analysis.logdet import EstimatorRow, LogDetAnalysis
+from iresnet.analysis.estimators import EstimatorRow, LogDetAnalysis
+from iresnet.analysis.inverses import InverseAnalysis, Subject
+from iresnet.analysis.latents import PROBABILITIES, LatentAnalysis
+from iresnet.analysis.spectra import LipschitzAnalysis
 from iresnet.pictures import PALETTE
 
 MARKERS = "osD^vP*Xp<>"

@@ -1,18 +1,34 @@
-"""Singular values of linear layers as they act on their inputs: exact, or of an operator that bounds them."""
+"""Singular values of layers, and Lipschitz bounds of layers and blocks from below and above."""
 
-__all__ = ["Spectrum", "spectrum"]
+__all__ = [
+    "LayerRow",
+    "LipschitzAnalysis",
+    "Spectrum",
+    "analyze_lipschitz",
+    "spectrum",
+]
 
 import copy
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from iresnet.bijections import ResidualBlock
+from iresnet.bounds import lower_bound, upper_bound
+from iresnet.certificates import Bound, Stretch, certify
+from iresnet.errors import RecipeError
+from iresnet.flows import Flow
 from iresnet.jacobian import linearize
-from iresnet.lipschitz import LipschitzConv2d
+from iresnet.lipschitz import LipschitzConv2d, LipschitzLayer
 from iresnet.operators import same_conv, same_conv_transpose, torus_matrices
+
+# -- singular values ---------------------------------------------------------------------------------------------------
+
 
 Product = Callable[[Tensor], Tensor]
 
@@ -121,3 +137,169 @@ def _on_torus(weight: Tensor, image_size: tuple[int, int]) -> Tensor:  # (K,), d
     columns = torch.arange(width // 2 + 1, device=weight.device).repeat(image_size[0] + weight.shape[2] - 1)
     alone = (columns == 0) | (2 * columns == width)
     return torch.cat([values, values[~alone]]).flatten().sort(descending=True)[0]
+
+
+# -- layers and blocks -------------------------------------------------------------------------------------------------
+
+
+KEPT = 200
+"""Singular values of a layer that are kept, at evenly spaced ranks."""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """What is known of one linear layer.
+
+    Attributes:
+        name: path in the model.
+        kind: of operator, such as ``"conv 3x3"``.
+        coeff: the norm that it is held at, None for a layer that nothing holds.
+        estimate: the norm that its normalization takes it to have, from below for power iteration; None without one.
+        lower: a stretch that was found by power iteration.
+        upper: proved bound.
+        norm: p of the norm of these.
+        singular_values: descending, at evenly spaced ranks; empty where they are not affordable.
+        count: how many singular values there are.
+        spectrum: ``"exact"``, ``"circular"`` (an upper-bounding operator's), or ``"none"``.
+    """
+
+    name: str
+    kind: str
+    coeff: float | None
+    estimate: float | None
+    lower: float
+    upper: float
+    norm: float
+    singular_values: list[float]
+    count: int
+    spectrum: str
+
+
+@dataclass(frozen=True)
+class LipschitzAnalysis:
+    """Spectra and bounds of a model.
+
+    Attributes:
+        layers: one row a linear layer, from the data on.
+        blocks: bounds of the residual maps, as certified.
+        network: bi-Lipschitz constants, None for a network that is no bijection.
+    """
+
+    layers: tuple[LayerRow, ...]
+    blocks: tuple[Bound, ...]
+    network: Stretch | None
+
+    @property
+    def certified(self) -> bool:
+        """Whether every block is proved to contract."""
+        return bool(self.blocks) and all(block.upper < 1 for block in self.blocks)
+
+    @property
+    def summary(self) -> str:
+        """The main finding in one sentence."""
+        if not self.blocks:
+            return f"Of {len(self.layers)} linear layers in no residual maps, nothing is proved or found."
+        worst = max(self.blocks, key=lambda block: block.upper)
+        verdict = "all maps are proved to contract" if self.certified else "not every map is proved to contract"
+        slack = max((row.upper / row.lower - 1 for row in self.layers if row.lower > 0), default=math.nan)
+        return (
+            f"Of {len(self.layers)} linear layers in {len(self.blocks)} residual maps, {verdict}: the largest bound is "
+            f"{worst.upper:.4g} (found from below: {worst.lower:.4g}), and the bounds of layers are at most "
+            f"{100 * slack:.2g} % above norms that were found."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        return {"summary": self.summary, "certified": self.certified, **asdict(self)}
+
+    def __str__(self) -> str:
+        if self.network is None:
+            return self.summary
+        return f"{self.summary} Distances are stretched {self.network.lower:.3g} to {self.network.upper:.3g} times."
+
+
+@torch.no_grad()
+def analyze_lipschitz(
+    model: nn.Module, shape: tuple[int, ...], *, progress: Callable[[int], None] = lambda done: None
+) -> LipschitzAnalysis:
+    r"""Take singular values and bounds of every linear layer in the residual maps of a model.
+
+    Spectra are exact for dense layers, 1x1 convolutions, and convolutions whose matrix is small enough; else those of
+    the circular convolution that bounds them. A model without residual blocks has all its layers analyzed.
+
+    Args:
+        model: any module, in eval mode.
+        shape: \*E, event shape of the data.
+        progress: called with the number of layers done.
+
+    Raises:
+        RecipeError: when there are no linear layers.
+        IResNetError: when a weight is not finite.
+
+    Example:
+        >>> import iresnet as ir
+        >>> analysis = analyze_lipschitz(ir.ResidualBlock(ir.networks.mlp(2, 8, coeff=0.5)).eval(), (2,))
+        >>> len(analysis.layers), analysis.certified
+        (3, True)
+    """
+    certificate = certify(model)
+    rows = []
+    for name, (layer, event) in layers_of(model, shape).items():
+        rows.append(_row(name, layer, event))
+        progress(len(rows))
+    return LipschitzAnalysis(tuple(rows), certificate.blocks, certificate.network)
+
+
+def layers_of(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[nn.Linear | nn.Conv2d, tuple[int, ...]]]:
+    r"""The linear layers of the residual maps, in the order of their use, with the event shapes that they meet.
+
+    Args:
+        model: any module.
+        shape: \*E, event shape of the data.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    maps = [module.g for module in names if isinstance(module, ResidualBlock)] or [model]
+    layers = {m: names[m] for g in maps for m in g.modules() if _is_linear(m)}
+    found: dict[str, tuple[nn.Linear | nn.Conv2d, tuple[int, ...]]] = {}
+
+    def note(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if _is_linear(layer):
+            found[layers[layer]] = (layer, tuple(args[0].shape[1:]))
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        network = model.bijection if isinstance(model, Flow) else model
+        network(torch.zeros(1, *shape).to(next(model.parameters())))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise RecipeError("this model has no linear layers to analyze; train one with --model.blocks")
+    return found
+
+
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    return isinstance(module, (nn.Linear, nn.Conv2d))
+
+
+def _row(name: str, layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> LayerRow:
+    coeff, estimate, norm = None, None, 2.0
+    if isinstance(layer, LipschitzLayer) and layer.normalized:
+        part = layer.normalization
+        coeff, norm = part.coeff if math.isfinite(part.coeff) else None, part.norm
+        estimate = float(part.sigma(part.normalize(layer.unnormalized_weight)))
+    found = spectrum(layer, shape)
+    largest = float(found.values[0]) if found and found.kind == "exact" and norm == 2 else 0.0
+    kind = "dense" if isinstance(layer, nn.Linear) else f"conv {layer.kernel_size[0]}x{layer.kernel_size[1]}"
+    return LayerRow(
+        name,
+        kind,
+        coeff,
+        estimate,
+        lower=max(lower_bound(layer, norm), largest),
+        upper=upper_bound(layer, norm),
+        norm=norm,
+        singular_values=found.at(KEPT) if found else [],
+        count=len(found.values) if found else 0,
+        spectrum=found.kind if found else "none",
+    )

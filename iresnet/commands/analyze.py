@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from iresnet.analysis import InverseAnalysis, LatentAnalysis, LipschitzAnalysis, LogDetAnalysis
-    from iresnet.analysis.inverse import Subject
+    from iresnet.analysis.inverses import Subject
     from iresnet.runs import Run
 
 Runs = Annotated[list[Path], Parameter(name="RUN", help="Run folders, made by iresnet train.", negative="")]
@@ -100,7 +100,7 @@ def lipschitz(run: RunFolder, *, device: DeviceName = "auto") -> None:
     """
     from iresnet.analysis import analyze_lipschitz
     from iresnet.analysis.figures import draw_lipschitz
-    from iresnet.analysis.lipschitz import layers_of
+    from iresnet.analysis.spectra import layers_of
 
     folder, model, inputs = load_run(run, device)
     with progress("layers", len(layers_of(model, inputs.shape))) as advance:
@@ -168,7 +168,7 @@ def inverse(
     """
     from iresnet.analysis import InverseAnalysis
     from iresnet.analysis.figures import draw_inverse
-    from iresnet.analysis.inverse import SOLVERS, STEPS
+    from iresnet.analysis.inverses import SOLVERS, STEPS
     from iresnet.runs import Run
 
     if coeff and len(runs) > 1:
@@ -209,7 +209,7 @@ def _inverses(
 ) -> "tuple[list[Subject], Any]":
     """A run and its rescaled copies, and the curves of all solvers when they are wanted."""
     from iresnet.analysis import analyze_inverse, bijection_of, examples, rescaled, solver_curves
-    from iresnet.analysis.inverse import STEPS
+    from iresnet.analysis.inverses import STEPS
     from iresnet.devices import device_of
 
     _, model, dataset, part = open_run(path, data_dir, split, device)

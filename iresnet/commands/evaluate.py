@@ -338,9 +338,8 @@ def _with_interval(value: float, interval: tuple[float, float]) -> str:
 
 
 def _draw(folder: "Run", own: str, name: str, scores: "dict[str, Detection]") -> "Path":
-    from iresnet.charts import histograms
     from iresnet.files import write_atomically, writing
-    from iresnet.pictures import png
+    from iresnet.pictures import histograms, png
 
     panels = {score: (d.histogram.edges, d.histogram.inside, d.histogram.outside) for score, d in scores.items()}
     path = folder.samples / f"ood-{name}.png"

@@ -89,9 +89,8 @@ def _pairs(dataset: "Dataset", part: "Split", n: int, seed: int) -> "tuple[Tenso
 
 
 def _write(folder: "Run", inputs: "Inputs", found: "list[LatentPath]") -> list[Path]:
-    from iresnet.charts import plane_paths
     from iresnet.files import write_atomically, writing
-    from iresnet.pictures import image_grid, png, titled
+    from iresnet.pictures import image_grid, plane_paths, png, titled
 
     with writing(folder.samples):
         folder.samples.mkdir(exist_ok=True)

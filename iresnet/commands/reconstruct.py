@@ -143,9 +143,8 @@ def _visible(difference: "Tensor", white: float) -> "tuple[Tensor, float]":
 
 
 def _draw_solvers(folder: "Run", solvers: "dict[str, tuple[Spent, ...]]") -> "Path":
-    from iresnet.charts import curves
     from iresnet.files import write_atomically
-    from iresnet.pictures import png
+    from iresnet.pictures import curves, png
 
     lines = {name: ([p.evaluations for p in points], [p.largest for p in points]) for name, points in solvers.items()}
     picture = curves(lines, x="evaluations a block", y="largest reconstruction error")

@@ -22,13 +22,10 @@ __all__ = [
     "training_batches",
 ]
 
-from iresnet.data.alike import alike
-from iresnet.data.batches import Batches
+from iresnet.data.batches import Batches, Stream, StreamedBatches, training_batches
 from iresnet.data.columns import Column
-from iresnet.data.dataset import Dataset, Split
-from iresnet.data.discrete import check_columns, check_density
-from iresnet.data.order import permutation
+from iresnet.data.dataset import Dataset, Split, permutation
+from iresnet.data.preparation import check_columns, check_density
 from iresnet.data.registry import DATASETS, load
-from iresnet.data.stream import Stream, StreamedBatches, training_batches
 from iresnet.data.toys import TOYS, Toy
-from iresnet.data.transforms import PADDINGS, dequantize, flip, pad_crop
+from iresnet.data.transforms import PADDINGS, alike, dequantize, flip, pad_crop

@@ -1,19 +1,71 @@
-"""What every data set ends as: three splits of tensors."""
+"""Data sets: three splits of tensors, held out the same way every time."""
 
-__all__ = ["Dataset", "Split"]
+__all__ = [
+    "Dataset",
+    "Split",
+    "Splits",
+    "held_out_sizes",
+    "hold_out",
+    "numbered_classes",
+    "permutation",
+]
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from iresnet.data.columns import Column
-from iresnet.data.order import permutation
 from iresnet.errors import DataError
 
 if TYPE_CHECKING:
-    from iresnet.data.stream import Stream
+    from iresnet.data.batches import Stream
+
+
+# -- permutations ------------------------------------------------------------------------------------------------------
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 0xFFFFFFFFFFFFFFFF
+
+
+def permutation(n: int, *key: int) -> np.ndarray:  # (n,) int64
+    """Return a pseudo-random order of ``range(n)`` that depends on ``n`` and ``key`` alone.
+
+    Position ``i`` gets the 64-bit hash of ``(key, i)`` and positions are sorted by their hash. No
+    random generator is involved, so a data split or the order of an epoch outlives library upgrades.
+
+    Args:
+        n: how many items.
+        key: integers that select the order, such as a seed and an epoch.
+
+    Returns:
+        The order, shape ``(n,)``.
+
+    Reference:
+        Fast Splittable Pseudorandom Number Generators, Steele, Lea and Flood, 2014,
+        https://doi.org/10.1145/2660193.2660195 (the finalizer used as the hash).
+
+    Example:
+        >>> permutation(5, 0).tolist()
+        [2, 0, 3, 1, 4]
+        >>> sorted(permutation(1000, 7, 3).tolist()) == list(range(1000))
+        True
+    """
+    state = 0
+    for k in key:
+        state = int(_mix(np.array([(state + _GOLDEN + int(k)) & _MASK], dtype=np.uint64))[0])
+    hashes = _mix(np.uint64(state) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
+    return np.argsort(hashes, kind="stable")
+
+
+def _mix(z: np.ndarray) -> np.ndarray:  # uint64, wraps modulo 2^64
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 @dataclass(frozen=True)
@@ -150,3 +202,105 @@ def _check_levels(where: str, x: Tensor, levels: int | None) -> None:
         raise DataError(f"{where}: integer examples have levels and others have none, got {x.dtype} and {levels}")
     if levels is not None and int(x.max()) >= levels:
         raise DataError(f"{where}: values must lie in 0..{levels - 1}, got {int(x.max())}")
+
+
+# -- held-out examples -------------------------------------------------------------------------------------------------
+
+
+#: What a reader returns: ``"train"`` and, where the source has them, ``"validation"`` and ``"test"``.
+Splits = dict[str, Split]
+
+_LARGEST_VALIDATION = 5000
+
+
+def hold_out(splits: Splits, where: str, *, shuffle: bool, seed: int = 0) -> tuple[Split, Split, Split]:
+    """Complete a set of splits to train, validation and test.
+
+    Each missing split is a tenth of the training examples, the validation split at most 5000. Given
+    splits are never touched.
+
+    Args:
+        splits: at least ``"train"``.
+        where: what to name in an error.
+        shuffle: take the held-out examples from a fixed random order, for sources that are sorted by
+            class; otherwise they are the last ones.
+        seed: of that order.
+
+    Returns:
+        Train, validation and test.
+
+    Raises:
+        DataError: no training examples, or too few to hold any out.
+
+    Example:
+        >>> train, validation, test = hold_out({"train": Split(torch.arange(30.0)[:, None])}, "x", shuffle=False)
+        >>> len(train), validation.x.flatten().tolist(), test.x.flatten().tolist()
+        (24, [24.0, 25.0, 26.0], [27.0, 28.0, 29.0])
+    """
+    if "train" not in splits:
+        raise DataError(f"{where}: expected training examples, found only {', '.join(sorted(splits)) or 'none'}")
+    train = splits["train"]
+    n = len(train)
+    n_train, n_validation, n_test = held_out_sizes(n, splits, where)
+    order = torch.from_numpy(permutation(n, seed)) if shuffle and n_train < n else torch.arange(n)
+    parts = order.split([n_train, n_validation, n_test])
+    taken = {
+        kind: _take(train, part) for kind, part in zip(("train", "validation", "test"), parts, strict=True) if len(part)
+    }
+    complete = {**splits, **taken}
+    return complete["train"], complete["validation"], complete["test"]
+
+
+def held_out_sizes(n: int, given: Collection[str], where: str) -> tuple[int, int, int]:
+    """How many of n training examples become the train, validation and test split.
+
+    Args:
+        n: training examples in the source.
+        given: names of the splits that the source has.
+        where: what to name in an error.
+
+    Raises:
+        DataError: too few to hold any out.
+
+    Example:
+        >>> held_out_sizes(50_000, ["train", "test"], "x")
+        (45000, 5000, 0)
+    """
+    n_test = 0 if "test" in given else max(1, n // 10)
+    n_validation = 0 if "validation" in given else min(max(1, n // 10), _LARGEST_VALIDATION)
+    n_train = n - n_validation - n_test
+    if n_train < 1:
+        raise DataError(f"{where}: {n} examples are too few for a train, validation and test split; at least 3 needed")
+    return n_train, n_validation, n_test
+
+
+def _take(split: Split, index: torch.Tensor) -> Split:
+    return Split(split.x[index], None if split.y is None else split.y[index])
+
+
+def numbered_classes(splits: Splits, where: str, *, known: int = 0) -> tuple[str, ...]:
+    """Name classes by their numbers, up to the largest label.
+
+    Args:
+        splits: with labels or without.
+        where: what to name in an error.
+        known: how many classes other examples, which these go with, have.
+
+    Returns:
+        ``"0"``, ``"1"`` and so on; nothing without labels.
+
+    Raises:
+        DataError: more classes than examples, so that labels are no numbers of classes.
+
+    Example:
+        >>> numbered_classes({"train": Split(torch.zeros(3, 2), torch.tensor([0, 2, 0]))}, "x")
+        ('0', '1', '2')
+    """
+    largest = max((int(split.y.max()) for split in splits.values() if split.y is not None), default=-1)
+    n = len(splits["train"]) if "train" in splits else 0
+    if largest >= max(n, known) > 0:
+        raise DataError(
+            f"{where}: labels up to {largest} are {largest + 1} classes, more than the {n} training examples; number "
+            "the classes 0, 1, 2, ... without gaps"
+        )
+    return tuple(str(label) for label in range(largest + 1))

@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from iresnet.data.dataset import Split
-from iresnet.data.decode import UNCHANGED, Encoded, Form, decode_images, remembered
+from iresnet.data.dataset import Split, Splits, numbered_classes
+from iresnet.data.images import UNCHANGED, Encoded, Form, decode_images, remembered
 from iresnet.data.reading import reading
-from iresnet.data.split import Splits, numbered_classes
 from iresnet.errors import DataError
 
 _IMAGE_COLUMNS = ("img", "image")
@@ -35,7 +34,7 @@ def read_parquet(
 
     Images are in a column ``img`` or ``image`` of structs with encoded ``bytes`` (PNG, JPEG, WebP, ...).
     Decoding tens of thousands takes a while, so the result is kept in the user cache, see
-    :func:`~iresnet.data.decode.remembered`.
+    :func:`~iresnet.data.images.remembered`.
 
     Args:
         folder: where the files, or a folder ``data`` or ``plain_text`` with them, are.

@@ -1,12 +1,29 @@
-"""Read files that may be missing, truncated or damaged: every failure is one line."""
+"""Find, fetch and read files: where data are looked for, and failures to read in one line."""
 
-__all__ = ["check_md5", "raw_bytes", "reading"]
+__all__ = [
+    "HubFiles",
+    "VARIABLE",
+    "check_md5",
+    "fetch",
+    "raw_bytes",
+    "reading",
+    "roots",
+    "user_cache",
+]
 
 import gzip
 import hashlib
+import os
+import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import platformdirs
 
 from iresnet.errors import DataError, IResNetError
 
@@ -85,3 +102,104 @@ def check_md5(path: Path, expected: str) -> None:
             f"{path}: expected md5 {expected}, got {got} ({path.stat().st_size} bytes); "
             "the file is truncated, damaged or of another data set, get it again"
         )
+
+
+# -- folders of data sets ----------------------------------------------------------------------------------------------
+
+
+#: Environment variable that names the folder of data sets.
+VARIABLE = "IRESNET_DATA"
+
+
+def user_cache() -> Path:
+    """Return the folder for downloads and decoded images; it can be deleted at any time.
+
+    Returns:
+        The platform's user cache folder for this package, which need not exist yet.
+
+    Example:
+        >>> user_cache().name
+        'iresnet'
+    """
+    return Path(platformdirs.user_cache_dir("iresnet"))
+
+
+def roots(data_dir: str | Path | None) -> list[Path]:
+    """List the folders of data sets, in the order in which they are tried.
+
+    Args:
+        data_dir: given by the caller, or ``None``.
+
+    Returns:
+        ``data_dir``, ``$IRESNET_DATA`` and the user cache, as far as they are set.
+
+    Raises:
+        DataError: ``data_dir`` is not a folder.
+
+    Example:
+        >>> roots(".")[0], roots(".")[-1] == user_cache()
+        (PosixPath('.'), True)
+    """
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise DataError(f"{data_dir}: expected a folder of data sets, there is none; give an existing folder")
+    named = [data_dir, os.environ.get(VARIABLE)]
+    return [Path(folder).expanduser() for folder in named if folder] + [user_cache()]
+
+
+# -- the Hugging Face hub ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """Files of one revision of a data set on the hub.
+
+    Args:
+        repo: ``owner/name``.
+        revision: the full commit hash, so that the files cannot change.
+        files: paths inside the repository.
+
+    Example:
+        >>> print(HubFiles("someone/pictures", "0123456789abcdef0123456789abcdef01234567", ("a.parquet",)))
+        hub data set someone/pictures at revision 0123456789ab
+    """
+
+    repo: str
+    revision: str
+    files: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"hub data set {self.repo} at revision {self.revision[:12]}"
+
+
+def fetch(hub: HubFiles, folder: Path) -> None:
+    """Download the files into ``folder``, which appears only when all of them are complete.
+
+    An interrupted download continues where it stopped.
+
+    Args:
+        hub: what to download.
+        folder: where to; must not exist yet.
+
+    Raises:
+        DataError: no network, no such file, or no space.
+    """
+    from huggingface_hub import constants, hf_hub_download  # here: a slow import, which most runs do not need
+
+    if folder.exists():
+        raise DataError(f"the {hub} was not fetched, since {folder} exists without its files; delete the folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        _resolve(constants.ENDPOINT)
+        for file in hub.files:
+            hf_hub_download(hub.repo, file, repo_type="dataset", revision=hub.revision, local_dir=partial)
+        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own notes
+        os.replace(partial, folder)
+    except Exception as error:  # the client passes on errors of several network libraries
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(f"the {hub} could not be fetched ({type(error).__name__}: {reason})") from error
+
+
+def _resolve(endpoint: str) -> None:
+    """Fail at once without a network, where the client would retry for half a minute."""
+    if not getproxies():
+        socket.getaddrinfo(urlsplit(endpoint).hostname, None)

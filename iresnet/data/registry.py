@@ -1,24 +1,189 @@
 """Data sets by name or path."""
 
-__all__ = ["DATASETS", "load"]
+__all__ = [
+    "DATASETS",
+    "digits",
+    "load",
+    "load_streamed",
+    "pad_images",
+]
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+
+from iresnet.data.batches import Stream
 from iresnet.data.columns import Column
-from iresnet.data.dataset import Dataset
-from iresnet.data.digits import digits
-from iresnet.data.padding import pad_images
-from iresnet.data.places import roots
-from iresnet.data.published import PUBLISHED, load_published
-from iresnet.data.streamed import load_streamed
+from iresnet.data.dataset import Dataset, Split, held_out_sizes, permutation
+from iresnet.data.parquet import ParquetFiles, find_parquet, read_files, read_parquet
+from iresnet.data.published import PUBLISHED, UCI, Published, load_published, load_uci
+from iresnet.data.reading import fetch, roots, user_cache
 from iresnet.data.toys import TOYS, toy_dataset
-from iresnet.data.uci import UCI, load_uci
 from iresnet.data.user import Reading, load_path
 from iresnet.errors import DataError, UnknownNameError
 from iresnet.renamed import accept_old_names
+
+# -- the bundled digits ------------------------------------------------------------------------------------------------
+
+
+_SIZES = {"train": 1297, "validation": 200, "test": 300}
+
+
+def digits() -> Dataset:
+    """Return the UCI 8x8 handwritten digits, which are part of the package.
+
+    1797 gray images with the 17 values 0 to 16 and ten classes: 1297 to train on, 200 for validation
+    and 300 for test. The split is stored with the data; every class has its share of every part.
+
+    Returns:
+        Images of shape ``(1, 8, 8)``, uint8.
+
+    Reference:
+        Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning
+        Repository, https://doi.org/10.24432/C50P49. License: CC BY 4.0.
+
+    Example:
+        >>> print(digits())
+        digits: 1297 train, 200 validation, 300 test; 1x8x8, 17 levels, 10 classes
+    """
+    with (files("iresnet.data") / "digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        order = stored["order"].astype(np.int64)
+        x = torch.from_numpy(stored["x"][order])[:, None]
+        y = torch.from_numpy(stored["y"][order].astype(np.int64))
+    sizes = list(_SIZES.values())
+    parts = [Split(*part) for part in zip(x.split(sizes), y.split(sizes), strict=True)]
+    return Dataset(
+        "digits",
+        *parts,
+        levels=17,
+        class_names=tuple(str(digit) for digit in range(10)),
+        source="bundled: Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, 1998, "
+        "UCI Machine Learning Repository, CC BY 4.0",
+    )
+
+
+# -- padding -----------------------------------------------------------------------------------------------------------
+
+
+def pad_images(dataset: Dataset, size: int) -> Dataset:
+    """Surround images with zeros, equally on all sides (an odd pixel goes to the right and the bottom).
+
+    Args:
+        dataset: images of shape ``(C, H, W)``.
+        size: height and width to reach.
+
+    Returns:
+        The data set with images of shape ``(C, size, size)``.
+
+    Raises:
+        DataError: not images, or images larger than ``size``.
+
+    Example:
+        >>> from iresnet.data.registry import digits
+        >>> pad_images(digits(), 16).shape
+        (1, 16, 16)
+    """
+    if len(dataset.shape) != 3:
+        raise DataError(f"{dataset.name}: only images can be padded, the examples have shape {dataset.shape}")
+    _, height, width = dataset.shape
+    if size < max(height, width):
+        raise DataError(f"{dataset.name}: {height}x{width} images cannot be padded to {size}x{size}")
+    top, left = (size - height) // 2, (size - width) // 2
+    sides = (left, size - width - left, top, size - height - top)
+
+    def pad(split: Split) -> Split:
+        return Split(F.pad(split.x, sides), split.y)
+
+    splits = {"train": pad(dataset.train), "validation": pad(dataset.validation), "test": pad(dataset.test)}
+    return replace(dataset, **splits, stream=dataset.stream and replace(dataset.stream, sides=sides))
+
+
+# -- streamed images ---------------------------------------------------------------------------------------------------
+
+
+_SAMPLE = 5000
+
+
+def load_streamed(name: str | Path, data_dir: str | Path | None = None) -> Dataset:
+    """Find a published data set, or a folder, of Parquet files of images, and leave its training examples there.
+
+    Splits without files of their own are the last training examples, as many as for a data set in memory: of published
+    data the same ones; files of your own should be in random order. Validation and test examples are in memory, and so
+    is a sample of at most 5000 training examples, of whole row groups, in place of the training split.
+
+    Args:
+        name: a published data set, or the path of a folder; it may be relative to the folders of data sets.
+        data_dir: a folder of data sets.
+
+    Returns:
+        The data set, with its ``stream``.
+
+    Raises:
+        DataError: there are no such files, or they are damaged or of another form.
+
+    Example:
+        >>> load_streamed("digits")
+        Traceback (most recent call last):
+        iresnet.errors.DataError: digits: --data.stream reads Parquet files of images, and there are none in ...
+    """
+    spec = PUBLISHED.get(str(name))
+    tried = [folder for root in roots(data_dir) for folder in (root / name, root)] if spec else _places(name, data_dir)
+    files = next((files for folder in tried if (files := _look(folder, spec))), None)
+    if files is None and spec:
+        fetch(spec.hub, user_cache() / spec.name)
+        files = _look(user_cache() / spec.name, spec)
+    if files is None:
+        looked = ", ".join(dict.fromkeys(map(str, tried)))
+        raise DataError(f"{name}: --data.stream reads Parquet files of images, and there are none in {looked}")
+    return _open(Path(name).name, files, spec)
+
+
+def _places(name: str | Path, data_dir: str | Path | None) -> list[Path]:
+    return [Path(name).expanduser(), *(root / name for root in roots(data_dir))]
+
+
+def _look(folder: Path, spec: Published | None) -> ParquetFiles | None:
+    """The Parquet files in a folder; of published data with the options of its reader."""
+    options = {}
+    for reader in spec.readers if spec else ():
+        if isinstance(reader, partial) and reader.func is read_parquet:
+            options = {"label": "label", **reader.keywords}
+    return find_parquet(folder, **options)
+
+
+def _open(name: str, files: ParquetFiles, spec: Published | None) -> Dataset:
+    train = tuple(files.splits.get("train", ()))
+    folder = next(iter(files.splits.values()))[0].parent
+    if not train:
+        raise DataError(f"{folder}: expected training examples, found only {', '.join(sorted(files.splits))}")
+    class_names = spec.class_names if spec else files.class_names
+    if files.label and not class_names:
+        raise DataError(f"{folder}: the files declare no class names for {files.label}; add them as the hub does")
+    rows = sum(pq.read_metadata(path).num_rows for path in train)
+    n, n_validation, _ = held_out_sizes(rows, files.splits, str(folder))
+    every = Stream(train, files.image, files.label, rows, len(class_names))
+    stream = Stream(train, files.image, files.label, n, len(class_names))
+    held_out = {"validation": (n, n + n_validation), "test": (n + n_validation, rows)}
+
+    def part(kind: str) -> Split:
+        paths = files.splits.get(kind)
+        return every.split(*held_out[kind]) if paths is None else read_files(paths, files.label, class_names)
+
+    sample = stream.split(0, min(n, _SAMPLE), permutation(len(stream.groups), 0).tolist())
+    source = f"{folder}: {spec.credit}" if spec else str(folder)
+    return Dataset(name, sample, part("validation"), part("test"), 256, class_names, source, stream)
+
+
+# -- by name or path ---------------------------------------------------------------------------------------------------
+
 
 #: Loaders by name; each takes the folder of data sets, or ``None``; those of :data:`UCI` a ``split_seed`` too.
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -60,7 +225,7 @@ def load(
             ``.npy``) or of a table (``.parquet``, ``.csv``, ``.tsv``, ``.txt``, also with ``.gz`` after it).
         data_dir: a folder of data sets.
         pad_to: surround images with zeros up to this height and width.
-        stream: leave the training examples in their Parquet files, see :func:`~iresnet.data.streamed.load_streamed`.
+        stream: leave the training examples in their Parquet files, see :func:`~iresnet.data.registry.load_streamed`.
         split_seed: of the random splits of data that have none of their own: UCI tables and your own files.
         image_size: for a folder of images: scale the shorter side to this many pixels, cut out the center.
         mode: for a folder of images: convert to RGB or to gray (L) whatever is neither, or mixed.

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from iresnet.data.columns import Column
 from iresnet.data.dataset import Split
-from iresnet.data.source import Source, is_integer, is_number
-from iresnet.data.source_parquet import ParquetSource
-from iresnet.data.source_text import TextSource
+from iresnet.data.sources import ParquetSource, Source, TextSource, is_integer, is_number
 from iresnet.errors import DataError, UnknownNameError
 
 

@@ -29,15 +29,24 @@ __all__ = [
     "uniform_baseline",
 ]
 
-from iresnet.evaluation.baselines import gaussian_baseline, true_density, uniform_baseline
-from iresnet.evaluation.calibration import Calibration, calibration
-from iresnet.evaluation.classification import Accuracy, classification
-from iresnet.evaluation.conditional import Accepted, latents_of_class
-from iresnet.evaluation.detection import Detection, detection
+from iresnet.evaluation.classification import Accuracy, Calibration, calibration, classification
+from iresnet.evaluation.detection import Detection, detect, detection
 from iresnet.evaluation.interpolation import KINDS, Path, paths
-from iresnet.evaluation.inversion import Reconstruction, reconstruction
-from iresnet.evaluation.likelihood import Estimate, Likelihood, likelihood
-from iresnet.evaluation.ood import detect
-from iresnet.evaluation.sampling import decode
-from iresnet.evaluation.solving import BUDGETS, Spent, evaluations_to, solver_errors
+from iresnet.evaluation.likelihood import (
+    Estimate,
+    Likelihood,
+    gaussian_baseline,
+    likelihood,
+    true_density,
+    uniform_baseline,
+)
+from iresnet.evaluation.reconstruction import (
+    BUDGETS,
+    Reconstruction,
+    Spent,
+    evaluations_to,
+    reconstruction,
+    solver_errors,
+)
+from iresnet.evaluation.sampling import Accepted, decode, latents_of_class
 from iresnet.evaluation.uncertainty import Uncertainty

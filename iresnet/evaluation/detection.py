@@ -1,16 +1,39 @@
-"""How well a score tells two sets of examples apart."""
+"""Detection of other data: scores of a model, and how well they tell two sets of examples apart."""
 
-__all__ = ["Detection", "Histogram", "auroc", "detection", "fpr95"]
+__all__ = [
+    "Detection",
+    "Given",
+    "Histogram",
+    "auroc",
+    "detect",
+    "detection",
+    "fpr95",
+    "given",
+    "scores",
+    "typicality",
+]
 
 import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.stats import rankdata
-from torch import Tensor
+from torch import Generator, Tensor
 
+from iresnet.classifiers import Classifier, Hybrid
+from iresnet.data import Split
 from iresnet.errors import DataError
-from iresnet.evaluation.intervals import wilson
+from iresnet.evaluation.classification import classifier_input, wilson
+from iresnet.evaluation.draws import finite, noisy, shared
+from iresnet.evaluation.likelihood import default_estimator
+from iresnet.flows import Flow
+from iresnet.lipschitz import hold_weights
+from iresnet.logdet import LogDetEstimator
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
 
 DRAWS = 10_000
 """Draws from which the interval of FPR95 comes."""
@@ -142,3 +165,213 @@ def _histogram(inside: Tensor, outside: Tensor, n_bins: int = 40) -> Histogram:
 
 def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+BATCHES = (1, 10)
+"""Sizes of the batches whose typicality is tested."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a model says of each example.
+
+    Attributes:
+        bits_per_dim: -log p(x) / (D log 2), (N,); None without a density.
+        entropy: of the predicted classes, in nats, (N,); None without a classifier.
+    """
+
+    bits_per_dim: Tensor | None
+    entropy: Tensor | None
+
+
+def detect(
+    model: Flow | Classifier | Hybrid,
+    inside: Split,
+    train: Split,
+    others: Mapping[str, Split],
+    *,
+    levels: int | None,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, dict[str, Detection]]:
+    """Measure how well each score of a model finds examples of other data.
+
+    Args:
+        model: the model.
+        inside: examples of the model's own data.
+        train: training examples, for the mean that is typical.
+        others: examples of other data by name, in the form of the model's own: see :func:`iresnet.data.transforms`.
+        levels: values that an integer component takes, none for continuous data.
+        batch_size: examples at a time.
+        seed: of noise, probes and draws.
+        progress: called with the number of examples done after each batch.
+
+    Returns:
+        By name of the other data, and of the score: see :func:`scores`.
+
+    Example:
+        >>> import iresnet as ir
+        >>> flow = ir.Flow(ir.Affine(), ir.StandardNormal(2))
+        >>> own, far = Split(torch.randn(50, 2)), Split(9 + torch.randn(50, 2))
+        >>> found = detect(flow, own, own, {"far": far}, levels=None)
+        >>> found["far"]["log-likelihood"].auroc
+        1.0
+    """
+    done = 0
+
+    def ask(split: Split) -> Given:
+        nonlocal done
+        answer = given(
+            model, split, levels=levels, batch_size=batch_size, seed=seed, progress=lambda n: progress(done + n)
+        )
+        done += len(split)
+        return answer
+
+    own, trained = ask(inside), ask(train)
+    return {
+        name: {
+            score: detection(*both, seed=seed) for score, both in scores(own, ask(other), trained, seed=seed).items()
+        }
+        for name, other in others.items()
+    }
+
+
+@torch.no_grad()
+def given(
+    model: Flow | Classifier | Hybrid,
+    split: Split,
+    *,
+    levels: int | None,
+    logdet: LogDetEstimator | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Given:
+    r"""Evaluate a model on each example, in the order of the split.
+
+    Data sets that are to be compared are given to this function with the same arguments: then the estimator, the
+    preparation and the seeds of noise and probes are the same.
+
+    Args:
+        model: the model.
+        split: the examples, in the form of the model's own data: see :func:`iresnet.data.transforms`.
+        levels: values that an integer component takes, none for continuous data.
+        logdet: estimator; as :func:`~iresnet.evaluation.likelihood` takes by default when None.
+        batch_size: examples at a time.
+        seed: of noise and probes.
+        progress: called with the number of examples done after each batch.
+
+    Example:
+        >>> import iresnet as ir
+        >>> flow = ir.Flow(ir.Affine(), ir.StandardNormal(2))
+        >>> given(flow, Split(torch.zeros(3, 2)), levels=None).bits_per_dim
+        tensor([1.3257, 1.3257, 1.3257], dtype=torch.float64)
+    """
+    dims = split.x[0].numel()
+    of_probes = Generator()
+    estimator = (logdet or default_estimator(dims)).drawing_from(of_probes)
+    parameter = next(model.parameters(), torch.zeros(()))
+    noise, probes = Generator().manual_seed(seed), Generator().manual_seed(seed)
+
+    def drawn() -> Iterator[tuple[Tensor, int]]:
+        for x in split.x.to(parameter.device).split(batch_size):
+            seen = noisy(x, levels, noise, parameter.dtype)
+            seen = classifier_input(model, x, levels, noise) if isinstance(model, Classifier) else seen
+            yield seen, int(torch.randint(2**31, (), generator=probes))
+
+    def evaluate(batch: tuple[Tensor, int]) -> tuple[Tensor | None, Tensor | None]:
+        of_probes.manual_seed(batch[1])
+        torch.manual_seed(batch[1])
+        log_prob, logits = _outputs(model, batch[0], estimator)
+        bits = None if log_prob is None else -finite(log_prob.double().cpu()) / (dims * math.log(2))
+        return bits, None if logits is None else finite(_entropy(logits.double().cpu()))
+
+    model.eval()
+    found, done = [], 0
+    with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []), hold_weights(model):
+        for bits, entropy in shared(drawn(), evaluate):
+            found.append((bits, entropy))
+            done = min(done + batch_size, len(split))
+            progress(done)
+    columns = [None if column[0] is None else torch.cat(column) for column in zip(*found, strict=True)]
+    return Given(*columns)
+
+
+def scores(inside: Given, outside: Given, train: Given, *, seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
+    """Scores of both sets by name, (n_in,) and (n_out,): what a model gives, turned so that high is unusual.
+
+    ``log-likelihood`` is bits/dim: unlikely examples are taken for others. ``typicality`` is the distance of bits/dim
+    from their mean on the training split, of single examples and of batches: those may be too likely as well.
+    ``predictive entropy`` is that of the predicted classes: what is hard to tell is taken for something else.
+
+    Args:
+        inside: the model's own data.
+        outside: other data.
+        train: training examples, for their mean.
+        seed: of the order in which examples make batches.
+
+    Reference:
+        Detecting Out-of-Distribution Inputs to Deep Generative Models Using Typicality, Nalisnick et al. 2019,
+        https://arxiv.org/abs/1906.02994; A Baseline for Detecting Misclassified and Out-of-Distribution Examples,
+        Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136 (what classifiers tell)
+    """
+    found = {}
+    if inside.bits_per_dim is not None and outside.bits_per_dim is not None and train.bits_per_dim is not None:
+        both = inside.bits_per_dim, outside.bits_per_dim
+        found["log-likelihood"] = both
+        mean = float(train.bits_per_dim.mean())
+        for size in BATCHES:
+            if min(map(len, both)) >= 2 * size:
+                name = "typicality" if size == 1 else f"typicality of {size}"
+                found[name] = tuple(typicality(bits, mean, size=size, seed=seed) for bits in both)
+    if inside.entropy is not None and outside.entropy is not None:
+        found["predictive entropy"] = inside.entropy, outside.entropy
+    return found
+
+
+def typicality(
+    bits: Tensor,  # (N,)
+    mean: float,
+    *,
+    size: int = 1,
+    seed: int = 0,
+) -> Tensor:  # (N // size,)
+    r"""Distance of the mean of a batch from that of the training split.
+
+    .. math:: \epsilon = \left| \frac{1}{M} \sum_{m=1}^{M} -\log p(x_m) - \hat H \right|
+
+    Args:
+        bits: negative log-likelihoods, in any unit.
+        mean: their mean on the training split, in the same unit.
+        size: M; examples that make no whole batch are left out.
+        seed: of the order in which examples make batches of more than one.
+
+    Example:
+        >>> typicality(torch.tensor([1.0, 2.0, 4.0]), 2.0)
+        tensor([1., 0., 2.])
+    """
+    if size > 1:
+        bits = bits[torch.randperm(len(bits), generator=Generator().manual_seed(seed))]
+    n = len(bits) // size
+    return (bits[: n * size].view(n, size).mean(1) - mean).abs()
+
+
+def _outputs(
+    model: Flow | Classifier | Hybrid, x: Tensor, estimator: LogDetEstimator
+) -> tuple[Tensor | None, Tensor | None]:
+    match model:
+        case Flow():
+            return model.log_prob(x, logdet=estimator), None
+        case Hybrid():
+            return model.log_prob_and_logits(x, logdet=estimator)
+        case Classifier():
+            return None, model(x)
+
+
+def _entropy(logits: Tensor) -> Tensor:  # (N, n_classes) -> (N,)
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)

@@ -1,9 +1,20 @@
-"""Log-densities of dequantized data: noise and probes drawn from one seed, and what several draws are worth."""
+"""Evaluate a split in batches that processes share out, with noise and probes drawn from one seed."""
 
-__all__ = ["Drawn", "Draws", "check_draws", "finite", "importance_weighted", "noisy"]
+__all__ = [
+    "Drawn",
+    "Draws",
+    "check_draws",
+    "finite",
+    "importance_weighted",
+    "noisy",
+    "shared",
+]
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -11,6 +22,31 @@ from torch import Generator, Tensor
 from iresnet.data import dequantize
 from iresnet.errors import DataError, IResNetError
 from iresnet.flows import Flow
+from iresnet.processes import gather, rank, world_size
+from iresnet.series import own_lengths
+
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+
+
+def shared(batches: Iterable[Batch], evaluate: Callable[[Batch], Result]) -> Iterator[Result]:
+    """Evaluate each batch in one of the processes, and yield the results of all, in order, in every process.
+
+    What is drawn at random when a batch is made is drawn in every process, so that it does not depend on their number.
+
+    Args:
+        batches: the same in all processes.
+        evaluate: from a batch to a result that can be pickled.
+
+    Example:
+        >>> list(shared([1, 2, 3], lambda n: n**2))
+        [1, 4, 9]
+    """
+    remaining = iter(batches)
+    while turn := list(islice(remaining, world_size())):
+        with own_lengths():
+            mine = evaluate(turn[rank()]) if rank() < len(turn) else None
+        yield from gather(mine)[: len(turn)]  # pyright: ignore[reportReturnType]
 
 
 class Draws:

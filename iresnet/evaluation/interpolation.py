@@ -11,8 +11,8 @@ from torch import Tensor
 
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.errors import IResNetError, UnknownNameError
+from iresnet.evaluation.draws import shared
 from iresnet.evaluation.likelihood import default_estimator
-from iresnet.evaluation.shares import shared
 from iresnet.flows import Flow
 from iresnet.lipschitz import hold_weights
 

@@ -1,14 +1,23 @@
-"""Samples of a density, in batches."""
+"""Samples of a density, in batches, and latents of one class."""
 
-__all__ = ["decode"]
+__all__ = [
+    "Accepted",
+    "decode",
+    "latents_of_class",
+]
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from iresnet.evaluation.shares import shared
-from iresnet.flows import Flow
+from iresnet.classifiers import Hybrid
+from iresnet.devices import random_device
+from iresnet.errors import IResNetError
+from iresnet.evaluation.draws import shared
+from iresnet.flows import Flow, check_sampling
+from iresnet.lipschitz import hold_weights
 
 
 @torch.no_grad()
@@ -35,3 +44,94 @@ def decode(
         found.append(x)
         progress(sum(map(len, found)))
     return torch.cat(found)
+
+
+# -- classes -----------------------------------------------------------------------------------------------------------
+
+
+FIRST = 100_000
+"""Latents that are tried before a class is given up as hopeless."""
+
+MOST = 5_000_000
+"""Latents that are tried at most."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Latents of one class.
+
+    Attributes:
+        z: the latents, (n, D).
+        rate: share of the latents tried that were accepted, an estimate of the class's probability under the model.
+        n_tried: how many were tried.
+    """
+
+    z: Tensor
+    rate: float
+    n_tried: int
+
+    def __str__(self) -> str:
+        return f"accepted {self.rate:.2%} of {self.n_tried} latents"
+
+
+@torch.no_grad()
+def latents_of_class(
+    model: Hybrid,
+    label: int,
+    n: int,
+    *,
+    temperature: float = 1.0,
+    generator: Generator | None = None,
+    batch_size: int = 4096,
+) -> Accepted:
+    r"""Draw latents from the joint model, given the class, by rejection.
+
+    .. math:: p(z \mid y) \propto p(z) \, p(y \mid z)
+
+    A latent of the base density is accepted with probability :math:`p(y \mid z) \le 1`: exact, whatever the head is,
+    and cheap, since the head alone is evaluated. On average :math:`1 / p(y)` are tried until one is accepted.
+    :meth:`iresnet.Flow.decode` maps them to data.
+
+    Args:
+        model: the hybrid.
+        label: y, from 0.
+        n: how many.
+        temperature: multiplies the standard deviation of the base density, before the class is looked at.
+        generator: source of randomness; torch's global one when None.
+        batch_size: latents that are tried together.
+
+    Raises:
+        IResNetError: when the class does not exist, or is so improbable that accepting n latents is hopeless.
+
+    Example:
+        >>> import iresnet as ir
+        >>> model = ir.Hybrid(ir.Flow(ir.Affine(), ir.StandardNormal(2)), n_classes=3)
+        >>> _ = model(torch.zeros(2, 2))
+        >>> latents_of_class(model.eval(), 1, 10).z.shape
+        torch.Size([10, 2])
+    """
+    check_sampling(n, temperature)
+    taken, n_taken, n_tried = [], 0, 0
+    with hold_weights(model):
+        while n_taken < n:
+            z = model.flow.base.sample(batch_size, temperature=temperature, generator=generator)
+            probabilities = model.head(z).softmax(1)
+            _check_label(label, probabilities.shape[1])
+            coins = torch.rand(batch_size, dtype=z.dtype, device=random_device(generator, z), generator=generator)
+            taken.append(z[coins.to(z.device) < probabilities[:, label]])
+            n_taken, n_tried = n_taken + len(taken[-1]), n_tried + batch_size
+            _check_hope(n, n_taken, n_tried, label)
+    return Accepted(torch.cat(taken)[:n], n_taken / n_tried, n_tried)
+
+
+def _check_label(label: int, n_classes: int) -> None:
+    if not 0 <= label < n_classes:
+        raise IResNetError(f"the classes are 0 to {n_classes - 1}, got {label}")
+
+
+def _check_hope(n: int, n_taken: int, n_tried: int, label: int) -> None:
+    if n_tried >= FIRST and n_taken * MOST < n * n_tried:
+        raise IResNetError(
+            f"class {label} is too improbable under the model: of {n_tried} latents {n_taken} were accepted; ask for "
+            "fewer samples (-n), raise --temperature, or train with a larger --task.ce-weight"
+        )

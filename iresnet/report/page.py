@@ -11,18 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from iresnet.errors import RunError
 from iresnet.files import distinct_names, write_atomically
-from iresnet.report.analyses import analyses
-from iresnet.report.blocks import Section
-from iresnet.report.certificate import certificate
-from iresnet.report.charts import HEIGHT, WIDTH
-from iresnet.report.cost import cost, environment, when
-from iresnet.report.curves import curves
-from iresnet.report.evaluation import evaluation
-from iresnet.report.images import DamagedPictureError, read_picture
-from iresnet.report.overview import overview
+from iresnet.report.curves import HEIGHT, WIDTH, curves
+from iresnet.report.elements import Section
+from iresnet.report.overview import certificate, overview
 from iresnet.report.reading import RunFiles, read_run
-from iresnet.report.samples import interpolation, reconstructions, samples
-from iresnet.report.setup import rerun, setup
+from iresnet.report.results import analyses, evaluation
+from iresnet.report.samples import DamagedPictureError, interpolation, read_picture, reconstructions, samples
+from iresnet.report.setup import cost, environment, rerun, setup, when
 from iresnet.report.words import clipped
 
 LETTERS = "ABCDEFGHIJKL"

@@ -1,18 +1,86 @@
-"""What a run drew: samples over time, reconstructions, interpolations."""
+"""Pictures that a run drew: samples over time, reconstructions, interpolations."""
 
-__all__ = ["interpolation", "reconstructions", "samples"]
+__all__ = [
+    "DamagedPictureError",
+    "interpolation",
+    "read_picture",
+    "reconstructions",
+    "samples",
+]
 
+import base64
 import csv
 import re
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from iresnet.report.blocks import Block, Cell, Fold, Gallery, Hint, Panel, Picture, Section, Table, Text
-from iresnet.report.images import DamagedPictureError, read_picture
+from iresnet.report.elements import Block, Cell, Fold, Gallery, Hint, Panel, Picture, Section, Table, Text
 from iresnet.report.reading import RunFiles, evenly
 from iresnet.report.words import finite, number, quantity
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+_LARGEST = 8_000_000
+"""Bytes of a picture, at most: a page must open in a moment."""
+
+
+class DamagedPictureError(ValueError):
+    """A file that is no sound PNG, or too large."""
+
+
+def read_picture(path: Path, alt: str, caption: str, *, pixels: bool = True) -> Picture | None:
+    """Read a PNG file.
+
+    Args:
+        path: the file.
+        alt: what it shows.
+        caption: what stands below it.
+        pixels: whether single pixels are to be seen.
+
+    Returns:
+        The picture, None when there is no such file.
+
+    Raises:
+        DamagedPictureError: says what is wrong with the file.
+    """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DamagedPictureError(f"{path.name} cannot be read: {error.strerror}") from error
+    if len(content) > _LARGEST:
+        raise DamagedPictureError(f"{path.name} is too large for a page ({len(content) // 1_000_000} MB)")
+    width, height = _size(content, path.name)
+    uri = "data:image/png;base64," + base64.b64encode(content).decode()
+    return Picture(uri, alt, caption, width, height, pixels)
+
+
+def _size(content: bytes, name: str) -> tuple[int, int]:
+    """Width and height of a PNG, after checking that all of it is there."""
+    place, kinds = len(_SIGNATURE), []
+    while content.startswith(_SIGNATURE) and place + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, place)
+        chunk = content[place + 4 : place + 8 + length]
+        if zlib.crc32(chunk).to_bytes(4, "big") != content[place + 8 + length : place + 12 + length]:
+            break
+        kinds.append(chunk[:4])
+        place += 12 + length
+    if kinds[:1] != [b"IHDR"] or kinds[-1] != b"IEND":
+        raise DamagedPictureError(f"{name} is damaged: it is not a whole PNG file")
+    width, height = struct.unpack_from(">II", content, 16)
+    return width, height
+
+
+# -- samples -----------------------------------------------------------------------------------------------------------
+
 
 _MOST_PICTURES = 6
 _MOST_ROWS, _MOST_COLUMNS = 5, 8

@@ -1,19 +1,39 @@
-"""How accelerate spreads a training step over processes."""
+"""Training in several processes: accelerate, and weights that are replicated or sharded."""
 
-__all__ = ["make_accelerator", "quietly"]
+__all__ = [
+    "Replicated",
+    "SHARDINGS",
+    "Sharded",
+    "Weights",
+    "make_accelerator",
+    "quietly",
+]
 
 import os
 import warnings
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
 
+from iresnet.bijections import ResidualBlock
+from iresnet.config import Config
+from iresnet.devices import kept_random_state
+from iresnet.errors import RecipeError
 from iresnet.precision import PRECISIONS
-from iresnet.processes import world_size
+from iresnet.processes import is_main, world_size
+from iresnet.runs import Inputs, build_model
+from iresnet.training.optim import make_optimizer
+from iresnet.training.task import Task
+from iresnet.zoo import Model
+
+# -- accelerate --------------------------------------------------------------------------------------------------------
 
 
 def make_accelerator(precision: str, device: torch.device) -> Accelerator:
@@ -55,3 +75,176 @@ def quietly() -> Iterator[None]:
         # Of 1x1 kernels, whose layout has two descriptions.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         yield
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+State = dict[str, Any]
+Batch = tuple[Tensor, Tensor | None]
+
+
+class Weights(ABC):
+    """The task and the optimizer of a run, ready to be used, and their states as a whole.
+
+    Attributes:
+        task: as accelerate prepared it.
+        optimizer: the same.
+    """
+
+    task: nn.Module
+    optimizer: Any
+
+    @abstractmethod
+    def model_state(self) -> State:
+        """The state of the whole model, in the first process; all have to ask for it."""
+
+    @abstractmethod
+    def optimizer_state(self) -> State:
+        """The state of the whole optimizer, in the first process; all have to ask for it."""
+
+    @abstractmethod
+    def load(self, model: State, optimizer: State) -> None:
+        """Restore states of the whole, which all processes have."""
+
+    @abstractmethod
+    def model(self) -> Model:
+        """The whole model, to be copied, in the first process; all have to ask for it."""
+
+
+class Replicated(Weights):
+    """Every process has all weights, and the gradients are averaged (DDP).
+
+    Args:
+        accelerator: of this process.
+        task: not prepared.
+        config: the recipe.
+        inputs: not needed.
+        first: not needed.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        task: Task,
+        config: Config,
+        inputs: Inputs,  # noqa: ARG002
+        first: Callable[[], Batch],  # noqa: ARG002
+    ):
+        self.own = task.to(accelerator.device)  # before there is an optimizer of its parameters
+        self.task, self.optimizer = accelerator.prepare(task, make_optimizer(task.model, config.optim))
+
+    def model_state(self) -> State:
+        """See :meth:`Weights.model_state`."""
+        return self.own.model.state_dict()
+
+    def optimizer_state(self) -> State:
+        """See :meth:`Weights.optimizer_state`."""
+        return self.optimizer.state_dict()
+
+    def load(self, model: State, optimizer: State) -> None:
+        """See :meth:`Weights.load`."""
+        self.own.model.load_state_dict(model)
+        self.optimizer.load_state_dict(optimizer)
+
+    def model(self) -> Model:
+        """See :meth:`Weights.model`."""
+        return self.own.model  # pyright: ignore[reportReturnType]
+
+
+class Sharded(Weights):
+    """Each process keeps a part of the weights, their gradients and the optimizer's state (FSDP2).
+
+    Each residual block is gathered when it is used, forward and backward, and given back. So its weights are normalized
+    by the block itself, and not for the whole model at once. ActNorm is initialized before, on the CPU, where the whole
+    model is built: what a forward pass writes into gathered weights is lost.
+
+    Args:
+        accelerator: of this process.
+        task: not prepared, on the CPU.
+        config: the recipe.
+        inputs: what the model knows of its data.
+        first: gives the first batch.
+
+    Raises:
+        RecipeError: when there is one process.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, task: Task, config: Config, inputs: Inputs, first: Callable[[], Batch]
+    ):
+        if world_size() == 1:
+            raise RecipeError("--train.sharding fsdp spreads a model over processes: use --processes N, or torchrun")
+        self.own, self.config, self.inputs = task, config, inputs
+        _initialize(task, *first())
+        _shard(task, accelerator.device.type)
+        optimizer = make_optimizer(task.model, config.optim)
+        self.task = accelerator.prepare_model(task, device_placement=False, evaluation_mode=True)  # not DDP
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
+
+    def model_state(self) -> State:
+        """See :meth:`Weights.model_state`."""
+        from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+        return get_model_state_dict(self.own.model, options=_whole_states())
+
+    def optimizer_state(self) -> State:
+        """See :meth:`Weights.optimizer_state`."""
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+        return get_optimizer_state_dict(self.own, self.optimizer.optimizer, options=_whole_states())
+
+    def load(self, model: State, optimizer: State) -> None:
+        """See :meth:`Weights.load`."""
+        from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
+
+        set_model_state_dict(self.own.model, model, options=_whole_states())
+        set_optimizer_state_dict(self.own, self.optimizer.optimizer, optimizer, options=_whole_states())
+
+    def model(self) -> Model:
+        """See :meth:`Weights.model`."""
+        state = self.model_state()
+        if not is_main():
+            return self.own.model  # pyright: ignore[reportReturnType]
+        with kept_random_state():
+            model = build_model(self.config, self.inputs)
+        model.load_state_dict(state)
+        return model
+
+
+def _whole_states() -> Any:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@torch.no_grad()
+def _initialize(task: Task, x: Tensor, y: Tensor | None) -> None:
+    """Initialize ActNorm from the first batch of all processes, and leave everything else as it is."""
+    buffers = {name: b.clone() for name, b in task.named_buffers() if not name.endswith("initialized")}
+    with kept_random_state():
+        task.train()(x.cpu(), None if y is None else y.cpu())
+    task.load_state_dict(buffers, strict=False)
+
+
+def _shard(task: Task, device: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(device, (world_size(),))
+    task.hold = _not_at_once
+    for module in list(task.modules()):
+        if isinstance(module, ResidualBlock):
+            fully_shard(module, mesh=mesh)
+            register_fsdp_forward_method(module, "forward_and_logdet")
+    fully_shard(task, mesh=mesh)
+
+
+@contextmanager
+def _not_at_once(module: nn.Module, *, iterate: bool = True) -> Iterator[None]:  # noqa: ARG001
+    """Hold nothing: the weights are not here, and each block holds its own when they are."""
+    yield
+
+
+SHARDINGS: dict[str, Callable[..., Weights]] = {"ddp": Replicated, "fsdp": Sharded}
+"""By the name of the option ``train.sharding``."""

@@ -1,12 +1,16 @@
 """The training loop."""
 
-__all__ = ["train"]
+__all__ = [
+    "Best",
+    "train",
+]
 
+import math
 import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,13 +22,21 @@ from iresnet.config import Config
 from iresnet.data import Batches, training_batches
 from iresnet.data import load as load_data
 from iresnet.data.columns import describe
-from iresnet.devices import choose_device, describe_device
+from iresnet.devices import (
+    choose_device,
+    describe_device,
+    deterministic_algorithms,
+    kept_random_state,
+    random_state,
+    seed_all,
+    set_random_state,
+)
 from iresnet.errors import Interrupted, RunError, RunWarning
+from iresnet.files import locked
+from iresnet.interrupts import stop_requests
 from iresnet.processes import agreed, average, joined, restarted, world_size
 from iresnet.runs import Inputs, Run, build_model, inputs_of
 from iresnet.series import own_lengths
-from iresnet.training.best import Best
-from iresnet.training.blocks import block_states
 from iresnet.training.callbacks import (
     BadStep,
     Callback,
@@ -32,33 +44,59 @@ from iresnet.training.callbacks import (
     JsonlMetrics,
     Pictures,
     Snapshot,
+    Spending,
     Started,
     Stepped,
     Stopped,
+    block_states,
+    make_drawing,
 )
 from iresnet.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from iresnet.training.distributed import make_accelerator, quietly
-from iresnet.training.drawings import make_drawing
-from iresnet.training.ema import Ema
-from iresnet.training.faults import NotFinite, Skipped, check_weights
-from iresnet.training.fitting import check_model_fits, check_step_fits
-from iresnet.training.locks import locked
-from iresnet.training.optim import learning_rate
-from iresnet.training.randomness import (
-    deterministic_algorithms,
-    kept_random_state,
-    random_state,
-    seed_all,
-    set_random_state,
-)
+from iresnet.training.distributed import SHARDINGS, make_accelerator, quietly
+from iresnet.training.dryrun import check_model_fits, check_step_fits
+from iresnet.training.optim import Ema, learning_rate
 from iresnet.training.settings import check_same, check_settings
-from iresnet.training.signals import stop_requests
-from iresnet.training.spending import Spending
-from iresnet.training.step import Step, means_of
+from iresnet.training.step import NotFinite, Skipped, Step, check_weights, means_of
 from iresnet.training.task import Task, make_task
 from iresnet.training.tracking import make_trackings
-from iresnet.training.weights import SHARDINGS
 from iresnet.zoo import Model
+
+# -- the best snapshot -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Best:
+    """The snapshot with the smallest validation loss so far.
+
+    Attributes:
+        step: steps done at it, none before the first snapshot.
+        loss: its validation loss.
+        waited: snapshots since then.
+
+    Example:
+        >>> best = Best().updated(10, 2.0).updated(20, 1.5).updated(30, 1.7)
+        >>> best
+        Best(step=20, loss=1.5, waited=1)
+        >>> best.exhausted(patience=1), best.exhausted(patience=2), best.exhausted(patience=None)
+        (True, False, False)
+    """
+
+    step: int | None = None
+    loss: float | None = None
+    waited: int = 0
+
+    def updated(self, step: int, loss: float) -> "Best":
+        """The best after another snapshot; a loss that is not finite is none."""
+        if math.isfinite(loss) and (self.loss is None or loss < self.loss):
+            return Best(step, loss)
+        return Best(self.step, self.loss, self.waited + 1)
+
+    def exhausted(self, patience: int | None) -> bool:
+        """Whether so many snapshots in a row were no better."""
+        return patience is not None and self.waited >= patience
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
 
 
 def train(

@@ -1,16 +1,244 @@
-"""Optimizers and learning-rate schedules, by name."""
+"""Optimizers (Muon among them), learning-rate schedules, and averaged weights."""
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "learning_rate", "make_optimizer", "set_learning_rate"]
+# pyright: reportPrivateImportUsage=false
 
+__all__ = [
+    "Ema",
+    "Muon",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "learning_rate",
+    "make_optimizer",
+    "orthogonalize",
+    "set_learning_rate",
+]
+
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from iresnet.config import OptimConfig
 from iresnet.errors import RecipeError, UnknownNameError
-from iresnet.training.muon import Muon
+from iresnet.lipschitz import lipschitz_layers
+from iresnet.training.parts import placed_like, whole
+
+# -- Muon --------------------------------------------------------------------------------------------------------------
+
+
+_QUINTICS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845749493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+)
+"""Coefficients a, b, c of X <- (a + b X X^T + c (X X^T)^2) X, each step's the best after the steps before it."""
+
+
+def orthogonalize(
+    matrices: Tensor,  # (*, m, n)
+) -> Tensor:
+    r"""Replace all singular values by about 1: the polar factor, from matrix products alone.
+
+    .. math:: U S V^T \mapsto U V^T
+
+    Singular values above 0.001 of the Frobenius norm become 1 within 0.002; smaller ones come closer to 1, and 0 stays.
+
+    Args:
+        matrices: any number of matrices of one shape.
+
+    Reference:
+        The Polar Express: Optimal Matrix Sign Methods and Their Application to the Muon Algorithm, Amsel et al. 2025,
+        https://arxiv.org/abs/2505.16932
+
+    Example:
+        >>> Q = orthogonalize(torch.tensor([[0.0, -3.0], [0.02, 0.0]]))
+        >>> bool(torch.allclose(Q, torch.tensor([[0.0, -1.0], [1.0, 0.0]]), atol=2e-3))
+        True
+    """
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices if wide else matrices.mT
+    # The first step takes singular values up to 1, rounding included. A matrix of zeros stays one.
+    x = x / (1.01 * x.norm(dim=(-2, -1), keepdim=True)).clamp(min=torch.finfo(x.dtype).tiny)
+    for a, b, c in _QUINTICS:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.Optimizer):
+    r"""Steepest descent in the spectral norm for Lipschitz weights, Adam for all other parameters.
+
+    A Lipschitz weight W, a kernel as the matrix (out, in kh kw), moves by
+
+    .. math::
+        M \leftarrow \mu M + (1 - \mu) G, \quad
+        W \leftarrow W - \eta \sqrt{\max(1, m/n)} \; \mathrm{polar}((1 - \mu) G + \mu M),
+
+    and is then replaced by its normalized self, which leaves the function of the layer as it is. Otherwise W would
+    grow, since nothing in the loss holds its size, and steps of one size would turn it ever less.
+
+    Args:
+        model: all its parameters are trained; its Lipschitz layers are found inside.
+        lr: :math:`\eta`, the spectral norm of a step.
+        adam_lr: learning rate of the other parameters.
+        momentum: :math:`\mu`.
+        betas: of Adam's averages.
+        weight_decay: each step first multiplies every parameter by 1 - lr * weight_decay.
+
+    Reference:
+        Muon: An optimizer for hidden layers in neural networks, Jordan et al. 2024,
+        https://kellerjordan.github.io/posts/muon; Adam: A Method for Stochastic Optimization, Kingma and Ba 2014,
+        https://arxiv.org/abs/1412.6980
+
+    Example:
+        >>> from iresnet.lipschitz import LipschitzLinear
+        >>> layer = LipschitzLinear(3, 3, bias=False)
+        >>> optimizer = Muon(layer, lr=0.1)
+        >>> before = layer.weight.detach()
+        >>> layer.weight.trace().backward()
+        >>> optimizer.step()
+        >>> bool(layer.weight.trace() < before.trace())
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 0.02,
+        adam_lr: float = 0.1,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+    ):
+        self.layers = lipschitz_layers(model)
+        weights = [layer.unnormalized_weight for layer in self.layers]
+        own = {id(weight) for weight in weights}
+        others = [p for p in model.parameters() if id(p) not in own]
+        defaults = {"weight_decay": weight_decay, "momentum": momentum, "betas": betas, "step": 0}
+        groups = [{"params": weights, "lr": lr}, {"params": others, "lr": adam_lr}]
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        lipschitz, others = self.param_groups
+        self._step_spectral(lipschitz)
+        self._step_adam(others)
+        return loss
+
+    def _step_spectral(self, group: dict[str, Any]) -> None:
+        layers = [layer for layer in self.layers if layer.unnormalized_weight.grad is not None]
+        for weights in _by_shape(layer.unnormalized_weight for layer in layers):
+            grads = [weight.grad for weight in weights if weight.grad is not None]
+            averages = [self._average(weight, "average") for weight in weights]
+            torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
+            directions = map(whole, torch._foreach_lerp(grads, averages, group["momentum"]))
+            steps = orthogonalize(torch.stack(list(directions)).flatten(2))
+            size = group["lr"] * math.sqrt(max(1.0, steps.shape[-2] / steps.shape[-1]))
+            for weight, step in zip(weights, steps, strict=True):
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(placed_like(weight, step.view(weight.shape)), alpha=size)
+        for layer in layers:
+            weight = layer.unnormalized_weight
+            weight.copy_(placed_like(weight, layer.normalization.normalize(whole(weight))))
+
+    def _step_adam(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        grads = [p.grad for p in params if p.grad is not None]
+        first, second = ([self._average(p, name) for p in params] for name in ("first", "second"))
+        beta1, beta2 = group["betas"]
+        group["step"] += 1
+        torch._foreach_lerp_(first, grads, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+        sizes = torch._foreach_sqrt(second)
+        torch._foreach_div_(sizes, math.sqrt(1 - beta2 ** group["step"]))
+        torch._foreach_add_(sizes, 1e-8)
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_addcdiv_(params, first, sizes, -group["lr"] / (1 - beta1 ** group["step"]))
+
+    def _average(self, parameter: Tensor, name: str) -> Tensor:
+        """A running average of the parameter's gradients, 0 at first."""
+        state = self.state[parameter]
+        if name not in state:
+            state[name] = torch.zeros_like(parameter)
+        return state[name]
+
+
+def _by_shape(weights: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Weights of one shape are orthogonalized together."""
+    groups: dict[tuple[int, ...], list[Tensor]] = {}
+    for weight in weights:
+        groups.setdefault(tuple(weight.shape), []).append(weight)
+    return list(groups.values())
+
+
+# -- averaged weights --------------------------------------------------------------------------------------------------
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Ema(Generic[M]):
+    r"""Exponential moving average of weights, which validates and samples better than the last ones while they move.
+
+    .. math:: \bar w \leftarrow d \bar w + (1 - d) w, \quad d = \min(\mathrm{decay}, n / (n + 9))
+
+    at the n-th update, from 0, so that the first weights are soon forgotten. Buffers are copied.
+
+    Args:
+        model: whose weights are averaged.
+        decay: between 0 and 1.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> ema = Ema(layer, 0.5)
+        >>> for weight in (1.0, 2.0):
+        ...     _ = nn.init.constant_(layer.weight, weight)
+        ...     ema.update(layer)
+        >>> round(ema.model.weight.item(), 6)
+        1.9
+    """
+
+    def __init__(self, model: M, decay: float):
+        self.decay = decay
+        self.n_updates = 0
+        self.model: M = copy.deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model's present weights."""
+        decay = min(self.decay, self.n_updates / (self.n_updates + 9))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        for mine, other in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(other)
+        self.n_updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that an update depends on."""
+        return {"n_updates": self.n_updates, "model": self.model.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.n_updates = state["n_updates"]
+        self.model.load_state_dict(state["model"])
+
+
+# -- by name -----------------------------------------------------------------------------------------------------------
+
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, OptimConfig], torch.optim.Optimizer]] = {
     "adam": lambda model, c: torch.optim.Adam(model.parameters(), lr=c.lr, weight_decay=c.weight_decay),

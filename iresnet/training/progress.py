@@ -17,8 +17,7 @@ from rich.progress import (
 )
 
 from iresnet.certificates import Excess
-from iresnet.training.blocks import BlockState
-from iresnet.training.callbacks import BadStep, Callback, Event, Snapshot, Started, Stepped, Stopped
+from iresnet.training.callbacks import BadStep, BlockState, Callback, Event, Snapshot, Started, Stepped, Stopped
 
 
 class ProgressBar(Callback):

@@ -10,8 +10,8 @@ from iresnet.config import Config, leaves
 from iresnet.errors import RecipeError, RunError, UnknownNameError
 from iresnet.precision import PRECISIONS
 from iresnet.runs import Inputs
-from iresnet.training.trackers import check_trackers
-from iresnet.training.weights import SHARDINGS
+from iresnet.training.distributed import SHARDINGS
+from iresnet.training.tracking import check_trackers
 
 _LARGEST = 3e38  # of float32
 _WITHOUT_EFFECT = ("train.checkpoint_every", "train.keep_checkpoints")  # on what is trained

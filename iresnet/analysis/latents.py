@@ -1,6 +1,14 @@
 """Whether latents are distributed as the base density claims, and what their main directions show."""
 
-__all__ = ["Fit", "LatentAnalysis", "Moments", "Projection", "Radius", "analyze_latent", "scales_of"]
+__all__ = [
+    "Fit",
+    "LatentAnalysis",
+    "Moments",
+    "Projection",
+    "Radius",
+    "analyze_latent",
+    "scales_of",
+]
 
 import math
 from collections.abc import Callable

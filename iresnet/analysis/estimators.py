@@ -1,6 +1,12 @@
 """Bias, spread and cost of estimators of the log-determinant, against the exact value at examples."""
 
-__all__ = ["CANDIDATES", "Candidate", "EstimatorRow", "LogDetAnalysis", "analyze_logdet"]
+__all__ = [
+    "CANDIDATES",
+    "Candidate",
+    "EstimatorRow",
+    "LogDetAnalysis",
+    "analyze_logdet",
+]
 
 import math
 import statistics
@@ -12,8 +18,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from iresnet.analysis.reference import DENSE_LIMIT, Reference, reference
-from iresnet.analysis.visits import visits
+from iresnet.analysis.reference import DENSE_LIMIT, Reference, reference, visits
 from iresnet.bijections import Bijection
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization

@@ -1,6 +1,14 @@
 """How fast inverses converge, or do not: errors against iterations, beside the rate that is proved."""
 
-__all__ = ["BlockCurve", "Curve", "InverseAnalysis", "Subject", "analyze_inverse", "rescaled", "solver_curves"]
+__all__ = [
+    "BlockCurve",
+    "Curve",
+    "InverseAnalysis",
+    "Subject",
+    "analyze_inverse",
+    "rescaled",
+    "solver_curves",
+]
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iresnet.analysis.visits import Visit, visits
+from iresnet.analysis.reference import Visit, visits
 from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.bounds import upper_bound
 from iresnet.certificates import norm_of
