@@ -21,8 +21,8 @@ SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "bounds", "solvers"}
 NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
-MODELS |= {"batchnorm", "classifiers", "resnet"}
-USE = MODELS | {"capacity", "data", "config", "runs", "pictures", "processes", "files"}
+MODELS |= {"classifiers"}
+USE = MODELS | {"capacity", "data", "config", "runs", "pictures", "processes", "files", "interrupts"}
 
 ALLOWED = {
     "errors": set(),
@@ -31,9 +31,7 @@ ALLOWED = {
     "distributions": {"errors", "devices"},
     "bijections": NUMERICS,
     "flows": NUMERICS | {"bijections", "distributions"},
-    "batchnorm": NUMERICS,
-    "resnet": NUMERICS | {"batchnorm"},
-    "classifiers": NUMERICS | {"batchnorm", "bijections", "distributions", "flows"},
+    "classifiers": NUMERICS | {"networks", "bijections", "distributions", "flows"},
     "certificates": NUMERICS | {"bijections", "flows", "classifiers"},
     "capacity": {"errors", "zoo"},
     "zoo": MODELS - {"certificates"},
