@@ -7,6 +7,7 @@ __all__ = [
     "NewtonKrylov",
     "Solution",
     "Solver",
+    "State",
     "Stepper",
     "warn_unless_converged",
 ]
@@ -15,7 +16,8 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -168,7 +170,7 @@ class Solver(ABC):
                 active = active[~leave]
                 if len(active) == 0:
                     break
-                stepper.keep(~leave)
+                stepper.state = stepper.state.select(~leave)
             v = stepper.propose(active)
         evaluations = steps + stepper.products * (steps - 1).clamp(min=0)
         factor = lipschitz / (1 - lipschitz) if lipschitz < 1 else math.inf
@@ -179,82 +181,126 @@ class Solver(ABC):
         return f"{type(self).__name__}(atol={self.atol}, max_steps={self.max_steps})"
 
 
+@dataclass(frozen=True)
+class State:
+    """Tensors that a solve keeps of its active samples, one row for each.
+
+    Attributes:
+        x: last iterate that was kept, (n, D).
+        r: its residual f(x) - x, (n, D).
+        size: Euclidean norm of r, (n,).
+        lowest: norm of the residual when it was last halved, (n,).
+        highest: largest norm of a residual so far, (n,).
+        mark: norm of the residual when it had last fallen to an eighth, (n,).
+        marked_at: number of the step at which that was, (n,).
+        growth: factor by which plain steps made the residual grow since it was last halved, (n,).
+        rate: largest ratio of successive residuals that a plain step has shown, at least 1/2, (n,).
+        plain: whether the iterate to be observed next comes from a plain step, (n,).
+    """
+
+    x: Tensor
+    r: Tensor
+    size: Tensor
+    lowest: Tensor
+    highest: Tensor
+    mark: Tensor
+    marked_at: Tensor
+    growth: Tensor
+    rate: Tensor
+    plain: Tensor
+
+    @classmethod
+    def start(cls, x: Tensor, **further: Tensor) -> Self:  # (N, D)
+        """Return the state before the first step from x, with the fields that a subclass adds."""
+        n = len(x)
+        infinite = x.new_full((n,), math.inf)
+        return cls(
+            x=x,
+            r=torch.zeros_like(x),
+            size=infinite,
+            lowest=infinite,
+            highest=x.new_zeros(n),
+            mark=infinite,
+            marked_at=torch.zeros(n, dtype=torch.long, device=x.device),
+            growth=x.new_ones(n),
+            rate=x.new_full((n,), 0.5),
+            plain=torch.ones(n, dtype=torch.bool, device=x.device),
+            **further,
+        )
+
+    def select(self, samples: Tensor) -> Self:  # (n,), a mask
+        """Return the state of some of the samples."""
+        return replace(self, **{field.name: getattr(self, field.name)[samples] for field in fields(self)})
+
+
 class Stepper:
-    """Proposes the next x of each sample: an accelerated step, or a plain one where those do not pay.
+    """Proposal of the next iterate of each sample: an accelerated step, or a plain one where those do not pay.
 
     An accelerated step stays when it halves the residual, or reduces it by as much as a plain step was seen to do on
-    this sample; else it is taken back, and a plain step from the last x that stayed follows. So with a Lipschitz
+    this sample; else it is taken back, and a plain step from the last iterate that stayed follows. So with a Lipschitz
     constant L, two evaluations reduce the residual at least by max(L, 1/2).
+
+    Args:
+        state: of all samples, before the first step.
     """
 
     products = 0
     """Jacobian products spent on each sample in a step."""
 
-    def __init__(self, x: Tensor):  # (N, D)
-        n, d = x.shape
-        self.x = x  # the last that stayed
-        self.r = x.new_zeros(n, d)  # f(x) - x
-        self.size = x.new_full((n,), math.inf)  # |r|
-        self.lowest = self.size  # when it was last halved
-        self.highest = x.new_zeros(n)
-        self.mark = self.size  # when it had last fallen to an eighth, and the step at which that was
-        self.marked_at = torch.zeros(n, dtype=torch.long, device=x.device)
+    def __init__(self, state: State):
+        self.state = state
         self.observed = 0
-        self.growth = x.new_ones(n)  # by plain steps since then
-        self.growth_allowed = 10 * math.sqrt(d)
-        self.rate = x.new_full((n,), 0.5)
-        self.plain = torch.ones(n, dtype=torch.bool, device=x.device)  # whether x came, or comes, by a plain step
+        self.growth_allowed = 10 * math.sqrt(state.x.shape[1])
 
     def observe(self, x: Tensor, r: Tensor, size: Tensor) -> Tensor:  # (n, D), (n, D), (n,) -> (n,)
         """Take note of r = f(x) - x, whose norm is size; return which samples diverge."""
-        ratio = size / self.size  # zero at the first step
-        self.rate = torch.where(self.plain, torch.maximum(self.rate, ratio.clamp(max=1.0)), self.rate)
-        self.growth = torch.where(self.plain, self.growth * ratio.clamp(min=1.0), self.growth)
-        halved = size <= 0.5 * self.lowest
-        self.growth = torch.where(halved, 1.0, self.growth)
-        self.lowest = torch.where(halved, size, self.lowest)
-        self.highest = torch.maximum(self.highest, size)
+        state = self.state
         self.observed += 1
-        fell = size <= self.mark / 8
-        self.mark = torch.where(fell, size, self.mark)
-        self.marked_at = torch.where(fell, self.observed, self.marked_at)
+        ratio = size / state.size  # zero at the first step
+        rate = torch.where(state.plain, torch.maximum(state.rate, ratio.clamp(max=1.0)), state.rate)
+        growth = torch.where(state.plain, state.growth * ratio.clamp(min=1.0), state.growth)
+        halved = size <= 0.5 * state.lowest
+        growth = torch.where(halved, 1.0, growth)
+        fell = size <= state.mark / 8
         self.learn(x, r)
-        back = ~self.plain & ~(ratio <= self.rate)
-        if bool(back.any()):
-            x = torch.where(back[:, None], self.x, x)
-            r = torch.where(back[:, None], self.r, r)
-            size = torch.where(back, self.size, size)
-        self.x, self.r, self.size, self.plain = x, r, size, back
-        return self.growth > self.growth_allowed
+        worse = ~state.plain & ~(ratio <= rate)
+        noted = {
+            "lowest": torch.where(halved, size, state.lowest),
+            "highest": torch.maximum(state.highest, size),
+            "mark": torch.where(fell, size, state.mark),
+            "marked_at": torch.where(fell, self.observed, state.marked_at),
+        }
+        if bool(worse.any()):
+            x = torch.where(worse[:, None], state.x, x)
+            r = torch.where(worse[:, None], state.r, r)
+            size = torch.where(worse, state.size, size)
+        self.state = replace(state, x=x, r=r, size=size, growth=growth, rate=rate, plain=worse, **noted)
+        return growth > self.growth_allowed
 
     def stands_still(self, diverges: Tensor) -> Tensor:  # (n,) -> (n,)
-        """Whether a residual fell a hundredfold, and then stood still where it was lowest, or seemed to diverge there.
+        """Return which residuals fell a hundredfold, and then stood still where they were lowest, or seemed to diverge.
 
         To stand still is not to fall to an eighth in the last half of the steps.
         """
-        fell = (self.lowest <= 0.01 * self.highest) & (self.size <= 16 * self.lowest)
-        return fell & (diverges | (2 * self.marked_at <= self.observed))
+        state = self.state
+        fell = (state.lowest <= 0.01 * state.highest) & (state.size <= 16 * state.lowest)
+        return fell & (diverges | (2 * state.marked_at <= self.observed))
 
     def learn(self, x: Tensor, r: Tensor) -> None:
-        """Remember what the last step showed, which holds also where it is taken back."""
-
-    def keep(self, samples: Tensor) -> None:
-        """Forget all samples but these, (n,)."""
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(self, name, value[samples])
+        """Remember what the last step showed, also where the step is taken back."""
 
     def propose(self, active: Tensor) -> Tensor:
-        """The next x, (n, D), of the samples with these indices, (n,)."""
-        plain = self.x + self.r
-        accelerated = None if bool(self.plain.all()) else self.accelerate(active)
+        """Return the next iterate, (n, D), of the samples with these indices, (n,)."""
+        plain = self.state.plain
+        step = self.state.x + self.state.r
+        accelerated = None if bool(plain.all()) else self.accelerate(active)
         if accelerated is None:
-            self.plain = torch.ones_like(self.plain)
-            return plain
-        return torch.where(self.plain[:, None], plain, accelerated) if bool(self.plain.any()) else accelerated
+            self.state = replace(self.state, plain=torch.ones_like(plain))
+            return step
+        return torch.where(plain[:, None], step, accelerated) if bool(plain.any()) else accelerated
 
     def accelerate(self, active: Tensor) -> Tensor | None:  # noqa: ARG002
-        """The next x by acceleration, (n, D), or None where there is none (yet)."""
+        """Return the next iterate by acceleration, (n, D), or None where there is none (yet)."""
         return None
 
 
@@ -273,7 +319,7 @@ class FixedPointIteration(Solver):
     """
 
     def _start(self, x: Tensor, jacobian: Jacobian) -> Stepper:  # noqa: ARG002
-        return Stepper(x)
+        return Stepper(State.start(x))
 
 
 class Anderson(Solver):
@@ -311,34 +357,41 @@ class Anderson(Solver):
         return _AndersonStepper(x, self.window)
 
 
+@dataclass(frozen=True)
+class _AndersonState(State):
+    dr: Tensor  # (n, window, D), differences of residuals, of norm 1; unused slots are zero
+    df: Tensor  # of f, divided by the same numbers
+
+
 class _AndersonStepper(Stepper):
+    state: _AndersonState
+
     def __init__(self, x: Tensor, window: int):
-        super().__init__(x)
+        zeros = x.new_zeros(len(x), window, x.shape[1])
+        super().__init__(_AndersonState.start(x, dr=zeros, df=zeros.clone()))
         self.window = window
-        self.dr = x.new_zeros(len(x), window, x.shape[1])  # differences of residuals, of norm 1; unused slots are zero
-        self.df = torch.zeros_like(self.dr)  # of f, divided by the same numbers
-        self.count = 0
 
     def learn(self, x: Tensor, r: Tensor) -> None:
-        if self.count:
-            slot = (self.count - 1) % self.window
-            dr, df = r - self.r, x + r - self.x - self.r
-            scale = dr.norm(dim=1, keepdim=True)
-            inverse = torch.where(scale > torch.finfo(r.dtype).tiny, 1 / scale, 0.0)
-            self.dr[:, slot], self.df[:, slot] = inverse * dr, inverse * df
-        self.count += 1
+        if self.observed == 1:
+            return
+        state, slot = self.state, (self.observed - 2) % self.window
+        dr, df = r - state.r, x + r - state.x - state.r
+        scale = dr.norm(dim=1, keepdim=True)
+        inverse = torch.where(scale > torch.finfo(r.dtype).tiny, 1 / scale, 0.0)
+        state.dr[:, slot], state.df[:, slot] = inverse * dr, inverse * df
 
     def accelerate(self, active: Tensor) -> Tensor | None:  # noqa: ARG002
-        if self.count == 1:
+        if self.observed == 1:
             return None
-        return self.x + self.r - torch.einsum("nw,nwd->nd", self._coefficients(), self.df)
+        return self.state.x + self.state.r - torch.einsum("nw,nwd->nd", self._coefficients(), self.state.df)
 
     def _coefficients(self) -> Tensor:  # (n, window)
         """Least squares by the normal equations, damped so that unused and dependent slots get nothing."""
-        gram = torch.einsum("nwd,nvd->nwv", self.dr, self.dr)
+        dr, r = self.state.dr, self.state.r
+        gram = torch.einsum("nwd,nvd->nwv", dr, dr)
         empty = (gram.diagonal(dim1=1, dim2=2) == 0).to(gram.dtype)
         gram = gram + torch.diag_embed(empty + 10 * torch.finfo(gram.dtype).eps)
-        return torch.linalg.solve_ex(gram, torch.einsum("nwd,nd->nw", self.dr, self.r)[..., None])[0][..., 0]
+        return torch.linalg.solve_ex(gram, torch.einsum("nwd,nd->nw", dr, r)[..., None])[0][..., 0]
 
 
 class NewtonKrylov(Solver):
@@ -378,16 +431,16 @@ class NewtonKrylov(Solver):
 
 class _NewtonStepper(Stepper):
     def __init__(self, x: Tensor, n_steps: int, jacobian: Jacobian):
-        super().__init__(x)
+        super().__init__(State.start(x))
         self.products = min(n_steps, x.shape[1])
         self.jacobian = jacobian
 
     def accelerate(self, active: Tensor) -> Tensor:
-        product = self.jacobian(self.x, active)
-        space = KrylovSpace(lambda v: -product(v), self.r, self.products)
+        product = self.jacobian(self.state.x, active)
+        space = KrylovSpace(lambda v: -product(v), self.state.r, self.products)
         while not space.complete:
             space.extend()
-        return self.x + space.inverse()
+        return self.state.x + space.inverse()
 
 
 # -- what to do without convergence ------------------------------------------------------------------------------------
