@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from iresnet.bijections import Bijection, latent_parts
+from iresnet.bijections import Bijection, LogDets, latent_parts
 from iresnet.errors import IResNetError
 from iresnet.flows import Density, Flow, check_data
-from iresnet.logdet import LogDetEstimator
 from iresnet.networks import BatchNorm, LazyBatchNorm
 from iresnet.precision import default_precision
 
@@ -167,12 +166,12 @@ class Hybrid(nn.Module):
         """Logits of the classes."""
         return self.head(self.flow.encode(x))
 
-    def log_prob_and_logits(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
+    def log_prob_and_logits(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         """Log-densities, (N,), and logits, (N, n_classes), from one pass through the bijection."""
         density, logits = self.density_and_logits(x, logdet=logdet)
         return density.log_prob, logits
 
-    def density_and_logits(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Density, Tensor]:
+    def density_and_logits(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Density, Tensor]:
         """Latent vectors with the terms of their log-density, and logits, from one pass through the bijection."""
         density = self.flow.density(x, logdet=logdet)
         return density, self.head(density.z)

@@ -9,6 +9,7 @@ __all__ = [
     "Solver",
     "State",
     "Stepper",
+    "error_bound",
     "warn_unless_converged",
 ]
 
@@ -44,6 +45,7 @@ class Solution:
         residual: largest change of any element in the last step, :math:`|x_k - x_{k-1}|_\infty`.
         steps: steps that the sample took part in, each with one evaluation of f.
         evaluations: evaluations of f and products with its Jacobian that were spent on the sample.
+        last_step: Euclidean length of the last step, :math:`|x_k - x_{k-1}|_2`.
         error_bound: upper bound of the Euclidean distance to the true solution,
             :math:`L/(1-L) \, |x_k - x_{k-1}|_2`, from a Lipschitz bound L of f; infinite when none below 1 is known.
     """
@@ -54,6 +56,7 @@ class Solution:
     residual: Tensor
     steps: Tensor
     evaluations: Tensor
+    last_step: Tensor
     error_bound: Tensor
 
     def __str__(self) -> str:
@@ -65,6 +68,23 @@ class Solution:
             f"{float(self.residual.max()):.1e}, steps {int(self.steps.min())} to {int(self.steps.max())}"
             + (f", error at most {error:.1e}" if math.isfinite(error) else "")
         )
+
+
+def error_bound(last_step: Tensor, lipschitz: float) -> Tensor:  # (N,) -> (N,)
+    r"""Bound the distance to the fixed point of a map with Lipschitz constant L by the length of the last step.
+
+    .. math:: |x_k - x^*| \le L/(1-L) \, |x_k - x_{k-1}|
+
+    Args:
+        last_step: Euclidean lengths of the last steps.
+        lipschitz: L; infinite where none is known.
+
+    Example:
+        >>> error_bound(torch.tensor([0.0, 0.1]), 0.9)
+        tensor([0.0000, 0.9000])
+    """
+    factor = lipschitz / (1 - lipschitz) if lipschitz < 1 else math.inf
+    return torch.where(last_step == 0, 0.0, factor * last_step)
 
 
 class Solver(ABC):
@@ -134,7 +154,7 @@ class Solver(ABC):
         n, shape = len(x), x.shape
         value = at_least_float32(to_vectors(x)).clone()
         residual = value.new_full((n,), math.inf)
-        distance = value.new_full((n,), math.inf)
+        last_step = value.new_full((n,), math.inf)
         converged = torch.zeros(n, dtype=torch.bool, device=x.device)
         stagnated = torch.zeros_like(converged)
         steps = torch.zeros(n, dtype=torch.long, device=x.device)
@@ -164,7 +184,7 @@ class Solver(ABC):
             leave = ~finite | done | diverges | (step == self.max_steps)
             if bool(leave.any()):
                 left = active[leave]
-                value[left], residual[left], distance[left] = fv[leave], largest[leave], length[leave]
+                value[left], residual[left], last_step[left] = fv[leave], largest[leave], length[leave]
                 converged[left], steps[left] = done[leave], step
                 stagnated[left] = (~done & stepper.stands_still(diverges))[leave]
                 active = active[~leave]
@@ -173,9 +193,8 @@ class Solver(ABC):
                 stepper.state = stepper.state.select(~leave)
             v = stepper.propose(active)
         evaluations = steps + stepper.products * (steps - 1).clamp(min=0)
-        factor = lipschitz / (1 - lipschitz) if lipschitz < 1 else math.inf
-        bound = torch.where(distance == 0, 0.0, factor * distance)
-        return Solution(events(value), converged, stagnated, residual, steps, evaluations, bound)
+        bound = error_bound(last_step, lipschitz)
+        return Solution(events(value), converged, stagnated, residual, steps, evaluations, last_step, bound)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(atol={self.atol}, max_steps={self.max_steps})"

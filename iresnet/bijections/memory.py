@@ -1,6 +1,6 @@
 """What a residual block keeps of its forward pass until its backward pass, and compiled code for the two."""
 
-__all__ = ["MEMORY", "Ways", "compiled", "linearize_held", "same_shape"]
+__all__ = ["MEMORY", "Directions", "compiled", "linearize_held", "same_shape"]
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ from iresnet.logdet import LogDetEstimator
 
 
 @dataclass(frozen=True)
-class Ways:
-    """The two directions of a block that are differentiated, while its weights are held.
+class Directions:
+    """Differentiable functions of a residual block, whose weights are held.
 
     Attributes:
         forward: from g and x to z = x + g(x).
@@ -181,10 +181,10 @@ def _gradients(
     return [next(found) if t.requires_grad else None for t in inputs]
 
 
-MEMORY: dict[str, Ways] = {
-    "keep": Ways(_forward, _keep),
-    "early": Ways(_forward, _early),
-    "recompute": Ways(_forward_again, _recompute),
+MEMORY: dict[str, Directions] = {
+    "keep": Directions(_forward, _keep),
+    "early": Directions(_forward, _early),
+    "recompute": Directions(_forward_again, _recompute),
 }
 
 
