@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from iresnet.accelerated import Anderson, NewtonKrylov
 from iresnet.analysis.reference import Visit, visits
 from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.bounds import upper_bound
 from iresnet.certificates import norm_of
 from iresnet.errors import IResNetError
 from iresnet.lipschitz import LipschitzLayer, hold_weights, lipschitz_layers, replace_weights
-from iresnet.solvers import Anderson, FixedPointIteration, NewtonKrylov, Solution, Solver
+from iresnet.solvers import FixedPointIteration, Solution, Solver
 
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40)
 """Iterations in every block after which errors are taken."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from iresnet.accelerated import Anderson
 from iresnet.bijections.base import Bijection, LogDets, Report, check_dtype, check_events
 from iresnet.bijections.memory import MEMORY, Directions, compiled, linearize_held, same_shape
 from iresnet.bounds import upper_bound
@@ -21,7 +22,7 @@ from iresnet.lipschitz import hold_weights
 from iresnet.logdet import LogDetEstimate, LogDetEstimator, default_logdet
 from iresnet.operators import channels_last
 from iresnet.precision import default_precision, use_precision
-from iresnet.solvers import Anderson, Solution, Solver, warn_unless_converged
+from iresnet.solvers import Solution, Solver, warn_unless_converged
 
 
 class ResidualBlock(Bijection):
@@ -252,8 +253,9 @@ class RandomChunk(LogDetEstimator):
         n_chunks: n, in how many chunks a batch is divided; a smaller batch is not.
 
     Example:
-        >>> block = ResidualBlock(nn.Linear(2, 2))
-        >>> z, logdet = block.forward_and_logdet(torch.ones(6, 2), logdet=RandomChunk(Exact(), 2))
+        >>> import iresnet as ir
+        >>> block = ir.ResidualBlock(ir.networks.mlp(2, 8))
+        >>> z, logdet = block.forward_and_logdet(torch.ones(6, 2), logdet=RandomChunk(ir.Exact(), 2))
         >>> int((logdet == 0).sum())
         3
     """
