@@ -19,7 +19,7 @@ from iresnet.lipschitz import LipschitzLayer, lipschitz_layers
 
 @dataclass(frozen=True)
 class Bound:
-    r"""What is known of one Lipschitz constant.
+    r"""Bounds of one Lipschitz constant.
 
     Attributes:
         name: path of the module.
@@ -81,7 +81,7 @@ class Certificate:
 
     @property
     def certified(self) -> bool:
-        """Whether every block is proved to contract, and so to be invertible."""
+        """True when every block is proved to contract, and so to be invertible."""
         return bool(self.blocks) and all(block.upper < 1 for block in self.blocks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _row(bound: Bound, width: int) -> str:
 
 
 def finite_or_none(tree: Any) -> Any:
-    """A tree of plain values for JSON, which has no infinity: None for numbers that are not finite.
+    """Replace numbers that are not finite by None in nested containers: JSON has no infinity.
 
     Example:
         >>> finite_or_none({"upper": math.inf, "lower": (0.5, 1)})
@@ -197,7 +197,7 @@ def excesses(model: nn.Module, *, tolerance: float = 0.01) -> tuple[Excess, ...]
 
 
 def _maps(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The maps that have to contract, by the name of their block: the module itself when it has no blocks."""
+    """Return the maps that have to contract, by the name of their block; the module itself when it has no blocks."""
     return [(name, m.g) for name, m in module.named_modules() if isinstance(m, ResidualBlock)] or [("", module)]
 
 
@@ -208,7 +208,7 @@ def _bound(name: str, g: nn.Module, search_steps: int = 0) -> Bound:
 
 
 def norm_of(g: nn.Module) -> float:
-    """p of the norm that all layers of g are normalized in: contraction in any proves invertibility.
+    """Return p of the norm that all layers of g are normalized in: contraction in any proves invertibility.
 
     The Euclidean one where they differ; that of the smallest bound where none is normalized (any more).
 

@@ -63,7 +63,7 @@ class Flow(nn.Module):
         self.event_shape = None if event_shape is None else tuple(event_shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same as :meth:`log_prob`."""
+        """Return :meth:`log_prob`, so that a flow can be called."""
         return self.log_prob(x)
 
     def log_prob(

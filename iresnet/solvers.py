@@ -32,7 +32,7 @@ Jacobian = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True)
 class Solution:
-    r"""What a solver found, and how far it can be trusted; all but ``value`` are per sample, shape (N,).
+    r"""Solution of a fixed-point equation with its report; all but ``value`` are per sample, shape (N,).
 
     Attributes:
         value: the solution x, (N, \*E).
@@ -85,7 +85,7 @@ def error_bound(last_step: Tensor, lipschitz: float) -> Tensor:  # (N,) -> (N,)
 
 
 class Solver(ABC):
-    r"""Finds x = f(x) for maps f that contract.
+    r"""Solver of x = f(x) for maps f that contract.
 
     A sample has converged when one application of f changes none of its elements by more than ``atol``, or than the
     rounding of f itself: ``rtol`` times its largest element. It diverges when it is not finite, or when plain steps

@@ -18,11 +18,11 @@ __all__ = [
     "check_dtype",
     "check_events",
     "invert",
-    "latent_parts",
+    "latent_shapes",
 ]
 
 from iresnet.bijections.actnorm import ActNorm
 from iresnet.bijections.base import Bijection, Chain, Inversion, LogDets, Report, check_dtype, check_events, invert
 from iresnet.bijections.elementwise import Affine, Logit
-from iresnet.bijections.reshape import FactorOut, Flatten, InjectivePad, Squeeze, latent_parts
+from iresnet.bijections.reshape import FactorOut, Flatten, InjectivePad, Squeeze, latent_shapes
 from iresnet.bijections.residual import RandomChunk, ResidualBlock

@@ -224,7 +224,7 @@ class Inversion:
 
     @property
     def converged(self) -> Tensor:  # (N,)
-        """Whether a sample converged in every block."""
+        """Mask of the samples that converged in every block."""
         converged = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
         for _, solution in self.solutions:
             converged = converged & solution.converged
@@ -232,7 +232,7 @@ class Inversion:
 
     @property
     def evaluations(self) -> Tensor:  # (N,)
-        """Evaluations of all maps g, and products with their Jacobians, that were spent on a sample."""
+        """Evaluations of the maps g and products with their Jacobians, in all blocks together, for each sample."""
         total = torch.zeros(len(self.x), dtype=torch.long, device=self.x.device)
         for _, solution in self.solutions:
             total = total + solution.evaluations

@@ -1,6 +1,6 @@
-"""Maps that move elements and change none: squeeze, factor out, flatten, injective padding; what latents consist of."""
+"""Maps that move elements and change none: squeeze, factor out, flatten, injective padding."""
 
-__all__ = ["FactorOut", "Flatten", "InjectivePad", "Squeeze", "latent_parts"]
+__all__ = ["FactorOut", "Flatten", "InjectivePad", "Squeeze", "latent_shapes"]
 
 import math
 from collections.abc import Callable
@@ -234,8 +234,8 @@ class InjectivePad(Bijection):
         return f"channels={self.channels}"
 
 
-def latent_parts(bijection: Callable[[Tensor], Tensor]) -> list[tuple[int, ...] | None]:
-    """Shapes (C, H, W) of the images that leave a model at its scales and make up its latent vectors, in their order.
+def latent_shapes(bijection: Callable[[Tensor], Tensor]) -> list[tuple[int, ...] | None]:
+    """Return the shapes (C, H, W) of the images that make up a latent vector, one for each scale that leaves the model.
 
     Args:
         bijection: a map that ends by flattening an image, of which :class:`FactorOut` may have taken parts before.
@@ -244,16 +244,16 @@ def latent_parts(bijection: Callable[[Tensor], Tensor]) -> list[tuple[int, ...] 
         The shapes, one for each scale; None for the last when it is not known to be an image.
 
     Example:
-        >>> latent_parts(Chain([Squeeze(), FactorOut((4, 8, 8), Chain([Squeeze(), Flatten((8, 4, 4))]))]))
+        >>> latent_shapes(Chain([Squeeze(), FactorOut((4, 8, 8), Chain([Squeeze(), Flatten((8, 4, 4))]))]))
         [(2, 8, 8), (8, 4, 4)]
-        >>> latent_parts(Flatten((5,)))
+        >>> latent_shapes(Flatten((5,)))
         [None]
     """
     match bijection:
         case Chain() if len(bijection.bijections):
-            return latent_parts(bijection.bijections[-1])
+            return latent_shapes(bijection.bijections[-1])
         case FactorOut():
-            return [bijection.out_shape, *latent_parts(bijection.rest)]
+            return [bijection.out_shape, *latent_shapes(bijection.rest)]
         case Flatten() if len(bijection.shape) == 3:
             return [bijection.shape]
         case _:

@@ -108,7 +108,7 @@ class Task(nn.Module):
         return x
 
     def _outputs(self, x: Tensor) -> tuple[Density | None, Tensor | None]:
-        """Densities and logits, as far as the model has them."""
+        """Return densities and logits, as far as the model has them."""
         match self.model:
             case Flow():
                 return self.model.density(dequantize(x, levels=self.levels), logdet=self._logdets()), None
