@@ -30,7 +30,7 @@ def isolated(tmp_path_factory, monkeypatch):
     monkeypatch.delenv("IRESNET_DATA", raising=False)
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda _: str(cache))
     monkeypatch.setattr("socket.getaddrinfo", no_network)
-    monkeypatch.setattr("iresnet.data.reading.getproxies", dict)
+    monkeypatch.setattr("iresnet.data.storage.getproxies", dict)
     return cache
 
 

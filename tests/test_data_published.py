@@ -31,7 +31,7 @@ from data_fixtures import (
 )
 from scipy.io import savemat
 
-from iresnet.data import DATASETS, formats, load, reading
+from iresnet.data import DATASETS, formats, load
 from iresnet.data.published import PUBLISHED
 from iresnet.errors import DataError, UnknownNameError
 
@@ -447,7 +447,7 @@ def fake_hub(monkeypatch, fail_on=None):
         write_parquet((local_dir / file).parent, {kind: GRAY[kind]}, image="image")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    monkeypatch.setattr(reading, "_resolve", lambda _: None)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: None)
     return requests
 
 
