@@ -64,6 +64,9 @@ def _mix(z: np.ndarray) -> np.ndarray:  # uint64, wraps modulo 2^64
     return z ^ (z >> np.uint64(31))
 
 
+# -- splits and data sets ----------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Split:
     """Examples of one split and, where there are any, their class labels.
@@ -218,7 +221,7 @@ def hold_out(splits: Splits, where: str, *, shuffle: bool, seed: int = 0) -> tup
 
     Args:
         splits: at least ``"train"``.
-        where: what to name in an error.
+        where: name of the data in error messages.
         shuffle: take the held-out examples from a fixed random order, for sources that are sorted by
             class; otherwise they are the last ones.
         seed: of that order.
@@ -251,7 +254,7 @@ def held_out_sizes(n: int, given: Collection[str], where: str) -> tuple[int, int
     Args:
         n: training examples in the source.
         given: names of the splits that the source has.
-        where: what to name in an error.
+        where: name of the data in error messages.
 
     Raises:
         DataError: too few to hold any out.
@@ -273,7 +276,7 @@ def numbered_classes(splits: Splits, where: str, *, n_known: int = 0) -> tuple[s
 
     Args:
         splits: with labels or without.
-        where: what to name in an error.
+        where: name of the data in error messages.
         n_known: how many classes other examples, which these go with, have.
 
     Returns:

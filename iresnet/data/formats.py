@@ -250,7 +250,7 @@ def read_cifar_binary(folder: Path, files: CifarFiles) -> Splits | None:
     return None if contents is None else _splits(files, contents, ".bin", _parse_binary)
 
 
-_Contents = dict[str, tuple[str, bytes]]  # file name -> (what to call it in an error, content)
+_Contents = dict[str, tuple[str, bytes]]  # file name -> (its name in error messages, content)
 
 
 def _contents(folder: Path, archive: str, inner: str, names: tuple[str, ...]) -> _Contents | None:

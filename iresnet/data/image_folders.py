@@ -18,12 +18,16 @@ import pyarrow.parquet as pq
 import torch
 
 from iresnet.data.dataset import Split, Splits, numbered_classes
-from iresnet.data.images import EncodedImage, ImageConversion, decode_cached, encoded_images, integer_labels
+from iresnet.data.images import (
+    NO_CONVERSION,
+    EncodedImage,
+    ImageConversion,
+    decode_cached,
+    encoded_images,
+    integer_labels,
+)
 from iresnet.data.storage import reading
 from iresnet.errors import DataError
-
-_NO_CONVERSION = ImageConversion()
-
 
 # -- image files -------------------------------------------------------------------------------------------------------
 
@@ -32,8 +36,8 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 
 
-def read_image_folder(folder: Path, *, conversion: ImageConversion = _NO_CONVERSION) -> tuple[Splits, tuple[str, ...]]:
-    """Read a folder of images.
+def read_image_folder(folder: Path, *, conversion: ImageConversion = NO_CONVERSION) -> tuple[Splits, tuple[str, ...]]:
+    """Read a folder of image files.
 
     Folders ``train``, ``validation`` and ``test`` (as far as they are there) give the split; folders
     inside them, or inside ``folder`` itself, are the classes, which may have folders of their own. Files
@@ -152,7 +156,7 @@ class ParquetFiles:
     label: str | None
     class_names: tuple[str, ...]
 
-    def read(self, kind: str, conversion: ImageConversion = _NO_CONVERSION) -> Split:
+    def read(self, kind: str, conversion: ImageConversion = NO_CONVERSION) -> Split:
         """Read all rows of a split into memory, decoded.
 
         Decoding tens of thousands of images takes a while, so the result is kept in the user cache, see
@@ -218,7 +222,7 @@ def find_parquet(
 
 
 def read_parquet_folder(
-    folder: Path, *, conversion: ImageConversion = _NO_CONVERSION, n_known: int = 0
+    folder: Path, *, conversion: ImageConversion = NO_CONVERSION, n_known: int = 0
 ) -> tuple[Splits, tuple[str, ...]] | None:
     """Read the files that :func:`find_parquet` finds.
 

@@ -1,6 +1,7 @@
 """Encoded images, in files of their own or in Parquet: decode them, cache the arrays, stream them in batches."""
 
 __all__ = [
+    "NO_CONVERSION",
     "EncodedImage",
     "ImageConversion",
     "Stream",
@@ -43,7 +44,7 @@ class EncodedImage:
     """Image that is not decoded yet.
 
     Args:
-        name: what to call it in an error.
+        name: name in error messages.
         read: returns the content of its file.
     """
 
@@ -77,14 +78,14 @@ class ImageConversion:
         return f"{self.size}" + (f" {self.mode}" if self.mode else "")
 
 
-_NO_CONVERSION = ImageConversion()
+NO_CONVERSION = ImageConversion()
 
 
 # -- decoding ----------------------------------------------------------------------------------------------------------
 
 
 def decode_images(
-    images: Sequence[EncodedImage], conversion: ImageConversion = _NO_CONVERSION
+    images: Sequence[EncodedImage], conversion: ImageConversion = NO_CONVERSION
 ) -> np.ndarray:  # (N, C, H, W)
     """Decode images, all of one size and either all gray or all RGB.
 
@@ -181,7 +182,7 @@ def decode_cached(
     sources: Iterable[Path],
     n_images: int,
     images: Callable[[], Sequence[EncodedImage]],
-    conversion: ImageConversion = _NO_CONVERSION,
+    conversion: ImageConversion = NO_CONVERSION,
 ) -> np.ndarray:  # (N, C, H, W)
     """Decode images, or read the result from the user cache if the sources have not changed.
 
@@ -260,7 +261,7 @@ def encoded_images(column: pa.ChunkedArray, where: str) -> list[EncodedImage]:
 
     Args:
         column: as the Hugging Face hub stores images.
-        where: what to name in an error, before the row.
+        where: name of the data in error messages, before the row.
 
     Raises:
         DataError: an image is missing.
@@ -276,7 +277,7 @@ def integer_labels(column: pa.ChunkedArray, where: str) -> Tensor:  # (N,) int64
 
     Args:
         column: integers.
-        where: what to name in an error.
+        where: name of the data in error messages.
 
     Raises:
         DataError: the column holds anything else, or a label is missing.
@@ -288,14 +289,14 @@ def integer_labels(column: pa.ChunkedArray, where: str) -> Tensor:  # (N,) int64
 
 @dataclass(frozen=True)
 class Stream:
-    """Images, and perhaps labels, that stay in their Parquet files: the first rows of them.
+    """Images, and perhaps labels, of Parquet files, which are read and decoded when they are needed.
 
     Args:
         paths: the files, in the layout of the Hugging Face hub.
         image: column of structs with encoded ``bytes``.
         label: column of the class labels, or ``None``.
-        n: how many rows belong to it.
-        n_classes: labels lie below it.
+        n: number of rows, the first ones of the files.
+        n_classes: number of classes.
         sides: zeros to add left, right, above and below.
     """
 

@@ -213,7 +213,7 @@ def prepare(
     Args:
         splits: the training split, and others; examples of shape ``(N, D)``.
         columns: of the table.
-        where: what to name in an error.
+        where: name of the data in error messages.
         dequantize: add noise to discrete columns, the same every time.
 
     Returns:

@@ -111,11 +111,11 @@ _SAMPLE = 5000
 
 
 def load_streamed(name: str | Path, data_dir: str | Path | None = None) -> Dataset:
-    """Find a published data set, or a folder, of Parquet files of images, and leave its training examples there.
+    """Open a data set of images in Parquet files, and leave the training examples there.
 
     Splits without files of their own are the last training examples, as many as for a data set in memory: of published
-    data the same ones; files of your own should be in random order. Validation and test examples are in memory, and so
-    is a sample of at most 5000 training examples, of whole row groups, in place of the training split.
+    data the same ones; files of the user should be in random order. Validation and test examples are in memory. So is a
+    sample of at most 5000 training examples, of randomly chosen row groups, in place of the training split.
 
     Args:
         name: a published data set, or the path of a folder; it may be relative to the folders of data sets.
@@ -217,18 +217,18 @@ def load(
         data_dir: a folder of data sets.
         pad_to: surround images with zeros up to this height and width.
         stream: leave the training examples in their Parquet files, see :func:`~iresnet.data.registry.load_streamed`.
-        split_seed: of the random splits of data that have none of their own: UCI tables and your own files.
+        split_seed: of the random splits of UCI tables, and of files of the user that have no splits.
         image_size: for a folder of images: scale the shorter side to this many pixels, cut out the center.
-        mode: for a folder of images: convert to RGB or to gray (L) whatever is neither, or mixed.
+        mode: for a folder of images: convert all of them to RGB or to gray (L).
         target: for a table: the column of class labels, by name or position.
         columns: for a table: read only these columns, and the target.
         drop: for a table: leave these columns out.
         one_hot: for a table: columns of categories, a feature of zeros and ones for each.
-        impute: for a table: put others of the column, drawn at random, in place of missing values.
+        impute: for a table: replace missing values by others of the column, drawn at random.
         dequantize: for a table: add uniform noise of one step to columns of integers or few values.
         keys: for ``.npz``: the names that ``x``, ``y``, ``train_x``, ... have in the file.
-        test: for your own data: another file or folder, all of which is the test split.
-        like: for a table: columns of another data set, which are read as they were there, and no others.
+        test: for data of the user: another file or folder, all of which is the test split.
+        like: for a table: columns of another data set; these alone are read, in the same way.
 
     Returns:
         The data set on the CPU.

@@ -34,9 +34,9 @@ def reading(path: Path | str, what: str, remedy: str = "get it again") -> Iterat
     """Turn any failure to read ``path`` into a :class:`~iresnet.errors.DataError`.
 
     Args:
-        path: what to name in the error.
-        what: what the file should be, such as ``"gzip file"``.
-        remedy: what to do about it.
+        path: name of the file in the error message.
+        what: the expected kind of file, such as ``"gzip file"``.
+        remedy: advice for the user.
 
     Raises:
         DataError: the body raised.
@@ -198,7 +198,7 @@ def fetch(hub: HubFiles, folder: Path) -> None:
     An interrupted download continues where it stopped.
 
     Args:
-        hub: what to download.
+        hub: the files to download.
         folder: where to; must not exist yet.
 
     Raises:

@@ -18,7 +18,7 @@ from iresnet.data.columns import Column
 from iresnet.data.dataset import Dataset, Split, Splits, hold_out, numbered_classes
 from iresnet.data.formats import read_idx
 from iresnet.data.image_folders import read_image_folder, read_parquet_folder
-from iresnet.data.images import ImageConversion
+from iresnet.data.images import NO_CONVERSION, ImageConversion
 from iresnet.data.preparation import prepare
 from iresnet.data.storage import reading
 from iresnet.data.table import ColumnSelection, read_table
@@ -162,7 +162,7 @@ def _read_folder(folder: Path, options: ReadOptions, n_known: int) -> tuple[Spli
     if splits is None:
         found = read_parquet_folder(folder, conversion=conversion, n_known=n_known)
         return found or read_image_folder(folder, conversion=conversion)
-    if conversion != ImageConversion():
+    if conversion != NO_CONVERSION:
         raise DataError(f"{folder}: {options.names_given[0]} is for folders of image files, not for idx files")
     return splits, numbered_classes(splits, str(folder), n_known=n_known)
 
@@ -213,10 +213,10 @@ _CHANNELS = range(1, 5)
 def read_arrays(path: Path, *, keys: Mapping[str, str] | None = None) -> Splits:
     """Read examples, and labels if there are any, from a ``.npz`` or ``.npy`` file.
 
-    A ``.npz`` file holds ``x`` and ``y``, or ``train_x``, ``train_y``, ``validation_x``, ``test_x``
-    and so on, or other names that ``keys`` tells; labels may be left out; a ``.npy`` file holds the examples. Integers
-    are images of shape ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with values from 0 to 255; real numbers keep
-    their values and may also be tables, ``(N, D)``. Pickled objects are refused.
+    A ``.npz`` file holds ``x`` and ``y``, or ``train_x``, ``train_y``, ``validation_x``, ``test_x`` and so on, or other
+    names according to ``keys``; labels may be left out; a ``.npy`` file holds the examples. Integers are images of shape
+    ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with values from 0 to 255; real numbers keep their values and may
+    also be tables, ``(N, D)``. Pickled objects are refused.
 
     Args:
         path: the file.
