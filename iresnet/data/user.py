@@ -214,9 +214,9 @@ def read_arrays(path: Path, *, keys: Mapping[str, str] | None = None) -> Splits:
     """Read examples, and labels if there are any, from a ``.npz`` or ``.npy`` file.
 
     A ``.npz`` file holds ``x`` and ``y``, or ``train_x``, ``train_y``, ``validation_x``, ``test_x`` and so on, or other
-    names according to ``keys``; labels may be left out; a ``.npy`` file holds the examples. Integers are images of shape
-    ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with values from 0 to 255; real numbers keep their values and may
-    also be tables, ``(N, D)``. Pickled objects are refused.
+    names according to ``keys``; labels may be left out. A ``.npy`` file holds the examples. Integers are images of
+    shape ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with values from 0 to 255; real numbers keep their values
+    and may also be tables, ``(N, D)``. Pickled objects are refused.
 
     Args:
         path: the file.
