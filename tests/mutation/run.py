@@ -43,7 +43,7 @@ only_mutate = {modules}
 pytest_add_cli_args_test_selection = {tests}
 also_copy = ["benchmarks"]
 process_isolation = "forkserver"  # torch, once it has computed, is not safe to fork
-timeout_multiplier = 5.0
+timeout_multiplier = 10.0  # the machine may be busy
 timeout_constant = 5.0
 do_not_mutate_patterns = ['raise \\w', 'warn']  # the wording of messages
 """
