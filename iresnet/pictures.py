@@ -29,7 +29,7 @@ from torch import Tensor
 
 from iresnet.data.columns import offsets, to_csv, to_values
 from iresnet.files import write_atomically, write_folder_atomically, writing
-from iresnet.runs import Inputs
+from iresnet.inputs import Inputs
 
 # -- data --------------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from PIL import Image
 from iresnet.data import load
 from iresnet.data.images import Encoded, decode_images, read_image_folder
 from iresnet.errors import DataError, UnknownNameError
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 
 X, Y = examples(30, 3, 8, n_classes=3)
 

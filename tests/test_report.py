@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 import yaml
+from iresnet.report.reading import read_run
 
 from iresnet.cli import run as command_line
 from iresnet.config import load_config, to_yaml
@@ -17,7 +18,6 @@ from iresnet.errors import RunError
 from iresnet.report import write_report
 from iresnet.report.curves import BOTTOM, LEFT, RIGHT, TOP, Line, lay_out, ticks
 from iresnet.report.page import LETTERS, render
-from iresnet.report.reading import read_run
 from iresnet.report.samples import read_picture
 from iresnet.report.setup import changes
 

@@ -14,7 +14,8 @@ from iresnet.config import load_config
 from iresnet.data import Dataset, Split, load
 from iresnet.errors import DataError, IResNetError, RecipeError, RunError
 from iresnet.files import write_atomically
-from iresnet.runs import Run, build_model, inputs_of
+from iresnet.models import build_model, inputs_of, save_model
+from iresnet.runs import Run
 
 KINDS = ("density", "classify", "hybrid", "toy")
 
@@ -65,7 +66,7 @@ def trained_model(kind, tiny, steps=3):
 def test_a_loaded_model_is_the_saved_one_bit_for_bit(kind, tiny, tmp_path):
     config, inputs, model, x = trained_model(kind, tiny)
     run = Run.create(tmp_path / "run", config, inputs)
-    sealed, certificate = run.save_model(model)
+    sealed, certificate = save_model(run, model)
     loaded = ir.load(tmp_path / "run")
     assert type(loaded) is type(model)
     assert not loaded.training
@@ -80,7 +81,7 @@ def test_a_loaded_model_is_the_saved_one_bit_for_bit(kind, tiny, tmp_path):
 def test_saving_leaves_the_model_alone(tiny, tmp_path):
     config, inputs, model, _ = trained_model("density", tiny)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    sealed, _ = Run.create(tmp_path / "run", config, inputs).save_model(model)
+    sealed, _ = save_model(Run.create(tmp_path / "run", config, inputs), model)
     assert model.training
     assert not sealed.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from iresnet.bijections import Bijection
     from iresnet.data import Split
     from iresnet.evaluation import Spent
-    from iresnet.runs import Inputs, Run
+    from iresnet.inputs import Inputs
+    from iresnet.runs import Run
 
 GOALS = (1e-2, 1e-4, 1e-6, 1e-8)
 """Errors, for which the table tells how many evaluations they take."""

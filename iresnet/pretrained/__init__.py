@@ -14,6 +14,7 @@ import torch
 from iresnet.bijections import ResidualBlock
 from iresnet.devices import choose_device
 from iresnet.errors import RunError, nearest
+from iresnet.models import load_model
 from iresnet.runs import Run
 from iresnet.zoo import Model
 
@@ -56,7 +57,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
         Traceback (most recent call last):
         iresnet.errors.RunError: digits-densty is not a run folder (no config.yaml in it), nor ...; did you mean ...
     """
-    model = _find(path).load_model().to(choose_device(device))
+    model = load_model(_find(path)).to(choose_device(device))
     for module in model.modules():
         if isinstance(module, ResidualBlock):
             module.logdet = None  # that of the recipe is for training
