@@ -1,6 +1,6 @@
 """Facts about the data that a model is built from: shape, classes, scale, columns of a table. Imports no torch."""
 
-__all__ = ["Column", "Inputs", "level_scale", "value_range"]
+__all__ = ["Column", "Inputs", "level_scale", "value_range", "white_level"]
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -93,3 +93,21 @@ def value_range(x: "Tensor", levels: int | None) -> float:
         (4.0, 17.0)
     """
     return float(levels or (x.max() - x.min())) or 1.0
+
+
+def white_level(x: "Tensor", levels: int | None) -> float:
+    """Return the value that pictures show white, over 0, which is black.
+
+    Args:
+        x: images.
+        levels: values that an integer component takes, none for continuous data.
+
+    Returns:
+        The largest level, or the largest finite value of all images.
+
+    Example:
+        >>> import torch
+        >>> white_level(torch.tensor([0.5, 2.0]), None), white_level(torch.tensor([0.5, 2.0]), 17)
+        (2.0, 16.0)
+    """
+    return float(levels - 1 if levels else x.nan_to_num(0.0, 0.0, 0.0).max().clamp(min=1e-12))

@@ -1,9 +1,6 @@
-"""Trained models: those that come with the package, each a folder here, those of run folders, and those of the hub."""
+"""Trained models: of run folders, of the package (each a folder here), and of the hub."""
 
-__all__ = [
-    "load",
-    "pretrained_names",
-]
+__all__ = ["load", "pretrained_names"]
 
 import re
 from importlib import resources
@@ -19,11 +16,11 @@ from iresnet.runs import Run
 from iresnet.zoo import Model
 
 FILES = ("config.yaml", "model.safetensors")
-"""What is needed of a run folder to rebuild its model."""
+"""Files of a run folder that are needed to rebuild its model."""
 
 
 def pretrained_names() -> list[str]:
-    """Names of the models that come with the package, sorted.
+    """List the models that come with the package, sorted.
 
     Example:
         >>> "digits-density" in pretrained_names()

@@ -294,7 +294,11 @@ def _tables(tree: Any, title: str, depth: int) -> Iterable[Block]:
         tree = {str(i + 1): item for i, item in enumerate(tree)}
     if not isinstance(tree, dict) or not tree or depth > _MAX_DEPTH:
         return
-    records = {key: value for key, value in tree.items() if _is_record(value)}
+    records = {
+        key: value
+        for key, value in tree.items()
+        if isinstance(value, dict) and estimate(value) is None and any(map(_fits_cell, value.values()))
+    }
     plain = {key: value for key, value in tree.items() if key not in records and _fits_cell(value)}
     if plain:
         yield pairs(title, [(label(key), plain[key]) for key in list(plain)[:_MAX_ROWS]])
@@ -312,11 +316,6 @@ def _tables(tree: Any, title: str, depth: int) -> Iterable[Block]:
             yield from _tables(value, f"{title}: {label(key)}", depth + 1)
 
 
-def _is_record(value: Any) -> bool:
-    """Check whether a value is a row of a table."""
-    return isinstance(value, dict) and estimate(value) is None and any(map(_fits_cell, value.values()))
-
-
 def _fits_cell(value: Any) -> bool:
     if isinstance(value, list):
         return all(not isinstance(item, (dict, list)) for item in value)
@@ -332,15 +331,11 @@ def _cell(value: Any) -> Cell:
         return Cell("yes" if value else "no")
     if isinstance(value, (int, float)):
         return Cell(number(value), "number")
-    if isinstance(value, list):
-        return _list_cell(value)
-    return Cell(DASH if value is None else clipped(str(value)))
-
-
-def _list_cell(values: list[Any]) -> Cell:
-    if ends := interval(values):
+    if not isinstance(value, list):
+        return Cell(DASH if value is None else clipped(str(value)))
+    if ends := interval(value):
         return Cell(span(*ends), "number")
-    numbers = [x for x in map(finite, values) if x is not None]
-    if len(values) > 8 and len(numbers) == len(values):
-        return Cell(f"{len(values)} numbers, {number(min(numbers))} to {number(max(numbers))}")
-    return Cell(clipped(", ".join(_cell(value).text for value in values)) or DASH)
+    numbers = [x for x in map(finite, value) if x is not None]
+    if len(value) > 8 and len(numbers) == len(value):
+        return Cell(f"{len(value)} numbers, {number(min(numbers))} to {number(max(numbers))}")
+    return Cell(clipped(", ".join(_cell(item).text for item in value)) or DASH)
