@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: one feature, or one for each category.
+    """Column of a table: one feature, or one for each category.
 
     Attributes:
         name: in the header; empty where there is none.
         position: in the file, from 1.
         integer: every value is an integer.
         noisy: uniform noise of one step was added to the values.
-        offset: was subtracted from the values, in double precision, where float32 would run them together.
-        categories: what a feature of zeros and ones stands for, each; none for numbers.
-        missing: how many values were, and were replaced.
+        offset: subtracted from the values, in float64, where float32 would merge them.
+        categories: names of the categories, each of which is a feature of zeros and ones; none for numbers.
+        missing: number of missing values, which were replaced.
 
     Example:
         >>> Column("weight", 3).title, Column("", 3).title, Column("kind", 2, categories=("lily", "rose")).width
@@ -37,7 +37,7 @@ class Column:
 
     @property
     def title(self) -> str:
-        """Name that options take: that of the header, or ``column 3``."""
+        """Name that options use: that of the header, or ``column 3``."""
         return self.name or f"column {self.position}"
 
     @property
@@ -56,7 +56,7 @@ class Inputs:
         class_names: names of the classes, empty without labels.
         mean: subtracted from the data, one number or one a channel or feature.
         std: the data is then divided by it.
-        columns: of a table, what its features stand for: what was subtracted from them, noise, categories.
+        columns: of a table: names, offsets, noise and categories of its features.
     """
 
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The run folder: everything that a run writes, and the one reader of it. Imports no torch."""
+"""Run folders: the files that a run writes, and the one reader of them. Imports no torch."""
 
 __all__ = ["ANALYSES", "Contents", "Run", "read_contents"]
 
@@ -51,7 +51,7 @@ _REMEDIES = {
 
 
 class Run:
-    """A run folder.
+    """Run folder.
 
     ``config.yaml`` (with what the model knows of the data), ``env.json``, ``metrics.jsonl``, ``cost.json``,
     ``model.safetensors`` (sealed), ``state/`` (checkpoints), ``samples/``, ``evaluation.json``, ``certificate.json``,
@@ -229,7 +229,7 @@ class Run:
 
     @property
     def has_model(self) -> bool:
-        """Whether the weights are there, and not damaged."""
+        """True when the weights are there, and not damaged."""
         return self.weight_shapes() is not None
 
     def weights_sha256(self) -> str:
@@ -364,7 +364,7 @@ class Contents:
 
     @property
     def has_header(self) -> bool:
-        """Whether the data are a table with a header."""
+        """True when the data are a table with a header."""
         inputs = self.config.get("inputs")
         columns = inputs.get("columns") if isinstance(inputs, dict) else None
         return isinstance(columns, list) and any(isinstance(c, dict) and c.get("name") for c in columns)

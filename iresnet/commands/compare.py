@@ -1,6 +1,6 @@
-"""``iresnet compare``: runs side by side, from what their folders say; nothing is computed, torch is not imported."""
+"""``iresnet compare`` and ``iresnet report``: runs from what their folders say; both compute nothing, without torch."""
 
-__all__ = ["compare"]
+__all__ = ["compare", "report"]
 
 import csv
 import io
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from iresnet.console import say
+from iresnet.console import complain, say
 from iresnet.errors import RunError
 from iresnet.files import distinct_names, write_atomically
 from iresnet.runs import Contents, read_contents
@@ -119,7 +119,30 @@ def compare(
         say(f"wrote {csv_file}")
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
+def report(
+    *runs: Annotated[Path, Parameter(name="RUN", help="Run folders, made by iresnet train.")], out: Path | None = None
+) -> int:
+    """Write one self-contained page of what the run folders hold, several of them side by side.
+
+    The page opens from disk in any browser. It shows what was measured and drawn, and names the command for what was
+    not; it computes nothing itself. A damaged run is shown as far as it can be read, with exit status 1.
+
+    Args:
+        runs: Run folders.
+        out: The page, or a folder for it; RUN/report.html for one run, report.html here for several, by default.
+    """
+    if not runs:
+        raise RunError("iresnet report needs a run folder, or several: iresnet report RUN...")
+    from iresnet.report import damages, write_report  # here: jinja2 takes a while to import
+
+    say(f"wrote {write_report(runs, out)}")
+    found = damages(runs)
+    for damage in found:
+        complain(damage, 1)
+    return 1 if found else 0
+
+
+# -- comparison: reading -----------------------------------------------------------------------------------------------
 
 
 def _row(run: Contents) -> Row:
@@ -187,7 +210,7 @@ def _at(tree: Any, *keys: str) -> Any:
     return tree
 
 
-# -- showing -----------------------------------------------------------------------------------------------------------
+# -- comparison: showing -----------------------------------------------------------------------------------------------
 
 
 def _table(rows: Sequence[Row], headings: Sequence[str]) -> Table:

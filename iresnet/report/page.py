@@ -1,4 +1,4 @@
-"""The report: runs as one page that needs nothing else."""
+"""Page of the report: all sections of one or several runs, in one file that needs no other."""
 
 __all__ = ["damages", "render", "write_report"]
 
