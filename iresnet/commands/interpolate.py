@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from iresnet.data import Column, Dataset, Split
-    from iresnet.evaluation.interpolation import Path as LatentPath
+    from iresnet.evaluation import Interpolation
     from iresnet.runs import Inputs, Run
 
 TITLES = {"linear": "linear in the latent", "spherical": "spherical in the standardized latent"}
@@ -56,12 +56,13 @@ def interpolate(
     """
     spread(processes, gpus, device)
     from iresnet.devices import device_of
-    from iresnet.evaluation import KINDS, paths
+    from iresnet.evaluation import KINDS
+    from iresnet.evaluation import interpolate as interpolate_examples
 
     folder, model, dataset, part = open_run(run, data_dir, split, device)
     first, last = (x.to(device_of(model)) for x in _pairs(dataset, part, n, seed))
     with progress("paths", n * steps * len(kind or KINDS)) as advance:
-        found = paths(model, first, last, steps=steps, kinds=kind, progress=lambda done: advance(n * done))
+        found = interpolate_examples(model, first, last, steps=steps, kinds=kind, progress=advance)
     for path in found:
         if path.bits_per_dim is not None:
             ends, middle = path.bits_per_dim[:, :: steps - 1].mean(), path.bits_per_dim[:, steps // 2].mean()
@@ -88,7 +89,7 @@ def _pairs(dataset: "Dataset", part: "Split", n: int, seed: int) -> "tuple[Tenso
     return x[:n], x[n:]
 
 
-def _write(folder: "Run", inputs: "Inputs", found: "list[LatentPath]") -> list[Path]:
+def _write(folder: "Run", inputs: "Inputs", found: "list[Interpolation]") -> list[Path]:
     from iresnet.files import write_atomically, writing
     from iresnet.pictures import image_grid, plane_paths, png, titled
 
@@ -109,7 +110,7 @@ def _write(folder: "Run", inputs: "Inputs", found: "list[LatentPath]") -> list[P
     return [picture, table]
 
 
-def _csv(found: "list[LatentPath]", columns: "Sequence[Column]") -> str:
+def _csv(found: "list[Interpolation]", columns: "Sequence[Column]") -> str:
     """All points of all paths in the table of the data, with what they are in columns before it."""
     import torch
 

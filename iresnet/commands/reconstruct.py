@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from iresnet.bijections import Bijection
     from iresnet.data import Split
-    from iresnet.evaluation import Spent
+    from iresnet.evaluation import RoundTrip
     from iresnet.runs import Inputs, Run
 
 GOALS = (1e-2, 1e-4, 1e-6, 1e-8)
@@ -97,7 +97,7 @@ def reconstruct(
         say(f"wrote {folder.write_json('reconstruction.json', known)}")
 
 
-def _print_solvers(solvers: "dict[str, tuple[Spent, ...]]", n: int) -> None:
+def _print_solvers(solvers: "dict[str, tuple[RoundTrip, ...]]", n: int) -> None:
     from iresnet.evaluation import evaluations_to
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -142,7 +142,7 @@ def _visible(difference: "Tensor", white: float) -> "tuple[Tensor, float]":
     return difference * factor, factor
 
 
-def _draw_solvers(folder: "Run", solvers: "dict[str, tuple[Spent, ...]]") -> "Path":
+def _draw_solvers(folder: "Run", solvers: "dict[str, tuple[RoundTrip, ...]]") -> "Path":
     from iresnet.files import write_atomically
     from iresnet.pictures import curves, png
 
