@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from iresnet.analysis.estimators import EstimatorRow, LogDetAnalysis
+from iresnet.analysis.estimators import LogDetAnalysis
 from iresnet.analysis.inverses import InverseAnalysis
 from iresnet.analysis.latents import PROBABILITIES, KSTest, LatentAnalysis
 from iresnet.analysis.spectra import LipschitzAnalysis
@@ -58,9 +58,14 @@ def draw_logdet(analysis: LogDetAnalysis) -> Figure:
     for family in families:
         rows = [row for row in analysis.rows if row.family == family]
         look = FAMILIES.get(family, {})
-        _bias_line(bias, rows, look)
-        for panel, name in ((sd, "sd"), (gradient, "gradient_error")):
-            panel.plot([row.products for row in rows], [getattr(row, name) for row in rows], label=family, **look)
+        products, size = [row.products for row in rows], [abs(row.bias) for row in rows]
+        errors = [2 * row.bias_error for row in rows]
+        bias.errorbar(products, size, yerr=errors, **look, markerfacecolor="white", capsize=2)
+        certain = [point for *point, error in zip(products, size, errors, strict=True) if point[1] > error]
+        if certain:  # filled markers: two standard errors do not contain zero
+            bias.plot(*zip(*certain, strict=True), **{**look, "linestyle": ""}, zorder=3)
+        sd.plot(products, [row.sd for row in rows], label=family, **look)
+        gradient.plot(products, [row.gradient_error for row in rows], label=family, **look)
     bias.set(ylabel="size of the bias (nats)", title=f"Bias (of {analysis.logdet:.4g} nats)", yscale="log")
     sd.set(ylabel="standard deviation of one probe (nats)", title="Spread", ylim=(0, None))
     gradient.set(ylabel="relative error, same probe", title="Vectors that carry the gradient", yscale="log")
@@ -73,15 +78,6 @@ def draw_logdet(analysis: LogDetAnalysis) -> Figure:
     note = f"{analysis.n} examples, {analysis.draws} probes each\nbars: 2 standard errors\nhollow: bias within them"
     _legend(legend, sd, f"{note}\n{_fill(f'compared with {analysis.method}')}")
     return figure
-
-
-def _bias_line(panel: Axes, rows: Sequence[EstimatorRow], look: dict[str, Any]) -> None:
-    """Draw bars of two standard errors, and hollow markers where they contain zero."""
-    x, size = [row.products for row in rows], [abs(row.bias) for row in rows]
-    panel.errorbar(x, size, yerr=[2 * row.bias_error for row in rows], **look, markerfacecolor="white", capsize=2)
-    certain = [(row.products, abs(row.bias)) for row in rows if abs(row.bias) > 2 * row.bias_error]
-    if certain:
-        panel.plot(*zip(*certain, strict=True), **{**look, "linestyle": ""}, zorder=3)
 
 
 def _legend(panel: Axes, source: Axes, note: str = "") -> None:

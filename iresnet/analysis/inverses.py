@@ -62,7 +62,7 @@ class Curve:
 
     @property
     def diverges(self) -> bool:
-        """Whether the largest error is larger after the last step than after the first, or not finite."""
+        """True if the largest error is larger after the last step than after the first, or not finite."""
         return not (math.isfinite(self.largest[-1]) and self.largest[-1] <= self.largest[0])
 
     def steps_to(self, error: float) -> int | None:
@@ -90,7 +90,7 @@ class BlockCurve:
 
     @property
     def within_bound(self) -> bool:
-        """Whether every error is at most :math:`L^k`, up to rounding."""
+        """True if every error is at most :math:`L^k`, up to rounding."""
         return all(e <= self.bound**k * (1 + 1e-9) + 1e-12 for k, e in enumerate(self.errors, start=1))
 
 

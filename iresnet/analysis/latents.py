@@ -51,7 +51,7 @@ class KSTest:
 
     @property
     def rejected(self) -> bool:
-        """Whether the claim is rejected."""
+        """True if the claim is rejected."""
         return self.p_value < SIGNIFICANCE
 
     def __str__(self) -> str:
@@ -259,8 +259,12 @@ def analyze_latent(
     projection = _projection(u, None if base is None else _edge(n, dims), labels)
     if base is None:
         return LatentAnalysis(n, dims, projection)
-    scales = tuple(_scale(u, *scale) for scale in latent_scales(encode, dims))
-    return LatentAnalysis(n, dims, projection, _moments(u), _radius(u), scales)
+    scales = []
+    for name, start, stop in latent_scales(encode, dims):
+        elements = u[:, start:stop].ravel()
+        quantiles = np.quantile(elements, PROBABILITIES).tolist()
+        scales.append(Scale(name, start, stop, _ks_test(elements, stats.norm.cdf), quantiles))
+    return LatentAnalysis(n, dims, projection, _moments(u), _radius(u), tuple(scales))
 
 
 def latent_scales(encode: Callable[[Tensor], Tensor], dims: int) -> list[tuple[str, int, int]]:
@@ -290,12 +294,6 @@ def _moments(u: np.ndarray) -> Moments:  # (N, D)
         sd_error=1 / math.sqrt(2 * n),
         kurtosis_error=math.sqrt(24 / n),
     )
-
-
-def _scale(u: np.ndarray, name: str, start: int, stop: int) -> Scale:
-    elements = u[:, start:stop].ravel()
-    quantiles = np.quantile(elements, PROBABILITIES).tolist()
-    return Scale(name, start, stop, _ks_test(elements, stats.norm.cdf), quantiles)
 
 
 def _radius(u: np.ndarray) -> Radius:

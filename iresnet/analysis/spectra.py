@@ -46,7 +46,7 @@ class Spectrum:
     Attributes:
         values: descending, (K,), in float64.
         kind: ``"exact"``, or ``"circular"`` for those of the circular convolution on a torus, of which the zero-padded
-            one is a part: its k-th value is at least the k-th of the layer.
+            one is a compression: its k-th value is at least the k-th of the layer.
     """
 
     values: Tensor
@@ -187,7 +187,7 @@ class LipschitzAnalysis:
 
     @property
     def certified(self) -> bool:
-        """Whether every block is proved to contract."""
+        """True if every block is proved to contract."""
         return bool(self.blocks) and all(block.upper < 1 for block in self.blocks)
 
     @property

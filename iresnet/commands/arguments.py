@@ -1,4 +1,4 @@
-"""Options that several commands take, and how a command opens the run that it is given."""
+"""Options that several commands take, and functions that open the run that a command is given."""
 
 __all__ = [
     "BatchSize",
