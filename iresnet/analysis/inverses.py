@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from iresnet.accelerated import Anderson, NewtonKrylov
 from iresnet.analysis.reference import BlockCall, block_calls
 from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.bounds import upper_bound
 from iresnet.certificates import norm_of
 from iresnet.errors import IResNetError
 from iresnet.lipschitz import LipschitzLayer, hold_weights, lipschitz_layers, replace_weights
-from iresnet.solvers import Anderson, FixedPointIteration, NewtonKrylov, Solution, Solver
+from iresnet.solvers import FixedPointIteration, Solution, Solver
 
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40)
 """Numbers of iterations in every block after which errors are measured."""
@@ -243,14 +244,9 @@ def _curve(bijection: Bijection, x: Tensor, name: str, scale: float, progress: C
 
 
 def _invert(bijection: Bijection, z: Tensor, solver: Solver) -> tuple[Tensor, list[Solution]]:
-    """Invert with a solver that knows no Lipschitz bound, and return the solution of each block too."""
+    """Return the inverse and the solution of each block."""
     solutions: list[Solution] = []
-
-    def solve(block: ResidualBlock, z: Tensor) -> Solution:
-        solutions.append(block.solve(z, solver=solver, lipschitz=math.inf))
-        return solutions[-1]
-
-    return bijection.inverse(z, solve=solve), solutions
+    return bijection.inverse(z, solver=solver, report=lambda _, solution: solutions.append(solution)), solutions
 
 
 def _block_curve(call: BlockCall) -> BlockCurve:

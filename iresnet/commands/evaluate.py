@@ -123,10 +123,10 @@ def _load_other(
     name: str, data_dir: "str | Path | None", dataset: "Dataset", split: str
 ) -> "tuple[str, tuple[Split, str]]":
     """Load other data: their name, and their examples in the form of the model's own with how they came to it."""
-    from iresnet.data import alike, load
+    from iresnet.data import load, match_format
 
     other = load(name, data_dir, like=dataset.columns)
-    return other.name, alike(other, split, dataset.shape, dataset.levels, dataset.columns)
+    return other.name, match_format(other, split, dataset.shape, dataset.levels, dataset.columns)
 
 
 def _header(folder: "Run", model: "Model", dataset: "Dataset", split: str) -> dict[str, Any]:

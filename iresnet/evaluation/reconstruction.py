@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from iresnet.bijections import Bijection, ResidualBlock
+from iresnet.bijections import Bijection
 from iresnet.data import Split
 from iresnet.evaluation.batching import evaluate_in_batches, evaluation_mode, input_batches
 from iresnet.solvers import Solution, Solver
@@ -171,11 +171,10 @@ def _round_trip(bijection: Bijection, batches: list[Tensor], solver: Solver, sca
         """Return errors, (N, D), evaluations, averaged over blocks, (N,), and whether all blocks converged, (N,)."""
         solutions: list[Solution] = []
 
-        def solve(block: ResidualBlock, z: Tensor) -> Solution:
-            solutions.append(block.solve(z, solver=solver, lipschitz=math.inf))
-            return solutions[-1]
+        def report(_: nn.Module, solution: Solution) -> None:
+            solutions.append(solution)
 
-        error = (bijection.inverse(bijection(x), solve=solve) - x).abs().flatten(1).cpu()
+        error = (bijection.inverse(bijection(x), solver=solver, report=report) - x).abs().flatten(1).cpu()
         if not solutions:
             return error, error.new_zeros(len(x)), error.new_ones(len(x))
         evaluations = torch.stack([solution.evaluations for solution in solutions]).double().mean(0)
