@@ -125,7 +125,7 @@ def test_memory_that_runs_out_is_one_line_with_an_option_of_the_command(failure,
         raise FAILURES[failure]
 
     folder = copied("density")
-    for name in ("likelihood", "reconstruction", "decode", "paths"):
+    for name in ("likelihood", "reconstruction", "decode", "interpolate"):
         monkeypatch.setattr(evaluation, name, fail)
     for command, option in (("evaluate", "--batch-size"), ("reconstruct", "--batch-size"), ("sample", "-n")):
         status, _, err = call(command, folder)

@@ -1,6 +1,6 @@
-"""Where the uncertainty of a likelihood comes from: images, noise, probes, and the bias of log-determinants."""
+"""Sources of uncertainty of a likelihood: images, noise, probes, and the bias of log-determinants."""
 
-__all__ = ["Record", "Uncertainty", "components", "recording", "weight_noise"]
+__all__ = ["Record", "Uncertainty", "recording", "variance_components", "weight_noise"]
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from iresnet.logdet import LogDetEstimate, LogDetEstimator
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """What a mean of bits/dim owes to chance and to approximation; all but the products and nats in bits/dim.
+    """Contributions of chance and of approximation to a mean of bits/dim; all but products and nats in bits/dim.
 
     Attributes:
         images: half-width of a 95 % interval if only the choice of the examples were random.
@@ -56,7 +56,7 @@ class Uncertainty:
 # -- chance ----------------------------------------------------------------------------------------------------------
 
 
-def components(
+def variance_components(
     values: Tensor,  # (R, L, N)
     total: float,
 ) -> tuple[float, float, float]:
@@ -84,7 +84,7 @@ def components(
 
 
 def weight_noise(log_probs: Tensor) -> float:  # (R, K, L, N)
-    r"""By how many nats noisy log-determinants may make an importance-weighted bound too good.
+    r"""Bound the nats by which noisy log-determinants may make an importance-weighted bound too good.
 
     With errors :math:`\varepsilon_k` of the log-densities, the weights are multiplied with
     :math:`e^{\varepsilon_k}`, whose mean is above 1. An error that all draws share only shifts the bound, by 0 on
