@@ -27,7 +27,7 @@ class UnknownNameError(IResNetError):
     """Name that is not among the valid ones.
 
     Args:
-        kind: what the name names, in the singular, such as ``"data set"``.
+        kind: the kind of thing that is named, in the singular, such as ``"data set"``.
         name: the name that came.
         valid: the names that exist.
 

@@ -1,4 +1,4 @@
-"""The Jacobian of a map g at a point x, as an operator: value, J v and J^T w."""
+"""Jacobian of a map g at a point x as a linear operator: value, J v and J^T w."""
 
 __all__ = [
     "Linearization",
@@ -121,7 +121,7 @@ def _transformed(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
     x = x.contiguous()
 
     def run(x: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH), _PlainNorms():  # the only attention that has derivatives of every kind
+        with sdpa_kernel(SDPBackend.MATH), _PlainNorms():  # the only attention with derivatives of all orders
             return g(x)
 
     try:

@@ -41,7 +41,7 @@ class LogDetEstimate:
         value: the estimate, (N,).
         standard_error: over probes, (N,); infinite for a single probe.
         bias: estimate or bound of the absolute bias, (N,), as the estimator defines it.
-        n_products: Jacobian products spent on each sample.
+        n_products: Jacobian products used for each sample.
     """
 
     value: Tensor

@@ -1,4 +1,4 @@
-"""Networks inside and beside residual blocks: contractive maps g, batch norm over processes, and the plain block."""
+"""Contractive maps g for residual blocks, batch norm over processes, and the plain block to compare with."""
 
 __all__ = [
     "BatchNorm",
@@ -177,7 +177,7 @@ def _positive(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    r"""Batch norm of each channel over the whole batch and all pixels, of vectors and of images.
+    r"""Batch norm of each channel over the batch of all processes and all pixels, of vectors and of images.
 
     Shape:
         (N, C) or (N, C, H, W), the same out.
