@@ -37,14 +37,14 @@ class Linearization:
         jvp: ``v -> J v`` for every sample at once, (N, \*E) -> (N, \*F); differentiable in v, x and the parameters.
         vjp: ``w -> J^T w``, (N, \*F) -> (N, \*E); differentiable in w, x and the parameters.
         inputs: tensors that the Jacobian depends on: x, and weights that g may no longer use when backward runs.
-        again: recomputes the linearization from ``inputs``, for derivatives of higher order.
+        relinearize: recomputes the linearization from ``inputs``, for derivatives of higher order.
     """
 
     value: Tensor  # (N, *E)
     jvp: Product
     vjp: Product
     inputs: tuple[Tensor, ...] = ()
-    again: "Callable[..., Linearization] | None" = None
+    relinearize: "Callable[..., Linearization] | None" = None
 
 
 Rule = Callable[[Any, Tensor], Linearization]
@@ -94,11 +94,11 @@ def linearize(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
         >>> bool(torch.allclose((w * J.jvp(v)).sum(), (J.vjp(w) * v).sum()))
         True
     """
-    return replace(linearize_inner(g, x), inputs=(x,), again=partial(linearize, g))
+    return replace(linearize_inner(g, x), inputs=(x,), relinearize=partial(linearize, g))
 
 
 def linearize_inner(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
-    """Linearize a layer of a larger map, without ``again``, which only the larger map needs."""
+    """Linearize a layer of a larger map, without ``relinearize``, which only the larger map needs."""
     modified = isinstance(g, nn.Module) and is_modified(g)
     rule = None if modified else RULES.get(getattr(type(g), "forward", None))  # pyright: ignore[reportArgumentType, reportCallIssue]
     return rule(g, x) if rule else _transformed(g, x)

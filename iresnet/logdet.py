@@ -286,7 +286,7 @@ def _with_gradient(jacobian: Linearization, v: Tensor, value: Tensor, w: Tensor)
     if torch.compiler.is_compiling():  # compiled code has no second derivatives
         surrogate = (w * image).sum(1)
     else:
-        surrogate = _Surrogate.apply(image, w, jacobian.again or (lambda *_: jacobian), *jacobian.inputs)
+        surrogate = _Surrogate.apply(image, w, jacobian.relinearize or (lambda *_: jacobian), *jacobian.inputs)
     return value + surrogate - surrogate.detach()  # pyright: ignore[reportOperatorIssue, reportOptionalMemberAccess]
 
 
@@ -300,12 +300,12 @@ class _Surrogate(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(image: Tensor, w: Tensor, again: Callable, *inputs: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(image: Tensor, w: Tensor, relinearize: Callable, *inputs: Tensor) -> Tensor:  # noqa: ARG004
         return (w * image).sum(1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ARG004
-        _, w, ctx.again, *of_jacobian = inputs
+        _, w, ctx.relinearize, *of_jacobian = inputs
         ctx.save_for_backward(w, *of_jacobian)
         ctx.save_for_forward(w, *of_jacobian)
 
@@ -313,20 +313,20 @@ class _Surrogate(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         w, *inputs = ctx.saved_tensors
         if torch.is_grad_enabled():
-            w = _differentiable(w, ctx.again, *inputs)
+            w = _differentiable(w, ctx.relinearize, *inputs)
         return (upstream[:, None] * w, None, None, *[None for _ in inputs])
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         w, *inputs = ctx.saved_tensors
-        return (_differentiable(w, ctx.again, *inputs) * tangent).sum(1)
+        return (_differentiable(w, ctx.relinearize, *inputs) * tangent).sum(1)
 
 
-def _differentiable(w: Tensor, again: Callable, *inputs: Tensor) -> Tensor:  # (N, D)
+def _differentiable(w: Tensor, relinearize: Callable, *inputs: Tensor) -> Tensor:  # (N, D)
     """Return w with the derivatives that the solution of (I + J^T) w = v has."""
 
     def equation(w: Tensor, *inputs: Tensor) -> tuple[Tensor, Product, Product]:
-        jacobian = again(*inputs)
+        jacobian = relinearize(*inputs)
         vjp = partial(_on_vectors, jacobian.vjp, jacobian.value)
         return -w - vjp(w), vjp, partial(_on_vectors, jacobian.jvp, jacobian.value)
 
