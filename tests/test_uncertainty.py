@@ -13,7 +13,7 @@ from iresnet.data.transforms import dequantize
 from iresnet.distributions import Base
 from iresnet.errors import DataError, IResNetError
 from iresnet.evaluation.batching import importance_weighted
-from iresnet.evaluation.uncertainty import recording, variance_components, weight_noise
+from iresnet.evaluation.uncertainty import Record, recording, variance_components, weight_noise
 from iresnet.logdet import LogDetEstimate, LogDetEstimator
 
 DIMS = 6
@@ -205,15 +205,15 @@ def test_reports_are_means_over_examples_and_draws_whatever_the_batches(draws):
     assert result.uncertainty.bias_nats == pytest.approx(float(bias))
 
 
-def test_blocks_have_their_estimators_back_after_a_failure():
-    known = Known(2)
-    own = [block.logdet for block in known.blocks]
-    with recording(known.flow, ir.Exact()):
-        assert [block.logdet for block in known.blocks] != own
-    assert [block.logdet for block in known.blocks] == own
-    with pytest.raises(IResNetError):
-        evaluation.likelihood(known.flow, integers(9), levels=2, logdet=ir.Exact(max_gib=0))
-    assert [block.logdet for block in known.blocks] == own
+def test_reports_are_counted_block_by_block():
+    known, record = Known(2), Record()
+    logdets = recording(known.flow, ir.Exact(), record)
+    assert list(logdets) == list(known.blocks)
+    x = torch.zeros(3, DIMS, dtype=torch.float64)
+    found = known.flow.log_prob(x, logdet=logdets)
+    assert torch.equal(found, known.flow.log_prob(x, logdet=ir.Exact()))
+    assert record.take().n_products == 2 * 3 * DIMS
+    assert record.n_products == 0
 
 
 # -- several draws ---------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ __all__ = [
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ from iresnet.evaluation.uncertainty import Record, Uncertainty, recording, varia
 from iresnet.flows import Flow
 from iresnet.logdet import EXACT_LIMIT, Exact, Krylov, LogDetEstimator
 from iresnet.renamed import accept_old_names
+
+LogProb = Callable[[Tensor], Tensor]
 
 # -- likelihood --------------------------------------------------------------------------------------------------------
 
@@ -167,11 +170,14 @@ def likelihood(
     random = RandomNumbers(levels, tensor.dtype, n_draws=dequantize_samples, seed=seed)
     split = split.shuffled(seed)
     x = split.x.to(tensor.device)
-    with evaluation_mode(flow), recording(flow, estimator.drawing_from(random.probes)) as record:
-        target = None if standard_error is None else standard_error * bit
-        nats, total = _evaluate(flow, x, batch_size, random, record, target, progress)
-        n_noise, n_probes = 1 if levels is None else 2, 1 if isinstance(estimator, Exact) else 2
-        repeats = _evaluate_repeatedly(flow, x[: min(n_repeated, len(nats))], batch_size, random, n_noise, n_probes)
+    record = Record()
+    target = None if standard_error is None else standard_error * bit
+    n_noise, n_probes = 1 if levels is None else 2, 1 if isinstance(estimator, Exact) else 2
+    with evaluation_mode(flow):
+        log_prob = partial(flow.log_prob, logdet=recording(flow, estimator.drawing_from(random.probes), record))
+        nats, total = _evaluate(flow, log_prob, x, batch_size, random, record, target, progress)
+        few = x[: min(n_repeated, len(nats))]
+        repeats = _evaluate_repeatedly(flow, log_prob, few, batch_size, random, n_noise, n_probes)
     result = summarize(nats, dims, str(estimator), dequantize_samples)
     uncertainty = _uncertainty(nats, repeats, total.mean(len(nats), dequantize_samples), bit)
     return replace(result, uncertainty=uncertainty, classes=_class_means(nats / bit, split.y))
@@ -184,6 +190,7 @@ def default_estimator(dims: int) -> LogDetEstimator:
 
 def _evaluate(
     flow: Flow,
+    log_prob: LogProb,
     x: Tensor,  # (N, *E)
     batch_size: int,
     random: RandomNumbers,
@@ -194,7 +201,7 @@ def _evaluate(
     """Return negative log-likelihoods, of all examples or until their mean has a standard error of ``target``."""
 
     def evaluate(batch: Batch) -> tuple[Tensor, Record]:
-        return importance_weighted(_log_probs(flow, batch, random)[:, 0]), record.taken()
+        return importance_weighted(_log_probs(log_prob, batch, random)[:, 0]), record.take()
 
     def is_precise(results: list[tuple[Tensor, Record]]) -> bool:
         nats = torch.cat([values for values, _ in results])
@@ -213,6 +220,7 @@ def _evaluate(
 
 def _evaluate_repeatedly(
     flow: Flow,
+    log_prob: LogProb,
     x: Tensor,  # (M, *E)
     batch_size: int,
     random: RandomNumbers,
@@ -222,19 +230,19 @@ def _evaluate_repeatedly(
     """Evaluate R sets of K noise draws of each example, each set with its own L probes."""
     batches = ([random.batch(examples, n_probes) for _ in range(n_noise)] for examples in x.split(batch_size))
     repeats = evaluate_in_batches(
-        flow, batches, lambda sets: torch.stack([_log_probs(flow, batch, random) for batch in sets])
+        flow, batches, lambda sets: torch.stack([_log_probs(log_prob, batch, random) for batch in sets])
     )
     return torch.cat(repeats, dim=-1)
 
 
-def _log_probs(flow: Flow, batch: Batch, random: RandomNumbers) -> Tensor:  # (K, L, N)
+def _log_probs(log_prob: LogProb, batch: Batch, random: RandomNumbers) -> Tensor:  # (K, L, N)
     """Evaluate a batch under each of its K noise draws and L sets of probes."""
     rows = []
     for x in random.inputs(batch):
         row = []
         for seed in batch.seeds:
             random.seed_probes(seed)
-            row.append(check_finite(flow.log_prob(x).double().cpu()))
+            row.append(check_finite(log_prob(x).double().cpu()))
         rows.append(torch.stack(row))
     return torch.stack(rows)
 
