@@ -35,7 +35,7 @@ app = App(
     "130 interrupted.",
 )
 app.command(recipes)
-app.command(train, help=train_help())
+app.command(train)
 for command in (evaluate, sample, reconstruct, interpolate, certify, compare, report):
     app.command(command)
 app.command(analyze, name=("analyze", "analyse"))
@@ -54,6 +54,8 @@ def run(tokens: Sequence[str]) -> int:
         tokens: the command line after the program's name.
     """
     warnings.showwarning, threading.excepthook = show_warning, show_thread_failure
+    if list(tokens[:1]) == ["train"] and {"--help", "-h"} & set(tokens):
+        app["train"].help = train_help()  # made when it is asked for: it reads source
     try:
         with _joined():
             return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0

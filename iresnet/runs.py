@@ -24,10 +24,11 @@ from torch import Tensor
 from iresnet import zoo
 from iresnet.capacity import check_room
 from iresnet.certificates import Certificate, finite_or_none, seal
-from iresnet.config import Config, check_types, from_dict, to_yaml
+from iresnet.config import Config, from_dict, to_yaml
 from iresnet.data import Column, Dataset, check_columns, check_density
-from iresnet.errors import DataError, RecipeError, RunError
+from iresnet.errors import DataError, RecipeError, RunError, UnknownNameError
 from iresnet.files import write_atomically, writing
+from iresnet.options import check_types
 from iresnet.renamed import with_current_names
 from iresnet.zoo import Model
 
@@ -122,8 +123,10 @@ def model_options(config: Config, inputs: Inputs) -> tuple[str, dict[str, Any]]:
     for part, default, registry in (("logdet", "krylov", zoo.LOGDETS), ("solver", "anderson", zoo.SOLVERS)):
         if isinstance(options.get(part), dict):
             options[part] = spec = {"name": default, **options[part]}
-            check_types(registry.get(str(spec["name"]), dict), spec, f"model.{part}.")
-    check_types(zoo.ARCHITECTURES.get(name, dict), options, "model.")
+            if str(spec["name"]) in registry:
+                check_types(zoo.options_of(registry[str(spec["name"])]), spec, f"model.{part}.")
+    if name in zoo.ARCHITECTURES:
+        check_types(zoo.options_of(zoo.ARCHITECTURES[name]), options, "model.")
     return name, options
 
 
@@ -264,7 +267,7 @@ class Run:
             return from_dict(Config, with_current_names(tree)), inputs
         except (yaml.YAMLError, UnicodeError, LookupError, AttributeError, TypeError) as error:
             raise RunError(f"{self.config_file} is damaged; restore it, or train again") from error
-        except RecipeError as error:
+        except (RecipeError, UnknownNameError) as error:
             raise RunError(f"{self.config_file}: {error}") from error
 
     @property

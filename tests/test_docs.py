@@ -18,7 +18,6 @@ from iresnet.data import Dataset
 from iresnet.data.published import UCI
 from iresnet.runs import inputs_of
 from iresnet.training.optim import make_optimizer
-from iresnet.training.settings import check_settings
 from iresnet.training.task import make_task
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -59,7 +58,6 @@ def changes(tokens):
 def builds(recipe, tokens):
     """Build what a command line would train: the whole recipe parses, a model with few blocks is built."""
     config = load_config(recipe, tokens)
-    check_settings(config)
     n_scales = len(config.model["blocks"])
     small = ("--model.blocks", str([1] * n_scales), "--model.hidden", "4")
     small += () if config.model["name"] == "resnet" else ("--model.n-power-steps", "1")

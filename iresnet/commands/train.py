@@ -1,6 +1,6 @@
 """``iresnet train``: a recipe becomes a run folder."""
 
-__all__ = ["train", "train_help"]
+__all__ = ["listing", "train", "train_help"]
 
 import inspect
 from pathlib import Path
@@ -9,9 +9,12 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, spread
-from iresnet.config import Config, load_config, options, recipe_names
+from iresnet.config import TRACKERS, Config, load_config, recipe_names
 from iresnet.console import err, say
 from iresnet.errors import Interrupted, RecipeError
+from iresnet.options import Option, flag, options
+
+_TRACKER_HELP = f"Show the run there too, may be repeated: {', '.join(TRACKERS)}; by default tensorboard, if installed."
 
 
 def train(
@@ -23,7 +26,7 @@ def train(
     resume: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     compile: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002 (the name of the option)
-    tracker: Annotated[list[str] | None, Parameter(negative="--no-tracker")] = None,
+    tracker: Annotated[list[str] | None, Parameter(negative="--no-tracker", help=_TRACKER_HELP)] = None,
     verbose: Annotated[bool, Parameter(negative="")] = False,
     device: DeviceName = "auto",
     processes: Processes = None,
@@ -41,8 +44,7 @@ def train(
             longer.
         dry_run: Run real steps of the full model on a few examples, print what the run costs here and on GPUs; no more.
         compile: Short for --train.compile true: compile the residual blocks first, for faster steps.
-        tracker: Show the run there too, may be repeated: tensorboard (the default, if installed), visdom, wandb,
-            mlflow, aim, clearml, comet_ml, dvclive, swanlab, trackio.
+        tracker: Trackers that show the run.
         verbose: At every line of metrics, say what each block does.
     """
     recipe, overrides = _source(recipe, overrides, config, out if resume else None)
@@ -112,17 +114,23 @@ def _train(
     say(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")
 
 
+def listing() -> list[Option]:
+    """List every option of a recipe: what its sections declare, and what models take."""
+    from iresnet.signatures import model_options
+
+    declared = [o for o in options(Config) if "." in o.name]
+    data = [o for o in declared if o.name.startswith("data.")]
+    return [*data, *model_options(), *(o for o in declared if o not in data)]
+
+
 def train_help() -> str:
-    """What ``iresnet train --help`` says: every option of a recipe."""
-    lines = [
-        f"--{name.replace('_', '-')}  {doc} (default: {default!r})" for name, default, doc in options() if "." in name
-    ]
-    sections = "\n\n".join(lines)
+    """Describe ``iresnet train`` and every option of a recipe."""
+    lines = []
+    for o in listing():
+        limits = f"{o.limits}; " if str(o.limits) else ""
+        lines.append(f"{flag(o.name)}  {o.help} ({limits}default: {o.default})")
     return (
         "Train a model into a run folder.\n\n"
         "Any option of the recipe can be changed: iresnet train digits-density --train.epochs 3 --model.blocks '[2,2]' "
-        "--optim.lr=1e-3\n\n"
-        "--model.name and --model.OPTION  architecture and its options: blocks, strides, hidden, coeff, activation, "
-        "logdet.name, logdet.n-steps, solver.name, solver.atol, head-hidden, ...\n\n"
-        f"{sections}"
+        "--optim.lr=1e-3\n\n" + "\n\n".join(lines)
     )

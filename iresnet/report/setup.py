@@ -21,7 +21,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from iresnet.config import WORDS, Config, from_dict, leaves, load_config, recipe_names
+from iresnet.config import ABOUT, Config, from_dict, leaves, load_config, recipe_names
 from iresnet.errors import IResNetError
 from iresnet.report.elements import Block, Cell, Code, Fold, Hint, Panel, Section, Table, Text, details, pairs
 from iresnet.report.reading import RunFiles, sublist, subtree
@@ -146,7 +146,7 @@ def rerun(runs: Sequence[RunFiles]) -> Section:
 def changes(run: RunFiles) -> dict[str, tuple[Any, Any]]:
     """Settings that differ from the recipe: the run's, and the recipe's; those of a missing recipe are its defaults."""
     defaults = _defaults(run)
-    names = [name for name in run.settings if name not in WORDS]
+    names = [name for name in run.settings if name not in ABOUT]
     names += [name for name in defaults if name.startswith("model.") and name not in run.settings]
     found = {name: (run.settings.get(name), defaults.get(name)) for name in names}
     return {name: (own, default) for name, (own, default) in found.items() if own != default}
@@ -154,7 +154,7 @@ def changes(run: RunFiles) -> dict[str, tuple[Any, Any]]:
 
 def differences(runs: Sequence[RunFiles]) -> dict[str, list[Any]]:
     """Settings that are not the same in all runs, with the value in each."""
-    names = dict.fromkeys(name for run in runs for name in run.settings if name not in WORDS[1:])
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in ABOUT[1:])
     found = {name: [run.settings.get(name) for run in runs] for name in names}
     return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
 
@@ -192,7 +192,7 @@ def _setup(run: RunFiles, *, alone: bool) -> list[Block]:
         blocks.append(Table(f"Settings that differ from {base}", headings, rows))
     else:
         blocks.append(Text(f"All settings are those of {base}."))
-    rest = [(option, value_text(value)) for option, value in run.settings.items() if option not in (*WORDS, *changed)]
+    rest = [(option, value_text(value)) for option, value in run.settings.items() if option not in (*ABOUT, *changed)]
     everything = [[Cell(option, "code"), Cell(text)] for option, text in rest]
     blocks.append(Fold(f"{len(rest)} other settings", [Table("Other settings", ("setting", "value"), everything)]))
     return blocks
@@ -261,7 +261,7 @@ def _from_recipe(run: RunFiles) -> str:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    return {name: value for name, value in leaves(asdict(config)) if name not in WORDS}
+    return {name: value for name, value in leaves(asdict(config)) if name not in ABOUT}
 
 
 def _token(value: Any) -> str:
