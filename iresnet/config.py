@@ -19,6 +19,7 @@ __all__ = [
 ]
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -258,7 +259,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = (), *, flags: Seq
     """
     tree = read_recipe(recipe)
     try:
-        before = from_dict(Config, tree)
+        before = from_dict(Config, deepcopy(tree))
     except (RecipeError, UnknownNameError) as error:
         raise RecipeError(f"{recipe}: {error}") from error
     changed = set()

@@ -31,7 +31,7 @@ def model_options() -> Iterator[Option]:
     Example:
         >>> option = next(o for o in model_options() if o.name == "model.injective_pad")
         >>> option.type, option.default, option.help
-        ('int', '0', 'channels of zeros appended to the image; classification only')
+        ('int', '0', 'iresnet, resnet: channels of zeros appended to the image; classification only')
     """
     zoo = "iresnet.zoo"
     blocks = _parameters(zoo, "block")

@@ -22,7 +22,18 @@ NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "
 NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
 MODELS |= {"classifiers"}
-USE = MODELS | {"capacity", "data", "config", "runs", "pictures", "processes", "files", "interrupts"}
+USE = MODELS | {
+    "capacity",
+    "data",
+    "config",
+    "options",
+    "recipes",
+    "runs",
+    "pictures",
+    "processes",
+    "files",
+    "interrupts",
+}
 
 ALLOWED = {
     "errors": set(),
@@ -35,12 +46,13 @@ ALLOWED = {
     "certificates": NUMERICS | {"bijections", "flows", "classifiers"},
     "capacity": {"errors", "zoo"},
     "zoo": MODELS - {"certificates"},
-    "config": {"errors", "overrides"},
-    "overrides": {"errors"},
+    "config": {"errors", "options", "recipes"},
+    "options": {"errors"},
+    "recipes": {"errors", "options"},
+    "signatures": {"options"},
     "files": {"errors"},
     "report": {"errors", "config", "files"},
     "data": {"errors", "devices"},
-    "recipes": {"errors", "config"},
     "launch": {"errors"},
     "processes": {"errors", "launch"},
     "console": {"launch", "processes"},
