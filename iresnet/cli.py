@@ -17,11 +17,10 @@ from iresnet.commands.certify import certify
 from iresnet.commands.compare import compare
 from iresnet.commands.evaluate import evaluate
 from iresnet.commands.interpolate import interpolate
-from iresnet.commands.recipes import recipes
 from iresnet.commands.reconstruct import reconstruct
 from iresnet.commands.report import report
 from iresnet.commands.sample import sample
-from iresnet.commands.train import train, train_help
+from iresnet.commands.train import recipes, train, train_help
 from iresnet.console import complain, show_thread_failure, show_warning
 from iresnet.errors import Interrupted, IResNetError, ProcessLost, WriteError
 from iresnet.interrupts import heed_interrupts
@@ -83,7 +82,7 @@ def run(tokens: Sequence[str]) -> int:
 
 
 def _takes(tokens: Sequence[str], option: str) -> bool:
-    """Whether the command that was given has an option, which may then be advised."""
+    """Return whether the command that was given has an option, which may then be advised."""
     command = app[tokens[0]].default_command if tokens and tokens[0] in app else None
     return command is not None and option in inspect.signature(command).parameters
 
@@ -100,7 +99,7 @@ REMEDIES = {
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    """Whether there was not as much memory as was wanted, which torch tells in several ways."""
+    """Return whether there was not enough memory, which torch tells in several ways."""
     words = ("out of memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(text in str(error) for text in words)
 

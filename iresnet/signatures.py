@@ -54,13 +54,9 @@ def _merged(where: str, owners: dict[str, dict[str, _Parameter]]) -> Iterator[Op
         usual, _ = Counter(p.default for p in having.values()).most_common(1)[0]
         defaults = [usual, *(f"{owner}: {p.default}" for owner, p in having.items() if p.default != usual)]
         lacking = [owner for owner in owners if owner not in having]
-        of = (
-            f"not for {lacking[0]}: "
-            if len(lacking) == 1 < len(having)
-            else f"{', '.join(having)}: "
-            if lacking
-            else ""
-        )
+        of = f"{', '.join(having)}: " if lacking else ""
+        if len(lacking) == 1 < len(having):
+            of = f"not for {lacking[0]}: "
         text, kind = next(p.help for p in having.values() if p.help), next(iter(having.values())).type
         yield Option(f"{where}{key}", kind, "; ".join(defaults), of + text)
 
@@ -140,10 +136,7 @@ def _type(annotation: ast.expr | None) -> str:
 def _plain(text: str) -> str:
     """Write a description without markup, and the keys of a dictionary in place of its name."""
     text = " ".join(text.replace("``", "").replace("None", "null").split()).rstrip(".")
-    return re.sub(r":(\w+):`~?([\w.]+)`", _without_role, text)
-
-
-def _without_role(role: re.Match) -> str:
-    kind, target = role.groups()
-    module, _, name = target.rpartition(".")
-    return ", ".join(_registry(module, name)) if kind == "data" and module else name
+    for role, kind, target in re.findall(r"(:(\w+):`~?([\w.]+)`)", text):
+        module, _, name = target.rpartition(".")
+        text = text.replace(role, ", ".join(_registry(module, name)) if kind == "data" else name)
+    return text

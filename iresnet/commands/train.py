@@ -1,12 +1,13 @@
-"""``iresnet train``: a recipe becomes a run folder."""
+"""``iresnet train`` makes a run folder of a recipe, ``iresnet recipes`` lists those there are."""
 
-__all__ = ["listing", "train", "train_help"]
+__all__ = ["listing", "recipes", "train", "train_help"]
 
 import inspect
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.table import Table
 
 from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, spread
 from iresnet.config import TRACKERS, Config, load_config, recipe_names
@@ -52,8 +53,10 @@ def train(
     if tracker is not None:
         names = [token.strip("[]") for token in tracker]  # several options, or the list of a recipe
         short += ["--tracker", f"[{','.join(filter(None, names))}]"]
-    settings = load_config(recipe, [*overrides, *short], flags=_flags())
+    flags = [name for name, p in inspect.signature(train).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    settings = load_config(recipe, [*overrides, *short], flags=flags)
     from iresnet import training
+    from iresnet.training.progress import BlockLog, ProgressBar
 
     folder = out or Path("runs") / settings.name
     data_dir = data_dir or _data_dir_of(recipe, folder if resume else None)
@@ -61,38 +64,36 @@ def train(
         say(str(training.dry_run(settings, data_dir=data_dir, device=device)))
         return
     spread(processes, gpus, device)
-    _train(settings, recipe, folder, data_dir, device=device, resume=resume, verbose=verbose)
+    callbacks = [ProgressBar(err), *([BlockLog(err)] if verbose else ())]
+    try:
+        result = training.train(settings, folder, data_dir=data_dir, device=device, resume=resume, callbacks=callbacks)
+    except Interrupted as error:
+        raise Interrupted(f"{error}; continue with the same command and --resume") from error
+    say(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")
 
 
 def _source(
     recipe: str, overrides: tuple[str, ...], config: Path | None, run: Path | None
 ) -> tuple[str, tuple[str, ...]]:
-    """Where the settings come from, a recipe, a file, or the run that is continued, and how they are changed."""
+    """Find the settings, of a recipe, a file, or the run that is continued, and what changes them."""
     named = bool(recipe) and not recipe.startswith("--")
     if named and config:
         raise RecipeError(f"give a recipe or --config, not both: got '{recipe}' and --config {config}")
     if named:
         return recipe, overrides
-    source = config or (run and _config_of(run))
+    source = config
+    if run and not config:
+        from iresnet.runs import Run
+
+        source = Run.open(run).config_file
     if source is None:
         known = ", ".join(recipe_names())
         raise RecipeError(f"iresnet train needs a recipe ({known}), --config FILE, or --out RUN --resume")
     return str(source), (recipe, *overrides) if recipe else overrides
 
 
-def _flags() -> list[str]:
-    """The options of the command that are none of the recipe."""
-    return [name for name, p in inspect.signature(train).parameters.items() if p.kind is p.KEYWORD_ONLY]
-
-
-def _config_of(run: Path) -> Path:
-    from iresnet.runs import Run
-
-    return Run.open(run).config_file
-
-
 def _data_dir_of(recipe: str, run: Path | None) -> Path | None:
-    """Where the run that is continued, or that a config.yaml belongs to, found its data."""
+    """Return the folder of data sets of the run that is continued, or that a config.yaml belongs to."""
     from iresnet.runs import Run
 
     origin = run or (Path(recipe).parent if Path(recipe).name == "config.yaml" else None)
@@ -100,18 +101,18 @@ def _data_dir_of(recipe: str, run: Path | None) -> Path | None:
     return Path(folder) if folder else None
 
 
-def _train(
-    config: Config, recipe: str, folder: Path, data_dir: Path | None, *, device: str, resume: bool, verbose: bool
-) -> None:
-    from iresnet import training
-    from iresnet.training.progress import BlockLog, ProgressBar
+# -- what can be trained -----------------------------------------------------------------------------------------------
 
-    callbacks = [ProgressBar(err), *([BlockLog(err)] if verbose else ())]
-    try:
-        result = training.train(config, folder, data_dir=data_dir, device=device, resume=resume, callbacks=callbacks)
-    except Interrupted as error:
-        raise Interrupted(f"{error}; continue with the same command and --resume") from error
-    say(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")
+
+def recipes() -> None:
+    """List the bundled recipes: task, data, expected result and cost."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("recipe", "task", "data", "expected", "cost"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "recipe")
+    for name in recipe_names():
+        config = load_config(name)
+        table.add_row(name, config.task.kind, config.data.name, config.expected, config.cost)
+    say(table)
 
 
 def listing() -> list[Option]:
