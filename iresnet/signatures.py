@@ -138,5 +138,5 @@ def _plain(text: str) -> str:
     text = " ".join(text.replace("``", "").replace("None", "null").split()).rstrip(".")
     for role, kind, target in re.findall(r"(:(\w+):`~?([\w.]+)`)", text):
         module, _, name = target.rpartition(".")
-        text = text.replace(role, ", ".join(_registry(module, name)) if kind == "data" else name)
+        text = text.replace(role, ", ".join(_registry(module, name)) if kind == "data" and module else name)
     return text
