@@ -348,10 +348,16 @@ def test_what_cannot_work_is_refused_before_anything_is_written(case, call, tiny
     changes, expected = REFUSED[case]
     np.savez(tmp_path / "images.npz", x=np.arange(320 * 16, dtype=np.uint8).reshape(320, 4, 4))
     np.savetxt(tmp_path / "points.csv", torch.randn(100, 2).numpy(), delimiter=",")
-    config = settings(tiny, "toy" if "points.csv" in changes else "density", *changes)
     with pytest.raises(IResNetError, match=expected) as caught:
-        CALLS[call](config, tmp_path)
+        CALLS[call](settings(tiny, "toy" if "points.csv" in changes else "density", *changes), tmp_path)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_settings_made_in_python_are_checked_too(call, tmp_path):
+    with pytest.raises(IResNetError, match="--optim.lr must be above 0, got '0.0'"):
+        CALLS[call](Config(optim=OptimConfig(lr=0.0)), tmp_path)
     assert not (tmp_path / "run").exists()
 
 
