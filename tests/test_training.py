@@ -356,7 +356,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(case, call, tiny
 
 @pytest.mark.parametrize("call", CALLS)
 def test_settings_made_in_python_are_checked_too(call, tmp_path):
-    with pytest.raises(IResNetError, match="--optim.lr must be above 0, got '0.0'"):
+    with pytest.raises(IResNetError, match=r"--optim\.lr must be above 0, got '0\.0'"):
         CALLS[call](Config(optim=OptimConfig(lr=0.0)), tmp_path)
     assert not (tmp_path / "run").exists()
 
