@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from iresnet.bijections import ResidualBlock
 from iresnet.data import dequantize, load
 from iresnet.lipschitz import hold_weights
+from iresnet.models import load_model
 from iresnet.runs import Run
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -31,7 +32,7 @@ def outputs(run: Run, data_dir: str | None, n: int) -> dict[ResidualBlock, Tenso
     """The blocks of a trained density, and what each makes of test images."""
     config, inputs = run.read_config()
     test = load(config.data.name, data_dir or run.data_dir, pad_to=config.data.pad_to).test
-    model, found = run.load_model(), {}
+    model, found = load_model(run), {}
     blocks = [module for module in model.modules() if isinstance(module, ResidualBlock)]
     hooks = [block.register_forward_hook(lambda block, _, z: found.__setitem__(block, z)) for block in blocks]
     with torch.no_grad():

@@ -14,11 +14,10 @@ from cyclopts import App, CycloptsError
 from iresnet.commands.analyze import analyze
 from iresnet.commands.arguments import Several
 from iresnet.commands.certify import certify
-from iresnet.commands.compare import compare
+from iresnet.commands.compare import compare, report
 from iresnet.commands.evaluate import evaluate
 from iresnet.commands.interpolate import interpolate
 from iresnet.commands.reconstruct import reconstruct
-from iresnet.commands.report import report
 from iresnet.commands.sample import sample
 from iresnet.commands.train import recipes, train, train_help
 from iresnet.console import complain, show_thread_failure, show_warning

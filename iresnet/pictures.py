@@ -29,7 +29,7 @@ from torch import Tensor
 
 from iresnet.data.columns import offsets, to_csv, to_values
 from iresnet.files import write_atomically, write_folder_atomically, writing
-from iresnet.runs import Inputs
+from iresnet.inputs import Inputs, white_level
 
 # -- data --------------------------------------------------------------------------------------------------------------
 
@@ -182,9 +182,8 @@ def titled(pictures: Mapping[str, Image.Image]) -> Image.Image:
 
 def _shades(x: Tensor, levels: int | None) -> Tensor:  # (N, C, H, W) -> (N, 3, H, W)
     """Red, green and blue in [0, 1]."""
-    white = float(levels or x.nan_to_num(0.0, 0.0, 0.0).max().clamp(min=1e-12))
     # Values of integer data lie in [k, k + 1) after dequantization: the floor, over the largest integer, shows k.
-    shown = (x.floor() / (white - 1) if levels else x / white).nan_to_num(0.0).clamp(0, 1)
+    shown = ((x.floor() if levels else x) / white_level(x, levels)).nan_to_num(0.0).clamp(0, 1)
     return shown[:, :3] if x.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
 
 

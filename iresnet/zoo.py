@@ -28,6 +28,7 @@ from iresnet.classifiers import Classifier, Hybrid
 from iresnet.distributions import BASES
 from iresnet.errors import RecipeError, UnknownNameError
 from iresnet.flows import Flow
+from iresnet.inputs import level_scale
 from iresnet.logdet import Exact, Krylov, LogDetEstimator
 from iresnet.networks import PlainBlock
 from iresnet.renamed import accept_old_names
@@ -390,7 +391,7 @@ def build(
     _check_options(f"architecture '{name}'", architecture, options)
     if task != "classify":
         _check_density(name, task, options)
-    default_mean, default_std = (128.0, 256.0) if len(shape) == 3 else (0.0, 1.0)
+    default_mean, default_std = level_scale(256) if len(shape) == 3 else (0.0, 1.0)
     scale = Affine(mean=default_mean if mean is None else mean, std=default_std if std is None else std)
     network = architecture(tuple(shape), **options)
     scaled = Chain([scale, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(scale, *network)  # pyright: ignore[reportArgumentType]

@@ -13,7 +13,7 @@ from iresnet.capacity import parameter_bytes
 from iresnet.cli import REMEDIES
 from iresnet.config import load_config
 from iresnet.data import load
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 from iresnet.training import dry_run
 from iresnet.training.dryrun import SIZES, check_step_fits
 from iresnet.training.task import make_task

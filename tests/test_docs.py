@@ -18,9 +18,9 @@ from iresnet.cli import app
 from iresnet.config import Config, load_config, recipe_names
 from iresnet.data import Dataset
 from iresnet.data.published import UCI
+from iresnet.models import inputs_of
 from iresnet.options import flag
 from iresnet.options import options as declared
-from iresnet.runs import inputs_of
 from iresnet.training.optim import make_optimizer
 from iresnet.training.task import make_task
 

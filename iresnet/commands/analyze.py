@@ -211,11 +211,12 @@ def _inverses(
     from iresnet.analysis import analyze_inverse, bijection_of, examples, rescaled, solver_curves
     from iresnet.analysis.inverses import STEPS
     from iresnet.devices import device_of
+    from iresnet.inputs import value_range
 
     _, model, dataset, part = open_run(path, data_dir, split, device)
     bijection = bijection_of(model).double()
     x = examples(part, n, levels=dataset.levels, seed=seed).x.to(device_of(model))
-    scale = float(dataset.levels or (part.x.max() - part.x.min())) or 1.0
+    scale = value_range(part.x, dataset.levels)
     subjects: list[Subject] = []
 
     def advance_by(done: int) -> None:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from iresnet.data import Dataset, Split
     from iresnet.flows import Flow
-    from iresnet.runs import Inputs, Run
+    from iresnet.inputs import Inputs
+    from iresnet.runs import Run
     from iresnet.zoo import Model
 
 RunFolder = Annotated[Path, Parameter(name="RUN", help="Run folder, made by iresnet train.")]
@@ -96,17 +97,18 @@ def found_device(name: str) -> "torch.device":
 
 def load_run(path: Path, device: str) -> "tuple[Run, Model, Inputs]":
     """Open a run folder: the folder, its model on the device, and what the model knows of its data."""
+    from iresnet.models import load_model
     from iresnet.runs import Run
 
     folder = Run.open(path)
-    model = folder.load_model()
+    model = load_model(folder)
     return folder, model.to(found_device(device)), folder.read_config()[1]
 
 
 def open_run(path: Path, data_dir: Path | None, split: str, device: str) -> "tuple[Run, Model, Dataset, Split]":
     """Open a run folder with its data, refused when they are not those it was trained on; the model on the device."""
     from iresnet.data import DATASETS, load
-    from iresnet.runs import is_trained_on
+    from iresnet.models import is_trained_on
 
     splits = ("train", "validation", "test")
     if split not in splits:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from iresnet.data import Column, Dataset, Split
     from iresnet.evaluation.interpolation import Path as LatentPath
-    from iresnet.runs import Inputs, Run
+    from iresnet.inputs import Inputs
+    from iresnet.runs import Run
 
 TITLES = {"linear": "linear in the latent", "spherical": "spherical in the standardized latent"}
 

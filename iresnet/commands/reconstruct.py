@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from iresnet.bijections import Bijection
     from iresnet.data import Split
     from iresnet.evaluation import Spent
-    from iresnet.runs import Inputs, Run
+    from iresnet.inputs import Inputs
+    from iresnet.runs import Run
 
 GOALS = (1e-2, 1e-4, 1e-6, 1e-8)
 """Errors, for which the table tells how many evaluations they take."""
@@ -121,6 +122,7 @@ def _draw(
 
     from iresnet.data import dequantize
     from iresnet.devices import device_of
+    from iresnet.inputs import white_level
     from iresnet.pictures import draw
 
     x = dequantize(part.x[:n], levels=inputs.levels, generator=torch.Generator().manual_seed(seed))
@@ -129,7 +131,7 @@ def _draw(
         back = bijection.inverse(bijection(x))
     sheets, how, factor = [x, back], "above: data, below: data -> latent -> data", None
     if len(inputs.shape) == 3:
-        shown, factor = _visible((back - x).abs(), float(inputs.levels - 1 if inputs.levels else x.max()))
+        shown, factor = _visible((back - x).abs(), white_level(x, inputs.levels))
         sheets.append(shown)
         how = f"rows: data, data -> latent -> data, difference times {factor:.1e}"
     return draw(torch.cat(sheets), inputs, folder.samples / "reconstructions", columns=len(x)), how, factor

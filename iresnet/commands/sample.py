@@ -14,7 +14,7 @@ from iresnet.errors import RecipeError, UnknownNameError
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from iresnet.runs import Inputs
+    from iresnet.inputs import Inputs
     from iresnet.zoo import Model
 
 

@@ -22,6 +22,7 @@ from iresnet.bijections import Bijection
 from iresnet.data import Batches, Split
 from iresnet.devices import device_of
 from iresnet.evaluation.draws import noisy, shared
+from iresnet.inputs import value_range
 from iresnet.lipschitz import hold_weights
 from iresnet.solvers import Solution, Solver
 
@@ -73,7 +74,7 @@ def reconstruction(
     tensor = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
     split = split.to(tensor.device)
     generator = torch.Generator().manual_seed(seed)
-    scale = float(levels or (split.x.max() - split.x.min())) or 1.0
+    scale = value_range(split.x, levels)
     batches = Batches(split, batch_size, shuffle=False, drop_last=False).epoch()
     drawn = (noisy(x, levels, generator, tensor.dtype) for x, _ in batches)
     bijection.eval()
@@ -155,7 +156,7 @@ def solver_errors(
     device = device_of(exact)
     noise = torch.Generator().manual_seed(seed)
     batches = [noisy(x, levels, noise, torch.float64) for x in split.x.to(device).split(batch_size)]
-    scale = float(levels or (split.x.max() - split.x.min())) or 1.0
+    scale = value_range(split.x, levels)
     found: dict[str, list[Spent]] = {name: [] for name in solvers}
     with hold_weights(exact):
         for i, name in enumerate(solvers):
