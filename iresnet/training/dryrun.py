@@ -22,7 +22,7 @@ from torch import Tensor
 
 from iresnet import zoo
 from iresnet.capacity import SAMPLE_BYTES, check_room, parameter_bytes
-from iresnet.config import Config
+from iresnet.config import Config, check
 from iresnet.data import Dataset, training_batches
 from iresnet.data import load as load_data
 from iresnet.devices import choose_device, describe_device, kept_random_state
@@ -34,8 +34,8 @@ from iresnet.precision import use_precision
 from iresnet.processes import world_size
 from iresnet.training.cost import DEVICES, Count, Prediction, StepCounts, Workload, count, duration, predict, table
 from iresnet.training.optim import make_optimizer
-from iresnet.training.settings import check_settings
 from iresnet.training.task import Task, make_task
+from iresnet.training.tracking import check_trackers
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 
@@ -204,7 +204,8 @@ def dry_run(
     Raises:
         IResNetError: as in training.
     """
-    check_settings(config)
+    check(config)
+    check_trackers(config)
     dataset = load_data(config.data.name, data_dir, **config.data.options)
     device = choose_device(device)
     inputs = inputs_of(dataset, config.task.kind)

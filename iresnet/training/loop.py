@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from iresnet.certificates import Certificate, excesses
-from iresnet.config import Config
+from iresnet.config import Config, check, differences
 from iresnet.data import Batches, training_batches
 from iresnet.data import load as load_data
 from iresnet.data.columns import describe
@@ -57,10 +57,9 @@ from iresnet.training.checkpoints import Checkpoint, read_checkpoint, write_chec
 from iresnet.training.distributed import SHARDINGS, make_accelerator, quietly
 from iresnet.training.dryrun import check_model_fits, check_step_fits
 from iresnet.training.optim import Ema, learning_rate
-from iresnet.training.settings import check_same, check_settings
 from iresnet.training.step import NotFinite, Skipped, Step, check_weights, means_of
 from iresnet.training.task import Task, make_task
-from iresnet.training.tracking import make_trackings
+from iresnet.training.tracking import check_trackers, make_trackings
 from iresnet.zoo import Model
 
 # -- the best snapshot -------------------------------------------------------------------------------------------------
@@ -150,7 +149,8 @@ class _Trainer:
     """The pieces of a run: made and checked first, so that bad input is found before anything is written."""
 
     def __init__(self, config: Config, data_dir: str | Path | None, device: torch.device):
-        check_settings(config)
+        check(config)
+        check_trackers(config)
         self.config, self.data_dir = config, data_dir
         self.dataset = dataset = load_data(config.data.name, data_dir, **config.data.options)
         self.accelerator = make_accelerator(config.train.precision, device)
@@ -202,7 +202,7 @@ class _Trainer:
         if resume:
             run.check_version()
             before, inputs = run.read_config()
-            check_same(self.config, self.inputs, before, inputs)
+            self._check_same(before, inputs)
             checkpoint = read_checkpoint(run, world_size=self.accelerator.num_processes)
             if checkpoint:
                 self._restore(checkpoint)
@@ -215,6 +215,15 @@ class _Trainer:
             run.write_environment(self.data_dir, self.accelerator.device)
             self.callbacks = [JsonlMetrics(run, metrics_size), Pictures(run), Spending(run)]
             self.callbacks += make_trackings(self.config, run)
+
+    def _check_same(self, before: Config, inputs: Inputs) -> None:
+        """Refuse to resume a run of other settings or data; it may become longer."""
+        epochs = max(self.config.train.epochs, before.train.epochs)
+        changes = differences(self.config, replace(before, train=replace(before.train, epochs=epochs)))
+        changes += ["the data set"] if self.inputs != inputs else []
+        if changes:
+            listed = "; ".join(changes)
+            raise RunError(f"the run to resume was started with other settings ({listed}); use another --out")
 
     def _extend(self, run: Run, before: int) -> None:
         """Note that the run has become longer, and say what that does to its learning rate."""

@@ -21,8 +21,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from iresnet.config import OptimConfig
-from iresnet.errors import RecipeError, UnknownNameError
+from iresnet.config import Config, OptimConfig, check
 from iresnet.lipschitz import lipschitz_layers
 from iresnet.training.parts import placed_like, whole
 
@@ -257,25 +256,13 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
     Raises:
         UnknownNameError: for an unknown optimizer or schedule.
-        RecipeError: for a learning rate that is not positive, or Nesterov momentum without momentum.
+        RecipeError: for a value out of its limits, or Nesterov momentum without momentum.
 
     Example:
         >>> type(make_optimizer(nn.Linear(2, 2), OptimConfig(name="sgd"))).__name__
         'SGD'
     """
-    if config.name not in OPTIMIZERS:
-        raise UnknownNameError("optimizer", config.name, OPTIMIZERS)
-    if config.schedule not in SCHEDULES:
-        raise UnknownNameError("schedule", config.schedule, SCHEDULES)
-    if not min(config.lr, config.adam_lr) > 0 or config.weight_decay < 0:
-        raise RecipeError(
-            f"--optim.lr and --optim.adam-lr must be positive and --optim.weight-decay not negative, got {config.lr}, "
-            f"{config.adam_lr} and {config.weight_decay}"
-        )
-    if config.nesterov and (config.name != "sgd" or config.momentum == 0):
-        raise RecipeError(
-            f"--optim.nesterov is for sgd with momentum, got {config.name} with --optim.momentum {config.momentum}"
-        )
+    check(Config(optim=config))
     optimizer = OPTIMIZERS[config.name](model, config)
     for group in optimizer.param_groups:
         group["lr_ratio"] = group["lr"] / config.lr
