@@ -20,9 +20,9 @@ def _first_to_say(message: str) -> bool:
     """Whether this process is to print what others may have to say too."""
     if not started_together():
         return True
-    from iresnet.processes import once
+    from iresnet.collectives import is_first_to_say
 
-    return once(message)
+    return is_first_to_say(message)
 
 
 _announced: list[str] = []

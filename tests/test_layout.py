@@ -22,7 +22,7 @@ NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "
 NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
 MODELS |= {"classifiers"}
-USE = MODELS | {"capacity", "data", "config", "runs", "pictures", "processes", "files", "interrupts"}
+USE = MODELS | {"capacity", "data", "config", "runs", "pictures", "collectives", "files", "interrupts"}
 
 ALLOWED = {
     "errors": set(),
@@ -42,8 +42,8 @@ ALLOWED = {
     "data": {"errors", "devices"},
     "recipes": {"errors", "config"},
     "launch": {"errors"},
-    "processes": {"errors", "launch"},
-    "console": {"launch", "processes"},
+    "collectives": {"errors", "launch"},
+    "console": {"launch", "collectives"},
     "__init__": MODELS | {"data", "pretrained"},
     "interrupts": set(),
     "__main__": {"cli", "interrupts"},

@@ -19,10 +19,10 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor
 
+from iresnet.collectives import gather, rank, world_size
 from iresnet.data import dequantize
 from iresnet.errors import DataError, IResNetError
 from iresnet.flows import Flow
-from iresnet.processes import gather, rank, world_size
 from iresnet.series import own_lengths
 
 Batch = TypeVar("Batch")

@@ -1,4 +1,4 @@
-"""What is trained: the loss of a model on a batch, as one module."""
+"""Loss of a model on a batch, as one module."""
 
 __all__ = ["AUGMENTATIONS", "Task", "make_task"]
 
@@ -24,14 +24,14 @@ AUGMENTATIONS = {"pad-crop": lambda x: pad_crop(x, padding=4, mode="symmetric"),
 
 
 class Task(nn.Module):
-    r"""The loss of a batch; the whole of it is this module's ``forward``, as distributed training needs.
+    r"""Loss of a model on a batch, all of it in ``forward``, as distributed training needs.
 
     .. math:: w_{nll} \cdot \mathrm{bits/dim}(x) + w_{ce} \cdot \mathrm{crossentropy}(y \mid x)
 
     Args:
         model: a :class:`~iresnet.Flow`, :class:`~iresnet.Classifier` or :class:`~iresnet.Hybrid`.
         weights: the two weights.
-        levels: values that an integer component takes, none for continuous data.
+        levels: number of values that an integer component takes, None for continuous data.
         augment: names in :data:`AUGMENTATIONS`, applied in train mode.
         logdet_parts: in train mode, see :func:`~iresnet.bijections.logdet_of_one_part`.
 
@@ -80,7 +80,7 @@ class Task(nn.Module):
         Args:
             x: examples.
             y: their labels.
-            iterate: whether power iterations advance in train mode; once for each step of the optimizer.
+            iterate: whether power iterations advance in train mode: they do once for each step of the optimizer.
         """
         x = self.augmented(x) if self.training else x
         part = logdet_of_one_part(self.model, self.logdet_parts if self.training else 1)
@@ -104,7 +104,7 @@ class Task(nn.Module):
         return x
 
     def _outputs(self, x: Tensor) -> tuple[Density | None, Tensor | None]:
-        """Densities and logits, as far as the model has them."""
+        """Return densities and logits, None where the model has none."""
         match self.model:
             case Flow():
                 return self.model.density(dequantize(x, levels=self.levels)), None
@@ -117,7 +117,7 @@ class Task(nn.Module):
 
 
 class _Mean(torch.autograd.Function):
-    """The mean, whose gradient is one number that is expanded: that all examples weigh the same is seen from it."""
+    """Mean whose gradient is one expanded number, from which estimators see that all examples weigh the same."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:  # (N,) -> ()
@@ -130,12 +130,12 @@ class _Mean(torch.autograd.Function):
 
 
 def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
-    """Build the model of a recipe, with the weights of its seed, and the loss of it.
+    """Build the model of a recipe, with the weights of its seed, and its loss.
 
     Args:
         config: the recipe.
         dataset: the data, on which the augmentations are tried.
-        inputs: what the model needs to know of the data.
+        inputs: facts about the data that the model needs.
 
     Raises:
         IResNetError: when model, task, augmentations and data do not go together.
