@@ -81,28 +81,27 @@ def block_states(model: nn.Module) -> list[BlockState]:
         (3, True)
     """
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, ResidualBlock)}
-    layers = {name: _sigmas(name, block) for name, block in blocks.items()}
+    sigmas = {
+        name: {
+            path: layer.normalization.sigma(full_tensor(layer.unnormalized_weight))
+            for path, layer in block.named_modules(prefix=name)
+            if isinstance(layer, LipschitzLayer) and layer.normalized
+        }
+        for name, block in blocks.items()
+    }
     scalars: list[Tensor] = []
     for name, block in blocks.items():
         nan = torch.full((), torch.nan, device=next(block.parameters()).device)
         gradients = [p.grad for p in block.parameters() if p.grad is not None]
         scalars.append(full_tensor(nn.utils.get_total_norm(gradients)) if gradients else nan)
         scalars.append(nan if block.last_logdet is None else block.last_logdet.mean())
-        scalars += layers[name].values()
+        scalars += sigmas[name].values()
     numbers = iter(torch.stack([s.float() for s in scalars]).tolist() if scalars else [])
     states = []
     for name in blocks:
         grad_norm, logdet = next(numbers), next(numbers)
-        states.append(BlockState(name, {layer: next(numbers) for layer in layers[name]}, grad_norm, logdet))
+        states.append(BlockState(name, {path: next(numbers) for path in sigmas[name]}, grad_norm, logdet))
     return states
-
-
-def _sigmas(name: str, block: ResidualBlock) -> dict[str, Tensor]:
-    return {
-        path: layer.normalization.sigma(full_tensor(layer.unnormalized_weight))
-        for path, layer in block.named_modules(prefix=name)
-        if isinstance(layer, LipschitzLayer) and layer.normalized
-    }
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

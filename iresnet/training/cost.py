@@ -87,7 +87,8 @@ class _Counter(TorchDispatchMode):
         if formula:
             self.flops += formula(*args, **kwargs, out_val=out)
         inputs, outputs = _tensors((args, kwargs)), _tensors(out)
-        self.bytes += sum(_size(tensor) for tensor in inputs + outputs)
+        # An expanded tensor has more elements than its storage.
+        self.bytes += sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in inputs + outputs)
         self._track_memory(inputs, outputs)
         return out
 
@@ -108,11 +109,6 @@ class _Counter(TorchDispatchMode):
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _size(tensor: Tensor) -> int:
-    """Return the bytes of a tensor in memory, which are fewer than those of its elements when it is expanded."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 @dataclass(frozen=True)

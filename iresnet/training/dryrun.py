@@ -214,7 +214,13 @@ def dry_run(
     batches = [_first_examples(dataset, size, device) for size in sizes]
 
     def step(batch: Batch) -> tuple[float, float]:
-        return _step(task, optimizer, batch, config.train.precision)
+        """Run one training step as the loop does, and return the loss and the seconds."""
+        start, precision = time.perf_counter(), config.train.precision
+        with use_precision("float32" if precision == "float32" else "tf32", device):  # backward too
+            loss = _backward(task, batch, precision)
+            optimizer.step()
+        value = float(loss)  # waits for the device
+        return value, time.perf_counter() - start
 
     loss, _ = step(batches[0])
     seconds = [step(batch)[1] for batch in batches]
@@ -258,16 +264,6 @@ def _timed(step: Callable[[Batch], tuple[float, float]], batch: Batch) -> float 
         return median([step(batch)[1] for _ in range(6)][1:])
     except torch.OutOfMemoryError:
         return None
-
-
-def _step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, precision: str) -> tuple[float, float]:
-    """Run one training step as the loop does, and return the loss and the seconds."""
-    start = time.perf_counter()
-    with use_precision("float32" if precision == "float32" else "tf32", batch[0].device):  # backward too
-        loss = _backward(task, batch, precision)
-        optimizer.step()
-    value = float(loss)  # waits for the device
-    return value, time.perf_counter() - start
 
 
 def _counts(task: Task, step: Callable[[Batch], Any], batches: Sequence[Batch]) -> StepCounts:

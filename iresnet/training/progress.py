@@ -16,8 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from iresnet.certificates import Excess
-from iresnet.training.callbacks import BadStep, BlockState, Callback, Event, Snapshot, Started, Stepped, Stopped
+from iresnet.training.callbacks import BadStep, Callback, Event, Snapshot, Started, Stepped, Stopped
 
 
 class ProgressBar(Callback):
@@ -72,15 +71,14 @@ class ProgressBar(Callback):
                 verdict = "certified" if certificate.certified else "NOT certified"
                 self.console.print(f"epoch {epoch:g}, step {step}: validation {_format(metrics)}, {verdict}")
                 if excesses:
-                    self.console.print(_describe(excesses))
+                    worst = max(excesses, key=lambda e: e.bound / e.coeff)
+                    more = f", and {len(excesses) - 1} more layers theirs" if len(excesses) > 1 else ""
+                    self.console.print(
+                        f"before sealing, '{worst.name}' had left its coefficient {worst.coeff:g}: "
+                        f"bound {worst.bound:.4f}{more}"
+                    )
             case Stopped():
                 self.bar.stop()
-
-
-def _describe(excesses: tuple[Excess, ...]) -> str:
-    worst = max(excesses, key=lambda e: e.bound / e.coeff)
-    more = f", and {len(excesses) - 1} more layers theirs" if len(excesses) > 1 else ""
-    return f"before sealing, '{worst.name}' had left its coefficient {worst.coeff:g}: bound {worst.bound:.4f}{more}"
 
 
 class BlockLog(Callback):
@@ -105,14 +103,13 @@ class BlockLog(Callback):
             case Stepped(step, _, dict(metrics), blocks):
                 self.console.print(f"step {step}: {_format(metrics)}, gradient {metrics['grad_norm']:.3g}")
                 for state in blocks:
-                    self.console.print(self._line(state))
-
-    def _line(self, state: BlockState) -> str:
-        sigmas = " ".join(f"{sigma:.3f}" for sigma in state.sigmas.values())
-        numbers = {"bound": self.bounds.get(state.name, math.nan), "gradient": state.grad_norm}
-        numbers |= {"log-det": state.logdet}
-        shown = ", ".join(f"{name} {number:.3g}" for name, number in numbers.items() if not math.isnan(number))
-        return f"  {state.name}: sigma {sigmas}, {shown}"
+                    sigmas = " ".join(f"{sigma:.3f}" for sigma in state.sigmas.values())
+                    numbers = {"bound": self.bounds.get(state.name, math.nan), "gradient": state.grad_norm}
+                    numbers |= {"log-det": state.logdet}
+                    shown = ", ".join(
+                        f"{name} {number:.3g}" for name, number in numbers.items() if not math.isnan(number)
+                    )
+                    self.console.print(f"  {state.name}: sigma {sigmas}, {shown}")
 
 
 def _format(metrics: dict[str, float]) -> str:

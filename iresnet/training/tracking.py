@@ -68,10 +68,6 @@ def _accelerate(tracker: str, **options: Any) -> tracking.GeneralTracker:
     return tracking.LOGGER_TYPE_TO_CLASS[tracker]("iresnet", **options)
 
 
-def _visdom(run: Run, name: str, config: Config, step: int) -> VisdomTracker:  # noqa: ARG001
-    return VisdomTracker(config.visdom.server, config.visdom.port, config.visdom.env or name, run.metrics_file)
-
-
 def _log_lists(tracker: Any, pictures: Mapping[str, Image.Image], step: int) -> None:
     tracker.log_images({name: [picture] for name, picture in pictures.items()}, step=step)
 
@@ -101,7 +97,14 @@ TRACKERS: dict[str, TrackerSpec] = {
         _log_text,
     ),
     "trackio": TrackerSpec("trackio", "trackio", lambda run, name, *_: _accelerate("trackio", name=name)),
-    "visdom": TrackerSpec("visdom", "iresnet[trackers]", _visdom, VisdomTracker.log_images),
+    "visdom": TrackerSpec(
+        "visdom",
+        "iresnet[trackers]",
+        lambda run, name, config, step: VisdomTracker(
+            config.visdom.server, config.visdom.port, config.visdom.env or name, run.metrics_file
+        ),
+        VisdomTracker.log_images,
+    ),
     "wandb": TrackerSpec("wandb", "wandb", lambda run, name, *_: _accelerate("wandb", name=name), _log_lists),
 }
 """Trackers by name: ``visdom`` is :class:`~iresnet.training.visdom.VisdomTracker`, the others are accelerate's."""

@@ -259,8 +259,10 @@ class Trainer:
         )
         try:
             with stop_requests() as stop:
-                if self.done:
-                    self._save_missing_model()
+                if self.done:  # before the first step: the file of the model may be gone or damaged
+                    trained = self.strategy.full_model()
+                    if self._is_main and not self.run.has_model:
+                        self._save_model(trained)
                 while not (self.done or self.stopping):
                     self._run_epoch(stop)
             if self.done and train.patience is not None:
@@ -377,12 +379,6 @@ class Trainer:
             keep = self.config.train.keep_checkpoints
             write_checkpoint(self.run, checkpoint, keep=keep, also=self.state.best.step)
         self.saved_step = self.step
-
-    def _save_missing_model(self) -> None:
-        """Save the model of a complete run again where its file is gone or damaged."""
-        trained = self.strategy.full_model()
-        if self._is_main and not self.run.has_model:
-            self._save_model(trained)
 
     def _save_best_model(self) -> None:
         """Replace the model by that of the best snapshot."""
