@@ -73,8 +73,10 @@ def check_step_fits(task: Task, config: Config, dataset: Dataset, device: torch.
     n = -(-config.train.batch_size // (world_size() * config.train.accumulate))
     with kept_random_state(), torch.compiler.set_stance("force_eager"):
         task = copy.deepcopy(task).to(device).train()
-        batches = [_first_examples(dataset, size, device) for size in SIZES]
-        counts = [count(lambda batch=batch: _backward(task, batch, config.train.precision)) for batch in batches]
+        counts = []
+        for batch in [_first_examples(dataset, size, device) for size in SIZES]:
+            task.zero_grad()
+            counts.append(count(lambda batch=batch: _backward(task, batch, config.train.precision)))
     memory = StepCounts(SIZES, *counts).at(n).memory
     remedy = "lower --train.batch-size"
     if n > 2:
@@ -94,7 +96,6 @@ def _first_examples(dataset: Dataset, n: int, device: torch.device) -> Batch:
 def _backward(task: Task, batch: Batch, precision: str) -> Tensor:
     with use_precision(precision, batch[0].device):
         loss, _ = task(*batch)
-    task.zero_grad()
     loss.backward()
     return loss.detach()
 
@@ -217,6 +218,7 @@ def dry_run(
         """Run one training step as the loop does, and return the loss and the seconds."""
         start, precision = time.perf_counter(), config.train.precision
         with use_precision("float32" if precision == "float32" else "tf32", device):  # backward too
+            optimizer.zero_grad()
             loss = _backward(task, batch, precision)
             optimizer.step()
         value = float(loss)  # waits for the device
