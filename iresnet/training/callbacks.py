@@ -131,7 +131,7 @@ class Drawing:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The largest ``reconstruction_error`` in units of the data's range, if there are reconstructions."""
+        """Largest ``reconstruction_error`` in units of the data's range, if there are reconstructions."""
         if self.reconstructions is None:
             return {}
         scale = float(self.inputs.levels or (self.data.max() - self.data.min())) or 1.0

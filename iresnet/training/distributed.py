@@ -114,7 +114,7 @@ class Strategy(ABC):
 
 
 class Replicated(Strategy):
-    """All weights in every process, with averaged gradients (DDP).
+    """Copies of all weights in every process, with averaged gradients (DDP).
 
     Args:
         accelerator: of this process.
@@ -154,7 +154,7 @@ class Replicated(Strategy):
 
 
 class Sharded(Strategy):
-    """A shard of the weights, their gradients and the optimizer's state in each process (FSDP2).
+    """Shard of the weights, their gradients and the optimizer's state in each process (FSDP2).
 
     Each residual block is gathered when it is used, forward and backward, and freed again. So its weights are
     normalized by the block itself, and not for the whole model at once. ActNorm is initialized before sharding, on the
