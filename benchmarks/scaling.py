@@ -160,7 +160,7 @@ def runs(data_dir: str | None) -> dict[str, Any]:
 
 def _grown(workload: Workload, device: str, n: int) -> Prediction:
     """As many epochs, in batches n times as large."""
-    larger = replace(workload, batch_size=n * workload.batch_size, n_steps=workload.n_steps // n)
+    larger = replace(workload, batch_size=n * workload.batch_size, total_steps=workload.total_steps // n)
     return predict(larger, device, n)
 
 

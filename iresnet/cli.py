@@ -106,6 +106,6 @@ def _is_lack_of_memory(error: Exception) -> bool:
 def _joined() -> AbstractContextManager[None]:
     if not started_together():
         return nullcontext()
-    from iresnet.processes import joined
+    from iresnet.collectives import process_group
 
-    return joined()
+    return process_group()

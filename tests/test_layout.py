@@ -22,7 +22,7 @@ NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "
 NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
 MODELS |= {"classifiers", "inputs"}
-USE = MODELS | {"capacity", "data", "config", "options", "recipes", "runs", "models", "pictures", "processes"}
+USE = MODELS | {"capacity", "data", "config", "options", "recipes", "runs", "models", "pictures", "collectives"}
 USE |= {"files", "interrupts"}
 
 ALLOWED = {
@@ -46,8 +46,8 @@ ALLOWED = {
     "report": {"errors", "config", "files", "runs"},
     "data": {"errors", "devices", "inputs"},
     "launch": {"errors"},
-    "processes": {"errors", "launch"},
-    "console": {"launch", "processes"},
+    "collectives": {"errors", "launch"},
+    "console": {"launch", "collectives"},
     "__init__": MODELS | {"data", "pretrained"},
     "interrupts": set(),
     "__main__": {"cli", "interrupts"},

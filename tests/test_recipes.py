@@ -85,7 +85,7 @@ def test_every_recipe_trains_on_the_real_data(recipe):
     assert math.isfinite(result.loss)
     if config.data.name in SHAPES and config.data.name not in UCI:
         n = {"cifar10": 45_000}.get(config.data.name, 55_000 if folder else 0)
-        assert result.n_steps == config.train.epochs * (n // config.train.batch_size)
+        assert result.total_steps == config.train.epochs * (n // config.train.batch_size)
 
 
 LARGE = [name for name in recipe_names() if load_config(name).cost.startswith("GPU")]

@@ -483,7 +483,7 @@ def test_a_dry_run_counts_and_writes_nothing(tiny, tmp_path, monkeypatch):
     result = dry_run(config)
     model = build_model(config, inputs_of(load("digits"), "hybrid"))
     assert result.parameters == sum(p.numel() for p in model.parameters())
-    assert result.n_steps == 7 * (1297 // 64)
+    assert result.total_steps == 7 * (1297 // 64)
     assert result.state_bytes >= 4 * 4 * result.parameters  # weights, gradients and two moments
     assert result.example_bytes > 64 * 4
     assert result.seconds > 0

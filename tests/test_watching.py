@@ -28,7 +28,7 @@ from iresnet.errors import Interrupted, RecipeError, TrackerWarning
 from iresnet.training import train
 from iresnet.training.callbacks import Callback, Stepped, block_states
 from iresnet.training.progress import BlockLog
-from iresnet.training.tracking import TRACKERS, Kind, chosen_trackers
+from iresnet.training.tracking import TRACKERS, TrackerSpec, chosen_trackers
 from iresnet.training.visdom import IMAGES, WINDOWS
 
 KINDS = ("density", "classify", "hybrid", "toy")
@@ -394,8 +394,8 @@ def fail():
 
 
 def use(monkeypatch, spy):
-    kind = Kind("json", "spy", lambda *_: spy, lambda tracker, pictures, step: tracker._tell("show", pictures, step))
-    monkeypatch.setitem(TRACKERS, "spy", kind)
+    show = lambda tracker, pictures, step: tracker._tell("show", pictures, step)  # noqa: E731
+    monkeypatch.setitem(TRACKERS, "spy", TrackerSpec("json", "spy", lambda *_: spy, show))
     return tracked("spy")
 
 
@@ -464,7 +464,7 @@ def test_every_tracker_of_accelerate_has_a_name():
 @pytest.mark.parametrize("name", TRACKERS)
 def test_trackers_are_made_before_their_packages_are_needed(name, trained):
     run = ir.runs.Run.open(trained("toy"))
-    tracker = TRACKERS[name].make(run, Config(), 0)
+    tracker = TRACKERS[name].make(run, "run", Config(), 0)
     assert isinstance(tracker, GeneralTracker)
     assert tracker.name == name
 
