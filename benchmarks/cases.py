@@ -75,7 +75,7 @@ def density(setting: Setting) -> dict[str, Make]:
     """The same; also with less memory, on the whole batch, and with the steps that take the bias below a tenth."""
     options = {
         "iresnet, recompute": ("--model.memory", "recompute"),
-        "iresnet, whole batch": ("--train.logdet-parts", "1"),
+        "iresnet, whole batch": ("--train.logdet-chunks", "1"),
     }
     if setting == MAIN:
         four = ("--model.logdet.n-steps", "4")

@@ -136,8 +136,8 @@ class TrainConfig:
         False, "take only algorithms that give the same bits each time, also on a GPU", changes="run"
     )
     compile: bool = option(False, "compile the residual blocks (minutes, once for each architecture), for faster steps")
-    logdet_parts: int = option(
-        1, "estimate log-determinants on one of so many parts of a batch, drawn for each block", at_least=1
+    logdet_chunks: int = option(
+        1, "estimate log-determinants on a random chunk of a batch, one of so many, drawn for each block", at_least=1
     )
     log_every: int = option(20, "steps between lines of metrics.jsonl", at_least=1, changes="run")
     snapshot_every: int = option(

@@ -13,6 +13,7 @@ RENAMED = {
     "dequantise": "dequantize",
     "dequantise_samples": "dequantize_samples",
     "initialised": "initialized",
+    "logdet_parts": "logdet_chunks",
     "normalisation": "normalization",
     "optimiser": "optimizer",
 }

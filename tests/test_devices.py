@@ -230,7 +230,7 @@ def settings(tiny, kind, *changes):
 OPTIONS = {
     "hybrid": ("hybrid",),
     "averaged": ("density", "--train.ema", "0.9", "--optim.name", "muon"),
-    "in parts, half": ("density", "--train.accumulate", "2", "--train.logdet-parts", "2", "--optim.name", "adam"),
+    "in parts, half": ("density", "--train.accumulate", "2", "--train.logdet-chunks", "2", "--optim.name", "adam"),
 }
 
 

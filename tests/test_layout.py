@@ -141,3 +141,48 @@ def test_a_file_is_short_prints_nothing_and_knows_no_machine(name):
     assert not re.search(r"/(home|work|tmp|Users|root|mnt)/\w", text)
     calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
     assert "print" not in {call.id for call in calls if isinstance(call, ast.Name)}
+
+
+# -- circles, names and prose ------------------------------------------------------------------------------------------
+
+
+def modules_imported(path: Path) -> set[str]:
+    """Files of the package that a file imports, anywhere in it, also for type checkers alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iresnet"):
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                file = name.removeprefix("iresnet").lstrip(".").replace(".", "/")
+                found |= {f"{file}.py", f"{file}/__init__.py".lstrip("/")} & set(SOURCES)
+    return found - {str(path.relative_to(PACKAGE))}
+
+
+def test_no_file_is_imported_by_what_it_imports():
+    graph = {name: modules_imported(path) for name, path in SOURCES.items()}
+    # The __init__ of a folder imports its files, which may import each other, but not through it.
+    while leaves := [name for name, imports in graph.items() if not imports]:
+        graph = {name: imports - set(leaves) for name, imports in graph.items() if name not in leaves}
+    assert sorted(graph) == []
+
+
+def test_no_two_files_share_a_name():
+    """But for the commands, which are named after the folders and functions that they call."""
+    names = [Path(name).stem for name in SOURCES if not name.startswith("commands/")]
+    assert sorted({name for name in names if names.count(name) > 1} - {"__init__"}) == []
+
+
+QUESTIONS = ("What", "Whether", "How", "Where", "Which", "When")
+NOT_VERBS = ("The", "A", "An", "Of", "From", "Same", "Each", "All", "Those", "That", "This", "As", "In", "On", "With")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_docstring_opens_with_a_verb_or_a_noun(name):
+    """Functions with a verb in the imperative (ruff looks for more of that), properties and classes with a noun."""
+    for node in ast.walk(ast.parse(SOURCES[name].read_text())):
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) or not (text := ast.get_docstring(node)):
+            continue
+        word = text.split()[0].rstrip(",.:;")
+        assert word not in QUESTIONS, text
+        is_property = "property" in str([ast.dump(d) for d in getattr(node, "decorator_list", [])])
+        if isinstance(node, ast.FunctionDef) and not is_property:
+            assert word not in NOT_VERBS, text

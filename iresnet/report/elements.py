@@ -107,7 +107,7 @@ class Table(Block):
 
     @property
     def numeric(self) -> list[bool]:
-        """Which columns are numbers, to be aligned."""
+        """Mask of the columns of numbers, which are aligned."""
         columns = zip(*self.rows, strict=False)
         found = [all(cell.style == "number" or cell.text == DASH for cell in column) for column in columns]
         return found or [False] * len(self.headings)

@@ -181,7 +181,7 @@ def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
         config.task,
         levels=dataset.levels,
         augment=config.data.augment,
-        logdet_chunks=config.train.logdet_parts,
+        logdet_chunks=config.train.logdet_chunks,
         hold=config.train.sharding == "ddp",  # sharded weights are there when their block is used
     )
     task.augmented(dataset.train.x[:1])
