@@ -74,7 +74,7 @@ mutation-test: $(INSTALLED)
 	$(BIN)/python benchmarks/mutations.py --jobs 2
 
 fault-test: $(INSTALLED)
-	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python tests/faults/interruptions.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
