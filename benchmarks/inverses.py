@@ -38,7 +38,7 @@ def inputs(x: Tensor, levels: int) -> dict[str, Tensor]:
         "test images": x,
         "uniform noise": levels * noise,
         "constant": grays,
-        "black and white": levels * (noise > 0.5),
+        "black and white": levels * (noise > 0.5).to(x.dtype),
         "values x 100": 100 * few,
     }
 
