@@ -147,9 +147,17 @@ LINES = {  # colors that color-blind people can tell apart, and a marker each
 def draw(results: Results) -> None:
     """Draw absolute bias and standard deviation against the number of products, one column a model."""
     figure, axes = plt.subplots(2, len(results), figsize=(4 * len(results), 6.4), sharex=True, squeeze=False)
+    digits = str.maketrans("", "", "0123456789")
     for column, (model, of) in zip(axes.T, results.items(), strict=True):
-        for line in LINES:
-            _line(column, line, [row for name, row in of["values"].items() if _line_of(name) == line])
+        rows: dict[str, list[dict[str, float]]] = {label: [] for label in LINES}
+        for name, row in of["values"].items():
+            rows[name.translate(digits).replace(" ,", ",").strip()].append(row)
+        for label, (color, marker, style) in LINES.items():
+            x = [row["products"] for row in rows[label]]
+            look = {"color": color, "marker": marker, "linestyle": style, "markersize": 6}
+            if label != "RussianRoulette":  # without bias
+                column[0].plot(x, [abs(row["bias"]) for row in rows[label]], label=label, **look)
+            column[1].plot(x, [row["sd"] for row in rows[label]], label=label, **look)
         column[0].set(title=f"{model} (D = {of['dims']})", xscale="log", yscale="log")
         column[1].set(xlabel="Jacobian products for each block", yscale="log", xticks=(2, 3, 5, 10, 20))
         column[1].xaxis.set_major_formatter("{x:.0f}")
@@ -159,19 +167,6 @@ def draw(results: Results) -> None:
     axes[1, 0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(PICTURE, dpi=110)
-
-
-def _line_of(name: str) -> str:
-    return name.translate(str.maketrans("", "", "0123456789")).replace(" ,", ",").strip()
-
-
-def _line(column: Sequence[Any], label: str, rows: list[dict[str, float]]) -> None:
-    color, marker, style = LINES[label]
-    x = [row["products"] for row in rows]
-    look = {"color": color, "marker": marker, "linestyle": style, "markersize": 6}
-    if label != "RussianRoulette":  # without bias
-        column[0].plot(x, [abs(row["bias"]) for row in rows], label=label, **look)
-    column[1].plot(x, [row["sd"] for row in rows], label=label, **look)
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from timing import Job, environment, interleaved, peak_bytes
 from iresnet.config import load_config
 from iresnet.normalization import PowerIteration
 from iresnet.training import dry_run
-from iresnet.training.cost import Count, Device, Prediction, StepCounts, Workload, count, exchanged_bytes, predict
+from iresnet.training.cost import Device, StepCounts, count, exchanged_bytes, predict
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "scaling.md"
@@ -170,16 +170,15 @@ def _row(step: Step, device: Device) -> dict[str, float]:
 
 def counts(step: Step) -> StepCounts:
     """Count the step on a few images, with all power iterations."""
-    return StepCounts(FEW, *(_counted(step.with_batch(n)) for n in FEW))
-
-
-def _counted(step: Step) -> Count:
-    training = step.training()
-    for module in training.task.modules():
-        if isinstance(module, PowerIteration):
-            module.tol = 0.0
-    training.step()
-    return count(training.step)
+    found = []
+    for n in FEW:
+        training = step.with_batch(n).training()
+        for module in training.task.modules():
+            if isinstance(module, PowerIteration):
+                module.tol = 0.0
+        training.step()
+        found.append(count(training.step))
+    return StepCounts(FEW, *found)
 
 
 def calibrated() -> Device:
@@ -229,15 +228,13 @@ def runs(data_dir: str | None) -> dict[str, Any]:
     for recipe in PUBLISHED:
         result = dry_run(load_config(recipe), data_dir=data_dir)
         common = {"recipe": recipe, "parameters": result.parameters}
-        rows += [{**common, **asdict(prediction)} for prediction in result.predictions()]
-        grown += [{**common, **asdict(_predict_grown(result.workload, p.device, p.n))} for p in result.predictions()]
+        work = result.workload
+        for prediction in result.predictions():
+            n = prediction.n
+            rows.append({**common, **asdict(prediction)})
+            larger = replace(work, batch_size=n * work.batch_size, n_steps=work.n_steps // n)  # as many epochs
+            grown.append({**common, **asdict(predict(larger, prediction.device, n))})
     return {"rows": rows, "grown": grown}
-
-
-def _predict_grown(workload: Workload, device: str, n: int) -> Prediction:
-    """Predict as many epochs in batches n times as large."""
-    larger = replace(workload, batch_size=n * workload.batch_size, n_steps=workload.n_steps // n)
-    return predict(larger, device, n)
 
 
 PARTS = {"axes": axes, "processes": processes, "runs": runs}

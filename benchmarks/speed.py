@@ -116,7 +116,7 @@ def line(row: Row) -> str:
 
 def tables(results: Results) -> dict[str, Callable[[Results], str]]:
     """Return the table functions for all measured cases, by name."""
-    return {"goals": _goals, **{case: partial(_table, case=case) for case in results}}
+    return {"goals": goal_table, **{case: partial(_table, case=case) for case in results}}
 
 
 def _table(results: Results, *, case: str) -> str:
@@ -224,18 +224,18 @@ GOALS = (
 )
 
 
-def _goals(results: Results) -> str:
-    header = ["quotient", "goal", "aim", f"at {MAIN.name}", "at all settings"]
-    return table(header, [_goal_row(goal, dict(goal.quotients(results))) for goal in GOALS])
-
-
-def _goal_row(goal: Goal, quotients: dict[str, float]) -> list[str]:
-    word = "at most" if goal.numerator in OURS else "at least"
-    cells = [goal.name, f"{word} {goal.bound:g}", f"{goal.aim:g}"]
-    if not quotients:
-        return [*cells, "not measured", ""]
-    main = quotients.get(MAIN.name, next(iter(quotients.values())))
-    return [*cells, number(main, 3), f"{number(min(quotients.values()), 3)} to {number(max(quotients.values()), 3)}"]
+def goal_table(results: Results) -> str:
+    """Format the goals, each with its quotient at the main setting and the range over all settings."""
+    rows = []
+    for goal in GOALS:
+        quotients = dict(goal.quotients(results))
+        main, span = "not measured", ""
+        if quotients:
+            main = number(quotients.get(MAIN.name, next(iter(quotients.values()))), 3)
+            span = f"{number(min(quotients.values()), 3)} to {number(max(quotients.values()), 3)}"
+        bound = "at most" if goal.numerator in OURS else "at least"
+        rows.append([goal.name, f"{bound} {goal.bound:g}", f"{goal.aim:g}", main, span])
+    return table(["quotient", "goal", "aim", f"at {MAIN.name}", "at all settings"], rows)
 
 
 if __name__ == "__main__":

@@ -206,8 +206,10 @@ def _flow(name: str, run: Path) -> ir.Flow:
 
 @torch.no_grad()
 def _errors(flow: ir.Flow, exact: ir.Flow, x: Tensor, z: Tensor) -> dict[str, float]:
-    """Return the largest error of an image in units of the range of the data, the largest residual of x + g(x) = z of a
-    block, and the share of images with residuals of at most 1e-5; all by the same model in double precision.
+    """Compute errors of inverses by the same model in double precision.
+
+    These are the largest error of an image in units of the range of the data, the largest residual of x + g(x) = z of a
+    block, and the fraction of images with residuals of at most 1e-5.
     """
     scale = exact.bijection.bijections[0]  # centers and scales the data
     calls: dict[str, tuple[Tensor, Tensor]] = {}

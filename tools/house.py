@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "iresnet"
 SHORT, LONG, HELPER = 60, 450, 6
 """Lines of a short file, of a long one, and of a helper that could be inlined."""
@@ -28,7 +27,7 @@ Measures = dict[str, tuple[str, list[str]]]  # by name: the value, and the names
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=ROOT, help="the repository to measure")
+    parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="the repository to measure")
     parser.add_argument("--list", action="store_true", help="name the files and functions that are counted")
     parser.add_argument("--trace", action="store_true", help="run a log-determinant and a training step")
     options = parser.parse_args()
