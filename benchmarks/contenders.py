@@ -115,7 +115,7 @@ def _trainer(setting: Setting, *changes: str) -> _Trainer:
         path = Path(folder) / "images.npz"
         np.savez(path, x=x.numpy(), y=y.numpy())
         data = ("--data.name", str(path), "--data.pad-to", "null", "--train.batch-size", str(setting.batch))
-        return _Trainer(load_config(setting.recipe, (*data, *setting.overrides, *changes)), None)
+        return _Trainer(load_config(setting.recipe, (*data, *setting.overrides, *changes)), None, torch.device("cpu"))
 
 
 def _endless(batches: Batches) -> Iterator[Batch]:
