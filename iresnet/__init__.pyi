@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 from . import networks, zoo
+from .accelerated import Anderson, NewtonKrylov
 from .activations import LipSwish, MaxMin
 from .bijections import (
     ActNorm,
@@ -70,4 +71,4 @@ from .logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator
 from .precision import use_precision
 from .pretrained import load
 from .series import PowerSeries, RussianRoulette
-from .solvers import Anderson, FixedPointIteration, NewtonKrylov, Solution, Solver
+from .solvers import FixedPointIteration, Solution, Solver

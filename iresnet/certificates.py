@@ -3,7 +3,6 @@
 __all__ = ["Bound", "Certificate", "Excess", "Stretch", "certify", "excesses", "finite_or_none", "norm_of", "seal"]
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,18 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from iresnet.bijections import (
-    ActNorm,
-    Affine,
-    Bijection,
-    Chain,
-    FactorOut,
-    Flatten,
-    InjectivePad,
-    Logit,
-    ResidualBlock,
-    Squeeze,
-)
+from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.bounds import lower_bound, upper_bound
 from iresnet.classifiers import Classifier
 from iresnet.errors import IResNetError
@@ -31,7 +19,7 @@ from iresnet.lipschitz import LipschitzLayer, lipschitz_layers
 
 @dataclass(frozen=True)
 class Bound:
-    r"""What is known of one Lipschitz constant.
+    r"""Bounds of one Lipschitz constant.
 
     Attributes:
         name: path of the module.
@@ -84,7 +72,7 @@ class Certificate:
         layers: one bound a Lipschitz layer.
         blocks: one bound a residual map g, the product of the bounds of its layers; without residual blocks, one for
             the whole module.
-        network: bi-Lipschitz constants of the bijection, None for a module that is none.
+        network: bi-Lipschitz constants of the bijection; None for other modules, and where a part states none.
     """
 
     layers: tuple[Bound, ...]
@@ -93,7 +81,7 @@ class Certificate:
 
     @property
     def certified(self) -> bool:
-        """Whether every block is proved to contract, and so to be invertible."""
+        """True when every block is proved to contract, and so to be invertible."""
         return bool(self.blocks) and all(block.upper < 1 for block in self.blocks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +111,7 @@ def _row(bound: Bound, width: int) -> str:
 
 
 def finite_or_none(tree: Any) -> Any:
-    """A tree of plain values for JSON, which has no infinity: None for numbers that are not finite.
+    """Replace numbers that are not finite by None in nested containers: JSON has no infinity.
 
     Example:
         >>> finite_or_none({"upper": math.inf, "lower": (0.5, 1)})
@@ -209,7 +197,7 @@ def excesses(model: nn.Module, *, tolerance: float = 0.01) -> tuple[Excess, ...]
 
 
 def _maps(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The maps that have to contract, by the name of their block: the module itself when it has no blocks."""
+    """Return the maps that have to contract, by the name of their block; the module itself when it has no blocks."""
     return [(name, m.g) for name, m in module.named_modules() if isinstance(m, ResidualBlock)] or [("", module)]
 
 
@@ -220,7 +208,7 @@ def _bound(name: str, g: nn.Module, search_steps: int = 0) -> Bound:
 
 
 def norm_of(g: nn.Module) -> float:
-    """p of the norm that all layers of g are normalized in: contraction in any proves invertibility.
+    """Return p of the norm that all layers of g are normalized in: contraction in any proves invertibility.
 
     The Euclidean one where they differ; that of the smallest bound where none is normalized (any more).
 
@@ -244,36 +232,15 @@ def _stretch_of(module: nn.Module, blocks: tuple[Bound, ...]) -> Stretch | None:
         return None
     norms = {block.norm for block in blocks}
     norm = norms.pop() if len(norms) == 1 else 2.0
-    named = {block.name: block for block in blocks}
-    upper: dict[nn.Module, float] = {}
-    for name, m in module.named_modules():
-        if isinstance(m, ResidualBlock):
-            bound = named[name or type(m.g).__name__]
-            upper[m] = bound.upper if bound.norm == norm else upper_bound(m.g, norm)
-    return Stretch(*_stretch(bijection, upper), norm)
+    proved = {g: bound for (_, g), bound in zip(_maps(module), blocks, strict=True)}
 
+    def lipschitz(g: nn.Module) -> float:
+        return proved[g].upper if proved[g].norm == norm else upper_bound(g, norm)
 
-def _stretch(bijection: nn.Module, upper: Mapping[nn.Module, float]) -> tuple[float, float]:
-    """Bi-Lipschitz constants, the same in all p-norms but for the blocks; 0 and infinity where nothing is known."""
-    match bijection:
-        case Chain():
-            parts = [_stretch(part, upper) for part in bijection.bijections]
-            return math.prod(lower for lower, _ in parts), math.prod(upper for _, upper in parts)
-        case ResidualBlock():
-            return max(0.0, 1 - upper[bijection]), 1 + upper[bijection]
-        case FactorOut():  # one part of the channels is kept as it is
-            lowest, highest = _stretch(bijection.rest, upper)
-            return min(1.0, lowest), max(1.0, highest)
-        case ActNorm():
-            scale = bijection.log_scale.detach().double().exp()
-            return float(scale.min()), float(scale.max())
-        case Affine():
-            return 1 / float(bijection.std.max()), 1 / float(bijection.std.min())
-        case Logit():  # steep near the ends of its domain
-            return 4 * (1 - 2 * bijection.alpha), math.inf
-        case Squeeze() | Flatten() | InjectivePad():
-            return 1.0, 1.0
-    return 0.0, math.inf
+    try:
+        return Stretch(*bijection.stretch(lipschitz), norm)
+    except NotImplementedError:  # a bijection that states no constants
+        return None
 
 
 # -- sealing ---------------------------------------------------------------------------------------------------------

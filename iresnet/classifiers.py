@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from iresnet.bijections import Bijection, latent_parts
+from iresnet.bijections import Bijection, LogDets, latent_shapes
 from iresnet.errors import IResNetError
 from iresnet.flows import Density, Flow, check_data
-from iresnet.logdet import LogDetEstimator
 from iresnet.networks import BatchNorm, LazyBatchNorm
 from iresnet.precision import default_precision
 
@@ -123,7 +122,7 @@ class Hybrid(nn.Module):
     r"""A flow whose latent vector also feeds a classification head: :math:`\log p(x)` and :math:`p(y|x)` in one pass.
 
     The head need not be invertible, so nothing constrains it. Where latents consist of images (see
-    :func:`~iresnet.bijections.latent_parts`), each of these passes two convolutions, to ``hidden`` and ``2 * hidden``
+    :func:`~iresnet.bijections.latent_shapes`), each of these passes two convolutions, to ``hidden`` and ``2 * hidden``
     channels, with batch norm and ReLU; the means over pixels of all of them feed a linear layer. Other latents pass
     batch norm, ReLU and a linear layer.
 
@@ -154,7 +153,7 @@ class Hybrid(nn.Module):
         if not isinstance(hidden, int) or hidden < 1:
             raise IResNetError(f"the head of a hybrid needs at least 1 channel, got {hidden}")
         self.flow = flow
-        parts = latent_parts(flow.bijection)
+        parts = latent_shapes(flow.bijection)
         images = [shape for shape in parts if shape]
         self.head = _ImageHead(images, hidden, n_classes) if len(images) == len(parts) else _Head(n_classes)
 
@@ -167,12 +166,12 @@ class Hybrid(nn.Module):
         """Logits of the classes."""
         return self.head(self.flow.encode(x))
 
-    def log_prob_and_logits(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
+    def log_prob_and_logits(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         """Log-densities, (N,), and logits, (N, n_classes), from one pass through the bijection."""
         density, logits = self.density_and_logits(x, logdet=logdet)
         return density.log_prob, logits
 
-    def density_and_logits(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Density, Tensor]:
+    def density_and_logits(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Density, Tensor]:
         """Latent vectors with the terms of their log-density, and logits, from one pass through the bijection."""
         density = self.flow.density(x, logdet=logdet)
         return density, self.head(density.z)

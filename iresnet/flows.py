@@ -10,11 +10,10 @@ from types import EllipsisType
 import torch
 from torch import Tensor, nn
 
-from iresnet.bijections import Bijection, Inversion, check_dtype, check_events, invert
+from iresnet.bijections import Bijection, Inversion, LogDets, check_dtype, check_events, invert
 from iresnet.devices import is_readable
 from iresnet.distributions import Base
 from iresnet.errors import IResNetError
-from iresnet.logdet import LogDetEstimator
 from iresnet.solvers import Solver
 
 
@@ -64,14 +63,14 @@ class Flow(nn.Module):
         self.event_shape = None if event_shape is None else tuple(event_shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same as :meth:`log_prob`."""
+        """Return :meth:`log_prob`, so that a flow can be called."""
         return self.log_prob(x)
 
     def log_prob(
         self,
         x: Tensor,  # (N, *E)
         *,
-        logdet: LogDetEstimator | None = None,
+        logdet: LogDets | None = None,
     ) -> Tensor:  # (N,)
         """Log-density of data in nats; stochastic unless the estimators are exact or have fixed probes.
 
@@ -95,12 +94,12 @@ class Flow(nn.Module):
         """
         return self.density(x, logdet=logdet).log_prob
 
-    def encode_and_log_prob(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
+    def encode_and_log_prob(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         """Latent vectors, (N, D), and log-densities, (N,), in one pass."""
         density = self.density(x, logdet=logdet)
         return density.z, density.log_prob
 
-    def density(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> Density:
+    def density(self, x: Tensor, *, logdet: LogDets | None = None) -> Density:
         """Latent vectors and the terms of :meth:`log_prob`, in one pass."""
         self._check(x)
         z, total = self.bijection.forward_and_logdet(x, logdet=logdet)
@@ -111,7 +110,7 @@ class Flow(nn.Module):
             )
         return Density(z, self.base.log_prob(z), total)
 
-    def bits_per_dim(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> Tensor:  # (N,)
+    def bits_per_dim(self, x: Tensor, *, logdet: LogDets | None = None) -> Tensor:  # (N,)
         r"""Negative log-density in bits for each element of an event.
 
         .. math:: -\log p(x) / (D \log 2)

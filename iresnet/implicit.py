@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 
+from iresnet.accelerated import Anderson
 from iresnet.devices import is_transforming
 from iresnet.errors import IResNetError
 from iresnet.jacobian import with_known_signature
 from iresnet.krylov import KrylovSpace
 from iresnet.operators import to_events, to_vectors
-from iresnet.solvers import Anderson, Solver, warn_unless_converged
+from iresnet.solvers import Solver, warn_unless_converged
 
 Product = Callable[[Tensor], Tensor]
 Equation = Callable[..., tuple[Tensor, Product, Product]]

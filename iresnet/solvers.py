@@ -1,13 +1,13 @@
 """Solvers of fixed-point equations x = f(x), sample by sample."""
 
 __all__ = [
-    "Anderson",
     "FixedPointIteration",
     "Jacobian",
-    "NewtonKrylov",
     "Solution",
     "Solver",
+    "State",
     "Stepper",
+    "error_bound",
     "warn_unless_converged",
 ]
 
@@ -15,14 +15,14 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from iresnet.errors import ConvergenceWarning, IResNetError
 from iresnet.jacobian import Linearization, linearize
-from iresnet.krylov import KrylovSpace
 from iresnet.operators import at_least_float32, to_events, to_vectors
 from iresnet.precision import use_precision
 
@@ -32,7 +32,7 @@ Jacobian = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True)
 class Solution:
-    r"""What a solver found, and how far it can be trusted; all but ``value`` are per sample, shape (N,).
+    r"""Solution of a fixed-point equation with its report; all but ``value`` are per sample, shape (N,).
 
     Attributes:
         value: the solution x, (N, \*E).
@@ -42,6 +42,7 @@ class Solution:
         residual: largest change of any element in the last step, :math:`|x_k - x_{k-1}|_\infty`.
         steps: steps that the sample took part in, each with one evaluation of f.
         evaluations: evaluations of f and products with its Jacobian that were spent on the sample.
+        last_step: Euclidean length of the last step, :math:`|x_k - x_{k-1}|_2`.
         error_bound: upper bound of the Euclidean distance to the true solution,
             :math:`L/(1-L) \, |x_k - x_{k-1}|_2`, from a Lipschitz bound L of f; infinite when none below 1 is known.
     """
@@ -52,6 +53,7 @@ class Solution:
     residual: Tensor
     steps: Tensor
     evaluations: Tensor
+    last_step: Tensor
     error_bound: Tensor
 
     def __str__(self) -> str:
@@ -65,8 +67,25 @@ class Solution:
         )
 
 
+def error_bound(last_step: Tensor, lipschitz: float) -> Tensor:  # (N,) -> (N,)
+    r"""Bound the distance to the fixed point of a map with Lipschitz constant L by the length of the last step.
+
+    .. math:: |x_k - x^*| \le L/(1-L) \, |x_k - x_{k-1}|
+
+    Args:
+        last_step: Euclidean lengths of the last steps.
+        lipschitz: L; infinite where none is known.
+
+    Example:
+        >>> error_bound(torch.tensor([0.0, 0.1]), 0.9)
+        tensor([0.0000, 0.9000])
+    """
+    factor = lipschitz / (1 - lipschitz) if lipschitz < 1 else math.inf
+    return torch.where(last_step == 0, 0.0, factor * last_step)
+
+
 class Solver(ABC):
-    r"""Finds x = f(x) for maps f that contract.
+    r"""Solver of x = f(x) for maps f that contract.
 
     A sample has converged when one application of f changes none of its elements by more than ``atol``, or than the
     rounding of f itself: ``rtol`` times its largest element. It diverges when it is not finite, or when plain steps
@@ -132,7 +151,7 @@ class Solver(ABC):
         n, shape = len(x), x.shape
         value = at_least_float32(to_vectors(x)).clone()
         residual = value.new_full((n,), math.inf)
-        distance = value.new_full((n,), math.inf)
+        last_step = value.new_full((n,), math.inf)
         converged = torch.zeros(n, dtype=torch.bool, device=x.device)
         stagnated = torch.zeros_like(converged)
         steps = torch.zeros(n, dtype=torch.long, device=x.device)
@@ -162,99 +181,142 @@ class Solver(ABC):
             leave = ~finite | done | diverges | (step == self.max_steps)
             if bool(leave.any()):
                 left = active[leave]
-                value[left], residual[left], distance[left] = fv[leave], largest[leave], length[leave]
+                value[left], residual[left], last_step[left] = fv[leave], largest[leave], length[leave]
                 converged[left], steps[left] = done[leave], step
                 stagnated[left] = (~done & stepper.stands_still(diverges))[leave]
                 active = active[~leave]
                 if len(active) == 0:
                     break
-                stepper.keep(~leave)
+                stepper.state = stepper.state.select(~leave)
             v = stepper.propose(active)
         evaluations = steps + stepper.products * (steps - 1).clamp(min=0)
-        factor = lipschitz / (1 - lipschitz) if lipschitz < 1 else math.inf
-        bound = torch.where(distance == 0, 0.0, factor * distance)
-        return Solution(events(value), converged, stagnated, residual, steps, evaluations, bound)
+        bound = error_bound(last_step, lipschitz)
+        return Solution(events(value), converged, stagnated, residual, steps, evaluations, last_step, bound)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(atol={self.atol}, max_steps={self.max_steps})"
 
 
+@dataclass(frozen=True)
+class State:
+    """Tensors that a solve keeps of its active samples, one row for each.
+
+    Attributes:
+        x: last iterate that was kept, (n, D).
+        r: its residual f(x) - x, (n, D).
+        size: Euclidean norm of r, (n,).
+        lowest: norm of the residual when it was last halved, (n,).
+        highest: largest norm of a residual so far, (n,).
+        mark: norm of the residual when it had last fallen to an eighth, (n,).
+        marked_at: number of the step at which that was, (n,).
+        growth: factor by which plain steps made the residual grow since it was last halved, (n,).
+        rate: largest ratio of successive residuals that a plain step has shown, at least 1/2, (n,).
+        plain: whether the iterate to be observed next comes from a plain step, (n,).
+    """
+
+    x: Tensor
+    r: Tensor
+    size: Tensor
+    lowest: Tensor
+    highest: Tensor
+    mark: Tensor
+    marked_at: Tensor
+    growth: Tensor
+    rate: Tensor
+    plain: Tensor
+
+    @classmethod
+    def start(cls, x: Tensor, **further: Tensor) -> Self:  # (N, D)
+        """Return the state before the first step from x, with the fields that a subclass adds."""
+        n = len(x)
+        infinite = x.new_full((n,), math.inf)
+        return cls(
+            x=x,
+            r=torch.zeros_like(x),
+            size=infinite,
+            lowest=infinite,
+            highest=x.new_zeros(n),
+            mark=infinite,
+            marked_at=torch.zeros(n, dtype=torch.long, device=x.device),
+            growth=x.new_ones(n),
+            rate=x.new_full((n,), 0.5),
+            plain=torch.ones(n, dtype=torch.bool, device=x.device),
+            **further,
+        )
+
+    def select(self, samples: Tensor) -> Self:  # (n,), a mask
+        """Return the state of some of the samples."""
+        return replace(self, **{field.name: getattr(self, field.name)[samples] for field in fields(self)})
+
+
 class Stepper:
-    """Proposes the next x of each sample: an accelerated step, or a plain one where those do not pay.
+    """Proposal of the next iterate of each sample: an accelerated step, or a plain one where those do not pay.
 
     An accelerated step stays when it halves the residual, or reduces it by as much as a plain step was seen to do on
-    this sample; else it is taken back, and a plain step from the last x that stayed follows. So with a Lipschitz
+    this sample; else it is taken back, and a plain step from the last iterate that stayed follows. So with a Lipschitz
     constant L, two evaluations reduce the residual at least by max(L, 1/2).
+
+    Args:
+        state: of all samples, before the first step.
     """
 
     products = 0
     """Jacobian products spent on each sample in a step."""
 
-    def __init__(self, x: Tensor):  # (N, D)
-        n, d = x.shape
-        self.x = x  # the last that stayed
-        self.r = x.new_zeros(n, d)  # f(x) - x
-        self.size = x.new_full((n,), math.inf)  # |r|
-        self.lowest = self.size  # when it was last halved
-        self.highest = x.new_zeros(n)
-        self.mark = self.size  # when it had last fallen to an eighth, and the step at which that was
-        self.marked_at = torch.zeros(n, dtype=torch.long, device=x.device)
+    def __init__(self, state: State):
+        self.state = state
         self.observed = 0
-        self.growth = x.new_ones(n)  # by plain steps since then
-        self.growth_allowed = 10 * math.sqrt(d)
-        self.rate = x.new_full((n,), 0.5)
-        self.plain = torch.ones(n, dtype=torch.bool, device=x.device)  # whether x came, or comes, by a plain step
+        self.growth_allowed = 10 * math.sqrt(state.x.shape[1])
 
     def observe(self, x: Tensor, r: Tensor, size: Tensor) -> Tensor:  # (n, D), (n, D), (n,) -> (n,)
         """Take note of r = f(x) - x, whose norm is size; return which samples diverge."""
-        ratio = size / self.size  # zero at the first step
-        self.rate = torch.where(self.plain, torch.maximum(self.rate, ratio.clamp(max=1.0)), self.rate)
-        self.growth = torch.where(self.plain, self.growth * ratio.clamp(min=1.0), self.growth)
-        halved = size <= 0.5 * self.lowest
-        self.growth = torch.where(halved, 1.0, self.growth)
-        self.lowest = torch.where(halved, size, self.lowest)
-        self.highest = torch.maximum(self.highest, size)
+        state = self.state
         self.observed += 1
-        fell = size <= self.mark / 8
-        self.mark = torch.where(fell, size, self.mark)
-        self.marked_at = torch.where(fell, self.observed, self.marked_at)
+        ratio = size / state.size  # zero at the first step
+        rate = torch.where(state.plain, torch.maximum(state.rate, ratio.clamp(max=1.0)), state.rate)
+        growth = torch.where(state.plain, state.growth * ratio.clamp(min=1.0), state.growth)
+        halved = size <= 0.5 * state.lowest
+        growth = torch.where(halved, 1.0, growth)
+        fell = size <= state.mark / 8
         self.learn(x, r)
-        back = ~self.plain & ~(ratio <= self.rate)
-        if bool(back.any()):
-            x = torch.where(back[:, None], self.x, x)
-            r = torch.where(back[:, None], self.r, r)
-            size = torch.where(back, self.size, size)
-        self.x, self.r, self.size, self.plain = x, r, size, back
-        return self.growth > self.growth_allowed
+        worse = ~state.plain & ~(ratio <= rate)
+        noted = {
+            "lowest": torch.where(halved, size, state.lowest),
+            "highest": torch.maximum(state.highest, size),
+            "mark": torch.where(fell, size, state.mark),
+            "marked_at": torch.where(fell, self.observed, state.marked_at),
+        }
+        if bool(worse.any()):
+            x = torch.where(worse[:, None], state.x, x)
+            r = torch.where(worse[:, None], state.r, r)
+            size = torch.where(worse, state.size, size)
+        self.state = replace(state, x=x, r=r, size=size, growth=growth, rate=rate, plain=worse, **noted)
+        return growth > self.growth_allowed
 
     def stands_still(self, diverges: Tensor) -> Tensor:  # (n,) -> (n,)
-        """Whether a residual fell a hundredfold, and then stood still where it was lowest, or seemed to diverge there.
+        """Return which residuals fell a hundredfold, and then stood still where they were lowest, or seemed to diverge.
 
         To stand still is not to fall to an eighth in the last half of the steps.
         """
-        fell = (self.lowest <= 0.01 * self.highest) & (self.size <= 16 * self.lowest)
-        return fell & (diverges | (2 * self.marked_at <= self.observed))
+        state = self.state
+        fell = (state.lowest <= 0.01 * state.highest) & (state.size <= 16 * state.lowest)
+        return fell & (diverges | (2 * state.marked_at <= self.observed))
 
     def learn(self, x: Tensor, r: Tensor) -> None:
-        """Remember what the last step showed, which holds also where it is taken back."""
-
-    def keep(self, samples: Tensor) -> None:
-        """Forget all samples but these, (n,)."""
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(self, name, value[samples])
+        """Remember what the last step showed, also where the step is taken back."""
 
     def propose(self, active: Tensor) -> Tensor:
-        """The next x, (n, D), of the samples with these indices, (n,)."""
-        plain = self.x + self.r
-        accelerated = None if bool(self.plain.all()) else self.accelerate(active)
+        """Return the next iterate, (n, D), of the samples with these indices, (n,)."""
+        plain = self.state.plain
+        step = self.state.x + self.state.r
+        accelerated = None if bool(plain.all()) else self.accelerate(active)
         if accelerated is None:
-            self.plain = torch.ones_like(self.plain)
-            return plain
-        return torch.where(self.plain[:, None], plain, accelerated) if bool(self.plain.any()) else accelerated
+            self.state = replace(self.state, plain=torch.ones_like(plain))
+            return step
+        return torch.where(plain[:, None], step, accelerated) if bool(plain.any()) else accelerated
 
     def accelerate(self, active: Tensor) -> Tensor | None:  # noqa: ARG002
-        """The next x by acceleration, (n, D), or None where there is none (yet)."""
+        """Return the next iterate by acceleration, (n, D), or None where there is none (yet)."""
         return None
 
 
@@ -273,121 +335,7 @@ class FixedPointIteration(Solver):
     """
 
     def _start(self, x: Tensor, jacobian: Jacobian) -> Stepper:  # noqa: ARG002
-        return Stepper(x)
-
-
-class Anderson(Solver):
-    r"""Anderson acceleration: each step combines the last few so that the residual is smallest. The default.
-
-    .. math:: x_{k+1} = f(x_k) - \sum_i \gamma_i \Delta f_i, \quad \gamma = \arg\min |r_k - \sum_i \gamma_i \Delta r_i|,
-
-    with :math:`r = f(x) - x` and differences between successive steps. A step that neither halves a sample's residual
-    nor reduces it as much as a plain step was seen to do is taken back and replaced by a plain one. So it converges for
-    every contraction, in at most twice the evaluations that L or 1/2 a step would take. Where the Jacobian is close to
-    a rotation of many dimensions it gains little; :class:`NewtonKrylov` with as many steps as dimensions does better.
-
-    Args:
-        atol: see :class:`Solver`.
-        window: how many differences are combined.
-        rtol: see :class:`Solver`.
-        max_steps: see :class:`Solver`.
-
-    Reference:
-        Anderson Acceleration for Fixed-Point Iterations, Walker and Ni 2011, https://doi.org/10.1137/10078356X
-
-    Example:
-        >>> solution = Anderson(atol=1e-6).solve(lambda x, active: torch.cos(x), torch.zeros(1, 4))
-        >>> bool(solution.converged.all()), int(solution.steps.max()) < 10
-        (True, True)
-    """
-
-    def __init__(self, atol: float = 1e-5, *, window: int = 5, rtol: float | None = None, max_steps: int = 200):
-        super().__init__(atol, rtol=rtol, max_steps=max_steps)
-        if window < 1:
-            raise IResNetError(f"window must be at least 1, got {window}")
-        self.window = window
-
-    def _start(self, x: Tensor, jacobian: Jacobian) -> Stepper:  # noqa: ARG002
-        return _AndersonStepper(x, self.window)
-
-
-class _AndersonStepper(Stepper):
-    def __init__(self, x: Tensor, window: int):
-        super().__init__(x)
-        self.window = window
-        self.dr = x.new_zeros(len(x), window, x.shape[1])  # differences of residuals, of norm 1; unused slots are zero
-        self.df = torch.zeros_like(self.dr)  # of f, divided by the same numbers
-        self.count = 0
-
-    def learn(self, x: Tensor, r: Tensor) -> None:
-        if self.count:
-            slot = (self.count - 1) % self.window
-            dr, df = r - self.r, x + r - self.x - self.r
-            scale = dr.norm(dim=1, keepdim=True)
-            inverse = torch.where(scale > torch.finfo(r.dtype).tiny, 1 / scale, 0.0)
-            self.dr[:, slot], self.df[:, slot] = inverse * dr, inverse * df
-        self.count += 1
-
-    def accelerate(self, active: Tensor) -> Tensor | None:  # noqa: ARG002
-        if self.count == 1:
-            return None
-        return self.x + self.r - torch.einsum("nw,nwd->nd", self._coefficients(), self.df)
-
-    def _coefficients(self) -> Tensor:  # (n, window)
-        """Least squares by the normal equations, damped so that unused and dependent slots get nothing."""
-        gram = torch.einsum("nwd,nvd->nwv", self.dr, self.dr)
-        empty = (gram.diagonal(dim1=1, dim2=2) == 0).to(gram.dtype)
-        gram = gram + torch.diag_embed(empty + 10 * torch.finfo(gram.dtype).eps)
-        return torch.linalg.solve_ex(gram, torch.einsum("nwd,nd->nw", self.dr, self.r)[..., None])[0][..., 0]
-
-
-class NewtonKrylov(Solver):
-    r"""Newton's method, whose linear systems are projected on Krylov spaces: few steps, each of several products.
-
-    .. math:: x_{k+1} = x_k + (I - J)^{-1} (f(x_k) - x_k), \quad J = df/dx(x_k)
-
-    A step that neither halves a sample's residual nor reduces it as much as a plain step was seen to do is taken back
-    and replaced by a plain one, so this too converges for every contraction. Costs ``n_steps`` Jacobian products for
-    each evaluation of f: on mild contractions :class:`Anderson` needs fewer in all; this one wins for tight tolerances.
-
-    Args:
-        atol: see :class:`Solver`.
-        n_steps: Jacobian products in each linear solve.
-        rtol: see :class:`Solver`.
-        max_steps: see :class:`Solver`.
-
-    Reference:
-        Jacobian-free Newton-Krylov methods: a survey of approaches and applications, Knoll and Keyes 2004,
-        https://doi.org/10.1016/j.jcp.2003.08.010
-
-    Example:
-        >>> solution = NewtonKrylov(atol=1e-6).solve(lambda x, active: torch.cos(x), torch.zeros(1, 4))
-        >>> bool(solution.converged.all()), int(solution.steps.max()) < 7
-        (True, True)
-    """
-
-    def __init__(self, atol: float = 1e-5, *, n_steps: int = 5, rtol: float | None = None, max_steps: int = 200):
-        super().__init__(atol, rtol=rtol, max_steps=max_steps)
-        if n_steps < 1:
-            raise IResNetError(f"n_steps must be at least 1, got {n_steps}")
-        self.n_steps = n_steps
-
-    def _start(self, x: Tensor, jacobian: Jacobian) -> Stepper:
-        return _NewtonStepper(x, self.n_steps, jacobian)
-
-
-class _NewtonStepper(Stepper):
-    def __init__(self, x: Tensor, n_steps: int, jacobian: Jacobian):
-        super().__init__(x)
-        self.products = min(n_steps, x.shape[1])
-        self.jacobian = jacobian
-
-    def accelerate(self, active: Tensor) -> Tensor:
-        product = self.jacobian(self.x, active)
-        space = KrylovSpace(lambda v: -product(v), self.r, self.products)
-        while not space.complete:
-            space.extend()
-        return self.x + space.inverse()
+        return Stepper(State.start(x))
 
 
 # -- what to do without convergence ------------------------------------------------------------------------------------
@@ -406,20 +354,14 @@ def warn_unless_converged(what: str, solution: Solution, solver: Solver) -> None
     """
     if bool(solution.converged.all()):
         return
-    stagnated = bool((solution.converged | solution.stagnated).all())
-    warnings.warn(
-        f"{what} did not converge: {solution}. "
-        + (_advice_on_rounding(solution, solver) if stagnated else _advice_on_contraction(solver)),
-        ConvergenceWarning,
-        stacklevel=4,
-    )
-
-
-def _advice_on_contraction(solver: Solver) -> str:
-    return (
-        f"Seal the model (iresnet.seal) so that g contracts, raise max_steps={solver.max_steps} or atol={solver.atol}, "
-        "or compute in float64."
-    )
+    if bool((solution.converged | solution.stagnated).all()):
+        advice = _advice_on_rounding(solution, solver)
+    else:
+        advice = (
+            f"Seal the model (iresnet.seal) so that g contracts, raise max_steps={solver.max_steps} or "
+            f"atol={solver.atol}, or compute in float64."
+        )
+    warnings.warn(f"{what} did not converge: {solution}. {advice}", ConvergenceWarning, stacklevel=3)
 
 
 def _advice_on_rounding(solution: Solution, solver: Solver) -> str:

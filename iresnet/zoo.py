@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from iresnet import networks
+from iresnet.accelerated import Anderson, NewtonKrylov
 from iresnet.bijections import (
     ActNorm,
     Affine,
@@ -31,7 +32,7 @@ from iresnet.logdet import Exact, Krylov, LogDetEstimator
 from iresnet.networks import PlainBlock
 from iresnet.renamed import accept_old_names
 from iresnet.series import PowerSeries, RussianRoulette
-from iresnet.solvers import Anderson, FixedPointIteration, NewtonKrylov, Solver
+from iresnet.solvers import FixedPointIteration, Solver
 
 LOGDETS: dict[str, type[LogDetEstimator]] = {
     "exact": Exact,

@@ -387,3 +387,38 @@ def test_maps_that_mix_samples_or_are_random_are_refused_at_the_first_log_determ
 
 def test_dropout_without_chance_is_none():
     ir.ResidualBlock(torch.nn.Sequential(torch.nn.Dropout(0.0), ir.LipschitzLinear(3, 3)))
+
+
+def test_solvers_and_reports_are_arguments_of_every_inverse():
+    scale = ir.FactorOut(
+        (4, 2, 2), ir.Chain([ir.ResidualBlock(ir.networks.conv_bottleneck((2, 2, 2), 4)), ir.Flatten((2, 2, 2))])
+    )
+    chain = ir.Chain([ir.ResidualBlock(ir.networks.conv_bottleneck((4, 2, 2), 4)), ir.ActNorm(4), scale]).eval()
+    inner, outer = scale.rest.bijections[0], chain.bijections[0]
+    z, reports = torch.randn(3, 16), []
+    x = chain.inverse(z, solver=ir.FixedPointIteration(atol=1e-7), report=lambda *report: reports.append(report))
+    assert [block for block, _ in reports] == [inner, outer]
+    assert all(bool(solution.converged.all()) for _, solution in reports)
+    close(chain(x), z, 1e-5)
+    assert all(bool(torch.isinf(solution.error_bound).all()) for _, solution in reports)
+    bounds = [solution.error_bound for _, solution in bijections.invert(chain, z).solutions]
+    assert all(bool((bound < 1e-3).all()) for bound in bounds)
+    with pytest.warns(ConvergenceWarning, match="max_steps=1 "):
+        chain.inverse(z, solver=ir.FixedPointIteration(max_steps=1))
+
+
+@pytest.mark.parametrize("density", [True, False])
+def test_a_trace_is_a_pass_bijection_by_bijection(density):
+    flow = ir.zoo.build("iresnet-multiscale", shape=(1, 8, 8), blocks=(1, 1), strides=(1, 2), hidden=4).eval()
+    steps, x = [], 256 * torch.rand(3, 1, 8, 8)
+    tracing = bijections.trace(flow.bijection, x, density=density)
+    while True:
+        try:
+            steps.append(next(tracing))
+        except StopIteration as end:
+            close(end.value, flow.bijection(x), 1e-5)
+            break
+    inner = [m for m in flow.bijection.modules() if isinstance(m, ir.Bijection)]
+    assert [b for b, _ in steps] == [b for b in inner if not isinstance(b, (ir.Chain, ir.FactorOut))]
+    if density:
+        close(sum(logdet for _, (_, logdet) in steps), flow.bijection.forward_and_logdet(x)[1], 1e-3)

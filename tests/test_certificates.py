@@ -174,6 +174,22 @@ def test_nothing_is_claimed_where_nothing_is_known():
     network = ir.certify(ir.Chain([ir.Logit(), ir.ResidualBlock(CONTRACTIONS["no rule"]()[0])])).network
     assert (network.lower, network.upper) == (0.0, math.inf)
     assert ir.certify(ir.LipschitzLinear(2, 2)).network is None
+
+
+def test_a_bijection_that_states_no_constants_leaves_the_network_without():
+    class Twice(ir.Bijection):
+        def forward(self, x):
+            return 2 * x
+
+        def forward_and_logdet(self, x, *, logdet=None):  # noqa: ARG002
+            return 2 * x, x.new_zeros(len(x))
+
+        def inverse(self, z, *, solver=None, report=None):  # noqa: ARG002
+            return z / 2
+
+    certificate = ir.certify(ir.Chain([Twice(), ir.ResidualBlock(ir.networks.mlp(2, 8))]))
+    assert certificate.certified
+    assert certificate.network is None
     assert json.loads(json.dumps(ir.certify(nn.GELU()).to_dict(), allow_nan=False))["blocks"][0]["upper"] is None
 
 

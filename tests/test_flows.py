@@ -99,7 +99,7 @@ class NormalCdf(Bijection):
         z = self(x)
         return z, -Normal(0.0, 1.0).log_prob(z).flatten(1).sum(1)
 
-    def inverse(self, z, *, solve=None):  # noqa: ARG002
+    def inverse(self, z, *, solver=None, report=None):  # noqa: ARG002
         return Normal(0.0, 1.0).cdf(z)
 
 

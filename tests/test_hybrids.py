@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from laws import close, randn
 
 import iresnet as ir
-from iresnet.bijections import latent_parts
+from iresnet.bijections import latent_shapes
 
 TWO_SCALES = {"blocks": (1, 1), "strides": (1, 2), "hidden": 4}
 NAMES = {"iresnet": [(8, 4, 4)], "iresnet-multiscale": [(4, 4, 4), (16, 2, 2)]}
@@ -23,7 +23,7 @@ def test_latents_consist_of_the_images_that_the_maps_flatten(name):
             module.register_forward_pre_hook(lambda m, args: flattened.append(args[0][:, : m.out_shape[0]]))
         elif isinstance(module, ir.Flatten):
             module.register_forward_pre_hook(lambda _, args: flattened.append(args[0]))
-    z, shapes = flow.eval().encode(256 * torch.rand(3, 2, 8, 8)), latent_parts(flow.bijection)
+    z, shapes = flow.eval().encode(256 * torch.rand(3, 2, 8, 8)), latent_shapes(flow.bijection)
     assert shapes == NAMES[name]
     for part, shape, image in zip(z.split([math.prod(s) for s in shapes], dim=1), shapes, flattened, strict=True):
         close(part.view(3, *shape), image, 0)
@@ -38,8 +38,8 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_latents_that_are_not_known_to_consist_of_images_do_not(name):
-    assert latent_parts(UNKNOWN[name]) == [None]
-    assert latent_parts(ir.FactorOut((4, 2, 2), UNKNOWN[name])) == [(2, 2, 2), None]
+    assert latent_shapes(UNKNOWN[name]) == [None]
+    assert latent_shapes(ir.FactorOut((4, 2, 2), UNKNOWN[name])) == [(2, 2, 2), None]
 
 
 def test_latents_of_which_a_part_is_not_known_pass_the_head_of_vectors():

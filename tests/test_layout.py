@@ -18,7 +18,7 @@ FILES = {
 }
 SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 
-NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "bounds", "solvers"}
+NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "bounds", "solvers", "accelerated"}
 NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
 MODELS |= {"classifiers"}

@@ -13,7 +13,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from torch.utils.checkpoint import checkpoint
 
 import iresnet as ir
-from iresnet.bijections import logdet_of_one_part
 from iresnet.lipschitz import hold_weights, lipschitz_layers
 from iresnet.normalization import NORMALIZATIONS
 
@@ -50,14 +49,6 @@ def test_threads_hold_weights_of_their_own():
         assert in_a_thread(lambda: g[0].weight) is not mine
     assert mine.requires_grad
     assert not theirs.requires_grad
-
-
-def test_a_part_of_the_batch_is_a_matter_of_the_thread():
-    block = ir.ResidualBlock(ir.networks.mlp(3, 4), logdet=ir.Exact()).eval()
-    x = torch.randn(4, 3)
-    with logdet_of_one_part(block, 2):
-        assert int((block.forward_and_logdet(x)[1] == 0).sum()) == 2
-        assert not bool((in_a_thread(lambda: block.forward_and_logdet(x)[1]) == 0).any())
 
 
 # -- what torch does with modules ------------------------------------------------------------------------------------

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from iresnet.accelerated import Anderson, NewtonKrylov
 from iresnet.analysis.reference import Visit, visits
 from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.bounds import upper_bound
 from iresnet.certificates import norm_of
 from iresnet.errors import IResNetError
 from iresnet.lipschitz import LipschitzLayer, hold_weights, lipschitz_layers, replace_weights
-from iresnet.solvers import Anderson, FixedPointIteration, NewtonKrylov, Solution, Solver
+from iresnet.solvers import FixedPointIteration, Solution, Solver
 
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40)
 """Iterations in every block after which errors are taken."""
@@ -230,8 +231,12 @@ def _curve(bijection: Bijection, x: Tensor, name: str, scale: float, progress: C
     curve = Curve(name, [], [], [], [])
     for i, steps in enumerate(STEPS, start=1):
         if (steps - 1) * cost < STEPS[-1]:
-            solver, solutions = make(atol=ATOL, rtol=0.0, max_steps=steps), []
-            back = bijection.inverse(z, solve=partial(_solve, solver=solver, solutions=solutions))
+            solutions: list[Solution] = []
+            back = bijection.inverse(
+                z,
+                solver=make(atol=ATOL, rtol=0.0, max_steps=steps),
+                report=lambda block, solution, solutions=solutions: solutions.append(solution),
+            )
             error = _rms(back - x).nan_to_num(nan=math.inf) / scale
             curve.steps.append(steps)
             curve.evaluations.append(sum(float(s.evaluations.double().mean()) for s in solutions) / n_blocks)
@@ -239,11 +244,6 @@ def _curve(bijection: Bijection, x: Tensor, name: str, scale: float, progress: C
             curve.largest.append(float(error.max()))
         progress(i)
     return curve
-
-
-def _solve(block: ResidualBlock, z: Tensor, *, solver: Solver, solutions: list[Solution]) -> Solution:
-    solutions.append(block.solve(z, solver=solver, lipschitz=math.inf))
-    return solutions[-1]
 
 
 def _rms(error: Tensor) -> Tensor:  # (N, *E) -> (N,)

@@ -21,7 +21,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from iresnet.bijections import latent_parts
+from iresnet.bijections import latent_shapes
 from iresnet.distributions import Base
 from iresnet.errors import DataError
 
@@ -275,7 +275,7 @@ def scales_of(encode: Callable[[Tensor], Tensor], dims: int) -> list[tuple[str, 
         >>> scales_of(ir.FactorOut((4, 2, 2), ir.Flatten((2, 2, 2))), 16)
         [('scale 1', 0, 8), ('scale 2', 8, 16)]
     """
-    *factored_out, _ = latent_parts(encode)
+    *factored_out, _ = latent_shapes(encode)
     edges = [*accumulate((math.prod(shape) for shape in factored_out if shape), initial=0), dims]
     return [(f"scale {i}", *pair) for i, pair in enumerate(pairwise(edges), start=1)]
 

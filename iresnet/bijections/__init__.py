@@ -9,19 +9,21 @@ __all__ = [
     "Flatten",
     "InjectivePad",
     "Inversion",
+    "LogDets",
     "Logit",
+    "RandomChunk",
+    "Report",
     "ResidualBlock",
     "Squeeze",
     "check_dtype",
     "check_events",
     "invert",
-    "latent_parts",
-    "logdet_of_one_part",
+    "latent_shapes",
+    "trace",
 ]
 
 from iresnet.bijections.actnorm import ActNorm
-from iresnet.bijections.base import Bijection, Chain, check_dtype, check_events
+from iresnet.bijections.base import Bijection, Chain, Inversion, LogDets, Report, check_dtype, check_events, invert
 from iresnet.bijections.elementwise import Affine, Logit
-from iresnet.bijections.inversion import Inversion, invert
-from iresnet.bijections.reshape import FactorOut, Flatten, InjectivePad, Squeeze, latent_parts
-from iresnet.bijections.residual import ResidualBlock, logdet_of_one_part
+from iresnet.bijections.reshape import FactorOut, Flatten, InjectivePad, Squeeze, latent_shapes, trace
+from iresnet.bijections.residual import RandomChunk, ResidualBlock

@@ -3,17 +3,19 @@
 __all__ = ["ActNorm"]
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from iresnet.bijections.base import Bijection, Solve, check_events
+from iresnet.bijections.base import Bijection, LogDets, Report, check_events
+from iresnet.bounds import upper_bound
 from iresnet.devices import is_transforming
 from iresnet.errors import IResNetError
-from iresnet.logdet import LogDetEstimator
 from iresnet.precision import without_autocast
+from iresnet.solvers import Solver
 
 
 class ActNorm(Bijection):
@@ -64,16 +66,21 @@ class ActNorm(Bijection):
         self,
         x: Tensor,
         *,
-        logdet: LogDetEstimator | None = None,  # noqa: ARG002
+        logdet: LogDets | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         z = self(x)
         return z, (self.log_scale.sum() * math.prod(x.shape[2:])).to(x.dtype).expand(len(x))
 
-    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
+    def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         self._check(z)
         return z * _broadcast((-self.log_scale).exp(), z) - _broadcast(self.shift, z)
+
+    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
+        """See :meth:`Bijection.stretch`."""
+        scale = self.log_scale.detach().double().exp()
+        return float(scale.min()), float(scale.max())
 
     def _check(self, x: Tensor) -> None:
         check_events(x, f"ActNorm({len(self.shift)})", (len(self.shift), ...))

@@ -1,25 +1,35 @@
-"""The contract of an invertible map with a log-determinant, and the composition of such maps."""
+"""The contract of an invertible map with a log-determinant, chains of such maps, and inverses with a report."""
 
-__all__ = ["Bijection", "Chain", "Solve", "check_dtype", "check_events"]
+__all__ = [
+    "Bijection",
+    "Chain",
+    "Inversion",
+    "LogDets",
+    "Report",
+    "check_dtype",
+    "check_events",
+    "invert",
+]
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import EllipsisType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from iresnet.bounds import upper_bound
 from iresnet.errors import IResNetError
 from iresnet.logdet import LogDetEstimator
 from iresnet.precision import autocasts
-from iresnet.solvers import Solution
+from iresnet.solvers import Solution, Solver, error_bound
 
-if TYPE_CHECKING:
-    from iresnet.bijections.residual import ResidualBlock
+LogDets = LogDetEstimator | Mapping[nn.Module, LogDetEstimator]
+"""An estimator for all residual blocks, or one for each; a block that is not in the mapping uses its own."""
 
-Solve = Callable[["ResidualBlock", Tensor], Solution]
-"""How a residual block is inverted: from the block and its output to the solution for its input."""
+Report = Callable[[nn.Module, Solution], None]
+"""Receives each residual block and the solution that inverted it."""
 
 
 def check_events(x: Tensor, what: str, shape: tuple[int | EllipsisType | None, ...] = (...,)) -> None:
@@ -112,13 +122,13 @@ class Bijection(nn.Module, ABC):
         self,
         x: Tensor,  # (N, *E)
         *,
-        logdet: LogDetEstimator | None = None,
+        logdet: LogDets | None = None,
     ) -> tuple[Tensor, Tensor]:  # (N, *F), (N,)
         """Map x to z and return log|det dz/dx| of every sample, in nats.
 
         Args:
             x: data.
-            logdet: for this call, replaces the estimator of every residual block inside.
+            logdet: for this call, replaces the estimators of the residual blocks inside.
         """
 
     @abstractmethod
@@ -126,15 +136,30 @@ class Bijection(nn.Module, ABC):
         self,
         z: Tensor,  # (N, *F)
         *,
-        solve: Solve | None = None,
+        solver: Solver | None = None,
+        report: Report | None = None,
     ) -> Tensor:  # (N, *E)
         """Map z back to x.
 
         Args:
             z: latents.
-            solve: for this call, solves every residual block inside, and has the solutions to report. Without it a
-                block uses its own solver, and warns when a sample did not converge.
+            solver: for this call, replaces the solvers of the residual blocks inside.
+            report: receives the solution of every residual block, in the order in which they are solved: last block
+                first. Without it a block warns when a sample did not converge.
         """
+
+    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:
+        r"""Return proved bi-Lipschitz constants (a, b): how far the map squeezes and stretches distances.
+
+        .. math:: a \, |x - y| \le |f(x) - f(y)| \le b \, |x - y|
+
+        Args:
+            lipschitz: bounds the Lipschitz constant of the map g of a residual block.
+
+        Raises:
+            NotImplementedError: for a bijection that does not state them; networks that hold it have none either.
+        """
+        raise NotImplementedError(f"{type(self).__name__} states no bi-Lipschitz constants: define stretch()")
 
 
 class Chain(Bijection):
@@ -161,7 +186,7 @@ class Chain(Bijection):
             x = bijection(x)
         return x
 
-    def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_logdet(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         check_events(x, "a chain of bijections")
         total = x.new_zeros(len(x))
@@ -170,8 +195,87 @@ class Chain(Bijection):
             total = total + part
         return x, total
 
-    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:
+    def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:
         """See :meth:`Bijection.inverse`."""
         for bijection in reversed(self.bijections):
-            z = bijection.inverse(z, solve=solve)  # pyright: ignore[reportCallIssue]
+            z = bijection.inverse(z, solver=solver, report=report)  # pyright: ignore[reportCallIssue]
         return z
+
+    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:
+        """See :meth:`Bijection.stretch`."""
+        lower, upper = 1.0, 1.0
+        for bijection in self.bijections:
+            least, most = bijection.stretch(lipschitz)  # pyright: ignore[reportCallIssue]
+            lower, upper = lower * least, upper * most
+        return lower, upper
+
+
+@dataclass(frozen=True)
+class Inversion:
+    r"""Data that latents were mapped back to, and how far they can be trusted.
+
+    Attributes:
+        x: the data, (N, \*E).
+        solutions: name and solution of every residual block, in the order in which they were solved: last block first.
+    """
+
+    x: Tensor
+    solutions: tuple[tuple[str, Solution], ...]
+
+    @property
+    def converged(self) -> Tensor:  # (N,)
+        """Mask of the samples that converged in every block."""
+        converged = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
+        for _, solution in self.solutions:
+            converged = converged & solution.converged
+        return converged
+
+    @property
+    def evaluations(self) -> Tensor:  # (N,)
+        """Evaluations of the maps g and products with their Jacobians, in all blocks together, for each sample."""
+        total = torch.zeros(len(self.x), dtype=torch.long, device=self.x.device)
+        for _, solution in self.solutions:
+            total = total + solution.evaluations
+        return total
+
+    def __str__(self) -> str:
+        n, converged, evaluations = len(self.x), int(self.converged.sum()), self.evaluations
+        mean = float(evaluations.double().mean()) if n else 0.0
+        total = (
+            f"{converged} of {n} samples converged in all of {len(self.solutions)} blocks; {mean:.1f} evaluations a "
+            f"sample, at most {int(evaluations.max()) if n else 0}"
+        )
+        width = max((len(name) for name, _ in self.solutions), default=0)
+        return "\n".join([total, *(f"{name:<{width}}  {solution}" for name, solution in self.solutions)])
+
+
+def invert(bijection: Bijection, z: Tensor, *, solver: Solver | None = None) -> Inversion:
+    r"""Map latents back to data, and report on every residual block instead of warning.
+
+    The gradient of ``x`` is that of :meth:`Bijection.inverse`.
+
+    Args:
+        bijection: the map.
+        z: latents, (N, \*F).
+        solver: for this call, replaces the solver of every residual block.
+
+    Returns:
+        The data and the report. Its error bounds cost a Lipschitz bound a block, which
+        :meth:`Bijection.inverse` does without.
+
+    Example:
+        >>> import iresnet as ir
+        >>> chain = ir.Chain([ir.ResidualBlock(ir.networks.mlp(2, 16)) for _ in range(3)])
+        >>> inversion = invert(chain, torch.randn(5, 2))
+        >>> [name for name, solution in inversion.solutions], bool(inversion.converged.all())
+        (['bijections.2', 'bijections.1', 'bijections.0'], True)
+    """
+    names = {module: name for name, module in bijection.named_modules()}
+    solutions: list[tuple[str, Solution]] = []
+
+    def report(block: nn.Module, solution: Solution) -> None:
+        bound = error_bound(solution.last_step, upper_bound(block.g))  # pyright: ignore[reportArgumentType]
+        solutions.append((names[block], replace(solution, error_bound=bound)))
+
+    x = bijection.inverse(z, solver=solver, report=report)
+    return Inversion(x, tuple(solutions))

@@ -2,14 +2,18 @@
 
 __all__ = ["Affine", "Logit"]
 
+import math
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iresnet.bijections.base import Bijection, Solve, check_events
+from iresnet.bijections.base import Bijection, LogDets, Report, check_events
+from iresnet.bounds import upper_bound
 from iresnet.devices import is_readable
 from iresnet.errors import IResNetError
-from iresnet.logdet import LogDetEstimator
+from iresnet.solvers import Solver
 
 
 class Affine(Bijection):
@@ -51,16 +55,20 @@ class Affine(Bijection):
         self,
         x: Tensor,
         *,
-        logdet: LogDetEstimator | None = None,  # noqa: ARG002
+        logdet: LogDets | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         z = self(x)
         return z, -self.std.log().expand(x.shape[1:]).sum().to(z.dtype).expand(len(x))
 
-    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
+    def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         self._check(z)
         return z * self.std + self.mean
+
+    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
+        """See :meth:`Bijection.stretch`."""
+        return 1 / float(self.std.max()), 1 / float(self.std.min())
 
     def _check(self, x: Tensor) -> None:
         check_events(x, "Affine")
@@ -122,7 +130,7 @@ class Logit(Bijection):
         self,
         x: Tensor,
         *,
-        logdet: LogDetEstimator | None = None,  # noqa: ARG002
+        logdet: LogDets | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         z = self(x)
@@ -130,10 +138,14 @@ class Logit(Bijection):
         slope = F.softplus(z) + F.softplus(-z) + torch.log(z.new_tensor(1 - 2 * self.alpha))
         return z, slope.flatten(1).sum(1)
 
-    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
+    def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         check_events(z, "Logit")
         return (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
+
+    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
+        """See :meth:`Bijection.stretch`; the map is infinitely steep at the ends of its domain."""
+        return 4 * (1 - 2 * self.alpha), math.inf
 
     def extra_repr(self) -> str:
         """Describe the map."""

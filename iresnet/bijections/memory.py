@@ -1,6 +1,6 @@
-"""What a residual block keeps of its forward pass until its backward pass, and compiled code for the two."""
+"""Memory of a residual block between forward and backward: keep, differentiate early, recompute; compiled code."""
 
-__all__ = ["MEMORY", "Ways", "compiled", "linearize_held", "same_shape"]
+__all__ = ["MEMORY", "Directions", "compiled", "linearize_held", "same_shape"]
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ from iresnet.logdet import LogDetEstimator
 
 
 @dataclass(frozen=True)
-class Ways:
-    """The two directions of a block that are differentiated, while its weights are held.
+class Directions:
+    """Differentiable functions of a residual block, whose weights are held.
 
     Attributes:
         forward: from g and x to z = x + g(x).
@@ -117,7 +117,7 @@ class _Scaled(torch.autograd.Function):
 
 
 def linearize_held(g: nn.Module, x: Tensor) -> Linearization:
-    """Linearize g, whose weights are held; and again as it was now, when they are not any more."""
+    """Linearize g, whose weights are held, so that it can be linearized with the same weights later."""
     jacobian = linearize_inner(g, x)
     same_shape(jacobian.value, x)
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or is_transforming()):
@@ -128,7 +128,7 @@ def linearize_held(g: nn.Module, x: Tensor) -> Linearization:
 
 
 def _others(g: nn.Module, layers: Sequence[LipschitzLayer]) -> list[Tensor]:
-    """Parameters of g that no layer normalizes, each once."""
+    """Return the parameters of g that no layer normalizes, each once."""
     of_layers = {id(layer.parametrizations.weight) for layer in layers}  # pyright: ignore
     others = (p for m in g.modules() if id(m) not in of_layers for p in m._parameters.values() if p is not None)
     return list({id(p): p for p in others}.values())
@@ -151,7 +151,7 @@ def _linearize_with(g: nn.Module, x: Tensor, *tensors: Tensor) -> Linearization:
 
 
 class _At(nn.Module):
-    """Value and Jacobian products of a map at x, in the form of a module, whose parameters torch.func can replace."""
+    """Value or Jacobian product of g at x as a module, whose parameters torch.func can replace."""
 
     def __init__(self, g: nn.Module):
         super().__init__()
@@ -175,16 +175,16 @@ def same_shape(y: Tensor, x: Tensor) -> Tensor:
 def _gradients(
     of: Tensor, inputs: Sequence[Tensor], upstream: Tensor | None = None, **options: bool
 ) -> list[Tensor | None]:
-    """Gradients of the inputs that have one, None for the others."""
+    """Differentiate with respect to the inputs that require it; None for the others."""
     wanted = [t for t in inputs if t.requires_grad]
     found = iter(torch.autograd.grad(of, wanted, upstream, allow_unused=True, **options) if wanted else ())
     return [next(found) if t.requires_grad else None for t in inputs]
 
 
-MEMORY: dict[str, Ways] = {
-    "keep": Ways(_forward, _keep),
-    "early": Ways(_forward, _early),
-    "recompute": Ways(_forward_again, _recompute),
+MEMORY: dict[str, Directions] = {
+    "keep": Directions(_forward, _keep),
+    "early": Directions(_forward, _early),
+    "recompute": Directions(_forward_again, _recompute),
 }
 
 

@@ -1,17 +1,18 @@
-"""Maps that move elements and change none: squeeze, factor out, flatten, injective padding; what latents consist of."""
+"""Maps that move elements and change none: squeeze, factor out, flatten, injective padding."""
 
-__all__ = ["FactorOut", "Flatten", "InjectivePad", "Squeeze", "latent_parts"]
+__all__ = ["FactorOut", "Flatten", "InjectivePad", "Squeeze", "latent_shapes", "trace"]
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from iresnet.bijections.base import Bijection, Chain, Solve, check_events
+from iresnet.bijections.base import Bijection, Chain, LogDets, Report, check_events
+from iresnet.bounds import upper_bound
 from iresnet.errors import IResNetError
-from iresnet.logdet import LogDetEstimator
+from iresnet.solvers import Solver
 
 
 class Squeeze(Bijection):
@@ -46,12 +47,12 @@ class Squeeze(Bijection):
         self,
         x: Tensor,
         *,
-        logdet: LogDetEstimator | None = None,  # noqa: ARG002
+        logdet: LogDets | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         return self(x), x.new_zeros(len(x))
 
-    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
+    def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         check_events(z, "the inverse of Squeeze", (None, None, None))
         n, c, h, w = z.shape
@@ -59,6 +60,10 @@ class Squeeze(Bijection):
             raise IResNetError(f"the inverse of Squeeze makes 4 channels into one, got {c} channels")
         z = z.reshape(n, 2, 2, c // 4, h, w)
         return z.permute(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
+
+    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
+        """See :meth:`Bijection.stretch`."""
+        return 1.0, 1.0
 
 
 class Flatten(Bijection):
@@ -88,15 +93,19 @@ class Flatten(Bijection):
         self,
         x: Tensor,
         *,
-        logdet: LogDetEstimator | None = None,  # noqa: ARG002
+        logdet: LogDets | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         return self(x), x.new_zeros(len(x))
 
-    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
+    def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         check_events(z, "the inverse of Flatten", (math.prod(self.shape),))
         return z.reshape(len(z), *self.shape)
+
+    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
+        """See :meth:`Bijection.stretch`."""
+        return 1.0, 1.0
 
     def extra_repr(self) -> str:
         """Describe the map."""
@@ -140,23 +149,29 @@ class FactorOut(Bijection):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
-        out, kept = self._split(x)
+        out, kept = self.split(x)
         return torch.cat([out.flatten(1), self.rest(kept)], dim=1)
 
-    def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_logdet(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
-        out, kept = self._split(x)
+        out, kept = self.split(x)
         z, total = self.rest.forward_and_logdet(kept, logdet=logdet)
         return torch.cat([out.flatten(1), z], dim=1), total
 
-    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:
+    def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:
         """See :meth:`Bijection.inverse`."""
         check_events(z, "the inverse of FactorOut", (math.prod(self.shape),))
         n_out = math.prod(self.out_shape)
         out = z[:, :n_out].reshape(len(z), *self.out_shape)
-        return torch.cat([out, self.rest.inverse(z[:, n_out:], solve=solve)], dim=1)
+        return torch.cat([out, self.rest.inverse(z[:, n_out:], solver=solver, report=report)], dim=1)
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:
+        """See :meth:`Bijection.stretch`; half of the channels stay as they are."""
+        lower, upper = self.rest.stretch(lipschitz)
+        return min(1.0, lower), max(1.0, upper)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (N, C // 2, H, W), (N, C - C // 2, H, W)
+        """Split the channels into those that leave and those that go on."""
         check_events(x, "FactorOut", self.shape)
         return x.split([self.out_shape[0], self.rest_channels], dim=1)  # pyright: ignore[reportReturnType]
 
@@ -196,7 +211,7 @@ class InjectivePad(Bijection):
         self,
         x: Tensor,  # noqa: ARG002
         *,
-        logdet: LogDetEstimator | None = None,  # noqa: ARG002
+        logdet: LogDets | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """Refuse: a padded image has no density."""
         raise IResNetError(
@@ -204,20 +219,24 @@ class InjectivePad(Bijection):
             "only, and Squeeze for densities"
         )
 
-    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:  # noqa: ARG002
+    def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """Drop the appended channels."""
         check_events(z, "the inverse of InjectivePad", (None, None, None))
         if z.shape[1] <= self.channels:
             raise IResNetError(f"the inverse of InjectivePad drops {self.channels} channels, got {z.shape[1]}")
         return z[:, : z.shape[1] - self.channels]
 
+    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
+        """See :meth:`Bijection.stretch`."""
+        return 1.0, 1.0
+
     def extra_repr(self) -> str:
         """Describe the map."""
         return f"channels={self.channels}"
 
 
-def latent_parts(bijection: Callable[[Tensor], Tensor]) -> list[tuple[int, ...] | None]:
-    """Shapes (C, H, W) of the images that leave a model at its scales and make up its latent vectors, in their order.
+def latent_shapes(bijection: Callable[[Tensor], Tensor]) -> list[tuple[int, ...] | None]:
+    """Return the shapes (C, H, W) of the images that make up a latent vector, one for each scale that leaves the model.
 
     Args:
         bijection: a map that ends by flattening an image, of which :class:`FactorOut` may have taken parts before.
@@ -226,17 +245,55 @@ def latent_parts(bijection: Callable[[Tensor], Tensor]) -> list[tuple[int, ...] 
         The shapes, one for each scale; None for the last when it is not known to be an image.
 
     Example:
-        >>> latent_parts(Chain([Squeeze(), FactorOut((4, 8, 8), Chain([Squeeze(), Flatten((8, 4, 4))]))]))
+        >>> latent_shapes(Chain([Squeeze(), FactorOut((4, 8, 8), Chain([Squeeze(), Flatten((8, 4, 4))]))]))
         [(2, 8, 8), (8, 4, 4)]
-        >>> latent_parts(Flatten((5,)))
+        >>> latent_shapes(Flatten((5,)))
         [None]
     """
     match bijection:
         case Chain() if len(bijection.bijections):
-            return latent_parts(bijection.bijections[-1])
+            return latent_shapes(bijection.bijections[-1])
         case FactorOut():
-            return [bijection.out_shape, *latent_parts(bijection.rest)]
+            return [bijection.out_shape, *latent_shapes(bijection.rest)]
         case Flatten() if len(bijection.shape) == 3:
             return [bijection.shape]
         case _:
             return [None]
+
+
+def trace(
+    bijection: Bijection,
+    x: Tensor,  # (N, *E)
+    *,
+    density: bool = True,
+) -> Generator[tuple[Bijection, tuple[Tensor, ...]], None, Tensor]:
+    """Run a bijection and yield what comes out of each bijection that it consists of, in the order of the data.
+
+    Args:
+        bijection: the map; those that a :class:`Chain` or a :class:`FactorOut` holds are run one by one.
+        x: data.
+        density: whether to compute log-determinants.
+
+    Yields:
+        The bijection, and its z or (z, logdet).
+
+    Returns:
+        z of the whole.
+
+    Example:
+        >>> chain = Chain([Squeeze(), Flatten((4, 1, 1))])
+        >>> [(type(inner).__name__, tuple(z.shape)) for inner, (z, _) in trace(chain, torch.ones(2, 1, 2, 2))]
+        [('Squeeze', (2, 4, 1, 1)), ('Flatten', (2, 4))]
+    """
+    match bijection:
+        case Chain():
+            for inner in bijection.bijections:
+                x = yield from trace(inner, x, density=density)  # pyright: ignore[reportArgumentType]
+            return x
+        case FactorOut():
+            out, kept = bijection.split(x)
+            z = yield from trace(bijection.rest, kept, density=density)
+            return torch.cat([out.flatten(1), z], dim=1)
+    outputs = bijection.forward_and_logdet(x) if density else (bijection(x),)
+    yield bijection, outputs
+    return outputs[0]

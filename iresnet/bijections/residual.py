@@ -1,31 +1,28 @@
 """The heart: z = x + g(x) with a contraction g."""
 
-__all__ = ["ResidualBlock", "logdet_of_one_part"]
+__all__ = ["RandomChunk", "ResidualBlock"]
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from iresnet.bijections.base import Bijection, Solve, check_dtype, check_events
-from iresnet.bijections.memory import MEMORY, Ways, compiled, linearize_held, same_shape
-from iresnet.bijections.part import one_part
+from iresnet.accelerated import Anderson
+from iresnet.bijections.base import Bijection, LogDets, Report, check_dtype, check_events
+from iresnet.bijections.memory import MEMORY, Directions, compiled, linearize_held, same_shape
 from iresnet.bounds import upper_bound
 from iresnet.devices import in_a_checkpoint, is_readable, is_transforming
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.implicit import Product, implicit, solve_linear
 from iresnet.jacobian import Linearization, linearize
 from iresnet.lipschitz import hold_weights
-from iresnet.logdet import LogDetEstimator, default_logdet
+from iresnet.logdet import LogDetEstimate, LogDetEstimator, default_logdet
 from iresnet.operators import channels_last
 from iresnet.precision import default_precision, use_precision
-from iresnet.solvers import Anderson, Solution, Solver, warn_unless_converged
+from iresnet.solvers import Solution, Solver, warn_unless_converged
 
 
 class ResidualBlock(Bijection):
@@ -105,34 +102,42 @@ class ResidualBlock(Bijection):
         x = channels_last(x)
         with default_precision(training=self.training, device=x.device), hold_weights(self.g):
             self._check_independence(x)
-            return self._run(self._ways.forward)(self.g, x)
+            return self._run(self._directions.forward)(self.g, x)
 
-    def forward_and_logdet(self, x: Tensor, *, logdet: LogDetEstimator | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_logdet(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         self._check(x)
         x = channels_last(x)
-        estimator = logdet or self.logdet or default_logdet(x.shape[1:].numel(), training=self.training)
+        given = logdet.get(self) if isinstance(logdet, Mapping) else logdet
+        estimator = given or self.logdet or default_logdet(x.shape[1:].numel(), training=self.training)
         _check_kind(estimator, LogDetEstimator, "a log-determinant", "logdet=ir.Exact()")
-        forward, forward_and_logdet = self._run(self._ways.forward), self._run(self._ways.forward_and_logdet)
         with default_precision(training=self.training, device=x.device), hold_weights(self.g):
             self._check_independence(x)
-            z, value = one_part(
-                lambda x: forward(self.g, x),
-                lambda x: forward_and_logdet(self.g, x, estimator),
-                x,
-                _PARTS.get().get(self, 1),
-            )
+            if isinstance(estimator, RandomChunk) and 1 < estimator.n_chunks <= len(x):
+                z, value = self._of_one_chunk(x, estimator)
+            else:
+                z, value = self._run(self._directions.forward_and_logdet)(self.g, x, estimator)
         if not is_transforming():  # whose tensors do not outlive it
             self.last_logdet = value.detach()
         return z, value
+
+    def _of_one_chunk(self, x: Tensor, chunk: "RandomChunk") -> tuple[Tensor, Tensor]:
+        """Map all samples, and estimate the log-determinants of one chunk."""
+        forward = self._run(self._directions.forward)
+        before, chosen, after = chunk.draw(x)
+        z, logdet = self._run(self._directions.forward_and_logdet)(self.g, chosen, chunk.estimator)
+        z_before, z_after = (forward(self.g, others) if len(others) else others for others in (before, after))
+        z = torch.cat([z_before, z, z_after])
+        logdet = chunk.n_chunks * logdet
+        return z, torch.cat([logdet.new_zeros(len(before)), logdet, logdet.new_zeros(len(after))])
 
     def _check(self, x: Tensor) -> None:
         check_events(x, "a residual block")
         check_dtype(x, "a residual block", self.g)
 
     @property
-    def _ways(self) -> Ways:
-        """What to keep: all under transforms of torch.func, and where a checkpoint cannot run early gradients again."""
+    def _directions(self) -> Directions:
+        """Keep all under transforms of torch.func, and where a checkpoint cannot run early gradients again."""
         all_of_it = is_transforming() or (self.memory == "early" and in_a_checkpoint())
         return MEMORY["keep" if all_of_it else self.memory]
 
@@ -182,7 +187,7 @@ class ResidualBlock(Bijection):
                 lambda x, active: z[active] - same_shape(self.g(x), x), z, lipschitz=bound, linearized=linearized
             )
 
-    def inverse(self, z: Tensor, *, solve: Solve | None = None) -> Tensor:
+    def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:
         r"""Solve x + g(x) = z; see :meth:`Bijection.inverse`.
 
         The gradient is implicit, whatever the solver did: with upstream gradient a, :math:`u = (I + J^T)^{-1} a` at the
@@ -199,7 +204,11 @@ class ResidualBlock(Bijection):
             )
         if forward_ad._current_level >= 0 and not is_transforming():
             raise IResNetError("an inverse has no derivatives by dual numbers; use torch.func.jvp or torch.func.jacfwd")
-        solution = solve(self, z.detach()) if solve else self._solve_or_warn(z.detach())
+        solution = self.solve(z.detach(), solver=solver, lipschitz=math.inf)
+        if report:
+            report(self, solution)
+        else:
+            warn_unless_converged("the inverse of a residual block", solution, solver or self.solver)
         if not (torch.is_grad_enabled() or is_transforming()):
             return solution.value
         with use_precision("float32", z.device), hold_weights(self.g, iterate=False):
@@ -221,42 +230,54 @@ class ResidualBlock(Bijection):
         check_dtype(z, "the inverse of a residual block", self.g)
         return z
 
-    def _solve_or_warn(self, z: Tensor) -> Solution:
-        solution = self.solve(z, lipschitz=math.inf)
-        warn_unless_converged("the inverse of a residual block", solution, self.solver)
-        return solution
+    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:
+        """See :meth:`Bijection.stretch`."""
+        bound = lipschitz(self.g)
+        return max(0.0, 1 - bound), 1 + bound
 
     def _solve_linear(self, product: Product, b: Tensor) -> Tensor:
         with hold_weights(self.g, iterate=False):
             return solve_linear(product, b, solver=self.solver)
 
 
-_PARTS: ContextVar[Mapping[ResidualBlock, int]] = ContextVar("parts", default=MappingProxyType({}))
+class RandomChunk(LogDetEstimator):
+    r"""Log-determinants of a random chunk of each batch; their expectation is that of the whole batch.
 
+    .. math:: n \log\det(I + J) \text{ for the samples in the chunk, } 0 \text{ for the others}
 
-@contextmanager
-def logdet_of_one_part(module: nn.Module, n_parts: int) -> Iterator[None]:
-    """Estimate log-determinants on one of so many parts of each batch, for the duration of the context.
-
-    For training alone: each block draws its own part, whose log-determinants count ``n_parts`` times while all others
-    are zero. Values and gradients keep their expectations, those of a single sample say little.
+    For training: given to a residual block, the other samples cost no log-determinant. Values and gradients of every
+    sample keep their expectation, so that the mean over the batch is that of the chunk.
 
     Args:
-        module: the residual blocks inside it do so.
-        n_parts: how many parts; 1 for the whole batch.
+        estimator: of the log-determinants of the chunk.
+        n_chunks: n, in how many chunks a batch is divided; a smaller batch is not.
 
     Example:
-        >>> block = ResidualBlock(nn.Linear(2, 2))
-        >>> with logdet_of_one_part(block, 2):
-        ...     int((block.forward_and_logdet(torch.ones(6, 2))[1] == 0).sum())
+        >>> import iresnet as ir
+        >>> block = ir.ResidualBlock(ir.networks.mlp(2, 8))
+        >>> z, logdet = block.forward_and_logdet(torch.ones(6, 2), logdet=RandomChunk(ir.Exact(), 2))
+        >>> int((logdet == 0).sum())
         3
     """
-    blocks = (m for m in module.modules() if isinstance(m, ResidualBlock))
-    token = _PARTS.set(dict.fromkeys(blocks, n_parts))
-    try:
-        yield
-    finally:
-        _PARTS.reset(token)
+
+    def __init__(self, estimator: LogDetEstimator, n_chunks: int):
+        self.estimator = estimator
+        self.n_chunks = n_chunks
+
+    def draw(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split a batch into the samples before, in and after a random chunk."""
+        chosen = int(torch.randint(self.n_chunks, ()))
+        sizes = [len(chunk) for chunk in x.tensor_split(self.n_chunks)]
+        before, chunk, after = x.split([sum(sizes[:chosen]), sizes[chosen], sum(sizes[chosen + 1 :])])
+        return before, chunk, after
+
+    def prepare(self, jacobian: Linearization) -> Callable[[Linearization], Tensor]:
+        """Estimate the log-determinants of all samples; a residual block takes one chunk of them."""
+        return self.estimator.prepare(jacobian)
+
+    def estimate(self, jacobian: Linearization, *, lipschitz: float = math.inf) -> LogDetEstimate:
+        """Estimate the log-determinants of all samples and report on them."""
+        return self.estimator.estimate(jacobian, lipschitz=lipschitz)
 
 
 def _check_kind(part: Any, kind: type, what: str, example: str) -> None:

@@ -183,10 +183,10 @@ def _standard_error(tree: dict[str, Any]) -> float:
 
 def _other(name: str, data_dir: "str | Path | None", dataset: "Dataset", split: str) -> "tuple[str, tuple[Split, str]]":
     """The name of other data, and their examples in the form of the model's own, with how they came to it."""
-    from iresnet.data import alike, load
+    from iresnet.data import load, match_format
 
     other = load(name, data_dir, like=dataset.columns)
-    return other.name, alike(other, split, dataset.shape, dataset.levels, dataset.columns)
+    return other.name, match_format(other, split, dataset.shape, dataset.levels, dataset.columns)
 
 
 def _evaluated(

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from iresnet.bijections import Bijection, ResidualBlock
+from iresnet.bijections import Bijection
 from iresnet.data import Batches, Split
 from iresnet.devices import device_of
 from iresnet.evaluation.draws import noisy, shared
@@ -190,11 +190,10 @@ def _round_trip(bijection: Bijection, x: Tensor, solver: Solver) -> tuple[Tensor
     """Errors of the elements, (N, D), evaluations a block, (N,), and which examples converged, (N,)."""
     solutions: list[Solution] = []
 
-    def solve(block: ResidualBlock, z: Tensor) -> Solution:
-        solutions.append(block.solve(z, solver=solver, lipschitz=math.inf))
-        return solutions[-1]
+    def report(_: nn.Module, solution: Solution) -> None:
+        solutions.append(solution)
 
-    error = (bijection.inverse(bijection(x), solve=solve) - x).abs().flatten(1).cpu()
+    error = (bijection.inverse(bijection(x), solver=solver, report=report) - x).abs().flatten(1).cpu()
     if not solutions:
         return error, error.new_zeros(len(x)), error.new_ones(len(x))
     evaluations = torch.stack([solution.evaluations for solution in solutions]).double().mean(0)

@@ -232,18 +232,11 @@ def _shard(task: Task, device: str) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device, (world_size(),))
-    task.hold = _not_at_once
     for module in list(task.modules()):
         if isinstance(module, ResidualBlock):
             fully_shard(module, mesh=mesh)
             register_fsdp_forward_method(module, "forward_and_logdet")
     fully_shard(task, mesh=mesh)
-
-
-@contextmanager
-def _not_at_once(module: nn.Module, *, iterate: bool = True) -> Iterator[None]:  # noqa: ARG001
-    """Hold nothing: the weights are not here, and each block holds its own when they are."""
-    yield
 
 
 SHARDINGS: dict[str, Callable[..., Weights]] = {"ddp": Replicated, "fsdp": Sharded}

@@ -4,19 +4,21 @@ __all__ = ["AUGMENTATIONS", "Task", "make_task"]
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iresnet.bijections import ResidualBlock, logdet_of_one_part
+from iresnet.bijections import RandomChunk, ResidualBlock
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.config import Config, TaskConfig
 from iresnet.data import Dataset, dequantize, flip, pad_crop
 from iresnet.errors import UnknownNameError
 from iresnet.flows import Density, Flow
 from iresnet.lipschitz import hold_weights
+from iresnet.logdet import LogDetEstimator, default_logdet
 from iresnet.runs import Inputs, build_model
 
 AUGMENTATIONS = {"pad-crop": lambda x: pad_crop(x, padding=4, mode="symmetric"), "flip": flip}
@@ -33,7 +35,9 @@ class Task(nn.Module):
         weights: the two weights.
         levels: values that an integer component takes, none for continuous data.
         augment: names in :data:`AUGMENTATIONS`, applied in train mode.
-        logdet_parts: in train mode, see :func:`~iresnet.bijections.logdet_of_one_part`.
+        logdet_chunks: in train mode, estimate log-determinants on a :class:`~iresnet.bijections.RandomChunk` of each
+            batch, one of so many, drawn for each block.
+        hold: whether a step normalizes all weights at once; else each block normalizes its own, when it is used.
 
     Raises:
         UnknownNameError: for an unknown augmentation.
@@ -53,7 +57,8 @@ class Task(nn.Module):
         *,
         levels: int | None,
         augment: Sequence[str] = (),
-        logdet_parts: int = 1,
+        logdet_chunks: int = 1,
+        hold: bool = True,
     ):
         super().__init__()
         for name in augment:
@@ -63,8 +68,8 @@ class Task(nn.Module):
         self.weights = weights
         self.levels = levels
         self.augment = tuple(augment)
-        self.logdet_parts = logdet_parts
-        self.hold = hold_weights  # of the whole model, unless each block is to hold its own
+        self.logdet_chunks = logdet_chunks
+        self.hold = hold
 
     def forward(
         self,
@@ -83,8 +88,7 @@ class Task(nn.Module):
             iterate: whether power iterations advance in train mode; once for each step of the optimizer.
         """
         x = self.augmented(x) if self.training else x
-        part = logdet_of_one_part(self.model, self.logdet_parts if self.training else 1)
-        with self.hold(self.model, iterate=iterate), part:
+        with hold_weights(self.model, iterate=iterate) if self.hold else nullcontext():
             density, logits = self._outputs(x)
         loss, metrics = x.new_zeros((), dtype=next(self.model.parameters()).dtype), {}
         if density is not None:
@@ -104,16 +108,25 @@ class Task(nn.Module):
         return x
 
     def _outputs(self, x: Tensor) -> tuple[Density | None, Tensor | None]:
-        """Densities and logits, as far as the model has them."""
+        """Return densities and logits, as far as the model has them."""
         match self.model:
             case Flow():
-                return self.model.density(dequantize(x, levels=self.levels)), None
+                return self.model.density(dequantize(x, levels=self.levels), logdet=self._logdets()), None
             case Hybrid():
-                return self.model.density_and_logits(dequantize(x, levels=self.levels))
+                return self.model.density_and_logits(dequantize(x, levels=self.levels), logdet=self._logdets())
             case Classifier():
                 return None, self.model(x.float())
             case _:
                 raise TypeError(f"a Task trains a Flow, Classifier or Hybrid, got {type(self.model).__name__}")
+
+    def _logdets(self) -> dict[nn.Module, LogDetEstimator] | None:
+        """Return estimators on random chunks for all residual blocks, or None for their own."""
+        if not self.training or self.logdet_chunks == 1:
+            return None
+        blocks = (module for module in self.model.modules() if isinstance(module, ResidualBlock))
+        return {
+            block: RandomChunk(block.logdet or default_logdet(1, training=True), self.logdet_chunks) for block in blocks
+        }
 
 
 class _Mean(torch.autograd.Function):
@@ -146,7 +159,8 @@ def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
         config.task,
         levels=dataset.levels,
         augment=config.data.augment,
-        logdet_parts=config.train.logdet_parts,
+        logdet_chunks=config.train.logdet_parts,
+        hold=config.train.sharding == "ddp",  # sharded weights are there when their block is used
     )
     task.augmented(dataset.train.x[:1])
     for module in task.modules() if config.train.compile else ():

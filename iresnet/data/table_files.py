@@ -1,20 +1,19 @@
 """Files of tables: text and Parquet, read column by column."""
 
 __all__ = [
-    "LARGEST",
     "MISSING",
-    "ParquetSource",
-    "Source",
-    "TextSource",
-    "check_apart",
-    "is_integer",
+    "TABLE_FILES",
+    "ParquetTable",
+    "TableFile",
+    "TextTable",
+    "check_distinct",
     "is_number",
 ]
 
 import csv
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,18 +23,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from iresnet.data.reading import raw_bytes, reading
+from iresnet.data.storage import raw_bytes, reading
 from iresnet.errors import DataError
 
-LARGEST = float(np.finfo(np.float32).max)
-EXACT = 2.0**53
-"""Up to here float64 holds every integer."""
 MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
-"""How files write that a value is missing, in lower case."""
+"""Texts that stand for a missing value, in lower case."""
+_LARGEST = float(np.finfo(np.float32).max)
+_EXACT = 2.0**53
+"""Largest number up to which float64 holds every integer."""
 
 
-class Source(ABC):
-    """A file of a table.
+class TableFile(ABC):
+    """File of a table, opened.
 
     Attributes:
         path: the file.
@@ -48,45 +47,41 @@ class Source(ABC):
 
     @property
     def width(self) -> int:
-        """How many columns there are."""
+        """Number of columns."""
         return len(self.names)
 
     @property
     def titles(self) -> list[str]:
-        """What options call the columns."""
+        """Names that options use for the columns."""
         return [self.title(i) for i in range(self.width)]
 
     def title(self, column: int) -> str:
-        """The name, or ``column 3`` without one."""
+        """Return the name of a column, or ``column 3`` without one."""
         return self.names[column] or f"column {column + 1}"
 
-    def called(self, column: int) -> str:
-        """A column in a message: name and position."""
+    def describe(self, column: int) -> str:
+        """Name a column in a message, by position and name."""
         return f"column {column + 1}" + (f" ({self.names[column]})" if self.names[column] else "")
 
-    def drop(self, column: int) -> str:
-        """How to leave a column out, for a message."""
-        return f"drop the column (--data.drop '{self.title(column)}')"
+    @abstractmethod
+    def locate(self, row: int, column: int) -> str:
+        """Name the file, line and column of a value in a message."""
 
     @abstractmethod
-    def place(self, row: int, column: int) -> str:
-        """Where a value stands."""
-
-    @abstractmethod
-    def numbers(self, columns: Sequence[int], *, missing: bool) -> np.ndarray:  # (N, D) float64
-        """The values of columns of finite numbers.
+    def read_numbers(self, columns: Sequence[int], *, missing: bool) -> np.ndarray:  # (N, D) float64
+        """Read columns of finite numbers.
 
         Args:
-            columns: which.
-            missing: take NaN for what is missing, which is refused otherwise.
+            columns: their positions, from 0.
+            missing: read a missing value as NaN instead of refusing it.
 
         Raises:
-            DataError: anything else, with its place.
+            DataError: a value is no finite number, or integers would merge; names file, line and column.
         """
 
     @abstractmethod
-    def texts(self, column: int) -> list[str]:
-        """The values of a column as text; empty where one is missing."""
+    def read_texts(self, column: int) -> list[str]:
+        """Read a column as text; empty where a value is missing."""
 
     def check_names(self, used: Sequence[int]) -> None:
         """Refuse columns that have no name where others have.
@@ -103,10 +98,14 @@ class Source(ABC):
                     f"numbers the rows, drop it (--data.drop 'column {i + 1}')"
                 )
 
-    def fault(self, row: int, column: int, value: str) -> DataError:
-        """The error of a value that is no finite number."""
+    def _check_distinct(self, column: int, values: Iterable[Any], x: np.ndarray) -> None:
+        drop = f"drop the column (--data.drop '{self.title(column)}')"
+        check_distinct(f"{self.path}, {self.describe(column)}", values, x, drop)
+
+    def not_a_number(self, row: int, column: int, value: str) -> DataError:
+        """Return the error for a value that is no finite number."""
         title = self.title(column)
-        numbers = [is_number(text) for text in self.texts(column)]
+        numbers = [is_number(text) for text in self.read_texts(column)]
         if value.lower() in MISSING:
             advice = (
                 f"fill it in, have it replaced by another of the column (--data.impute true), or drop the column "
@@ -119,11 +118,11 @@ class Source(ABC):
             )
         else:
             advice = "correct or remove the line"
-        return DataError(f"{self.place(row, column)}: expected a finite number, got '{value[:50]}'; {advice}")
+        return DataError(f"{self.locate(row, column)}: expected a finite number, got '{value[:50]}'; {advice}")
 
 
 def is_number(field: str) -> bool:
-    """Whether a text is a number, or says that there is none.
+    """Return whether a text is a number, NaN included.
 
     Example:
         >>> is_number("1e3"), is_number("red")
@@ -136,35 +135,24 @@ def is_number(field: str) -> bool:
     return True
 
 
-def is_integer(values: np.ndarray) -> bool:
-    """Whether all values, but for NaN, are integers.
-
-    Example:
-        >>> is_integer(np.array([1.0, np.nan, 3.0])), is_integer(np.array([0.5]))
-        (True, False)
-    """
-    known = values[~np.isnan(values)]
-    return bool(np.isfinite(known).all() and (known == np.round(known)).all())
-
-
-def check_apart(where: str, values: Iterable[Any], x: np.ndarray, drop: str) -> None:  # (N,)
-    """Refuse a column in which integers that differ became one number in float64.
+def check_distinct(where: str, values: Iterable[Any], x: np.ndarray, drop: str) -> None:  # (N,)
+    """Refuse a column in which different integers became one number in float64.
 
     Args:
         where: the column, for the message.
         values: as the file has them, without loss; only looked at when some are large.
         x: the same in float64.
-        drop: how to leave the column out.
+        drop: advice on leaving the column out, for the message.
 
     Raises:
         DataError: says how many numbers are left.
 
     Example:
-        >>> check_apart("t.csv, column 1", [2**60, 2**60 + 1], np.array([2.0**60, 2.0**60]), "drop it")
+        >>> check_distinct("t.csv, column 1", [2**60, 2**60 + 1], np.array([2.0**60, 2.0**60]), "drop it")
         Traceback (most recent call last):
         iresnet.errors.DataError: t.csv, column 1: 2 different integers beyond 2**53 become 1 in float64; subtract ...
     """
-    large = np.abs(x) > EXACT
+    large = np.abs(x) > _EXACT
     if not large.any():
         return
     n, left = len({value for value, is_large in zip(values, large, strict=True) if is_large}), len(np.unique(x[large]))
@@ -181,13 +169,13 @@ def check_apart(where: str, values: Iterable[Any], x: np.ndarray, drop: str) -> 
 _DELIMITERS = (",", ";", "\t", "|")
 
 
-class TextSource(Source):
-    """A table whose columns are separated by a mark, or by white space.
+class TextTable(TableFile):
+    """Table in a text file, with columns separated by a delimiter or by white space.
 
     Args:
         path: the file.
         names: of the columns.
-        delimiter: the mark; none for white space.
+        delimiter: a character; none for white space.
         lines: those of data, with their numbers in the file.
     """
 
@@ -197,8 +185,8 @@ class TextSource(Source):
         self.lines = lines
 
     @classmethod
-    def read(cls, path: Path) -> "TextSource":
-        """Read a file, and tell its header from its rows.
+    def read(cls, path: Path) -> "TextTable":
+        """Read the lines of a file, and separate the header from the rows.
 
         Raises:
             DataError: no text, no rows, or a header that names no columns.
@@ -208,7 +196,7 @@ class TextSource(Source):
         lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
         if not lines:
             raise DataError(f"{path}: expected a table of numbers, got an empty file")
-        delimiter = _delimiter(lines[0][1])
+        delimiter = _find_delimiter(lines[0][1])
         first = _fields(lines[0][1], delimiter)
         header = _is_header(path, first, [_fields(line, delimiter) for _, line in lines[1:11]])
         if header and len(lines) == 1:
@@ -220,25 +208,25 @@ class TextSource(Source):
             )
         return cls(path, first if header else [""] * len(first), delimiter, lines[1:] if header else lines)
 
-    def place(self, row: int, column: int) -> str:
-        """See :meth:`Source.place`."""
-        return f"{self.path}, line {self.lines[row][0]}, {self.called(column)}"
+    def locate(self, row: int, column: int) -> str:
+        """See :meth:`TableFile.locate`."""
+        return f"{self.path}, line {self.lines[row][0]}, {self.describe(column)}"
 
-    def numbers(self, columns: Sequence[int], *, missing: bool) -> np.ndarray:
-        """See :meth:`Source.numbers`."""
-        x = None if missing or not columns else self._fast(columns)
-        if x is None or len(x) != len(self.lines) or not self._even() or not (np.abs(x) <= LARGEST).all():
-            x = self._careful(columns, missing)
+    def read_numbers(self, columns: Sequence[int], *, missing: bool) -> np.ndarray:
+        """See :meth:`TableFile.read_numbers`."""
+        x = None if missing or not columns else self._read_fast(columns)
+        if x is None or not (np.abs(x) <= _LARGEST).all():
+            x = self._read_checked(columns, missing)
         for column, values in zip(columns, x.T, strict=True):
             texts = (fields[column] for fields in self._rows())
             exact = (None if text.lower() in MISSING else Decimal(text) for text in texts)
-            check_apart(f"{self.path}, {self.called(column)}", exact, values, self.drop(column))
+            self._check_distinct(column, exact, values)
         return x
 
-    def _fast(self, columns: Sequence[int]) -> np.ndarray | None:
-        """All numbers at once; nothing when there is anything else."""
+    def _read_fast(self, columns: Sequence[int]) -> np.ndarray | None:
+        """Read all numbers at once; return None when there is anything else, or a line of another width."""
         try:
-            return np.loadtxt(
+            x = np.loadtxt(
                 io.StringIO("\n".join(line for _, line in self.lines)),
                 delimiter=self.delimiter,
                 usecols=columns,
@@ -248,28 +236,25 @@ class TextSource(Source):
             )
         except ValueError:
             return None
+        even = len(x) == len(self.lines) and all(self._count_fields(line) == self.width for _, line in self.lines)
+        return x if even else None  # NumPy passes over surplus fields
 
-    def _even(self) -> bool:
-        """Whether every line has as many columns as the first; selecting columns hides surplus ones."""
+    def _count_fields(self, line: str) -> int:
+        simple = self.delimiter is not None and '"' not in line
+        return line.count(str(self.delimiter)) + 1 if simple else len(_fields(line, self.delimiter))
 
-        def width(line: str) -> int:
-            simple = self.delimiter is not None and '"' not in line
-            return line.count(str(self.delimiter)) + 1 if simple else len(_fields(line, self.delimiter))
-
-        return all(width(line) == self.width for _, line in self.lines)
-
-    def _careful(self, columns: Sequence[int], missing: bool) -> np.ndarray:
-        """Number by number, so that the first that is none can be named."""
+    def _read_checked(self, columns: Sequence[int], missing: bool) -> np.ndarray:
+        """Read number by number, so that an error names the first value that is none."""
         x = np.empty((len(self.lines), len(columns)))
         for row, fields in enumerate(self._rows()):
             for i, column in enumerate(columns):
                 field = fields[column]
                 if missing and field.lower() in MISSING:
                     x[row, i] = np.nan
-                elif is_number(field) and abs(float(field)) <= LARGEST:
+                elif is_number(field) and abs(float(field)) <= _LARGEST:
                     x[row, i] = float(field)
                 else:
-                    raise self.fault(row, column, field)
+                    raise self.not_a_number(row, column, field)
         return x
 
     def _rows(self) -> Iterator[list[str]]:
@@ -279,8 +264,8 @@ class TextSource(Source):
                 raise DataError(f"{self.path}, line {number}: expected {self.width} columns, got {len(fields)}")
             yield fields
 
-    def texts(self, column: int) -> list[str]:
-        """See :meth:`Source.texts`."""
+    def read_texts(self, column: int) -> list[str]:
+        """See :meth:`TableFile.read_texts`."""
         values = [fields[column] for fields in self._rows()]
         return ["" if value.lower() in MISSING else value for value in values]
 
@@ -291,15 +276,15 @@ def _fields(line: str, delimiter: str | None) -> list[str]:
     return [field.strip() for field in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
 
 
-def _delimiter(line: str) -> str | None:
-    mark = next((mark for mark in _DELIMITERS if mark in line), None)
-    if mark == "\t" and any(is_number(field.split()[0]) for field in line.split(mark) if len(field.split()) > 1):
+def _find_delimiter(line: str) -> str | None:
+    found = next((delimiter for delimiter in _DELIMITERS if delimiter in line), None)
+    if found == "\t" and any(is_number(field.split()[0]) for field in line.split(found) if len(field.split()) > 1):
         return None  # tabs among other white space, as in "1 \t2   3"
-    return mark
+    return found
 
 
 def _is_header(path: Path, first: list[str], rows: list[list[str]]) -> bool:
-    """Whether a first line holds names: no numbers, or those of the columns, as of a frame without names."""
+    """Return whether a first line is a header: no numbers, or those of the columns, as pandas writes them."""
     if not any(map(is_number, first)):
         return True
     numbered = [field for i, field in enumerate(first) if field or i > 0]  # row numbers have no name
@@ -318,8 +303,8 @@ def _is_header(path: Path, first: list[str], rows: list[list[str]]) -> bool:
 # -- Parquet -----------------------------------------------------------------------------------------------------------
 
 
-class ParquetSource(Source):
-    """A table with typed columns.
+class ParquetTable(TableFile):
+    """Table in a Parquet file, with typed columns.
 
     Args:
         path: the file.
@@ -331,8 +316,8 @@ class ParquetSource(Source):
         self.content = content
 
     @classmethod
-    def read(cls, path: Path) -> "ParquetSource":
-        """Read a file.
+    def read(cls, path: Path) -> "ParquetTable":
+        """Read all columns of a file.
 
         Raises:
             DataError: it is damaged, or has no rows.
@@ -349,18 +334,16 @@ class ParquetSource(Source):
             )
         return cls(path, content)
 
-    def place(self, row: int, column: int) -> str:
-        """See :meth:`Source.place`."""
-        return f"{self.path}, row {row + 1}, {self.called(column)}"
+    def locate(self, row: int, column: int) -> str:
+        """See :meth:`TableFile.locate`."""
+        return f"{self.path}, row {row + 1}, {self.describe(column)}"
 
-    def numbers(self, columns: Sequence[int], *, missing: bool) -> np.ndarray:
-        """See :meth:`Source.numbers`."""
-        return np.stack([self._number(i, missing) for i in columns], axis=1) if columns else np.empty((len(self), 0))
+    def read_numbers(self, columns: Sequence[int], *, missing: bool) -> np.ndarray:
+        """See :meth:`TableFile.read_numbers`."""
+        x = [self._read_number(i, missing) for i in columns]
+        return np.stack(x, axis=1) if x else np.empty((self.content.num_rows, 0))
 
-    def __len__(self) -> int:
-        return self.content.num_rows
-
-    def _number(self, column: int, missing: bool) -> np.ndarray:  # (N,)
+    def _read_number(self, column: int, missing: bool) -> np.ndarray:  # (N,)
         values = self.content.column(column)
         kind = values.type
         if not (
@@ -369,27 +352,33 @@ class ParquetSource(Source):
             title = self.title(column)
             remedy = f" or make features of its categories (--data.one-hot '{title}')" * _is_text(kind)
             raise DataError(
-                f"{self.path}, {self.called(column)}: expected numbers, got {kind}; drop the column "
+                f"{self.path}, {self.describe(column)}: expected numbers, got {kind}; drop the column "
                 f"(--data.drop '{title}'){remedy}"
             )
         x = values.cast(pa.uint8() if kind == pa.bool_() else kind).cast(pa.float64(), safe=False).to_numpy()
-        bad = np.isinf(x) | (np.abs(x) > LARGEST) | (np.isnan(x) & (not missing))
+        bad = np.isinf(x) | (np.abs(x) > _LARGEST) | (np.isnan(x) & (not missing))
         if bad.any():
             row = int(bad.argmax())
-            raise self.fault(row, column, "" if np.isnan(x[row]) else str(x[row]))
+            raise self.not_a_number(row, column, "" if np.isnan(x[row]) else str(x[row]))
         if not pa.types.is_floating(kind):
-            where = f"{self.path}, {self.called(column)}"
-            check_apart(where, (value.as_py() for value in values), x, self.drop(column))
+            self._check_distinct(column, (value.as_py() for value in values), x)
         return x
 
-    def texts(self, column: int) -> list[str]:
-        """See :meth:`Source.texts`."""
+    def read_texts(self, column: int) -> list[str]:
+        """See :meth:`TableFile.read_texts`."""
         values = self.content.column(column)
         if not (_is_text(values.type) or pa.types.is_primitive(values.type)):
-            raise DataError(f"{self.path}, {self.called(column)}: expected classes or categories, got {values.type}")
+            raise DataError(f"{self.path}, {self.describe(column)}: expected classes or categories, got {values.type}")
         found = pc.fill_null(values.cast(pa.string()), "").to_pylist()
         return ["" if value.lower() in MISSING else value for value in found]
 
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+
+
+#: Functions that open a table, by the suffix of the file; a text file may also be compressed, with ``.gz`` after it.
+TABLE_FILES: dict[str, Callable[[Path], TableFile]] = {
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".data", ".dat"), TextTable.read),
+    ".parquet": ParquetTable.read,
+}

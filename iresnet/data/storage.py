@@ -1,13 +1,14 @@
-"""Find, fetch and read files: where data are looked for, and failures to read in one line."""
+"""Files of data sets: folders in which they are looked for, downloads, and errors that name what cannot be read."""
 
 __all__ = [
     "HubFiles",
     "VARIABLE",
+    "candidate_paths",
     "check_md5",
+    "data_folders",
     "fetch",
     "raw_bytes",
     "reading",
-    "roots",
     "user_cache",
 ]
 
@@ -33,9 +34,9 @@ def reading(path: Path | str, what: str, remedy: str = "get it again") -> Iterat
     """Turn any failure to read ``path`` into a :class:`~iresnet.errors.DataError`.
 
     Args:
-        path: what to name in the error.
-        what: what the file should be, such as ``"gzip file"``.
-        remedy: what to do about it.
+        path: name of the file in the error message.
+        what: the expected kind of file, such as ``"gzip file"``.
+        remedy: advice for the user.
 
     Raises:
         DataError: the body raised.
@@ -93,7 +94,7 @@ def check_md5(path: Path, expected: str) -> None:
     Example:
         >>> check_md5(Path(__file__), "0" * 32)
         Traceback (most recent call last):
-        iresnet.errors.DataError: ...reading.py: expected md5 00000000000000000000000000000000, got ...
+        iresnet.errors.DataError: ...storage.py: expected md5 00000000000000000000000000000000, got ...
     """
     with reading(path, "readable file"), path.open("rb") as file:
         got = hashlib.file_digest(file, "md5").hexdigest()
@@ -124,7 +125,7 @@ def user_cache() -> Path:
     return Path(platformdirs.user_cache_dir("iresnet"))
 
 
-def roots(data_dir: str | Path | None) -> list[Path]:
+def data_folders(data_dir: str | Path | None) -> list[Path]:
     """List the folders of data sets, in the order in which they are tried.
 
     Args:
@@ -137,13 +138,33 @@ def roots(data_dir: str | Path | None) -> list[Path]:
         DataError: ``data_dir`` is not a folder.
 
     Example:
-        >>> roots(".")[0], roots(".")[-1] == user_cache()
+        >>> data_folders(".")[0], data_folders(".")[-1] == user_cache()
         (PosixPath('.'), True)
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise DataError(f"{data_dir}: expected a folder of data sets, there is none; give an existing folder")
     named = [data_dir, os.environ.get(VARIABLE)]
     return [Path(folder).expanduser() for folder in named if folder] + [user_cache()]
+
+
+def candidate_paths(data_dir: str | Path | None, *names: str | Path) -> list[Path]:
+    """List the paths at which a data set may be, in the order in which they are tried.
+
+    Args:
+        data_dir: given by the caller, or ``None``.
+        names: paths inside a folder of data sets.
+
+    Returns:
+        Every name in the first folder, then in the next one; each path once.
+
+    Raises:
+        DataError: ``data_dir`` is not a folder.
+
+    Example:
+        >>> candidate_paths(".", "uci/yacht.txt.gz", "yacht.txt.gz")[:2]
+        [PosixPath('uci/yacht.txt.gz'), PosixPath('yacht.txt.gz')]
+    """
+    return list(dict.fromkeys(folder / name for folder in data_folders(data_dir) for name in names))
 
 
 # -- the Hugging Face hub ----------------------------------------------------------------------------------------------
@@ -177,7 +198,7 @@ def fetch(hub: HubFiles, folder: Path) -> None:
     An interrupted download continues where it stopped.
 
     Args:
-        hub: what to download.
+        hub: the files to download.
         folder: where to; must not exist yet.
 
     Raises:
@@ -189,7 +210,8 @@ def fetch(hub: HubFiles, folder: Path) -> None:
         raise DataError(f"the {hub} was not fetched, since {folder} exists without its files; delete the folder")
     partial = folder.with_name(f".{folder.name}.partial")
     try:
-        _resolve(constants.ENDPOINT)
+        if not getproxies():  # without a network this fails at once; the client would retry for half a minute
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
         for file in hub.files:
             hf_hub_download(hub.repo, file, repo_type="dataset", revision=hub.revision, local_dir=partial)
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own notes
@@ -197,9 +219,3 @@ def fetch(hub: HubFiles, folder: Path) -> None:
     except Exception as error:  # the client passes on errors of several network libraries
         reason = " ".join(str(error).split())[:160]
         raise DataError(f"the {hub} could not be fetched ({type(error).__name__}: {reason})") from error
-
-
-def _resolve(endpoint: str) -> None:
-    """Fail at once without a network, where the client would retry for half a minute."""
-    if not getproxies():
-        socket.getaddrinfo(urlsplit(endpoint).hostname, None)

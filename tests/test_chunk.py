@@ -1,0 +1,110 @@
+"""Log-determinants of a random chunk of a batch have the expectation of those of all of it."""
+
+import itertools
+
+import pytest
+import torch
+from laws import CONTRACTIONS, close, contraction, randn
+
+import iresnet as ir
+from iresnet.bijections import RandomChunk, residual
+from iresnet.bijections.memory import MEMORY
+from iresnet.config import TaskConfig
+from iresnet.training.task import Task
+
+pytestmark = pytest.mark.usefixtures("default_device")
+
+CHUNKS = (2, 3, 5)
+
+
+def outcomes(run, n_chunks, n_blocks=1):
+    """What a function of no arguments gives for each choice of chunks, which are equally likely."""
+    for choice in itertools.product(range(n_chunks), repeat=n_blocks):
+        draws = iter(choice)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(residual.torch, "randint", lambda high, size, draws=draws: torch.tensor(next(draws) % high))
+            yield run()
+
+
+def everything(module, x, logdet=None):
+    """Value, log-determinants and all gradients, with weights of their own for the samples."""
+    x = x.clone().requires_grad_()
+    z, value = module.forward_and_logdet(x, logdet=logdet)
+    loss = (torch.linspace(-1, 2, len(x), dtype=x.dtype) * value).sum() + z.pow(3).sum()
+    grads = torch.autograd.grad(loss, [x, *module.parameters()], allow_unused=True, materialize_grads=True)
+    return [z.detach(), value.detach(), *grads]
+
+
+def mean(results):
+    return [torch.stack(tensors).mean(0) for tensors in zip(*results, strict=True)]
+
+
+@pytest.mark.parametrize("n_chunks", CHUNKS)
+@pytest.mark.parametrize("name", CONTRACTIONS)
+def test_the_mean_over_the_choices_is_the_whole(name, n_chunks):
+    g, x = contraction(name)
+    x = torch.cat([x, x + 0.1, x - 0.2])  # not divisible by all numbers of chunks
+    block = ir.ResidualBlock(g, logdet=ir.Exact())
+    chunk = RandomChunk(ir.Exact(), n_chunks)
+    found = mean(outcomes(lambda: everything(block, x, chunk), n_chunks))
+    close(found, everything(block, x), 1e-9)
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+def test_every_memory_gives_the_same(memory):
+    block = ir.ResidualBlock(ir.networks.mlp(3, 8).double().eval(), logdet=ir.Exact(), memory=memory)
+    x = randn(5, 3)
+    found = mean(outcomes(lambda: everything(block, x, RandomChunk(ir.Exact(), 2)), 2))
+    close(found, everything(block, x), 1e-9)
+
+
+def test_blocks_draw_chunks_of_their_own():
+    flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=4, actnorm=False, logdet=ir.Exact()).double().eval()
+    x = randn(4, 2)
+    chunk = RandomChunk(ir.Exact(), 2)
+    found = list(outcomes(lambda: everything(flow.bijection, x, chunk), 2, n_blocks=2))
+    assert len({tuple(logdet.tolist()) for _, logdet, *_ in found}) == 4
+    close(mean(found), everything(flow.bijection, x), 1e-9)
+
+
+def test_the_batch_mean_is_that_of_the_chunk():
+    block = ir.ResidualBlock(ir.networks.mlp(2, 8).eval(), logdet=ir.Exact())
+    x = torch.randn(6, 2)
+    whole = block.forward_and_logdet(x)[1]
+    chunk = RandomChunk(ir.Exact(), 3)
+    means = [logdet.mean() for _, logdet in outcomes(lambda: block.forward_and_logdet(x, logdet=chunk), 3)]
+    close(torch.stack(means), whole.view(3, 2).mean(1), 1e-6)
+
+
+def test_a_batch_of_less_than_one_a_chunk_is_not_divided():
+    block = ir.ResidualBlock(ir.networks.mlp(2, 8).eval(), logdet=ir.Exact())
+    x = torch.randn(2, 2)
+    whole = block.forward_and_logdet(x)[1]
+    close(block.forward_and_logdet(x, logdet=RandomChunk(ir.Exact(), 3))[1], whole)
+
+
+def test_one_chunk_takes_no_random_numbers():
+    block = ir.ResidualBlock(ir.networks.mlp(2, 8).eval(), logdet=ir.Exact())
+    before = torch.get_rng_state()
+    block.forward_and_logdet(torch.ones(4, 2), logdet=RandomChunk(ir.Exact(), 1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_estimators_can_be_given_to_each_block():
+    flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=4, actnorm=False, logdet=ir.Exact()).double().eval()
+    first, second = (m for m in flow.modules() if isinstance(m, ir.ResidualBlock))
+    x = randn(4, 2)
+    z, logdet = flow.bijection.forward_and_logdet(x, logdet={first: ir.PowerSeries(1, probe="fixed")})
+    middle, estimated = first.forward_and_logdet(x, logdet=ir.PowerSeries(1, probe="fixed"))
+    close(logdet, estimated + second.forward_and_logdet(middle)[1])
+    close(z, flow.bijection(x))
+
+
+@torch.no_grad()
+def test_a_task_divides_batches_in_training_only():
+    flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=4, logdet=ir.Exact())
+    task, x = Task(flow, TaskConfig(), levels=None, logdet_chunks=2), torch.randn(8, 2)
+    task(x, None)  # sets the ActNorms
+    drawn = {float(bits) for bits in (task.train()(x, None)[0] for _ in range(20))}
+    assert len(drawn) == 4  # two choices in each of two blocks
+    assert len({float(task.eval()(x, None)[0]) for _ in range(20)}) == 1
