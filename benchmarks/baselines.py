@@ -169,7 +169,7 @@ class Block2019(Bijection):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.g(x)
 
-    def forward_and_logdet(self, x: Tensor, *, logdet: None = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def forward_and_logdet(self, x: Tensor, *, logdet: object = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if x.requires_grad else x.detach().requires_grad_()
@@ -179,7 +179,7 @@ class Block2019(Bijection):
         return (z, total) if create_graph else (z.detach(), total.detach())
 
     @torch.no_grad()
-    def inverse(self, z: Tensor, *, solve: None = None) -> Tensor:  # noqa: ARG002
+    def inverse(self, z: Tensor, *, solver: object = None, report: object = None) -> Tensor:  # noqa: ARG002
         x = z
         for _ in range(self.n_inverse_steps):
             x = z - self.g(x)
@@ -216,11 +216,11 @@ class NormflowsBlock(Bijection):
     def forward(self, x: Tensor) -> Tensor:
         return self.flow.iresblock(x)
 
-    def forward_and_logdet(self, x: Tensor, *, logdet: None = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def forward_and_logdet(self, x: Tensor, *, logdet: object = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         return self.flow.inverse(x)
 
     @torch.no_grad()
-    def inverse(self, z: Tensor, *, solve: None = None) -> Tensor:  # noqa: ARG002
+    def inverse(self, z: Tensor, *, solver: object = None, report: object = None) -> Tensor:  # noqa: ARG002
         return self.flow.iresblock._inverse_fixed_point(z, **self.tolerances)
 
 
@@ -267,10 +267,10 @@ class PlainBlock(Bijection):
         x = x.contiguous(memory_format=torch.channels_last)
         return x + self.g(x)
 
-    def forward_and_logdet(self, x: Tensor, *, logdet: None = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def forward_and_logdet(self, x: Tensor, *, logdet: object = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         return self(x), x.new_zeros(len(x))
 
-    def inverse(self, z: Tensor, *, solve: None = None) -> Tensor:
+    def inverse(self, z: Tensor, *, solver: object = None, report: object = None) -> Tensor:
         raise NotImplementedError("the floor is not inverted")
 
 
