@@ -19,6 +19,7 @@ from torch import Tensor
 import iresnet as ir
 from iresnet.data import dequantize, load
 from iresnet.lipschitz import hold_weights
+from iresnet.models import load_model
 from iresnet.runs import Run
 from iresnet.solvers import Solver
 
@@ -73,7 +74,7 @@ def measure(path: Path, data_dir: str | None, n: int, atol: float) -> dict[str, 
     """Measure every solver on every kind of image."""
     run = Run.open(path)
     config, run_inputs = run.read_config()
-    model = run.load_model().double()
+    model = load_model(run).double()
     dataset = load(config.data.name, data_dir, pad_to=config.data.pad_to)
     noise = torch.Generator().manual_seed(0)
     x = dequantize(dataset.test.x[:n], levels=run_inputs.levels, generator=noise).double()

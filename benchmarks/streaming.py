@@ -16,7 +16,7 @@ from pages import table
 
 from iresnet.config import load_config
 from iresnet.data import load, training_batches
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 from iresnet.training.optim import make_optimizer
 from iresnet.training.task import make_task
 

@@ -15,6 +15,7 @@ from iresnet.data import Batches, dequantize, load
 from iresnet.jacobian import Linearization
 from iresnet.lipschitz import hold_weights
 from iresnet.logdet import Hutchinson, Quadratic
+from iresnet.models import load_model
 from iresnet.operators import to_events, to_vectors
 from iresnet.runs import Run
 
@@ -46,7 +47,7 @@ def from_run(path: str, data_dir: str | None, n: int) -> Subject:
     run = Run.open(path)
     config, inputs = run.read_config()
     test = load(config.data.name, data_dir or run.data_dir, pad_to=config.data.pad_to).test
-    flow = run.load_model()
+    flow = load_model(run)
     assert isinstance(flow, ir.Flow), f"{path} is no density"
     return Subject(Path(path).name, flow.double(), _images(test.x[:n], inputs.levels))
 

@@ -19,7 +19,7 @@ import iresnet as ir
 from iresnet.config import Config, load_config
 from iresnet.data import Batches, Dataset, load
 from iresnet.evaluation import likelihood
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 from iresnet.training.optim import learning_rate, make_optimizer, set_learning_rate
 from iresnet.training.task import Task, make_task
 

@@ -17,6 +17,7 @@ from iresnet import evaluation
 from iresnet.classifiers import Classifier
 from iresnet.data import Split, load
 from iresnet.flows import Flow
+from iresnet.models import load_model
 from iresnet.runs import Run
 
 PRETRAINED = Path(iresnet.__file__).parent / "pretrained"
@@ -42,7 +43,7 @@ def score_on_subset(run: Run, data_dir: Path | None) -> dict:
     """Evaluate the accuracy or bits/dim of a model on the first test examples."""
     config, inputs = run.read_config()
     dataset = load(config.data.name, data_dir or run.data_dir, pad_to=config.data.pad_to)
-    model, test = run.load_model(), dataset.test
+    model, test = load_model(run), dataset.test
     subset = Split(test.x[:EXAMPLES], None if test.y is None else test.y[:EXAMPLES])
     if isinstance(model, Classifier):
         accuracy = evaluation.classification(model, subset, levels=inputs.levels, seed=0).accuracy

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from iresnet.data import Dataset, load
 from iresnet.data.published import UCI
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 
 PATIENCE = 20
 RESULTS = Path(__file__).with_suffix(".json")

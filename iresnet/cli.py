@@ -12,14 +12,13 @@ from contextlib import AbstractContextManager, nullcontext
 from cyclopts import App, CycloptsError
 
 from iresnet.commands.analyze import analyze
-from iresnet.commands.arguments import Several
+from iresnet.commands.arguments import SeveralProcesses
 from iresnet.commands.certify import certify
-from iresnet.commands.compare import compare
+from iresnet.commands.compare import compare, report
 from iresnet.commands.evaluate import evaluate
 from iresnet.commands.interpolate import interpolate
 from iresnet.commands.recipes import recipes
 from iresnet.commands.reconstruct import reconstruct
-from iresnet.commands.report import report
 from iresnet.commands.sample import sample
 from iresnet.commands.train import train, train_help
 from iresnet.console import complain, show_thread_failure, show_warning
@@ -57,7 +56,7 @@ def run(tokens: Sequence[str]) -> int:
     try:
         with _joined():
             return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
-    except Several as several:
+    except SeveralProcesses as several:
         return launch(tokens, several.n, complain)
     except ProcessLost as error:
         resume = "; a run continues from its newest checkpoint with --resume" if _takes(tokens, "resume") else ""

@@ -13,7 +13,7 @@ from iresnet.errors import RecipeError
 
 
 class Base(nn.Module, ABC):
-    """A density of latent vectors (N, D) that can be evaluated and sampled.
+    """Density of latent vectors (N, D) that can be evaluated and sampled.
 
     Args:
         features: D.
@@ -28,7 +28,7 @@ class Base(nn.Module, ABC):
         self,
         z: Tensor,  # (N, D)
     ) -> Tensor:  # (N,)
-        """Log-density in nats."""
+        """Return the log-density in nats."""
 
     @abstractmethod
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:  # (n, D)
@@ -41,7 +41,7 @@ class Base(nn.Module, ABC):
             )
 
     def moments(self) -> tuple[Tensor, Tensor]:  # (D,) or ()
-        """Mean and standard deviation of a normal density, for what asks for one: spherical paths, tests of latents.
+        """Return mean and standard deviation of a normal density; spherical paths and tests of latents need them.
 
         Raises:
             RecipeError: for a density that is not normal with independent features.
@@ -52,7 +52,7 @@ class Base(nn.Module, ABC):
 
 
 class StandardNormal(Base):
-    r"""N(0, I).
+    r"""Standard normal density N(0, I).
 
     Args:
         features: D.
@@ -67,7 +67,7 @@ class StandardNormal(Base):
 
     def __init__(self, features: int):
         super().__init__(features)
-        self.register_buffer("anchor", torch.zeros(()), persistent=False)  # knows dtype and device
+        self.register_buffer("anchor", torch.zeros(()), persistent=False)  # carries dtype and device
 
     def log_prob(self, z: Tensor) -> Tensor:
         """See :meth:`Base.log_prob`."""
@@ -84,7 +84,7 @@ class StandardNormal(Base):
 
 
 class DiagonalNormal(Base):
-    r"""A normal density with learned mean and standard deviation for each feature; starts as the standard one.
+    r"""Normal density with learned mean and standard deviation of each feature, N(0, I) at first.
 
     .. math:: \log p(z) = -\sum_i \tfrac{1}{2} ((z_i - \mu_i) e^{-s_i})^2 + s_i + \tfrac{1}{2} \log 2\pi
 

@@ -2,6 +2,7 @@
 
 __all__ = [
     "distinct_names",
+    "finite_or_none",
     "locked",
     "remove_folder",
     "write_atomically",
@@ -11,13 +12,14 @@ __all__ = [
 
 import errno
 import fcntl
+import math
 import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from iresnet.errors import RunError, WriteError
 
@@ -120,6 +122,23 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(set(paths)):
             return names
     return [str(path) for path in paths]
+
+
+def finite_or_none(tree: Any) -> Any:
+    """Replace numbers that are not finite by None in nested dictionaries and lists: JSON has no infinity.
+
+    Example:
+        >>> finite_or_none({"upper": math.inf, "lower": (0.5, 1)})
+        {'upper': None, 'lower': [0.5, 1]}
+    """
+    match tree:
+        case dict():
+            return {key: finite_or_none(value) for key, value in tree.items()}
+        case list() | tuple():
+            return [finite_or_none(value) for value in tree]
+        case float() if not math.isfinite(tree):
+            return None
+    return tree
 
 
 # -- locks -------------------------------------------------------------------------------------------------------------

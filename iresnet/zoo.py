@@ -28,6 +28,7 @@ from iresnet.classifiers import Classifier, Hybrid
 from iresnet.distributions import BASES
 from iresnet.errors import RecipeError, UnknownNameError
 from iresnet.flows import Flow
+from iresnet.inputs import level_scale
 from iresnet.logdet import Exact, Krylov, LogDetEstimator
 from iresnet.networks import PlainBlock
 from iresnet.renamed import accept_old_names
@@ -390,11 +391,8 @@ def build(
     _check_options(f"architecture '{name}'", ARCHITECTURES[name], options)
     if task != "classify":
         _check_density(name, task, options)
-    image = len(shape) == 3
-    scale = Affine(
-        mean=(128.0 if image else 0.0) if mean is None else mean,
-        std=(256.0 if image else 1.0) if std is None else std,
-    )
+    default_mean, default_std = level_scale(256) if len(shape) == 3 else (0.0, 1.0)
+    scale = Affine(mean=default_mean if mean is None else mean, std=default_std if std is None else std)
     network = ARCHITECTURES[name](tuple(shape), **options)
     scaled = Chain([scale, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(scale, *network)  # pyright: ignore[reportArgumentType]
     return _TASKS[task](scaled, tuple(shape), n_classes=n_classes, base=base, head_hidden=head_hidden)

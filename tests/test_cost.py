@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iresnet.config import load_config
 from iresnet.data import load
+from iresnet.models import inputs_of
 from iresnet.normalization import PowerIteration
-from iresnet.runs import inputs_of
 from iresnet.training.cost import (
     BUCKET,
     DEVICES,

@@ -20,7 +20,8 @@ from iresnet.data.columns import Column, to_columns, to_values
 from iresnet.data.preparation import is_discrete
 from iresnet.data.table import ColumnSelection, read_table
 from iresnet.errors import DataError, UnknownNameError
-from iresnet.runs import Run, inputs_of
+from iresnet.models import inputs_of
+from iresnet.runs import Run
 
 TINY = ("--model.blocks", 1, "--model.hidden", 4, "--train.epochs", 2, "--train.batch-size", 40, "--tracker", "[]")
 START = 1_700_000_000

@@ -22,7 +22,7 @@ from iresnet.data import load
 from iresnet.data.image_folders import read_image_folder
 from iresnet.data.images import EncodedImage, decode_images
 from iresnet.errors import DataError, UnknownNameError
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 
 X, Y = examples(30, 3, 8, n_classes=3)
 

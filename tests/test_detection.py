@@ -11,7 +11,7 @@ from iresnet import evaluation
 from iresnet.data import Dataset, Split, match_format
 from iresnet.errors import DataError, IResNetError
 from iresnet.evaluation import calibration, detection
-from iresnet.evaluation.detection import Given, given, scores, typicality
+from iresnet.evaluation.detection import Outputs, model_outputs, scores, typicality
 
 # -- calibration -----------------------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ def test_typicality_of_a_gaussian_in_closed_form():
     dims, bit = 5, 5 * math.log(2)
     flow = ir.Flow(ir.Affine(), ir.StandardNormal(dims)).double()
     x = torch.randn(6, dims, dtype=torch.float64)
-    bits = given(flow, Split(x), levels=None).bits_per_dim
+    bits = model_outputs(flow, Split(x), levels=None).bits_per_dim
     half = dims / 2 * math.log(2 * math.pi)
     assert torch.allclose(bits, (x.square().sum(1) / 2 + half) / bit)
     entropy = (half + dims / 2) / bit
@@ -139,9 +139,9 @@ def test_scores_are_those_of_the_model(kind, trained):
     model = ir.load(trained(kind))
     split = Split(ir.data.load("digits").test.x[:40])
     random = torch.get_rng_state()
-    result = given(model, split, levels=17, seed=3)
+    result = model_outputs(model, split, levels=17, seed=3)
     assert torch.equal(torch.get_rng_state(), random)
-    again = given(model, split, levels=17, seed=3, batch_size=40)
+    again = model_outputs(model, split, levels=17, seed=3, batch_size=40)
     noise = torch.Generator().manual_seed(3)
     x = split.x.float() if kind == "classify" else ir.data.dequantize(split.x, levels=17, generator=noise)
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_scores_are_those_of_the_model(kind, trained):
 
 
 def test_the_mean_of_the_training_split_is_what_is_typical():
-    own, other, train = (Given(torch.tensor(x), None) for x in ([1.0, 2.0], [4.0, 0.0], [1.0, 3.0]))
+    own, other, train = (Outputs(torch.tensor(x), None) for x in ([1.0, 2.0], [4.0, 0.0], [1.0, 3.0]))
     inside, outside = scores(own, other, train)["typicality"]
     assert (inside.tolist(), outside.tolist()) == ([1, 0], [2, 2])
 

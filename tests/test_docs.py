@@ -16,7 +16,7 @@ from iresnet.config import load_config, recipe_names
 from iresnet.config import options as config_options
 from iresnet.data import Dataset
 from iresnet.data.published import UCI
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 from iresnet.training.optim import make_optimizer
 from iresnet.training.settings import check_settings
 from iresnet.training.task import make_task

@@ -21,8 +21,8 @@ SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "bounds", "solvers", "accelerated"}
 NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
-MODELS |= {"classifiers"}
-USE = MODELS | {"capacity", "data", "config", "runs", "pictures", "processes", "files", "interrupts"}
+MODELS |= {"classifiers", "inputs"}
+USE = MODELS | {"capacity", "data", "config", "runs", "models", "pictures", "processes", "files", "interrupts"}
 
 ALLOWED = {
     "errors": set(),
@@ -32,14 +32,16 @@ ALLOWED = {
     "bijections": NUMERICS,
     "flows": NUMERICS | {"bijections", "distributions"},
     "classifiers": NUMERICS | {"networks", "bijections", "distributions", "flows"},
-    "certificates": NUMERICS | {"bijections", "flows", "classifiers"},
+    "certificates": NUMERICS | {"bijections", "flows", "classifiers", "files"},
+    "inputs": set(),
     "capacity": {"errors", "zoo"},
     "zoo": MODELS - {"certificates"},
     "config": {"errors", "overrides"},
     "overrides": {"errors"},
     "files": {"errors"},
-    "report": {"errors", "config", "files"},
-    "data": {"errors", "devices"},
+    "runs": {"errors", "config", "files", "inputs"},
+    "report": {"errors", "config", "files", "runs"},
+    "data": {"errors", "devices", "inputs"},
     "recipes": {"errors", "config"},
     "launch": {"errors"},
     "processes": {"errors", "launch"},
@@ -86,10 +88,18 @@ def test_the_reader_of_imports_sees_them():
 
 
 @pytest.mark.parametrize(
-    "module", ["iresnet", "iresnet.cli", "iresnet.config", "iresnet.errors", "iresnet.launch", "iresnet.report"]
+    "module",
+    [f"iresnet.{name}" for name in ("cli", "config", "errors", "inputs", "launch", "runs", "report")] + ["iresnet"],
 )
 def test_torch_is_not_imported_before_it_is_needed(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=False).returncode == 0
+
+
+def test_run_folders_are_read_without_torch(trained, tmp_path):
+    run, page = str(trained("toy")), str(tmp_path / "page.html")
+    calls = f"run(['compare', {run!r}]) or run(['report', {run!r}, '--out', {page!r}])"
+    code = f"import sys; from iresnet.cli import run; sys.exit({calls} or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=False).returncode == 0
 
 

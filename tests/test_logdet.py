@@ -513,7 +513,7 @@ def test_one_probe_knows_no_standard_error():
 def test_roulette_draws_lengths_with_the_stated_survival():
     for lengths, p in (("geometric", 0.4), ("poisson", 1.5)):
         estimator = ir.RussianRoulette(p=p, lengths=lengths)
-        draws = torch.tensor([float(estimator._draw()) for _ in range(4000)]).double()
+        draws = torch.tensor([float(estimator._draw_length()) for _ in range(4000)]).double()
         for k in (1, 2, 4):
             within_4_errors((draws >= k).double(), LENGTHS[lengths](k, p))
 

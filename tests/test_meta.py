@@ -10,7 +10,7 @@ import torch
 import iresnet as ir
 from iresnet.config import load_config
 from iresnet.data import load
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 from iresnet.training.distributed import make_accelerator
 from iresnet.training.optim import OPTIMIZERS, Ema, make_optimizer
 from iresnet.training.step import Step, means_of

@@ -10,9 +10,9 @@ import iresnet as ir
 from iresnet.config import load_config, recipe_names
 from iresnet.data import Batches, Dataset, Split, load
 from iresnet.data.published import UCI
+from iresnet.models import inputs_of
 from iresnet.networks import PlainBlock
 from iresnet.normalization import PowerIteration
-from iresnet.runs import inputs_of
 from iresnet.training import dry_run
 from iresnet.training.optim import make_optimizer
 from iresnet.training.settings import check_settings

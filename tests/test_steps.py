@@ -14,7 +14,7 @@ from iresnet.certificates import excesses, seal
 from iresnet.config import load_config
 from iresnet.data import load
 from iresnet.errors import RunError, RunWarning
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 from iresnet.training import Callback, train
 from iresnet.training.callbacks import Snapshot, Stepped, Stopped
 from iresnet.training.checkpoints import pack, read_checkpoint, write_checkpoint

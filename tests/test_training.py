@@ -16,7 +16,8 @@ import iresnet as ir
 from iresnet.config import Config, DataConfig, OptimConfig, TaskConfig, load_config
 from iresnet.data import load
 from iresnet.errors import DataError, Interrupted, IResNetError, RunError
-from iresnet.runs import Run, build_model, inputs_of
+from iresnet.models import build_model, inputs_of, load_model
+from iresnet.runs import Run
 from iresnet.training import Callback, Task, dry_run, train
 from iresnet.training.callbacks import Snapshot, Started, Stepped, Stopped
 from iresnet.training.checkpoints import read_checkpoint
@@ -134,7 +135,7 @@ def test_validation_is_of_the_saved_model(trained):
     run = Run.open(trained("density"))
     config, _ = run.read_config()
     dataset = load("digits")
-    task = Task(run.load_model(), config.task, levels=17)
+    task = Task(load_model(run), config.task, levels=17)
     torch.manual_seed(config.train.seed)
     losses = [task(x, None)[0].detach() * len(x) for x in dataset.validation.x.split(config.train.batch_size)]
     assert float(sum(losses)) / len(dataset.validation) == pytest.approx(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, spread
+from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, use_processes
 from iresnet.config import Config, load_config, options, recipe_names
 from iresnet.console import err, say
 from iresnet.errors import Interrupted, RecipeError
@@ -58,7 +58,7 @@ def train(
     if dry_run:
         say(str(training.dry_run(settings, data_dir=data_dir, device=device)))
         return
-    spread(processes, gpus, device)
+    use_processes(processes, gpus, device)
     _train(settings, recipe, folder, data_dir, device=device, resume=resume, verbose=verbose)
 
 

@@ -5,48 +5,12 @@ __all__ = ["Column", "describe", "feature_titles", "offsets", "to_columns", "to_
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Column:
-    """Column of a table: one feature, or one for each category.
-
-    Attributes:
-        name: in the header; empty where there is none.
-        position: in the file, from 1.
-        integer: every value is an integer.
-        noisy: uniform noise of one step was added to the values.
-        offset: subtracted from the values, in float64, where float32 would merge them.
-        categories: names of the categories, each of which is a feature of zeros and ones; none for numbers.
-        missing: number of missing values, which were replaced.
-
-    Example:
-        >>> Column("weight", 3).title, Column("", 3).title, Column("kind", 2, categories=("lily", "rose")).width
-        ('weight', 'column 3', 2)
-    """
-
-    name: str
-    position: int
-    integer: bool = False
-    noisy: bool = False
-    offset: float = 0.0
-    categories: tuple[str, ...] = ()
-    missing: int = 0
-
-    @property
-    def title(self) -> str:
-        """Name that options use: that of the header, or ``column 3``."""
-        return self.name or f"column {self.position}"
-
-    @property
-    def width(self) -> int:
-        """Number of its features."""
-        return len(self.categories) or 1
+from iresnet.inputs import Column
 
 
 def feature_titles(columns: Sequence[Column]) -> list[str]:

@@ -38,10 +38,11 @@ from iresnet.classifiers import Classifier, Hybrid
 from iresnet.data import dequantize
 from iresnet.errors import RunWarning
 from iresnet.files import writing
+from iresnet.inputs import Inputs, value_range
 from iresnet.lipschitz import LipschitzLayer
 from iresnet.pictures import draw, image_grid, scatter
 from iresnet.processes import world_size
-from iresnet.runs import Inputs, Run
+from iresnet.runs import Run
 from iresnet.training.parts import whole
 from iresnet.zoo import Model
 
@@ -145,7 +146,7 @@ class Drawing:
         """The largest ``reconstruction_error``, if any, in units of the data's range: 1 is from black to white."""
         if self.reconstructions is None:
             return {}
-        scale = float(self.inputs.levels or (self.data.max() - self.data.min())) or 1.0
+        scale = value_range(self.data, self.inputs.levels)
         return {"reconstruction_error": float((self.reconstructions - self.data).abs().max()) / scale}
 
     def sheets(self) -> dict[str, tuple[Tensor, int | None]]:

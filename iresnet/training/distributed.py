@@ -26,9 +26,10 @@ from iresnet.bijections import ResidualBlock
 from iresnet.config import Config
 from iresnet.devices import kept_random_state
 from iresnet.errors import RecipeError
+from iresnet.inputs import Inputs
+from iresnet.models import build_model
 from iresnet.precision import PRECISIONS
 from iresnet.processes import is_main, world_size
-from iresnet.runs import Inputs, build_model
 from iresnet.training.optim import make_optimizer
 from iresnet.training.task import Task
 from iresnet.zoo import Model

@@ -27,10 +27,11 @@ from iresnet.data import Dataset, training_batches
 from iresnet.data import load as load_data
 from iresnet.devices import choose_device, describe_device, kept_random_state
 from iresnet.errors import IResNetError
+from iresnet.inputs import Inputs
+from iresnet.models import inputs_of, model_options
 from iresnet.normalization import PowerIteration
 from iresnet.precision import use_precision
 from iresnet.processes import world_size
-from iresnet.runs import Inputs, inputs_of, model_options
 from iresnet.training.cost import DEVICES, Count, Prediction, StepCounts, Workload, count, duration, predict, table
 from iresnet.training.optim import make_optimizer
 from iresnet.training.settings import check_settings

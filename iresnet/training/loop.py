@@ -33,9 +33,11 @@ from iresnet.devices import (
 )
 from iresnet.errors import Interrupted, RunError, RunWarning
 from iresnet.files import locked
+from iresnet.inputs import Inputs
 from iresnet.interrupts import stop_requests
+from iresnet.models import build_model, inputs_of, save_model
 from iresnet.processes import agreed, average, joined, restarted, world_size
-from iresnet.runs import Inputs, Run, build_model, inputs_of
+from iresnet.runs import Run
 from iresnet.series import own_lengths
 from iresnet.training.callbacks import (
     BadStep,
@@ -328,7 +330,7 @@ class _Trainer:
     def _save_model(self, run: Run, model: Model) -> tuple[Model, Certificate]:
         """Save a sealed copy of a model."""
         check_weights(model.state_dict())
-        return run.save_model(model)
+        return save_model(run, model)
 
     def _save_state(self, run: Run) -> None:
         if self.step == self.saved_step:
@@ -361,7 +363,7 @@ class _Trainer:
         model = build_model(self.config, self.inputs)
         model.load_state_dict(checkpoint.average["model"] if checkpoint.average else checkpoint.model)
         with kept_random_state():
-            run.save_model(model)
+            save_model(run, model)
 
     @torch.no_grad()
     def _validate(self, sealed: Model) -> dict[str, float]:

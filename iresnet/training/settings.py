@@ -8,8 +8,8 @@ from typing import Any
 
 from iresnet.config import Config, leaves
 from iresnet.errors import RecipeError, RunError, UnknownNameError
+from iresnet.inputs import Inputs
 from iresnet.precision import PRECISIONS
-from iresnet.runs import Inputs
 from iresnet.training.distributed import SHARDINGS
 from iresnet.training.tracking import check_trackers
 

@@ -17,9 +17,10 @@ from iresnet.config import Config, TaskConfig
 from iresnet.data import Dataset, dequantize, flip, pad_crop
 from iresnet.errors import UnknownNameError
 from iresnet.flows import Density, Flow
+from iresnet.inputs import Inputs
 from iresnet.lipschitz import hold_weights
 from iresnet.logdet import LogDetEstimator, default_logdet
-from iresnet.runs import Inputs, build_model
+from iresnet.models import build_model
 
 AUGMENTATIONS = {"pad-crop": lambda x: pad_crop(x, padding=4, mode="symmetric"), "flip": flip}
 """Random changes of a batch of training images, by name."""

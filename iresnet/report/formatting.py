@@ -1,4 +1,4 @@
-"""Numbers, names and amounts as people read them."""
+"""Values of files: checked for their type, and formatted as people read them."""
 
 __all__ = [
     "DASH",
@@ -7,17 +7,24 @@ __all__ = [
     "clipped",
     "duration",
     "estimate",
+    "evenly_spaced",
     "finite",
+    "interval",
     "label",
     "number",
     "percent",
     "plus_minus",
     "quantity",
     "span",
+    "sublist",
+    "subtree",
 ]
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 DASH = "\N{EN DASH}"
 """Stands for what is not there."""
@@ -25,7 +32,8 @@ DASH = "\N{EN DASH}"
 TIMES = " \N{MULTIPLICATION SIGN} "
 """Stands between the sides of a picture."""
 
-_LONGEST = 300
+_MAX_LENGTH = 300
+"""Characters of a cell."""
 
 _UNITS = ((60, 1, ("min", "s")), (3600, 60, ("h", "min")), (86400, 3600, ("d", "h")))
 
@@ -42,26 +50,26 @@ _LABELS = {
     "nll": "negative log-likelihood",
     "ood": "out of distribution",
 }
+"""Names for keys that do not say it themselves."""
 
 
-def label(key: Any) -> str:
-    """The words for a key of a file.
-
-    Example:
-        >>> label("bits_per_dim"), label("cross_entropy")
-        ('bits/dim', 'cross entropy')
-    """
-    return _LABELS.get(str(key)) or clipped(str(key).replace("_", " "))
+# -- checked values ----------------------------------------------------------------------------------------------------
 
 
-def clipped(text: str) -> str:
-    """A text in one line, cut where it is too long for a cell."""
-    line = " ".join(text.split())
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+def subtree(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return the dictionary under a key, empty when there is none."""
+    value = tree.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def sublist(tree: dict[str, Any], key: str) -> list[Any]:
+    """Return the list under a key, empty when there is none."""
+    value = tree.get(key)
+    return value if isinstance(value, list) else []
 
 
 def finite(value: Any) -> float | None:
-    """The value as a float if it is a finite number, else None.
+    """Return the value as a float if it is a finite number, else None.
 
     Example:
         >>> finite(3), finite("3"), finite(True), finite(float("nan"))
@@ -75,8 +83,55 @@ def finite(value: Any) -> float | None:
         return None
 
 
+def estimate(tree: Any) -> tuple[float, float] | None:
+    """Return mean and half-width if the value is an estimate, else None."""
+    if not isinstance(tree, dict) or not {"mean", "half_width"} <= tree.keys():
+        return None
+    mean, half = finite(tree["mean"]), finite(tree["half_width"])
+    return None if mean is None or half is None else (mean, half)
+
+
+def interval(value: Any) -> tuple[float, float] | None:
+    """Return the two ends if the value is a list of two finite numbers, else None."""
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    low, high = map(finite, value)
+    return None if low is None or high is None else (low, high)
+
+
+def evenly_spaced(items: Sequence[T], n: int) -> list[T]:
+    """Return at most n of the items, evenly spaced, with the first and the last.
+
+    Example:
+        >>> evenly_spaced(range(9), 3)
+        [0, 4, 8]
+    """
+    if len(items) <= n:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)]
+
+
+# -- formatted values --------------------------------------------------------------------------------------------------
+
+
+def label(key: Any) -> str:
+    """Name a key of a file in plain words.
+
+    Example:
+        >>> label("bits_per_dim"), label("cross_entropy")
+        ('bits/dim', 'cross entropy')
+    """
+    return _LABELS.get(str(key)) or clipped(str(key).replace("_", " "))
+
+
+def clipped(text: str) -> str:
+    """Put a text in one line, cut where it is too long for a cell."""
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_LENGTH else line[: _MAX_LENGTH - 1] + "…"
+
+
 def number(value: Any, digits: int = 4) -> str:
-    """A number with so many significant digits.
+    """Format a number with so many significant digits.
 
     Example:
         >>> number(2.158612), number(0.0000076), number(48640), number(9321.4)
@@ -94,7 +149,7 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def plus_minus(mean: float, half_width: float) -> str:
-    """An estimate, as exact as its half-width is telling.
+    """Format an estimate, with two digits of its half-width.
 
     Example:
         >>> plus_minus(2.428809, 0.024238), plus_minus(8.0, 0.0)
@@ -105,7 +160,7 @@ def plus_minus(mean: float, half_width: float) -> str:
 
 
 def span(low: float, high: float) -> str:
-    """An interval, as exact as its width is telling.
+    """Format an interval, with two digits of half its width.
 
     Example:
         >>> span(2.40457, 2.453047), span(0.0652, 0.2675)
@@ -116,12 +171,12 @@ def span(low: float, high: float) -> str:
 
 
 def _places(width: float) -> int:
-    """Decimals that show two digits of a width, 4 where it is next to nothing."""
+    """Count the decimals that show two digits of a width, 4 where it is next to nothing."""
     return min(max(0, 1 - math.floor(math.log10(width))), 7) if width > 1e-6 else 4
 
 
 def percent(value: float) -> str:
-    """A share.
+    """Format a fraction as a percentage.
 
     Example:
         >>> percent(0.95)
@@ -130,16 +185,8 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def estimate(tree: Any) -> tuple[float, float] | None:
-    """Mean and half-width, where a file states an estimate so."""
-    if not isinstance(tree, dict) or not {"mean", "half_width"} <= tree.keys():
-        return None
-    mean, half = finite(tree["mean"]), finite(tree["half_width"])
-    return None if mean is None or half is None else (mean, half)
-
-
 def duration(seconds: float) -> str:
-    """A time.
+    """Format a time.
 
     Example:
         >>> duration(0.84), duration(125), duration(3780), duration(200000)
@@ -152,7 +199,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(size: float) -> str:
-    """A size in bytes.
+    """Format a size in bytes.
 
     Example:
         >>> amount(324_896)
@@ -166,7 +213,7 @@ def amount(size: float) -> str:
 
 
 def quantity(n: int, noun: str) -> str:
-    """A count with its noun.
+    """Format a count with its noun.
 
     Example:
         >>> quantity(1, "block"), quantity(8, "block")
