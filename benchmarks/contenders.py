@@ -19,7 +19,7 @@ from torch import Tensor
 from iresnet.bijections import Bijection
 from iresnet.config import OptimConfig, load_config
 from iresnet.data import Batches
-from iresnet.training.loop import _Trainer
+from iresnet.training import Trainer
 from iresnet.training.optim import make_optimizer
 from iresnet.training.task import Task
 
@@ -80,7 +80,7 @@ def ours(setting: Setting, *changes: str) -> Training:
     trainer = _trainer(setting, *changes)
     trainer.task.train()
     stream = _endless(trainer.batches)
-    return Training(trainer.task, stream, lambda: trainer._one_step(*next(stream)))
+    return Training(trainer.task, stream, lambda: trainer.train_step(*next(stream)))
 
 
 def baseline(setting: Setting, name: str) -> Training:
@@ -104,7 +104,7 @@ def contenders(setting: Setting) -> dict[str, Contender]:
     return {"iresnet": partial(ours, setting), **{name: partial(baseline, setting, name) for name in BLOCKS}}
 
 
-def _trainer(setting: Setting, *changes: str) -> _Trainer:
+def _trainer(setting: Setting, *changes: str) -> Trainer:
     """Build the trainer of a recipe on synthetic images, smooth noise with random labels."""
     random = torch.Generator().manual_seed(0)
     channels, *pixels = setting.shape
@@ -115,7 +115,7 @@ def _trainer(setting: Setting, *changes: str) -> _Trainer:
         path = Path(folder) / "images.npz"
         np.savez(path, x=x.numpy(), y=y.numpy())
         data = ("--data.name", str(path), "--data.pad-to", "null", "--train.batch-size", str(setting.batch))
-        return _Trainer(load_config(setting.recipe, (*data, *setting.overrides, *changes)), None, torch.device("cpu"))
+        return Trainer(load_config(setting.recipe, (*data, *setting.overrides, *changes)), device="cpu")
 
 
 def _endless(batches: Batches) -> Iterator[Batch]:

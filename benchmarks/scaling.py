@@ -232,7 +232,7 @@ def runs(data_dir: str | None) -> dict[str, Any]:
         for prediction in result.predictions():
             n = prediction.n
             rows.append({**common, **asdict(prediction)})
-            larger = replace(work, batch_size=n * work.batch_size, n_steps=work.n_steps // n)  # as many epochs
+            larger = replace(work, batch_size=n * work.batch_size, total_steps=work.total_steps // n)  # as many epochs
             grown.append({**common, **asdict(predict(larger, prediction.device, n))})
     return {"rows": rows, "grown": grown}
 

@@ -2,7 +2,6 @@
 
 __all__ = ["SAMPLE_BYTES", "check_room", "free_memory", "parameter_bytes"]
 
-import inspect
 import math
 import os
 from collections.abc import Sequence
@@ -91,7 +90,7 @@ def parameter_bytes(name: str, shape: Sequence[int], options: dict[str, Any]) ->
         >>> parameter_bytes("toy-mlp", (2,), {"blocks": 10**9, "hidden": 64}) // 10**9
         17944.0
     """
-    parameters = inspect.signature(zoo.ARCHITECTURES[name]).parameters
+    parameters = zoo.options_of(zoo.ARCHITECTURES[name])
     further = options["depth"] - _DEPTHS[0] if isinstance(options.get("depth"), int) and "depth" in parameters else 0
     if further >= len(_DEPTHS):
         first, second, third = (parameter_bytes(name, shape, {**options, "depth": depth}) for depth in _DEPTHS)

@@ -67,9 +67,9 @@ def _is_first(message: str) -> bool:
     """Return whether no other process has printed this message."""
     if not started_together():
         return True
-    from iresnet.processes import once
+    from iresnet.collectives import is_first_to_say
 
-    return once(message)
+    return is_first_to_say(message)
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from torch import Tensor
 from iresnet import zoo
 from iresnet.capacity import check_room
 from iresnet.certificates import Certificate, seal
-from iresnet.config import Config, check_types
+from iresnet.config import Config
 from iresnet.data import Dataset, check_columns, check_density
 from iresnet.errors import DataError, RecipeError, RunError
 from iresnet.files import write_atomically
 from iresnet.inputs import Inputs, level_scale
+from iresnet.options import check_types
 from iresnet.runs import Run
 from iresnet.zoo import Model
 
@@ -99,8 +100,10 @@ def model_options(config: Config, inputs: Inputs) -> tuple[str, dict[str, Any]]:
     for option, default, registry in (("logdet", "krylov", zoo.LOGDETS), ("solver", "anderson", zoo.SOLVERS)):
         if isinstance(options.get(option), dict):
             options[option] = spec = {"name": default, **options[option]}
-            check_types(registry.get(str(spec["name"]), dict), spec, f"model.{option}.")
-    check_types(zoo.ARCHITECTURES.get(name, dict), options, "model.")
+            if str(spec["name"]) in registry:
+                check_types(zoo.options_of(registry[str(spec["name"])]), spec, f"model.{option}.")
+    if name in zoo.ARCHITECTURES:
+        check_types(zoo.options_of(zoo.ARCHITECTURES[name]), options, "model.")
     return name, options
 
 

@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 from safetensors import SafetensorError, safe_open
 
 from iresnet.config import Config, from_dict, leaves, to_yaml
-from iresnet.errors import RecipeError, RunError
+from iresnet.errors import RecipeError, RunError, UnknownNameError
 from iresnet.files import finite_or_none, write_atomically, writing
 from iresnet.inputs import Inputs
 from iresnet.renamed import with_current_names
@@ -147,7 +147,7 @@ class Run:
             return from_dict(Config, tree), inputs
         except (LookupError, AttributeError, TypeError) as error:
             raise RunError(f"{self.config_file} is damaged; {_REMEDIES['config.yaml']}") from error
-        except RecipeError as error:
+        except (RecipeError, UnknownNameError) as error:
             raise RunError(f"{self.config_file}: {error}") from error
 
     def read_json(self, name: str) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """Estimators of log det(I + J) by power series: truncated, and of random length."""
 
-__all__ = ["LENGTHS", "PowerSeries", "RussianRoulette", "own_lengths"]
+__all__ = ["LENGTHS", "PowerSeries", "RussianRoulette"]
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -90,25 +88,6 @@ LENGTHS: dict[str, Callable[[int, float], float]] = {
 }
 """Probability that at least k further terms are drawn, given the chance to stop before each, or their mean number."""
 
-_OWN_LENGTHS = ContextVar("own_lengths", default=False)
-
-
-@contextmanager
-def own_lengths() -> Iterator[None]:
-    """Let each process of a distributed run draw lengths of its own, for work that the others do not do.
-
-    Example:
-        >>> from iresnet import linearize
-        >>> with own_lengths():
-        ...     RussianRoulette()(linearize(lambda x: 0 * x, torch.zeros(1, 2)))
-        tensor([0.])
-    """
-    token = _OWN_LENGTHS.set(True)
-    try:
-        yield
-    finally:
-        _OWN_LENGTHS.reset(token)
-
 
 class RussianRoulette(Hutchinson):
     r"""Unbiased log-determinant by the power series, cut at a random length and reweighted.
@@ -117,9 +96,10 @@ class RussianRoulette(Hutchinson):
         \log\det(I + J) = E\Big[\sum_{k=1}^{n + K} \frac{(-1)^{k+1}}{k} \frac{v^T J^k v}{P(K \ge k - n)}\Big]
 
     The first n terms are always computed. The length is drawn once for the batch, and is the same on all processes of a
-    distributed run (but see :func:`own_lengths`), so that they stay in step. The variance is finite only when the
-    survival probabilities fall more slowly than :math:`L^{2k}`: for geometric lengths, when :math:`1 - p > L^2`. Use
-    :class:`Krylov` unless you need an unbiased estimate: its bias is far below the standard error of this one.
+    distributed run, so that they stay in step; with a generator of its own, each process draws by itself. The variance
+    is finite only when the survival probabilities fall more slowly than :math:`L^{2k}`: for geometric lengths, when
+    :math:`1 - p > L^2`. Use :class:`Krylov` unless you need an unbiased estimate: its bias is far below the standard
+    error of this one.
 
     Args:
         n_exact: terms that are always computed.
@@ -180,7 +160,7 @@ class RussianRoulette(Hutchinson):
                 "RussianRoulette draws one length for all samples, which torch.vmap and torch.compile cannot do; use "
                 "Krylov there"
             )
-        if dist.is_available() and dist.is_initialized() and not _OWN_LENGTHS.get():
+        if dist.is_available() and dist.is_initialized() and self.generator is None:
             dist.broadcast(u, src=0)
         uniform, k = float(u), 0
         while uniform < LENGTHS[self.lengths](k + 1, self.p):

@@ -22,7 +22,8 @@ NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "
 NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices"}
 MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
 MODELS |= {"classifiers", "inputs"}
-USE = MODELS | {"capacity", "data", "config", "runs", "models", "pictures", "processes", "files", "interrupts"}
+USE = MODELS | {"capacity", "data", "config", "options", "recipes", "runs", "models", "pictures", "collectives"}
+USE |= {"files", "interrupts"}
 
 ALLOWED = {
     "errors": set(),
@@ -36,16 +37,17 @@ ALLOWED = {
     "inputs": set(),
     "capacity": {"errors", "zoo"},
     "zoo": MODELS - {"certificates"},
-    "config": {"errors", "overrides"},
-    "overrides": {"errors"},
+    "config": {"errors", "options", "recipes"},
+    "options": {"errors"},
+    "recipes": {"errors", "options"},
+    "signatures": {"options"},
     "files": {"errors"},
     "runs": {"errors", "config", "files", "inputs"},
     "report": {"errors", "config", "files", "runs"},
     "data": {"errors", "devices", "inputs"},
-    "recipes": {"errors", "config"},
     "launch": {"errors"},
-    "processes": {"errors", "launch"},
-    "console": {"launch", "processes"},
+    "collectives": {"errors", "launch"},
+    "console": {"launch", "collectives"},
     "__init__": MODELS | {"data", "pretrained"},
     "interrupts": set(),
     "__main__": {"cli", "interrupts"},

@@ -266,6 +266,7 @@ def trace(
     x: Tensor,  # (N, *E)
     *,
     density: bool = True,
+    logdet: LogDets | None = None,
 ) -> Generator[tuple[Bijection, tuple[Tensor, ...]], None, Tensor]:
     """Run a bijection and yield what comes out of each bijection that it consists of, in the order of the data.
 
@@ -273,6 +274,7 @@ def trace(
         bijection: the map; those that a :class:`Chain` or a :class:`FactorOut` holds are run one by one.
         x: data.
         density: whether to compute log-determinants.
+        logdet: replaces the estimators of the residual blocks.
 
     Yields:
         The bijection, and its z or (z, logdet).
@@ -288,12 +290,12 @@ def trace(
     match bijection:
         case Chain():
             for inner in bijection.bijections:
-                x = yield from trace(inner, x, density=density)  # pyright: ignore[reportArgumentType]
+                x = yield from trace(inner, x, density=density, logdet=logdet)  # pyright: ignore[reportArgumentType]
             return x
         case FactorOut():
             out, kept = bijection.split(x)
-            z = yield from trace(bijection.rest, kept, density=density)
+            z = yield from trace(bijection.rest, kept, density=density, logdet=logdet)
             return torch.cat([out.flatten(1), z], dim=1)
-    outputs = bijection.forward_and_logdet(x) if density else (bijection(x),)
+    outputs = bijection.forward_and_logdet(x, logdet=logdet) if density else (bijection(x),)
     yield bijection, outputs
     return outputs[0]

@@ -23,12 +23,11 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
+from iresnet.collectives import gather, rank, world_size
 from iresnet.data import dequantize
 from iresnet.devices import device_of
 from iresnet.errors import DataError, IResNetError
 from iresnet.lipschitz import hold_weights
-from iresnet.processes import gather, rank, world_size
-from iresnet.series import own_lengths
 
 B = TypeVar("B", bound=Sized)
 R = TypeVar("R")
@@ -68,8 +67,7 @@ def evaluate_in_batches(
     remaining, done = iter(batches), 0
     with evaluation_mode(model):
         while turn := list(islice(remaining, world_size())):  # one batch for each process
-            with own_lengths():
-                mine = function(turn[rank()]) if rank() < len(turn) else None
+            mine = function(turn[rank()]) if rank() < len(turn) else None
             for batch, result in zip(turn, gather(mine), strict=False):
                 results.append(result)  # pyright: ignore[reportArgumentType]
                 progress(done := done + len(batch))

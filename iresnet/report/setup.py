@@ -20,7 +20,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from iresnet.config import WORDS, Config, from_dict, leaves, load_config, recipe_names
+from iresnet.config import ABOUT, Config, from_dict, leaves, load_config, recipe_names
 from iresnet.errors import IResNetError
 from iresnet.report.elements import Block, Cell, Code, Fold, Hint, Table, Text, details, pairs
 from iresnet.report.formatting import (
@@ -65,7 +65,7 @@ def setup(run: Contents, *, alone: bool) -> Iterator[Block]:
         yield Table(f"Settings that differ from {base}", headings, rows)
     else:
         yield Text(f"All settings are those of {base}.")
-    rest = {option: value for option, value in run.settings.items() if option not in (*WORDS, *changed)}
+    rest = {option: value for option, value in run.settings.items() if option not in (*ABOUT, *changed)}
     rows = [[Cell(option, "code"), Cell(value_text(value))] for option, value in rest.items()]
     yield Fold(f"{len(rest)} other settings", [Table("Other settings", ("setting", "value"), rows)])
 
@@ -78,7 +78,7 @@ def changes(run: Contents) -> dict[str, tuple[Any, Any]]:
     except IResNetError:
         recipe = Config()
     defaults = dict(leaves(asdict(recipe)))
-    names = [name for name in run.settings if name not in WORDS]
+    names = [name for name in run.settings if name not in ABOUT]
     names += [name for name in defaults if name.startswith("model.") and name not in run.settings]
     found = {name: (run.settings.get(name), defaults.get(name)) for name in names}
     return {name: (own, default) for name, (own, default) in found.items() if own != default}
@@ -86,7 +86,7 @@ def changes(run: Contents) -> dict[str, tuple[Any, Any]]:
 
 def differences(runs: Sequence[Contents]) -> dict[str, list[Any]]:
     """List the settings that are not the same in all runs, with the value in each."""
-    names = dict.fromkeys(name for run in runs for name in run.settings if name not in WORDS[1:])
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in ABOUT[1:])
     found = {name: [run.settings.get(name) for run in runs] for name in names}
     return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
 
@@ -245,4 +245,4 @@ def _recipe_command(run: Contents) -> str:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    return {name: value for name, value in leaves(asdict(config)) if name not in WORDS}
+    return {name: value for name, value in leaves(asdict(config)) if name not in ABOUT}
