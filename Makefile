@@ -75,7 +75,7 @@ mutation-test: $(INSTALLED)
 	$(BIN)/python tests/mutation/run.py $(if $(ONLY),--only $(ONLY)) $(if $(TENTH),--tenth $(TENTH))
 
 fault-test: $(INSTALLED)
-	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python tests/faults/interruptions.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Training in processes of its own, that are ended in all the ways in which processes end; and what is left then."""
+"""Training processes that can be interrupted at a given step, and comparison of the runs that they leave."""
 
 __all__ = ["RECIPE", "Outcome", "Trial", "at_step", "differences", "done", "end", "saved", "train"]
 
@@ -19,7 +19,7 @@ from iresnet.training.checkpoints import checkpoint_folders
 RECIPE = ("digits-hybrid", "--model.blocks", "[1,1]", "--model.hidden", "8", "--train.batch-size", "64")
 RECIPE += ("--train.log-every", "1", "--train.n-pictures", "4", "--train.ema", "0.99", "--train.checkpoint-every", "7")
 RECIPE += ("--train.snapshot-every", "1")
-"""A run with everything that a checkpoint holds: Muon, averaged weights, batch norm, labels, noise and probes."""
+"""Run that uses everything a checkpoint holds: Muon, averaged weights, batch norm, labels, noise and probes."""
 
 _DIE_AT = """
 import os, signal, sys
@@ -37,12 +37,12 @@ for name in ("fsync", "rename", "replace"):
 from iresnet.cli import main
 main()
 """
-"""The command line, killed at the n-th time that it flushes or moves a file: in the middle of a checkpoint, mostly."""
+"""Program that kills itself at the n-th call that flushes or moves a file: mostly in the middle of a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended: its exit status, the negative number of a signal, and its last line."""
+    """Exit status of a process (the negative number of a signal) and the last line of its stderr."""
 
     status: int
     message: str
@@ -51,7 +51,7 @@ class Outcome:
 def train(
     out: Path, *options: str, recipe: Sequence[str] = RECIPE, resume: bool = False, die_at: int | None = None
 ) -> subprocess.Popen:
-    """Start ``iresnet train``, killed at the ``die_at``-th time that it flushes or moves a file."""
+    """Start ``iresnet train``; with ``die_at``, let it kill itself at that call that flushes or moves a file."""
     program = ["-m", "iresnet"] if die_at is None else ["-c", _DIE_AT, str(die_at)]
     command = [*program, "train", *recipe, *options, "--out", str(out), *(["--resume"] if resume else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -66,13 +66,13 @@ def train(
 
 
 def end(process: subprocess.Popen, timeout: float | None = 300) -> Outcome:
-    """Wait for the end of a process."""
+    """Wait until a process ends."""
     _, err = process.communicate(timeout=timeout)
     return Outcome(process.returncode, (err.splitlines() or [""])[-1])
 
 
 def done(run: Path) -> int:
-    """The last step in the metrics of a run, of which the last line may be half a one."""
+    """Return the last step in the metrics of a run, whose last line may be incomplete."""
     step = 0
     with suppress(OSError):
         for line in (run / "metrics.jsonl").read_text().splitlines():
@@ -82,13 +82,13 @@ def done(run: Path) -> int:
 
 
 def saved(run: Path) -> int:
-    """The step of the newest checkpoint."""
+    """Return the step of the newest checkpoint."""
     folders = checkpoint_folders(Run(run))
     return int(folders[-1].name.removeprefix("step-")) if folders else 0
 
 
 def differences(run: Path, other: Path) -> list[str]:
-    """Files that are not the same, byte for byte: the metrics, the model, and everything in the last checkpoint."""
+    """List files that differ between two runs: metrics, model, and every file of the last checkpoint."""
     mine, others = ({path.name: path for path in checkpoint_folders(Run(r))[-1].iterdir()} for r in (run, other))
     pairs = {name: (mine.get(name), others.get(name)) for name in {**mine, **others}}
     for name in ("metrics.jsonl", "model.safetensors"):
@@ -98,18 +98,18 @@ def differences(run: Path, other: Path) -> list[str]:
 
 @dataclass
 class Trial:
-    """A run that is ended again and again, and continued each time.
+    """Run that is interrupted repeatedly and resumed each time.
 
     Attributes:
         out: the run folder.
         options: changes of the recipe.
         recipe: the command line after ``iresnet train``.
-        timeout: seconds that a process may take to its end.
-        redone: for each end, the steps that had to be done again.
-        outcomes: how the processes ended.
-        ended: how many of them ended as they were meant to.
-        completed: whether the run came to its end.
-        differences: what is not the same as without the interruptions.
+        timeout: seconds that a process may take.
+        redone: for each interruption, the steps that had to be repeated.
+        outcomes: of the interrupted processes.
+        ended: number of processes that ended as intended.
+        completed: whether the run reached its last step.
+        differences: files that differ from those of an uninterrupted run.
     """
 
     out: Path
@@ -123,12 +123,12 @@ class Trial:
     differences: list[str] = field(default_factory=list)
 
     def start(self, die_at: int | None = None) -> subprocess.Popen:
-        """Start the run, or continue it if it has begun."""
+        """Start the run, or resume it."""
         resume = (self.out / "config.yaml").exists()
         return train(self.out, *self.options, recipe=self.recipe, resume=resume, die_at=die_at)
 
     def interrupt(self, act: Callable[[subprocess.Popen], object], die_at: int | None = None) -> Outcome:
-        """Start or continue, let ``act`` end the process, and note what was lost."""
+        """Start or resume, let ``act`` end the process, and record the lost steps."""
         process = self.start(die_at)
         try:
             act(process)
@@ -140,12 +140,12 @@ class Trial:
         return outcome
 
     def complete(self) -> Outcome:
-        """Continue to the end."""
+        """Resume and wait for the last step."""
         return end(self.start(), self.timeout)
 
 
 def at_step(run: Path, step: int, number: int, delay: float = 0.0) -> Callable[[subprocess.Popen], None]:
-    """Send a signal when so many steps are in the metrics, and a while later."""
+    """Return an action that sends a signal ``delay`` seconds after the metrics reach a step."""
 
     def act(process: subprocess.Popen) -> None:
         while done(run) < step and process.poll() is None:

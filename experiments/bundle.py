@@ -1,9 +1,9 @@
-"""Put the best of the trained small models into the package, with what each is worth on a fixed subset.
+"""Copy the best trained small models into the package, each with its score on a fixed subset of the test split.
 
-    python benchmarks/bundle.py RUNS [--data-dir DIR]
+    python experiments/bundle.py RUNS [--data-dir DIR]
 
-RUNS is the folder of benchmarks/experiments.py. Of each model the seed with the smallest validation loss is taken, not
-the one with the best test figures.
+RUNS is the folder of experiments/reproduce.py. Of each model the seed with the smallest validation loss is taken, not
+the one with the best test scores.
 """
 
 import argparse
@@ -20,27 +20,27 @@ from iresnet.flows import Flow
 from iresnet.models import load_model
 from iresnet.runs import Run
 
-PLACE = Path(iresnet.__file__).parent / "pretrained"
+PRETRAINED = Path(iresnet.__file__).parent / "pretrained"
 MODELS = {
     "digits-density": "digits-density",
     "mnist-density-small": "mnist-density-small",
     "fashion-mnist-density-small": "fashion-mnist-density-small",
     "mnist-classify-small": "mnist-classify-small-0.9",
 }
-"""Names in the package, and the experiments that they are runs of."""
+"""Names in the package, and the experiments of which each is a run."""
 COPIED = ("config.yaml", "model.safetensors", "certificate.json", "evaluation.json")
 EXAMPLES = 256
 LARGEST = 4 * 1024**2  # bytes
 
 
 def validation_loss(run: Path) -> float:
-    """That of the last snapshot, whose model was saved."""
+    """Return the validation loss of the last snapshot, whose model was saved."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if line["split"] == "validation"][-1]
 
 
-def stated(run: Run, data_dir: Path | None) -> dict:
-    """What the model is worth on the first test examples."""
+def score_on_subset(run: Run, data_dir: Path | None) -> dict:
+    """Evaluate the accuracy or bits/dim of a model on the first test examples."""
     config, inputs = run.read_config()
     dataset = load(config.data.name, data_dir or run.data_dir, pad_to=config.data.pad_to)
     model, test = load_model(run), dataset.test
@@ -66,12 +66,12 @@ def main() -> None:
             continue
         best = min(finished, key=validation_loss)
         assert (best / "model.safetensors").stat().st_size <= LARGEST
-        place = PLACE / name
-        place.mkdir(exist_ok=True)
+        folder = PRETRAINED / name
+        folder.mkdir(exist_ok=True)
         for file in COPIED:
-            shutil.copyfile(best / file, place / file)
-        figure = stated(Run(best), options.data_dir)
-        (place / "stated.json").write_text(json.dumps(figure, indent=2) + "\n")
+            shutil.copyfile(best / file, folder / file)
+        figure = score_on_subset(Run(best), options.data_dir)
+        (folder / "stated.json").write_text(json.dumps(figure, indent=2) + "\n")
         print(name, best.name, figure)
 
 

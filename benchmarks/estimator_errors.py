@@ -1,15 +1,16 @@
-"""What numerics.py measures of estimators of the log-determinant: values, what they report of themselves, times."""
+"""Errors of log-determinant estimators: bias and spread of values and gradients, reported errors, and CPU time."""
 
 __all__ = [
     "ESTIMATORS",
-    "SHARED_LENGTH",
+    "GRADIENTS",
+    "Gradient",
     "Images",
     "Make",
     "closed_form_bias",
-    "draw",
+    "gradients",
+    "gradients_at",
     "reports",
     "seconds",
-    "seeded",
     "spectrum",
     "values",
 ]
@@ -23,8 +24,7 @@ from functools import partial
 from itertools import chain, cycle
 
 import torch
-from exact import ExactBlock, SameProbe
-from subjects import Subject, blocks_of
+from subjects import ExactBlock, SameProbe, Subject, blocks_of
 from torch import Generator, Tensor
 
 import iresnet as ir
@@ -33,7 +33,7 @@ from iresnet.lipschitz import hold_weights
 from iresnet.logdet import Hutchinson, LogDetEstimator
 
 Make = Callable[..., Hutchinson]
-Images = Sequence[Sequence[ExactBlock]]  # of each image its blocks
+Images = Sequence[Sequence[ExactBlock]]  # for each image its blocks
 Row = dict[str, float]
 
 ESTIMATORS: dict[str, Make] = {
@@ -42,14 +42,14 @@ ESTIMATORS: dict[str, Make] = {
     "RussianRoulette": ir.RussianRoulette,
     **{f"Krylov {n}": partial(ir.Krylov, n) for n in (2, 3, 4, 5, 7, 10)},
 }
-"""By name; called with ``generator=`` and ``n_probes=``."""
+"""Constructors by name, called with ``generator=`` and ``n_probes=``."""
 
 SHARED_LENGTH = {ir.RussianRoulette}
-"""Draw one length for a whole batch, so that only different batches are independent."""
+"""Estimators that draw one length for a whole batch, so that only different batches are independent."""
 
 
 def seeded(make: Make, seed: int, **options) -> Hutchinson:
-    """Build an estimator with randomness of its own."""
+    """Build an estimator with a seeded generator."""
     return make(generator=Generator().manual_seed(seed), **options)
 
 
@@ -59,10 +59,10 @@ class Draws:
 
     Attributes:
         value: the estimates.
-        error: what they differ by from what the same probes give exactly.
+        error: their differences from the exact values of the same probes.
         standard_error: as reported.
         bias: as reported.
-        n_products: mean Jacobian products.
+        n_products: mean number of Jacobian products.
     """
 
     value: Tensor
@@ -73,7 +73,7 @@ class Draws:
 
 
 def draw(block: ExactBlock, make: Make, n: int, *, seed: int, n_probes: int = 1, lipschitz: float = math.inf) -> Draws:
-    """Estimate the log-determinant of a block n times, with probes of this seed and the next ones."""
+    """Estimate the log-determinant of a block n times, with this seed and the following ones."""
     copies = 1 if make in SHARED_LENGTH else n
     J = block.linearization(copies)
     estimates, errors = [], []
@@ -93,20 +93,20 @@ def draw(block: ExactBlock, make: Make, n: int, *, seed: int, n_probes: int = 1,
 
 
 def values(images: Images, n: int) -> dict[str, Row]:
-    """Of every estimator with one probe: bias and its standard error, standard deviation, products of one block.
+    """Measure bias, its standard error, standard deviation and products of every estimator with one probe.
 
     The log-determinant is the sum over the blocks. The bias is a mean over the images; the standard deviation is the
     root mean square of those of the images.
 
     Args:
-        images: their blocks.
+        images: exact blocks.
         n: probes for each block and image.
     """
     return {name: _value_row(images, make, n) for name, make in ESTIMATORS.items()}
 
 
 def _value_row(images: Images, make: Make, n: int) -> Row:
-    # Probes that blocks or images shared would correlate their errors.
+    # Different seeds, since common probes would correlate the errors of blocks and images.
     draws = [draw(block, make, n, seed=i * n) for i, block in enumerate(chain.from_iterable(images))]
     return {
         "bias": sum(float(d.error.mean()) for d in draws) / len(images),
@@ -117,7 +117,7 @@ def _value_row(images: Images, make: Make, n: int) -> Row:
 
 
 def closed_form_bias(images: Images, n_terms: int) -> float:
-    """The bias of the power series from the eigenvalues, mean over the images: a check of the sampled one."""
+    """Compute the bias of the power series from eigenvalues, as a mean over the images, to check the sampled one."""
     total = 0.0
     for block in chain.from_iterable(images):
         series = sum(-((-block.eigenvalues) ** k) / k for k in range(1, n_terms + 1))
@@ -125,17 +125,17 @@ def closed_form_bias(images: Images, n_terms: int) -> float:
     return total / len(images)
 
 
-# -- what estimators report of themselves ----------------------------------------------------------------------------
+# -- reported errors ------------------------------------------------------------------------------------------------
 
 REPORTING = ("PowerSeries 5, Rademacher", "PowerSeries 20, Rademacher", "RussianRoulette", "Krylov 3", "Krylov 5")
 CONVERGED: dict[str, Make] = {"Krylov tol=0.01": partial(ir.Krylov, tol=1e-2)}
 
 
 def reports(subject: Subject, images: Images, n: int, *, n_probes: int = 4) -> dict[str, Row]:
-    """True standard deviation and bias of an estimate from a few probes, beside those that it reports.
+    """Measure standard deviation and bias of an estimate from a few probes, beside those that it reports.
 
-    Standard deviations are of the sum over the blocks, root mean squares over the images. Biases are sums over the
-    blocks of their sizes, means over the images.
+    Standard deviations are those of the sum over the blocks, as root mean squares over the images. Biases are sums of
+    absolute values over the blocks, as means over the images.
     """
     bounds = [upper_bound(block.g) for block in blocks_of(subject.flow)]
     makes = {name: ESTIMATORS[name] for name in REPORTING} | CONVERGED
@@ -158,7 +158,7 @@ def _report_row(images: Images, make: Make, bounds: list[float], n: int, n_probe
 
 
 def spectrum(subject: Subject, images: Images) -> list[Row]:
-    """Of each block over all images: eigenvalues of J (real parts), norm of J, certified bound, log-determinant."""
+    """Return for each block, over all images: range of eigenvalues of J, its norm, its bound, mean log-determinant."""
     rows = []
     for block, *exact in zip(blocks_of(subject.flow), *images, strict=True):
         real = torch.cat([e.eigenvalues.real for e in exact])
@@ -170,13 +170,102 @@ def spectrum(subject: Subject, images: Images) -> list[Row]:
     return rows
 
 
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+GRADIENTS = [name for name in ESTIMATORS if name not in ("PowerSeries 3, Gaussian", "Krylov 4", "Krylov 7")]
+
+
+class Gradient:
+    """Gradient of the log-determinant of an image with respect to the parameters of all residual blocks.
+
+    It is that of the sum over the blocks, through the normalization of the weights and through the inputs of later
+    blocks.
+
+    Args:
+        flow: the model, in float64.
+        x: the image, (1, C, H, W).
+        exact: the blocks at the image.
+    """
+
+    def __init__(self, flow: ir.Flow, x: Tensor, exact: Sequence[ExactBlock]):
+        self.flow = flow
+        self.x = x
+        self.exact_blocks = exact
+        self.blocks = blocks_of(flow)
+        self.parameters = [p for block in self.blocks for p in block.parameters()]
+        self.exact = self._gradient([ir.Exact()] * len(self.blocks), copies=1)
+        self._same: dict[tuple[str, int, int], Tensor] = {}
+
+    def moments(self, make: Make, *, copies: int = 8, batches: int = 16) -> tuple[float, float, float]:
+        """Return bias, its noise, and standard deviation with one probe, relative to the norm of the exact gradient.
+
+        Args:
+            make: builds the estimator.
+            copies: of the image in a batch, each with its own probe.
+            batches: number of batches.
+        """
+        if make in SHARED_LENGTH:
+            copies, batches = 1, copies * batches
+        estimates = self._sample([make] * len(self.blocks), copies, batches)
+        errors = estimates - self._same_probes(make().probe, copies, batches)
+        size = float(self.exact.norm())
+        noise = _total_sd(errors) / math.sqrt(batches)
+        return float(errors.mean(0).norm()) / size, noise / size, _total_sd(estimates) * math.sqrt(copies) / size
+
+    def variance(self, make: Make, *, copies: int, batches: int) -> float:
+        """Return the variance of the mean over copies times their number, relative to the exact squared gradient."""
+        estimates = self._sample([make] * len(self.blocks), copies, batches)
+        return copies * _total_sd(estimates) ** 2 / float(self.exact.square().sum())
+
+    def _same_probes(self, probe: str, copies: int, batches: int) -> Tensor:
+        key = (probe, copies, batches)
+        if key not in self._same:
+            makes = [partial(SameProbe, block, probe=probe) for block in self.exact_blocks]
+            self._same[key] = self._sample(makes, copies, batches)
+        return self._same[key]
+
+    def _sample(self, makes: Sequence[Make], copies: int, batches: int) -> Tensor:  # (batches, parameters)
+        def estimators(batch: int) -> list[LogDetEstimator]:
+            return [seeded(make, len(makes) * batch + i) for i, make in enumerate(makes)]
+
+        return torch.stack([self._gradient(estimators(batch), copies) for batch in range(batches)])
+
+    def _gradient(self, estimators: Sequence[LogDetEstimator], copies: int) -> Tensor:  # (parameters,)
+        for block, estimator in zip(self.blocks, estimators, strict=True):
+            block.logdet = estimator
+        logdet = self.flow.bijection.forward_and_logdet(self.x.expand(copies, *self.x.shape[1:]))[1]
+        gradients = torch.autograd.grad(logdet.mean(), self.parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def _total_sd(x: Tensor) -> float:  # (n, parameters)
+    """Return the root of the summed variances over the first dimension."""
+    return math.sqrt(float(x.var(0).sum()))
+
+
+def gradients(subject: Subject, images: Images) -> dict[str, dict[str, float]]:
+    """Measure bias, noise and standard deviation of every estimator, as root mean squares over the images."""
+    at = gradients_at(subject, images)
+    rows = {}
+    for name in GRADIENTS:
+        columns = zip(*(gradient.moments(ESTIMATORS[name]) for gradient in at), strict=True)
+        rms = (math.sqrt(statistics.fmean(number**2 for number in column)) for column in columns)
+        rows[name] = dict(zip(("bias", "noise", "sd"), rms, strict=True))
+    return rows
+
+
+def gradients_at(subject: Subject, images: Images) -> list[Gradient]:
+    """Prepare the gradients at the first images of a subject, one for each given list of exact blocks."""
+    return [Gradient(subject.flow, x, exact) for x, exact in zip(subject.x.split(1), images, strict=False)]
+
+
 # -- time ------------------------------------------------------------------------------------------------------------
 
 
 def seconds(subject: Subject, *, batch: int = 32, rounds: int = 5) -> dict[str, Row]:
-    """CPU seconds an image of a log-density, and of a training step without optimizer, in float32.
+    """Measure CPU seconds an image of a log-density and of a training step without optimizer, in float32.
 
-    The least of several runs in which the estimators take turns.
+    The times are minima over several rounds in which the estimators take turns.
     """
     flow = subject.flow.float()
     x = subject.x.float().repeat(batch // len(subject.x) + 1, 1, 1, 1)[:batch]

@@ -1,6 +1,6 @@
-"""Training steps of one of several processes, which torchrun starts; rank 0 prints what was measured as JSON.
+"""Training steps in one of several processes that torchrun starts; rank 0 prints the measurements as JSON.
 
-    torchrun --standalone --nproc_per_node=2 benchmarks/processes.py --batch 64
+    torchrun --standalone --nproc_per_node=2 benchmarks/scaling_processes.py --batch 64
 
 The steps are those of the training loop on a recipe's model, wrapped by accelerate as in training. Each process has one
 thread. Rounds give seconds a step of wall time, of CPU time for the process that needs most, and bytes that crossed the
@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from axes import BASE
+from scaling import BASE
 from torch.nn.parallel import DistributedDataParallel
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, required=True, help="images a step, over all processes")
+    parser.add_argument("--batch", type=int, required=True, help="images a step over all processes")
     parser.add_argument("--steps", type=int, default=5, help="of a round")
     parser.add_argument("--rounds", type=int, default=3, help="after two steps to warm up")
     options = parser.parse_args()
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def round_of(step: Callable[[], Any], n_steps: int) -> dict[str, float]:
-    """Wall seconds, CPU seconds of the busiest process, and loopback bytes of a step, on average over some."""
+    """Measure wall seconds, CPU seconds of the busiest process, and loopback bytes of a step, on average."""
     _gathered(0.0)
     before, cpu, wall = _loopback_bytes(), time.process_time(), time.perf_counter()
     for _ in range(n_steps):
@@ -57,7 +57,7 @@ def round_of(step: Callable[[], Any], n_steps: int) -> dict[str, float]:
 
 
 def _gathered(number: float) -> list[float]:
-    """The numbers of all processes, once all have come here."""
+    """Wait for all processes, and return their numbers."""
     if not dist.is_initialized():
         return [number]
     numbers: list[float] = [0.0] * dist.get_world_size()
@@ -66,7 +66,7 @@ def _gathered(number: float) -> list[float]:
 
 
 def _loopback_bytes() -> int:
-    """Sent through the loopback device since the machine started, by the account of the Linux kernel."""
+    """Read the bytes sent through the loopback device since the machine started."""
     lines = Path("/proc/net/dev").read_text(encoding="utf-8").splitlines()
     fields = next(line.split(":")[1].split() for line in lines if line.strip().startswith("lo:"))
     return int(fields[8])

@@ -1,20 +1,20 @@
-"""Fit the neural spline flow of zuko to UCI tables, for the same rows, noise and standardization as our own densities.
+"""Fit the neural spline flow of zuko to UCI tables, with the same rows, noise and standardization as iresnet.
 
-    python benchmarks/spline_flow.py --data-dir DIR [--only concrete ...] [--splits 3] [--seconds 120]
+    python experiments/spline_flow.py --data-dir DIR [--only concrete ...] [--splits 3] [--seconds 120]
 
-Writes results/spline_flow.json. One thread, so many CPU seconds for each fit, or until the validation split has not
-improved for 20 epochs; the weights of the best validation are evaluated on the test split.
+Writes spline_flow.json beside this script. A fit runs on one thread until so many CPU seconds are spent or the
+validation loss has not improved for 20 epochs; the weights of the best epoch are evaluated on the test split.
 """
 
 import argparse
 import copy
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import zuko
-from report import save
 from torch import Tensor, nn
 
 from iresnet.data import Dataset, load
@@ -22,11 +22,12 @@ from iresnet.data.published import UCI
 from iresnet.models import inputs_of
 
 PATIENCE = 20
+RESULTS = Path(__file__).with_suffix(".json")
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Mean test nats of an example in the units of the table, and what that took."""
+    """Mean test nats of an example in the units of the table, with epochs, CPU seconds and number of parameters."""
 
     nats: float
     epochs: int
@@ -65,7 +66,7 @@ def _one_epoch(flow: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> 
 
 @torch.no_grad()
 def _nats(flow: nn.Module, x: Tensor) -> float:
-    return float(-torch.cat([flow().log_prob(part) for part in x.split(1024)]).double().mean())
+    return float(-torch.cat([flow().log_prob(chunk) for chunk in x.split(1024)]).double().mean())
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
             found = fit(load(name, options.data_dir, split_seed=seed), seed=seed, seconds=options.seconds)
             print(name, seed, found, flush=True)
             results.setdefault(name, {})[str(seed)] = asdict(found)
-            save("spline_flow", results)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Train, evaluate and certify everything that docs/results.md reports, and write that page.
+"""Train, evaluate and certify every run that docs/results.md reports, and write that page.
 
-    python benchmarks/experiments.py RUNS [--only density ...] [--seeds 0 1 2] [--data-dir DIR]    # what is missing
-    python benchmarks/experiments.py RUNS --tables                                                   # the page alone
+    python experiments/reproduce.py RUNS [--only density ...] [--seeds 0 1 2] [--data-dir DIR]    # what is missing
+    python experiments/reproduce.py RUNS --tables                                                   # the page alone
 
-Each run is a folder RUNS/EXPERIMENT/seed-N, made by the command line alone; one that is complete is left as it is, one
-that was interrupted is continued. What the runs say goes into docs/results/*.zip: configuration, metrics, certificate,
-evaluation, cost and environment of each seed. The page is written from these archives; a seed that RUNS lacks stays in
-them as it is.
+Each run is a folder RUNS/EXPERIMENT/seed-N that is made with the command line alone. Complete runs are left alone,
+interrupted ones are resumed. Configuration, metrics, certificate, evaluation, cost and environment of each seed are
+packed into docs/results/*.zip, from which the page is written; seeds that RUNS lacks stay in these archives.
 """
 
 import argparse
@@ -18,8 +17,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiment_tables import TABLES
-from report import insert_all
+from result_tables import TABLES
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from pages import insert_all
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
@@ -28,8 +29,11 @@ KEPT = ("config.yaml", "metrics.jsonl", "certificate.json", "evaluation.json", "
 TOYS = ("8gaussians", "2spirals", "checkerboard", "rings", "moons", "pinwheel", "swissroll")
 SMALL_TABLES = ("concrete", "energy", "wine-quality-red", "yacht")
 LARGE_TABLES = ("kin8nm", "naval-propulsion-plant", "power-plant", "protein-tertiary-structure")
-EPOCHS = {"energy": "60", "yacht": "300", "wine-quality-red": "30", "protein-tertiary-structure": "8"}
-"""Of tables that have few rows, are learned by heart, or have many."""
+EPOCHS = {
+    name: ("--train.epochs", n)
+    for name, n in {"energy": "60", "yacht": "300", "wine-quality-red": "30", "protein-tertiary-structure": "8"}.items()
+}
+"""Epochs for tables that are small, that overfit, or that are large."""
 
 COEFFICIENTS = {"0.5": ("--model.coeff", "0.5"), "0.7": ("--model.coeff", "0.7"), "0.9": ()}
 TWINS = {"unconstrained": ("--model.coeff", "null"), "resnet": ("--model.name", "resnet")}
@@ -37,14 +41,14 @@ TWINS = {"unconstrained": ("--model.coeff", "null"), "resnet": ("--model.name", 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One setting, trained from several seeds.
+    """Recipe with changes that is trained with several seeds.
 
     Attributes:
-        recipe: the bundled recipe.
+        recipe: a bundled recipe.
         changes: its overrides.
-        certified: whether the model has a certificate.
-        evaluation: more options of ``iresnet evaluate``.
-        split: whether each seed is another split of the table, too.
+        certified: whether the model is certified.
+        evaluation: further options of ``iresnet evaluate``.
+        split: whether the seed also chooses the split of the table.
     """
 
     recipe: str
@@ -54,7 +58,7 @@ class Experiment:
     split: bool = False
 
     def command(self, seed: int) -> list[str]:
-        """What comes after ``iresnet``, but for --out."""
+        """Return the arguments of ``iresnet`` without ``--out``."""
         split = ["--data.split-seed", str(seed)] if self.split else []
         return ["train", self.recipe, *self.changes, *split, "--train.seed", str(seed)]
 
@@ -62,10 +66,6 @@ class Experiment:
 def _classifiers(recipe: str) -> dict[str, Experiment]:
     settings = {**COEFFICIENTS, **TWINS}
     return {f"{recipe}-{name}": Experiment(recipe, c, certified=name in COEFFICIENTS) for name, c in settings.items()}
-
-
-def _epochs(table: str) -> tuple[str, ...]:
-    return ("--train.epochs", EPOCHS[table]) if table in EPOCHS else ()
 
 
 GROUPS: dict[str, dict[str, Experiment]] = {
@@ -81,7 +81,7 @@ GROUPS: dict[str, dict[str, Experiment]] = {
     },
     "toys": {f"toy-{name}": Experiment("toy-density", ("--data.name", name)) for name in TOYS},
     "tables": {
-        f"uci-{name}": Experiment(recipe, ("--data.name", name, *_epochs(name)), split=True)
+        f"uci-{name}": Experiment(recipe, ("--data.name", name, *EPOCHS.get(name, ())), split=True)
         for recipe, names in (("uci-density", SMALL_TABLES), ("uci-density-large", LARGE_TABLES))
         for name in names
     },
@@ -92,7 +92,7 @@ GROUPS: dict[str, dict[str, Experiment]] = {
 
 
 def train(experiment: Experiment, seed: int, out: Path) -> None:
-    """Train, evaluate and certify one run, as far as that is not done."""
+    """Train, evaluate and certify one run; skip what is done."""
     origin = out / "origin.json"
     if not origin.exists():
         command = experiment.command(seed)
@@ -118,17 +118,17 @@ def _iresnet(*tokens: str) -> None:
 
 
 def archive(name: str, folders: list[Path]) -> None:
-    """Keep what the runs of an experiment say, without where the data lay, beside the seeds that are kept already."""
+    """Write the files of runs, without their data folder, into the archive of the experiment; keep its other seeds."""
     RAW.mkdir(exist_ok=True)
     renewed = {folder.name for folder in folders}
     kept = [run / file for run in archived(name) if run.name not in renewed for file in KEPT]
     entries = [path for path in (*kept, *(folder / file for folder in folders for file in KEPT)) if path.exists()]
     contents = {f"{path.parent.name}/{path.name}": _published(path) for path in entries}
     with zipfile.ZipFile(RAW / f"{name}.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
-        for place in sorted(contents):
-            entry = zipfile.ZipInfo(place)  # of 1980: the same file each time
+        for name_in_archive in sorted(contents):
+            entry = zipfile.ZipInfo(name_in_archive)  # dated 1980, so that equal contents give equal archives
             entry.compress_type = zipfile.ZIP_DEFLATED
-            file.writestr(entry, contents[place])
+            file.writestr(entry, contents[name_in_archive])
 
 
 def _published(path: Path | zipfile.Path) -> str:
@@ -139,13 +139,13 @@ def _published(path: Path | zipfile.Path) -> str:
 
 
 def archived(name: str) -> list[zipfile.Path]:
-    """The runs of an experiment that docs/results keeps, in order of their seeds."""
+    """Return the archived runs of an experiment, sorted by seed."""
     path = RAW / f"{name}.zip"
     return sorted(zipfile.Path(path).iterdir(), key=lambda run: run.name) if path.exists() else []
 
 
 def results() -> dict[str, dict[str, list[zipfile.Path]]]:
-    """All that docs/results keeps, by group and experiment."""
+    """Return all archived runs by group and experiment."""
     return {
         group: {name: runs for name in experiments if (runs := archived(name))} for group, experiments in GROUPS.items()
     }
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*GROUPS], default=[*GROUPS], help="groups to train")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--data-dir", type=Path, help="a folder of data sets")
-    parser.add_argument("--tables", action="store_true", help="train nothing")
+    parser.add_argument("--tables", action="store_true", help="train nothing, only write the page")
     options = parser.parse_args()
     if options.data_dir:
         os.environ["IRESNET_DATA"] = str(options.data_dir.absolute())

@@ -1,6 +1,6 @@
-"""Certificates of trained runs: what is proved of their Lipschitz constants, and what a search finds of them.
+"""Certificates of trained runs: Lipschitz constants bounded from above, and searched for from below.
 
-python benchmarks/certificates.py RUN... [--search-steps 100]
+python benchmarks/certification.py RUN... [--search-steps 100]
 """
 
 import argparse
@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
-from report import insert_all, save, table
+from pages import insert_all, save, table
 
 import iresnet as ir
 
 
 def measure(run: str, search_steps: int) -> dict:
+    """Certify a run, and measure the CPU time."""
     model = ir.load(run)
     start = time.process_time()
     certificate = ir.certify(model, search_steps=search_steps)
-    # As they are, with what the properties add.
     return asdict(certificate) | {
         "certified": certificate.certified,
         "steps": max(block.steps() for block in certificate.blocks),
@@ -31,7 +31,8 @@ def _range(bounds: Sequence[dict], key: str) -> str:
     return f"{min(values):.3f} to {max(values):.3f}"
 
 
-def rows_of(results: dict[str, dict]) -> str:
+def certificate_table(results: dict[str, dict]) -> str:
+    """Format a row for each run."""
     header = [
         "run",
         "layers",
@@ -70,7 +71,7 @@ def main() -> None:
     torch.set_num_threads(1)
     results = {run.rstrip("/").split("/")[-1]: measure(run, options.search_steps) for run in options.runs}
     save("certificates", results)
-    insert_all({"certificates": rows_of}, results)
+    insert_all({"certificates": certificate_table}, results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Draw the densities of points in the plane, true and learned, into docs/pictures/toys.png.
+"""Draw true and learned densities of the toy data sets into docs/pictures/toys.png.
 
-python benchmarks/toy_pictures.py RUNS      # the folder of benchmarks/experiments.py
+python experiments/toy_pictures.py RUNS      # the folder of experiments/reproduce.py
 """
 
 import argparse
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from experiments import TOYS as NAMES
 from matplotlib.figure import Figure
+from reproduce import TOYS as NAMES
 from torch import Tensor
 
 from iresnet import pretrained
@@ -22,7 +22,7 @@ PIXELS = 160
 
 
 def grid(name: str) -> tuple[Tensor, tuple[float, float, float, float]]:
-    """Points that cover what the data do, (PIXELS squared, 2), and their extent."""
+    """Return grid points (PIXELS squared, 2) that cover the data, and their extent."""
     x = TOYS[name].sample(4000, torch.Generator().manual_seed(0))
     low, high = x.amin(0), x.amax(0)
     low, high = low - 0.15 * (high - low), high + 0.15 * (high - low)
@@ -33,10 +33,10 @@ def grid(name: str) -> tuple[Tensor, tuple[float, float, float, float]]:
 
 @torch.no_grad()
 def densities(name: str, run: Path, points: Tensor) -> list[np.ndarray]:
-    """The true density and that of the model, (PIXELS, PIXELS) each."""
+    """Evaluate the true density and that of the model, (PIXELS, PIXELS) each."""
     model = pretrained.load(run)
     assert isinstance(model, Flow)
-    logs = [TOYS[name].log_prob(points), torch.cat([model.log_prob(part) for part in points.split(4096)])]
+    logs = [TOYS[name].log_prob(points), torch.cat([model.log_prob(chunk) for chunk in points.split(4096)])]
     return [log.exp().reshape(PIXELS, PIXELS).numpy() for log in logs]
 
 
@@ -53,9 +53,9 @@ def main() -> None:
         points, extent = grid(name)
         true, learned = densities(name, run, points)
         top = float(np.quantile(true[true > true.max() / 100], 0.99)) if math.isfinite(true.max()) else None
-        for place, density in zip(column, (true, learned), strict=True):
-            place.imshow(density, origin="lower", extent=extent, vmin=0, vmax=top, cmap="viridis", aspect="auto")
-            place.set(xticks=[], yticks=[])
+        for panel, density in zip(column, (true, learned), strict=True):
+            panel.imshow(density, origin="lower", extent=extent, vmin=0, vmax=top, cmap="viridis", aspect="auto")
+            panel.set(xticks=[], yticks=[])
         column[0].set_title(name)
     axes[0, 0].set_ylabel("true")
     axes[1, 0].set_ylabel("learned")
