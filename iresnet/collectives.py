@@ -6,14 +6,12 @@ Processes are started by :mod:`iresnet.launch`, or torchrun; that module stays w
 __all__ = [
     "any_process",
     "average",
-    "full_tensor",
     "gather",
     "is_first_to_say",
     "is_main",
     "process_group",
     "rank",
     "restarted",
-    "shard_like",
     "world_size",
 ]
 
@@ -141,26 +139,3 @@ def is_first_to_say(message: str) -> bool:
         return _store is None or _store.add(f"said/{message}", 1) == 1
     except RuntimeError:  # the process that kept the store is gone
         return True
-
-
-# -- sharded tensors ---------------------------------------------------------------------------------------------------
-
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor, and return any other as it is. All processes have to take part."""
-    if world_size() == 1:
-        return tensor
-    from torch.distributed.tensor import DTensor  # slow to import
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def shard_like(reference: Tensor, tensor: Tensor) -> Tensor:
-    """Shard a full tensor like ``reference``."""
-    if world_size() == 1:
-        return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if not isinstance(reference, DTensor):
-        return tensor
-    return distribute_tensor(tensor, reference.device_mesh, reference.placements)

@@ -12,6 +12,7 @@ __all__ = [
     "kept_random_state",
     "random_device",
     "random_state",
+    "refuse_forward_over_forward",
     "seed_all",
     "set_random_state",
 ]
@@ -27,11 +28,18 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch._C._autograd import _top_saved_tensors_default_hooks
-from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+)
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from iresnet.errors import RecipeError
+from iresnet.errors import IResNetError, RecipeError
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
@@ -103,6 +111,20 @@ def is_differentiating() -> bool:
         tensor([1.])
     """
     return not torch.compiler.is_compiling() and (is_transforming() or forward_ad._current_level >= 0)
+
+
+def refuse_forward_over_forward() -> None:
+    """Refuse nested forward mode, which torch gets wrong for functions with custom derivatives.
+
+    Raises:
+        IResNetError: within ``torch.func.jvp`` inside of another.
+    """
+    levels = get_interpreter_stack() if is_transforming() else None
+    if sum(level.key() == TransformType.Jvp for level in levels or ()) > 1:
+        raise IResNetError(
+            "inverses and estimated log-determinants have no second derivatives by forward mode inside forward mode "
+            "(jacfwd of jacfwd); use torch.func.hessian, or the estimator Exact"
+        )
 
 
 def in_a_checkpoint() -> bool:

@@ -1,17 +1,15 @@
 """Solutions of equations, differentiated to any order by solving linear systems."""
 
-__all__ = ["Equation", "Product", "implicit", "refuse_forward_over_forward", "solve_linear"]
+__all__ = ["Equation", "Product", "implicit", "solve_linear"]
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
 
 from iresnet.accelerated import Anderson
-from iresnet.devices import is_transforming
-from iresnet.errors import IResNetError
+from iresnet.devices import is_transforming, refuse_forward_over_forward
 from iresnet.jacobian import with_known_signature
 from iresnet.krylov import KrylovSpace
 from iresnet.operators import to_events, to_vectors
@@ -53,20 +51,6 @@ def implicit(residual: Tensor, value: Tensor, equation: Equation, solve: LinearS
     """
     refuse_forward_over_forward()
     return _Implicit.apply(residual, value, equation, solve, *inputs)  # pyright: ignore[reportReturnType]
-
-
-def refuse_forward_over_forward() -> None:
-    """Refuse nested forward mode, which torch gets wrong for functions with custom derivatives.
-
-    Raises:
-        IResNetError: within ``torch.func.jvp`` inside of another.
-    """
-    levels = get_interpreter_stack() if is_transforming() else None
-    if sum(level.key() == TransformType.Jvp for level in levels or ()) > 1:
-        raise IResNetError(
-            "inverses and estimated log-determinants have no second derivatives by forward mode inside forward mode "
-            "(jacfwd of jacfwd); use torch.func.hessian, or the estimator Exact"
-        )
 
 
 @with_known_signature

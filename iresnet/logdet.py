@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from iresnet.devices import is_differentiating, is_readable
+from iresnet.devices import is_differentiating, is_readable, refuse_forward_over_forward
 from iresnet.errors import IResNetError, UnknownNameError
-from iresnet.implicit import Product, implicit, refuse_forward_over_forward, solve_linear
+from iresnet.implicit import Product, implicit, solve_linear
 from iresnet.jacobian import Linearization, with_known_signature
 from iresnet.krylov import KrylovSpace
 from iresnet.operators import at_least_float32, to_events, to_vectors

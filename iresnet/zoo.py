@@ -25,9 +25,8 @@ from iresnet.bijections import (
     Squeeze,
 )
 from iresnet.classifiers import Classifier, Hybrid
-from iresnet.distributions import BASES
 from iresnet.errors import RecipeError, UnknownNameError
-from iresnet.flows import Flow
+from iresnet.flows import BASES, Flow
 from iresnet.inputs import level_scale
 from iresnet.logdet import Exact, Krylov, LogDetEstimator
 from iresnet.networks import PlainBlock
@@ -371,7 +370,7 @@ def build(
         mean: subtracted from the data first, a number or one a channel, (C, 1, 1). Default: 128 for images, which are
             expected on [0, 256), and 0 for vectors.
         std: the data is then divided by this. Default: 256 for images and 1 for vectors.
-        base: base density, one of :data:`iresnet.distributions.BASES`.
+        base: base density, one of :data:`iresnet.flows.BASES`.
         head_hidden: channels of the head of a hybrid of images.
         options: arguments of the architecture.
 

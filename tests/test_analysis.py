@@ -32,9 +32,9 @@ from iresnet.analysis.latents import KSTest, latent_scales
 from iresnet.analysis.reference import Converged, Dense, block_calls, reference
 from iresnet.analysis.spectra import spectrum
 from iresnet.data import Split
-from iresnet.distributions import Base
 from iresnet.errors import DataError, IResNetError, RecipeError
 from iresnet.evaluation import calibration
+from iresnet.flows import Base
 from iresnet.pictures import png, rendered
 
 KINDS = ("density", "classify", "hybrid", "toy")

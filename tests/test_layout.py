@@ -20,7 +20,7 @@ SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "bounds", "solvers", "accelerated"}
 NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices"}
-MODELS = NUMERICS | {"networks", "distributions", "bijections", "flows", "zoo", "certificates"}
+MODELS = NUMERICS | {"networks", "bijections", "flows", "zoo", "certificates"}
 MODELS |= {"classifiers", "inputs"}
 USE = MODELS | {"capacity", "data", "config", "options", "recipes", "runs", "models", "pictures", "collectives"}
 USE |= {"files", "interrupts"}
@@ -29,10 +29,9 @@ ALLOWED = {
     "errors": set(),
     **dict.fromkeys(NUMERICS - {"errors"}, NUMERICS),
     "networks": NUMERICS,
-    "distributions": {"errors", "devices"},
     "bijections": NUMERICS,
-    "flows": NUMERICS | {"bijections", "distributions"},
-    "classifiers": NUMERICS | {"networks", "bijections", "distributions", "flows"},
+    "flows": NUMERICS | {"bijections"},
+    "classifiers": NUMERICS | {"networks", "bijections", "flows"},
     "certificates": NUMERICS | {"bijections", "flows", "classifiers", "files"},
     "inputs": set(),
     "capacity": {"errors", "zoo"},

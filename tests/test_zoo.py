@@ -14,8 +14,8 @@ import iresnet as ir
 from iresnet.bijections.memory import MEMORY
 from iresnet.bounds import upper_bound
 from iresnet.config import WITHOUT
-from iresnet.distributions import BASES
 from iresnet.errors import IResNetError, RecipeError, UnknownNameError
+from iresnet.flows import BASES
 from iresnet.lipschitz import DenseConcat
 from iresnet.networks import BatchNorm
 from iresnet.normalization import PowerIteration

@@ -10,7 +10,6 @@ import argparse
 import ast
 import statistics
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -153,14 +152,13 @@ def _reachable(module: str, imports: dict[str, set[str]]) -> set[str]:
 
 
 def traces(root: Path) -> Measures:
-    """Run a log-determinant and a training step, and list the files of the package whose functions they enter."""
+    """Run a log-determinant and ``Trainer.train_step``, and list the files whose functions they enter."""
     sys.path.insert(0, str(root))
     import torch
-    from torch.optim.optimizer import register_optimizer_step_post_hook
 
     import iresnet as ir
     from iresnet.config import load_config
-    from iresnet.training import train
+    from iresnet.training import Trainer
 
     def estimate(mark: Callable[[], None]) -> None:
         block, x = ir.ResidualBlock(ir.networks.mlp(4, 8), logdet=ir.Krylov(3)), torch.randn(2, 4)
@@ -168,14 +166,15 @@ def traces(root: Path) -> Measures:
             mark()
             block.forward_and_logdet(x)
 
-    def fit(mark: Callable[[], None]) -> None:
-        options = "--model.blocks [1,1] --model.hidden 8 --train.epochs 1 --train.log-every 100 --tracker []"
-        hook = register_optimizer_step_post_hook(lambda *_: mark())
-        with tempfile.TemporaryDirectory() as folder:
-            train(load_config("digits-density", options.split()), Path(folder) / "run")
-        hook.remove()
+    def train(mark: Callable[[], None]) -> None:
+        options = "--model.blocks [1,1] --model.hidden 8 --tracker []"
+        trainer = Trainer(load_config("digits-density", options.split()), device="cpu")
+        x, y = next(iter(trainer.batches.epoch()))
+        for _ in range(3):
+            mark()
+            trainer.train_step(x, y)
 
-    logdet, step = entered(root, estimate), entered(root, fit)
+    logdet, step = entered(root, estimate), entered(root, train)
     return _count("files entered by one log-determinant", logdet) | _count("files entered by one training step", step)
 
 

@@ -22,8 +22,8 @@ from scipy import stats
 from torch import Tensor
 
 from iresnet.bijections import latent_shapes
-from iresnet.distributions import Base
 from iresnet.errors import DataError
+from iresnet.flows import Base
 
 SIGNIFICANCE = 1e-3
 """Level of significance: a claim with a smaller p-value is rejected."""

@@ -22,8 +22,7 @@ __all__ = [
     "trace",
 ]
 
-from iresnet.bijections.actnorm import ActNorm
 from iresnet.bijections.base import Bijection, Chain, Inversion, LogDets, Report, check_dtype, check_events, invert
-from iresnet.bijections.elementwise import Affine, Logit
+from iresnet.bijections.elementwise import ActNorm, Affine, Logit
 from iresnet.bijections.reshape import FactorOut, Flatten, InjectivePad, Squeeze, latent_shapes, trace
 from iresnet.bijections.residual import RandomChunk, ResidualBlock

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.certificates import Certificate, Excess
 from iresnet.classifiers import Classifier, Hybrid
-from iresnet.collectives import full_tensor, world_size
+from iresnet.collectives import world_size
 from iresnet.data import dequantize
 from iresnet.errors import RunWarning
 from iresnet.files import writing
@@ -43,6 +43,7 @@ from iresnet.inputs import Inputs, value_range
 from iresnet.lipschitz import LipschitzLayer
 from iresnet.pictures import draw, image_grid, scatter
 from iresnet.runs import Run
+from iresnet.training.optim import full_tensor
 from iresnet.zoo import Model
 
 # -- states of blocks --------------------------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ __all__ = [
     "Muon",
     "OPTIMIZERS",
     "SCHEDULES",
+    "full_tensor",
     "learning_rate",
     "make_optimizer",
     "orthogonalize",
     "set_learning_rate",
+    "shard_like",
     "warn_of_new_rates",
 ]
 
@@ -21,12 +23,35 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from iresnet.collectives import full_tensor, shard_like
 from iresnet.config import Config, OptimConfig, check
 from iresnet.errors import RunWarning
 from iresnet.lipschitz import lipschitz_layers
+
+# -- sharded tensors ---------------------------------------------------------------------------------------------------
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor, and return any other as it is. All processes have to take part."""
+    if not dist.is_initialized():
+        return tensor
+    from torch.distributed.tensor import DTensor  # slow to import
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(reference: Tensor, tensor: Tensor) -> Tensor:
+    """Shard a full tensor like ``reference``."""
+    if not dist.is_initialized():
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(reference, DTensor):
+        return tensor
+    return distribute_tensor(tensor, reference.device_mesh, reference.placements)
+
 
 # -- Muon --------------------------------------------------------------------------------------------------------------
 

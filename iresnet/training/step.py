@@ -19,12 +19,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from iresnet.bijections import ActNorm, Bijection, Chain, FactorOut
-from iresnet.collectives import full_tensor
 from iresnet.config import Config
 from iresnet.devices import kept_random_state, random_state, set_random_state
 from iresnet.errors import RunError
 from iresnet.precision import PRECISIONS, use_precision
-from iresnet.training.optim import Ema, set_learning_rate
+from iresnet.training.optim import Ema, full_tensor, set_learning_rate
 from iresnet.training.task import Task
 
 # -- losses and gradients that are not finite --------------------------------------------------------------------------

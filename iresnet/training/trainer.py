@@ -137,7 +137,8 @@ class Trainer:
         self.config, self.data_dir, self.callbacks = config, data_dir, callbacks
         with quietly(), deterministic_algorithms(config.train.deterministic):
             self._build(choose_device(device))
-        self.total_steps = config.train.epochs * len(self.batches)
+        self.steps_per_epoch = len(self.batches)
+        self.total_steps = config.train.epochs * self.steps_per_epoch
         self.saved_step = 0
         self.stopping = False  # a stop was requested, in whatever process
         self.listeners: list[Callback] = []  # the callbacks of the run folder and the user's
@@ -185,7 +186,7 @@ class Trainer:
     @property
     def epoch(self) -> float:
         """Epochs done, with fraction."""
-        return self.step / len(self.batches)
+        return self.step / self.steps_per_epoch
 
     @property
     def done(self) -> bool:
@@ -262,7 +263,7 @@ class Trainer:
             Started(
                 self.step,
                 self.total_steps,
-                len(self.batches),
+                self.steps_per_epoch,
                 train.batch_size,
                 compiled=train.compile,
                 device=describe_device(self.accelerator.device),
@@ -288,11 +289,12 @@ class Trainer:
         """Train for what is left of an epoch, or until a stop is requested."""
         train = self.config.train
         self.task.train()
-        epoch, start = divmod(self.step, len(self.batches))
+        epoch, start = divmod(self.step, self.steps_per_epoch)
         for x, y in self.batches.epoch(epoch, start):
-            self.train_step(x, y)
+            reason = self.train_step(x, y)
+            self._tell_of_step(reason)
             self.stopping = any_process(stop.is_set())
-            if self.step % (train.snapshot_every * len(self.batches)) == 0 or self.step == self.total_steps:
+            if self.step % (train.snapshot_every * self.steps_per_epoch) == 0 or self.step == self.total_steps:
                 self._snapshot()
             elif self.stopping:
                 trained = self.strategy.full_model()
@@ -308,25 +310,32 @@ class Trainer:
         self,
         x: Tensor,  # (N, *E), as stored
         y: Tensor | None,  # (N,)
-    ) -> None:
-        """Train on one batch at the learning rate of the schedule, and tell the callbacks.
+    ) -> str | None:
+        """Train on one batch at the learning rate of the schedule.
 
-        Raises:
-            RunError: after too many steps in a row with a loss or gradient that is not finite.
+        Returns:
+            What made the step impossible, a loss or gradient that is not finite; None when it was done.
         """
-        train, state = self.config.train, self.state
+        state = self.state
         # The middle of the step: neither its first nor its last rate is 0.
-        rate = learning_rate(self.config.optim, (self.step + 0.5) / len(self.batches), train.epochs)
-        try:
-            state.window.append(self.take_step(x, y, rate))
-            state.skipped, reason = state.skipped.recovered(), None
-        except NotFinite as fault:
-            state.skipped, reason = state.skipped.one_more(), str(fault)
+        rate = learning_rate(self.config.optim, (state.step + 0.5) / self.steps_per_epoch, self.config.train.epochs)
         state.step += 1
+        try:
+            metrics = self.take_step(x, y, rate)
+        except NotFinite as fault:
+            state.skipped = state.skipped.one_more()
+            return str(fault)
+        state.window.append(metrics)
+        state.skipped = state.skipped.recovered()
+        return None
+
+    def _tell_of_step(self, reason: str | None) -> None:
+        """Tell the callbacks of a step that was done, or skipped for a reason; stop after too many of those."""
+        train, state = self.config.train, self.state
         if reason:
             self._tell(BadStep(self.step, self.epoch, reason, state.skipped.total))
             self._check_skipped(reason)
-        due = self.step % train.log_every == 0 or self.step % len(self.batches) == 0
+        due = self.step % train.log_every == 0 or self.step % self.steps_per_epoch == 0
         if due and state.window:
             self._tell(Stepped(self.step, self.epoch, state.log_window(), block_states(self.model)))
         else:
