@@ -24,7 +24,7 @@ help:
 	@echo "make visdom [PORT=...]   start a visdom server on this machine; needs npm, but no other network"
 	@echo "make bench [RUN=...]   time iresnet and other methods side by side, and invert a trained run (an hour)"
 	@echo "make scaling   time and memory against every size of a step, one process and two, predictions (half an hour)"
-	@echo "make mutation-test   break each estimator, bound, solver and score in turn: the tests must notice (an hour)"
+	@echo "make mutation-test [ONLY=krylov] [TENTH=3]   break the numerics in many small ways: the tests must notice (an hour or more)"
 	@echo "make fault-test   kill training processes, fill their disks, damage their checkpoints: nothing is lost (20 minutes)"
 	@echo "make lint types wheel-check   the other checks"
 
@@ -71,10 +71,11 @@ scaling: $(INSTALLED)
 	$(BIN)/python benchmarks/scaling.py
 
 mutation-test: $(INSTALLED)
-	$(BIN)/python benchmarks/mutations.py --jobs 2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutation]'
+	$(BIN)/python tests/mutation/run.py $(if $(ONLY),--only $(ONLY)) $(if $(TENTH),--tenth $(TENTH))
 
 fault-test: $(INSTALLED)
-	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python tests/faults/interruptions.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""iresnet and its baselines in training: same images, same loss, same everything between the blocks."""
+"""Training steps of iresnet and of its baselines: same images, same loss, same everything between the blocks."""
 
 __all__ = ["BLOCKS", "Contender", "Setting", "Training", "baseline", "contenders", "ours"]
 
@@ -13,16 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from behrmann2019 import Block2019
-from blocks import Bottleneck, swapped
-from normflows_block import NormflowsBlock, update
-from plain import PlainBlock
+from baselines import Block2019, Bottleneck, NormflowsBlock, PlainBlock, swap_blocks, update_normflows
 from torch import Tensor
 
 from iresnet.bijections import Bijection
 from iresnet.config import OptimConfig, load_config
 from iresnet.data import Batches
-from iresnet.training.loop import _Trainer
+from iresnet.training import Trainer
 from iresnet.training.optim import make_optimizer
 from iresnet.training.task import Task
 
@@ -31,21 +28,21 @@ BLOCKS: dict[str, Callable[[Bottleneck], Bijection]] = {
     "normflows": NormflowsBlock,
     "plain": PlainBlock,
 }
-"""Baselines, by name."""
+"""Blocks of the baselines by name."""
 
 ADAMAX = OptimConfig(name="adamax", lr=3e-3)
-"""What the baselines are trained with: as published, and little work. iresnet has what its recipe says."""
+"""Optimizer of the baselines, as published and cheap; iresnet takes that of its recipe."""
 
 Batch = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A size of the work.
+    """Size of a benchmark.
 
     Attributes:
         name: for tables.
-        recipe: that is trained.
+        recipe: the recipe that is trained.
         shape: of an image.
         batch: images a step.
         overrides: of the recipe.
@@ -60,13 +57,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Training:
-    """A model in training.
+    """Model in training.
 
     Attributes:
-        task: its loss.
-        batches: without an end.
-        step: forward, backward and optimizer, on the next batch.
-        update: normalizes the weights after a step, where a method does so.
+        task: model with its loss.
+        batches: endless iterator.
+        step: forward, backward and optimizer on the next batch.
+        update: normalization of the weights after a step, for methods that need it.
     """
 
     task: Task
@@ -79,17 +76,17 @@ Contender = Callable[[], Training]
 
 
 def ours(setting: Setting, *changes: str) -> Training:
-    """The step of the training loop, which users get; ``changes`` are of the recipe."""
+    """Build the step of the package's own training loop; ``changes`` are overrides of the recipe."""
     trainer = _trainer(setting, *changes)
     trainer.task.train()
     stream = _endless(trainer.batches)
-    return Training(trainer.task, stream, lambda: trainer._one_step(*next(stream)))
+    return Training(trainer.task, stream, lambda: trainer.train_step(*next(stream)))
 
 
 def baseline(setting: Setting, name: str) -> Training:
-    """The blocks of a baseline in the model of the recipe."""
+    """Build a training step of the model of the recipe with the blocks of a baseline."""
     trainer = _trainer(setting)
-    task = swapped(trainer.task, BLOCKS[name]).train()
+    task = swap_blocks(trainer.task, BLOCKS[name]).train()
     optimizer = make_optimizer(task.model, ADAMAX)
     stream = _endless(trainer.batches)
 
@@ -99,16 +96,16 @@ def baseline(setting: Setting, name: str) -> Training:
         loss.backward()
         optimizer.step()
 
-    return Training(task, stream, step, partial(update, task) if name == "normflows" else lambda: None)
+    return Training(task, stream, step, partial(update_normflows, task) if name == "normflows" else lambda: None)
 
 
 def contenders(setting: Setting) -> dict[str, Contender]:
-    """All of them, iresnet first."""
+    """Return builders of iresnet, first, and of all baselines."""
     return {"iresnet": partial(ours, setting), **{name: partial(baseline, setting, name) for name in BLOCKS}}
 
 
-def _trainer(setting: Setting, *changes: str) -> _Trainer:
-    """The trainer of a recipe on images that only look like some: smooth noise, with random labels."""
+def _trainer(setting: Setting, *changes: str) -> Trainer:
+    """Build the trainer of a recipe on synthetic images, smooth noise with random labels."""
     random = torch.Generator().manual_seed(0)
     channels, *pixels = setting.shape
     coarse = 256 * torch.rand(1024, channels, 8, 8, generator=random)
@@ -118,7 +115,7 @@ def _trainer(setting: Setting, *changes: str) -> _Trainer:
         path = Path(folder) / "images.npz"
         np.savez(path, x=x.numpy(), y=y.numpy())
         data = ("--data.name", str(path), "--data.pad-to", "null", "--train.batch-size", str(setting.batch))
-        return _Trainer(load_config(setting.recipe, (*data, *setting.overrides, *changes)), None)
+        return Trainer(load_config(setting.recipe, (*data, *setting.overrides, *changes)), device="cpu")
 
 
 def _endless(batches: Batches) -> Iterator[Batch]:

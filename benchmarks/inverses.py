@@ -1,4 +1,4 @@
-"""Round trips of trained runs: error against the tolerance, and what each block costs, for every solver.
+"""Round trips of trained runs: error, convergence and evaluations of each block, for every solver.
 
     python benchmarks/inverses.py RUN... [--data-dir DIR] [-n 500] [--atol 1e-5]
 
@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from report import insert_all, save, table
+from pages import insert_all, save, table
 from torch import Tensor
 
 import iresnet as ir
 from iresnet.data import dequantize, load
 from iresnet.lipschitz import hold_weights
+from iresnet.models import load_model
 from iresnet.runs import Run
 from iresnet.solvers import Solver
 
@@ -30,7 +31,7 @@ SOLVERS: dict[str, Callable[[float], Solver]] = {
 
 
 def inputs(x: Tensor, levels: int) -> dict[str, Tensor]:
-    """Kinds of images, on the scale of the data."""
+    """Return kinds of images, on the scale of the data."""
     few, generator = x[:100], torch.Generator().manual_seed(0)
     noise = torch.rand(few.shape, generator=generator, dtype=x.dtype)
     grays = torch.arange(levels, dtype=x.dtype).view(-1, *[1] * (x.dim() - 1)).expand(levels, *x.shape[1:])
@@ -38,23 +39,23 @@ def inputs(x: Tensor, levels: int) -> dict[str, Tensor]:
         "test images": x,
         "uniform noise": levels * noise,
         "constant": grays,
-        "black and white": levels * (noise > 0.5),
+        "black and white": levels * (noise > 0.5).to(x.dtype),
         "values x 100": 100 * few,
     }
 
 
 @torch.no_grad()
 def round_trip(bijection: ir.Bijection, x: Tensor, solver: Solver, batch: int = 100) -> dict[str, float]:
-    """Largest error, share converged, evaluations of a block, and CPU seconds an image."""
+    """Invert latents; return the largest error, fraction converged, evaluations of a block and CPU seconds an image."""
     scale = bijection.bijections[0]  # centers and scales the data
     errors, converged, evaluations, seconds = [], [], [], 0.0
-    for part in x.split(batch):
-        z = bijection(part)
+    for images in x.split(batch):
+        z = bijection(images)
         start = time.process_time()
         inversion = ir.bijections.invert(bijection, z, solver=solver)
         seconds += time.process_time() - start
-        here, back = scale(part).flatten(1), scale(inversion.x).flatten(1)
-        errors.append((here - back).abs().amax(1) / here.abs().amax(1).clamp(min=1.0))
+        original, inverted = scale(images).flatten(1), scale(inversion.x).flatten(1)
+        errors.append((original - inverted).abs().amax(1) / original.abs().amax(1).clamp(min=1.0))
         converged.append(inversion.converged)
         evaluations.append(torch.stack([solution.evaluations for _, solution in inversion.solutions]))
     counts = torch.cat(evaluations, 1).double()  # (blocks, N)
@@ -70,14 +71,14 @@ def round_trip(bijection: ir.Bijection, x: Tensor, solver: Solver, batch: int = 
 
 
 def measure(path: Path, data_dir: str | None, n: int, atol: float) -> dict[str, dict[str, dict[str, float]]]:
-    """Every solver on every kind of image."""
+    """Measure every solver on every kind of image."""
     run = Run.open(path)
-    config, known = run.read_config()
-    model = run.load_model().double()
+    config, run_inputs = run.read_config()
+    model = load_model(run).double()
     dataset = load(config.data.name, data_dir, pad_to=config.data.pad_to)
     noise = torch.Generator().manual_seed(0)
-    x = dequantize(dataset.test.x[:n], levels=known.levels, generator=noise).double()
-    kinds = inputs(x, known.levels or 256)
+    x = dequantize(dataset.test.x[:n], levels=run_inputs.levels, generator=noise).double()
+    kinds = inputs(x, run_inputs.levels or 256)
     with hold_weights(model):
         return {
             name: {kind: round_trip(model.bijection, images, make(atol)) for kind, images in kinds.items()}
@@ -85,7 +86,8 @@ def measure(path: Path, data_dir: str | None, n: int, atol: float) -> dict[str, 
         }
 
 
-def rows_of(results: dict) -> str:
+def inverse_table(results: dict) -> str:
+    """Format a row for each run, solver and kind of image."""
     header = [
         "run",
         "solver",
@@ -124,7 +126,7 @@ def main() -> None:
     torch.set_num_threads(1)
     results = {path.name: measure(path, options.data_dir, options.n, options.atol) for path in options.runs}
     save("inverses", results)
-    insert_all({"inverses": rows_of}, results)
+    insert_all({"inverses": inverse_table}, results)
 
 
 if __name__ == "__main__":

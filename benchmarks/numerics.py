@@ -1,4 +1,4 @@
-"""Bias, spread and cost of estimators of the log-determinant, against exact dense algebra: tables of docs/numerics.md.
+"""Bias, standard deviation and cost of log-determinant estimators against dense algebra: tables of docs/numerics.md.
 
 python benchmarks/numerics.py runs/fashion-mnist-density-small runs/mnist-density-small --data-dir ~/data
 """
@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
-from exact import exact_blocks
-from gradients import gradients
-from measure import closed_form_bias, reports, seconds, spectrum, values
-from report import PAGE, Results, arguments, insert_all, number, save, table
-from subjects import Subject, contracting, from_run
+from estimator_errors import closed_form_bias, gradients, reports, seconds, spectrum, values
+from pages import PAGE, Results, arguments, insert_all, number, save, table
+from subjects import Subject, contracting, exact_blocks, from_run
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -22,7 +20,7 @@ BASELINE, OURS = "PowerSeries 5, Gaussian", "Krylov 5"
 
 
 def measure(subject: Subject, *, probes: int, gradient_images: int) -> dict[str, Any]:
-    """Everything about one model."""
+    """Take all measurements of one model."""
     steps: dict[str, Callable[[], Any]] = {
         "spectrum": lambda: spectrum(subject, images),
         "values": lambda: values(images, probes),
@@ -48,7 +46,7 @@ def measure(subject: Subject, *, probes: int, gradient_images: int) -> dict[str,
 
 
 def check_series(results: dict[str, Any]) -> None:
-    """The sampled bias of the power series must be the one that follows from the eigenvalues."""
+    """Check that the sampled bias of the power series is the one that follows from the eigenvalues."""
     for name, exact in results["series"].items():
         for probe in ("Gaussian", "Rademacher"):
             row = results["values"][f"{name}, {probe}"]
@@ -58,11 +56,11 @@ def check_series(results: dict[str, Any]) -> None:
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
-def by_model(results: Results, part: str, titles: Sequence[str], cells: Callable[[dict], Sequence[str]]) -> str:
-    """A table of a part of the results with a line an estimator and some columns a model."""
+def by_model(results: Results, key: str, titles: Sequence[str], cells: Callable[[dict], Sequence[str]]) -> str:
+    """Format the results under a key with a row for each estimator and columns for each model."""
     header = ["estimator", *(f"{model}: {title}" for model in results for title in titles)]
-    names = next(iter(results.values()))[part]
-    return table(header, ([name, *(c for r in results.values() for c in cells(r[part][name]))] for name in names))
+    names = next(iter(results.values()))[key]
+    return table(header, ([name, *(c for r in results.values() for c in cells(r[key][name]))] for name in names))
 
 
 def spectrum_table(results: Results) -> str:
@@ -112,12 +110,12 @@ def time_table(results: Results) -> str:
 
 
 def ratio_table(results: Results) -> str:
-    """How many times less bias and variance Krylov has than the method of 2019 with as many products."""
+    """Format the quotients of bias and variance of the method of 2019 by those of Krylov with as many products."""
     rows = []
     for model, of in results.items():
         value, gradient = (
-            {key: of[part][BASELINE][key] / of[part][OURS][key] for key in ("bias", "sd")}
-            for part in ("values", "gradients")
+            {key: of[quantity][BASELINE][key] / of[quantity][OURS][key] for key in ("bias", "sd")}
+            for quantity in ("values", "gradients")
         )
         cells = (abs(value["bias"]), value["sd"] ** 2, gradient["bias"], gradient["sd"] ** 2)
         rows.append([model, *(number(cell) for cell in cells)])
@@ -138,7 +136,7 @@ TABLES = {
 
 # -- figure ----------------------------------------------------------------------------------------------------------
 
-LINES = {  # colors that differ for color-blind people, and a marker each
+LINES = {  # colors that color-blind people can tell apart, and a marker each
     "PowerSeries, Gaussian": ("#E69F00", "s", "--"),
     "PowerSeries, Rademacher": ("#0072B2", "o", "-."),
     "Krylov": ("#009E73", "^", "-"),
@@ -147,11 +145,19 @@ LINES = {  # colors that differ for color-blind people, and a marker each
 
 
 def draw(results: Results) -> None:
-    """Size of the bias and standard deviation against products, of each model."""
+    """Draw absolute bias and standard deviation against the number of products, one column a model."""
     figure, axes = plt.subplots(2, len(results), figsize=(4 * len(results), 6.4), sharex=True, squeeze=False)
+    digits = str.maketrans("", "", "0123456789")
     for column, (model, of) in zip(axes.T, results.items(), strict=True):
-        for line in LINES:
-            _line(column, line, [row for name, row in of["values"].items() if _line_of(name) == line])
+        rows: dict[str, list[dict[str, float]]] = {label: [] for label in LINES}
+        for name, row in of["values"].items():
+            rows[name.translate(digits).replace(" ,", ",").strip()].append(row)
+        for label, (color, marker, style) in LINES.items():
+            x = [row["products"] for row in rows[label]]
+            look = {"color": color, "marker": marker, "linestyle": style, "markersize": 6}
+            if label != "RussianRoulette":  # without bias
+                column[0].plot(x, [abs(row["bias"]) for row in rows[label]], label=label, **look)
+            column[1].plot(x, [row["sd"] for row in rows[label]], label=label, **look)
         column[0].set(title=f"{model} (D = {of['dims']})", xscale="log", yscale="log")
         column[1].set(xlabel="Jacobian products for each block", yscale="log", xticks=(2, 3, 5, 10, 20))
         column[1].xaxis.set_major_formatter("{x:.0f}")
@@ -161,19 +167,6 @@ def draw(results: Results) -> None:
     axes[1, 0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(PICTURE, dpi=110)
-
-
-def _line_of(name: str) -> str:
-    return name.translate(str.maketrans("", "", "0123456789")).replace(" ,", ",").strip()
-
-
-def _line(column: Sequence[Any], label: str, rows: list[dict[str, float]]) -> None:
-    color, marker, style = LINES[label]
-    x = [row["products"] for row in rows]
-    look = {"color": color, "marker": marker, "linestyle": style, "markersize": 6}
-    if label != "RussianRoulette":  # without bias
-        column[0].plot(x, [abs(row["bias"]) for row in rows], label=label, **look)
-    column[1].plot(x, [row["sd"] for row in rows], label=label, **look)
 
 
 def main() -> None:

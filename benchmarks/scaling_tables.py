@@ -1,26 +1,32 @@
-"""What scaling.py writes into docs/scaling.md: a table for each question."""
+"""Tables and figure of docs/scaling.md, from the results of scaling.py."""
 
-__all__ = ["TABLES", "affine", "exponent"]
+__all__ = ["TABLES", "affine", "draw", "exponent"]
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
-from report import Results, number, table
+from pages import Results, number, table
 
 from iresnet.training.cost import duration
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
 
 Row = dict  # of one size
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """Slope of log y against log x over the two largest sizes."""
+    """Return the slope of log y against log x over the two largest sizes."""
     return math.log(y[-1] / y[-2]) / math.log(x[-1] / x[-2])
 
 
 def affine(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
-    """a and b of y = a + b x with the least relative squares, and the largest relative residual."""
+    """Fit y = a + b x by least relative squares; return a, b and the largest relative residual."""
     design = np.stack([np.ones(len(x)), np.asarray(x, float)], 1)
     a, b = np.linalg.lstsq(design / np.asarray(y)[:, None], np.ones(len(y)), rcond=None)[0]
     return float(a), float(b), float(np.abs(design @ (a, b) / y - 1).max())
@@ -32,21 +38,14 @@ def _growth(results: Results) -> str:
     cells = []
     for name, rows in results["axes"]["rows"].items():
         x = [row["size"] for row in rows]
-        cells.append([name, f"{x[0]} to {x[-1]}", *_fit(x, _times(rows), "s"), *_fit(x, _memory(rows), "MiB")])
+        seconds, memory = [row["cpu"]["median"] for row in rows], [row["memory"] / 2**20 for row in rows]
+        cells.append([name, f"{x[0]} to {x[-1]}", *_fit(x, seconds, "s"), *_fit(x, memory, "MiB")])
     return f"{table(header, cells)}\n\n{_origin(results['axes'])}"
 
 
 def _fit(x: Sequence[float], y: Sequence[float], unit: str) -> list[str]:
     a, b, residual = affine(x, y)
     return [f"{exponent(x, y):.2f}", f"{number(a)} + {number(b)} x {unit}", f"{100 * residual:.0f} %"]
-
-
-def _times(rows: Sequence[Row]) -> list[float]:
-    return [row["cpu"]["median"] for row in rows]
-
-
-def _memory(rows: Sequence[Row]) -> list[float]:
-    return [row["memory"] / 2**20 for row in rows]
 
 
 def _points(results: Results) -> str:
@@ -115,14 +114,6 @@ def _least(row: Row, key: str) -> float:
     return min(r[key] for r in row["rounds"])
 
 
-def _runs(results: Results) -> str:
-    return f"{_predictions(results['runs']['rows'])}\n\n{_origin(results['runs'])}"
-
-
-def _grown(results: Results) -> str:
-    return _predictions(results["runs"]["grown"])
-
-
 def _predictions(rows: Sequence[Row]) -> str:
     times = ("kernel_seconds", "launch_seconds", "exchange_seconds", "step_seconds")
     header = ["recipe", "GPUs", "memory each, GiB", "kernels, ms", "launching, ms", "waiting, ms", "step, ms"]
@@ -153,7 +144,34 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "axes rates": _rates,
     "axes errors": _errors,
     "processes": _processes,
-    "runs": _runs,
-    "runs grown": _grown,
+    "runs": lambda results: f"{_predictions(results['runs']['rows'])}\n\n{_origin(results['runs'])}",
+    "runs grown": lambda results: _predictions(results["runs"]["grown"]),
 }
-"""By name, whose first word is the part that is measured."""
+"""Tables by name, whose first word is the part of the results that they need."""
+
+# -- figure ----------------------------------------------------------------------------------------------------------
+
+
+def draw(rows: dict[str, list[Row]], path: Path, *, labels: Mapping[str, str]) -> None:
+    """Draw time and memory against each size, one column an axis, measured and predicted."""
+    figure, panels = plt.subplots(2, len(rows), figsize=(3 * len(rows), 6), sharey="row", layout="constrained")
+    for (name, points), time, memory in zip(rows.items(), *panels, strict=True):
+        x = [point["size"] for point in points]
+        _panel(time, x, [p["cpu"]["median"] for p in points], [p["predicted"] for p in points])
+        _panel(memory, x, [p["memory"] / 2**20 for p in points], [p["tensors"] / 2**20 for p in points])
+        time.set_title(name)
+        memory.set_xlabel(labels[name])
+    panels[0, 0].set_ylabel("CPU time of a step (s, one thread)")
+    panels[1, 0].set_ylabel("memory of a step (MiB)")
+    panels[0, 0].legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _panel(panel: Any, x: list[int], measured: list[float], predicted: list[float]) -> None:
+    panel.loglog(x, measured, "o", color="C0", label="measured")
+    panel.loglog(x, predicted, "-", color="C1", label="cost model")
+    panel.loglog(x, [measured[-1] * size / x[-1] for size in x], ":", color="gray", label="linear")
+    panel.set_xticks(x, [str(size) for size in x], minor=False)
+    panel.minorticks_off()
+    panel.grid(alpha=0.3)

@@ -1,8 +1,10 @@
-"""Trained models and test images to measure on: runs of the recipes, and a model trained to contract."""
+"""Trained densities with test images to measure on, and the exact matrices of their residual blocks in float64."""
 
-__all__ = ["Subject", "blocks_of", "contracting", "from_run"]
+__all__ = ["ExactBlock", "SameProbe", "Subject", "blocks_of", "contracting", "exact_blocks", "from_run"]
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,13 +12,19 @@ from torch import Tensor, nn
 
 import iresnet as ir
 from iresnet.data import Batches, dequantize, load
+from iresnet.jacobian import Linearization
 from iresnet.lipschitz import hold_weights
+from iresnet.logdet import Hutchinson, Quadratic
+from iresnet.models import load_model
+from iresnet.operators import to_events, to_vectors
 from iresnet.runs import Run
+
+# -- densities and images --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained density and dequantized test images, in float64.
+    """Trained density with dequantized test images, in float64.
 
     Attributes:
         name: of the model, for tables.
@@ -30,25 +38,25 @@ class Subject:
 
 
 def blocks_of(module: nn.Module) -> list[ir.ResidualBlock]:
-    """Residual blocks, from the data on."""
-    return [part for part in module.modules() if isinstance(part, ir.ResidualBlock)]
+    """Return the residual blocks in the order from data to latent."""
+    return [block for block in module.modules() if isinstance(block, ir.ResidualBlock)]
 
 
 def from_run(path: str, data_dir: str | None, n: int) -> Subject:
-    """Load the model of a run folder and the first n test images of its data."""
+    """Load the density of a run folder and the first n test images of its data."""
     run = Run.open(path)
     config, inputs = run.read_config()
     test = load(config.data.name, data_dir or run.data_dir, pad_to=config.data.pad_to).test
-    flow = run.load_model()
+    flow = load_model(run)
     assert isinstance(flow, ir.Flow), f"{path} is no density"
     return Subject(Path(path).name, flow.double(), _images(test.x[:n], inputs.levels))
 
 
 def contracting(n: int, *, epochs: int = 20, lr: float = 0.01) -> Subject:
-    """Train a model whose blocks must contract, until eigenvalues come near -0.9: 15 s of CPU.
+    """Train a density whose blocks have to contract, until eigenvalues come near -0.9: 15 s of CPU.
 
-    The digits are scaled to be many times broader than the base density, a standard normal, and there is no ActNorm
-    that could take the scale away.
+    The digits are scaled to be much broader than the base density, a standard normal, and there is no ActNorm that
+    could undo the scale.
     """
     torch.manual_seed(0)
     digits = load("digits")
@@ -83,3 +91,86 @@ def contracting(n: int, *, epochs: int = 20, lr: float = 0.01) -> Subject:
 
 def _images(x: Tensor, levels: int | None) -> Tensor:
     return dequantize(x, levels=levels, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+# -- exact matrices --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExactBlock:
+    """Dense matrices of a residual block at one image.
+
+    Attributes:
+        shape: event shape of the input, D numbers.
+        jacobian: J, (D, D), of vectors in the order of :func:`iresnet.operators.to_vectors`.
+        eigenvalues: of J, (D,), complex.
+        log: log(I + J), (D, D).
+        inverse: (I + J)^-1, (D, D).
+    """
+
+    shape: torch.Size
+    jacobian: Tensor
+    eigenvalues: Tensor
+    log: Tensor
+    inverse: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, block: ir.ResidualBlock, x: Tensor) -> "ExactBlock":  # (1, C, H, W)
+        """Compute the matrices from the linearization of the block, and check them."""
+        with hold_weights(block.g):
+            linearization = ir.linearize(block.g, x)
+            basis = to_events(torch.eye(x[0].numel()).to(x), x.shape)[:, None]
+            columns = torch.vmap(linearization.jvp, chunk_size=512)(basis)
+        J = to_vectors(columns[:, 0]).t().contiguous()
+        identity = torch.eye(len(J)).to(J)
+        eigenvalues, vectors = torch.linalg.eig(J)
+
+        def function(values: Tensor) -> Tensor:
+            return torch.linalg.solve(vectors, vectors * values, left=False).real
+
+        exact = cls(x.shape[1:], J, eigenvalues, function(torch.log1p(eigenvalues)), torch.linalg.inv(identity + J))
+        torch.testing.assert_close(function(eigenvalues), J, rtol=0, atol=1e-7)
+        torch.testing.assert_close(exact.logdet, torch.linalg.slogdet(identity + J)[1], rtol=0, atol=1e-7)
+        return exact
+
+    @property
+    def logdet(self) -> Tensor:
+        """Exact log-determinant."""
+        return self.log.trace()
+
+    def linearization(self, n: int) -> Linearization:
+        """Return the linearization at n copies of the image, for n probes at once."""
+
+        def product(matrix: Tensor, v: Tensor) -> Tensor:
+            return to_events(to_vectors(v) @ matrix, v.shape)
+
+        value = self.jacobian.new_zeros(n, *self.shape)
+        return Linearization(value, jvp=partial(product, self.jacobian.t()), vjp=partial(product, self.jacobian))
+
+
+@torch.no_grad()
+def exact_blocks(flow: ir.Flow, x: Tensor) -> Iterator[ExactBlock]:  # (1, C, H, W)
+    """Yield the matrices of every block of a flow at an image."""
+    blocks, inputs = blocks_of(flow), {}
+    hooks = [b.register_forward_pre_hook(lambda block, args: inputs.update({block: args[0]})) for b in blocks]
+    flow.encode(x)
+    for hook in hooks:
+        hook.remove()
+    return (ExactBlock.of(block, inputs[block]) for block in blocks)
+
+
+class SameProbe(Hutchinson):
+    """Estimator with the exact quadratic form of each probe, and the exact vector w for its gradient.
+
+    With a generator of the same seed it draws the same probes as another estimator. Their difference has the bias of
+    the other one without the noise of the probes, so that a bias far below the standard deviation is visible.
+    """
+
+    def __init__(self, block: ExactBlock, *, n_probes: int = 1, probe: str, generator: torch.Generator | None):
+        super().__init__(n_probes, probe, generator)
+        self.block = block
+
+    def _solve(self, vjp, v: Tensor) -> Quadratic:  # noqa: ARG002
+        value = ((v @ self.block.log) * v).sum(1)
+        return Quadratic(value, v @ self.block.inverse, lambda lipschitz: torch.zeros_like(value), 0)

@@ -2,8 +2,8 @@
 
     python benchmarks/time_to_likelihood.py --data-dir DIR [--steps 200] [--seeds 0 1 2]
 
-The published code, on one thread, has 4.51 bits/dim (training) after 3119 CPU seconds. The time here is that of all
-training steps, without reading the data and without the evaluation of the sealed model on the test split.
+The published code on one thread reaches 4.51 bits/dim (training) after 3119 CPU seconds. The time measured here is that
+of all training steps, without loading the data and without the evaluation of the sealed model on the test split.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import iresnet as ir
 from iresnet.config import Config, load_config
 from iresnet.data import Batches, Dataset, load
 from iresnet.evaluation import likelihood
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 from iresnet.training.optim import learning_rate, make_optimizer, set_learning_rate
 from iresnet.training.task import Task, make_task
 
@@ -28,7 +28,7 @@ REFERENCE = {"bits_per_dim": 4.51, "cpu_seconds": 3119}
 
 
 def train(config: Config, dataset: Dataset, n_steps: int) -> tuple[Task, float, list[float]]:
-    """Train for so many steps; the task, CPU seconds, and the loss of every step."""
+    """Train for so many steps; return the task, CPU seconds, and the loss of every step."""
     task = make_task(config, dataset, inputs_of(dataset, "density")).train()
     optimizer = make_optimizer(task.model, config.optim)
     batches = Batches(dataset.train, config.train.batch_size, seed=config.train.seed)
@@ -46,7 +46,7 @@ def train(config: Config, dataset: Dataset, n_steps: int) -> tuple[Task, float, 
 
 
 def run(seed: int, arguments: argparse.Namespace, dataset: Dataset) -> dict[str, float]:
-    """Train with a seed, seal, evaluate; the gap is what sealing costs on a batch with the same noise and probes."""
+    """Train, seal and evaluate; the gap is the loss by sealing on a batch with the same noise and probes."""
     config = load_config(RECIPE, arguments.overrides)
     config = replace(config, train=replace(config.train, seed=seed))
     task, seconds, losses = train(config, dataset, arguments.steps)
@@ -88,8 +88,8 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
     for key in ("cpu_seconds", "test_bits_per_dim"):
         numbers = [row[key] for row in rows]
-        spread = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
-        print(f"{key}: mean {statistics.fmean(numbers):.4g}, sd {spread:.2g}, {len(numbers)} seeds")
+        sd = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+        print(f"{key}: mean {statistics.fmean(numbers):.4g}, sd {sd:.2g}, {len(numbers)} seeds")
     print("reference: {bits_per_dim} bits/dim after {cpu_seconds} CPU seconds".format(**REFERENCE))
 
 

@@ -1,13 +1,17 @@
-"""Time, operations and memory of functions that are compared with each other."""
+"""Time, operations and memory of jobs that are compared with each other, and the environment they run in."""
 
-__all__ = ["Job", "Make", "Times", "flops", "interleaved", "peak_bytes"]
+__all__ = ["Job", "Make", "Times", "environment", "flops", "interleaved", "peak_bytes"]
 
 import gc
+import os
+import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,12 +23,12 @@ from iresnet.training.cost import count
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured.
+    """Work to measure.
 
     Attributes:
-        run: the work.
-        prepare: runs before each time and is not measured, if there is anything.
-        check: figures that tell whether the work is right, once.
+        run: does the work.
+        prepare: if not None, called before each run and not measured.
+        check: returns errors of the result; called once.
     """
 
     run: Callable[[], Any]
@@ -37,20 +41,20 @@ Make = Callable[[], Job]
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each round."""
+    """CPU and wall seconds of each round."""
 
     cpu: list[float]
     wall: list[float]
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Median and extremes of both."""
+        """Return median and extremes of both."""
         return {
             kind: {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
             for kind, seconds in (("cpu", self.cpu), ("wall", self.wall))
         }
 
     def ratio(self, other: "Times") -> dict[str, float]:
-        """How many times the other's: median over the rounds, in each of which the two ran side by side."""
+        """Return the quotient by the other's times: the median over the rounds, in each of which both ran."""
         return {
             kind: statistics.median(a / b for a, b in zip(getattr(self, kind), getattr(other, kind), strict=True))
             for kind in ("cpu", "wall")
@@ -58,7 +62,7 @@ class Times:
 
 
 def interleaved(jobs: Mapping[str, Job], *, threads: int, warmup: int, repeats: int) -> dict[str, Times]:
-    """Run all jobs in turns, A B C A B C, so that what slows the machine down for a while slows all of them down.
+    """Run all jobs in turns, A B C A B C, so that temporary load on the machine affects all of them.
 
     Args:
         jobs: by name.
@@ -91,7 +95,7 @@ def _one(job: Job) -> tuple[float, float]:
 
 
 def flops(job: Job) -> int:
-    """Operations of the matrix products and convolutions of one run, by the formulas of torch's counter."""
+    """Count the operations of matrix products and convolutions of one run, by the formulas of torch's counter."""
     if job.prepare:
         job.prepare()
     return count(job.run).flops
@@ -101,15 +105,15 @@ def flops(job: Job) -> int:
 
 
 def peak_bytes(make: Make, *, runs: int = 2) -> dict[str, int]:
-    """Largest memory of a fresh process that does the work, on one thread.
+    """Measure the peak memory of a fresh process that does the work on one thread.
 
     Args:
-        make: builds the job, one that needs no preparation; must be picklable.
-        runs: how often the work is done: an optimizer's state is there after the first.
+        make: builds a job that needs no preparation; must be picklable.
+        runs: number of runs; an optimizer's state exists after the first.
 
     Returns:
-        ``"total"``, the most that the process had during the work, and ``"work"``, what that is above what it had
-        before: gradients and the optimizer's state included; torch, data and weights not.
+        ``"total"``, the peak of the process, and ``"work"``, its excess over the memory before the work: it includes
+        gradients and the optimizer's state, but not torch, data and weights.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
         before, most = fresh.submit(_memory, make, runs).result()
@@ -128,6 +132,37 @@ def _memory(make: Make, runs: int) -> tuple[int, int]:
 
 
 def _resident(key: str) -> int:
-    """Bytes, by the account of the Linux kernel; ``getrusage`` would give a process the peak of its parent."""
+    """Read bytes from /proc, since ``getrusage`` gives a process the peak of its parent."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(status.partition(f"{key}:")[2].split()[0])
+
+
+# -- environment -----------------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """Return the machine, the versions and the commit."""
+    return {
+        "machine": _processor(),
+        "cpus": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy", "normflows", "iresnet")},
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "changed": bool(_git("status", "--porcelain", "iresnet", "benchmarks/*.py")),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((text.partition(":")[2].strip() for text in lines if text.startswith("model name")), "")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
+    ).stdout.strip()

@@ -1,11 +1,11 @@
-"""How noisy and how biased the log-determinants and gradients of a training step are: by method and option.
+"""Noise and bias of log-determinants and gradients in a training step, by method and option.
 
     python benchmarks/training_noise.py RUN [--data-dir DIR] [--draws 40]
 
 One batch of test images in the trained density of a run. Each method estimates the mean log-determinant of the batch
 many times, with new probes each time, and its gradient with respect to the normalized weights of all convolutions. The
-bias is what is left, over the draws, of the difference to 16 Krylov steps with the same probes. Tables go into
-docs/performance.md, figures into results/training_noise.json.
+bias is the mean difference to 16 Krylov steps with the same probes. Writes results/training_noise.json and a table of
+docs/performance.md.
 """
 
 import argparse
@@ -17,10 +17,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from behrmann2019 import Block2019
-from blocks import Bottleneck, swapped
-from plain import free_conv
-from report import Results, insert_all, number, save, table
+from baselines import Block2019, Bottleneck, free_conv, swap_blocks
+from pages import Results, insert_all, number, save, table
 from subjects import from_run
 from torch import Tensor
 
@@ -32,10 +30,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 
 @dataclass(frozen=True)
 class Method:
-    """How a training step estimates log-determinants.
+    """Estimation of log-determinants in a training step.
 
     Attributes:
-        block: what stands in the place of a residual block.
+        block: builds what replaces a residual block.
         probe: of the estimator.
         n_chunks: see :class:`iresnet.bijections.RandomChunk`.
         bf16: whether products are in bfloat16.
@@ -74,8 +72,8 @@ METHODS = {
 
 
 def sample(flow: ir.Flow, method: Method, x: Tensor, seeds: range) -> tuple[Tensor, Tensor]:  # (S,), (S, parameters)
-    """Values and gradients of the batch's mean log-determinant."""
-    model = swapped(flow, method.block).bijection
+    """Draw values and gradients of the mean log-determinant of the batch."""
+    model = swap_blocks(flow, method.block).bijection
     convs = [p for name, p in model.named_parameters() if p.dim() == 4]
     chunks = {b: RandomChunk(b.logdet, method.n_chunks) for b in model.modules() if isinstance(b, ResidualBlock)}
     values, gradients = [], []
@@ -89,7 +87,7 @@ def sample(flow: ir.Flow, method: Method, x: Tensor, seeds: range) -> tuple[Tens
 
 
 def measure(path: str, data_dir: str | None, *, batch: int, draws: int) -> dict[str, dict[str, float]]:
-    """Moments of every method."""
+    """Measure standard deviation and bias of every method."""
     subject = from_run(path, data_dir, batch)
     flow, x = subject.flow.float(), subject.x.float()
     seeds = range(draws)
@@ -114,7 +112,7 @@ def measure(path: str, data_dir: str | None, *, batch: int, draws: int) -> dict[
 def _bias(values: Tensor, gradients: Tensor, exact: tuple[Tensor, Tensor], size: float) -> dict[str, float]:
     of_values, of_gradients = values - exact[0], gradients - exact[1]
     draws = len(values)
-    # The square of a mean has the variance of the mean in it.
+    # The squared mean is biased by the variance of the mean.
     square = of_gradients.mean(0).square().sum() - of_gradients.var(0).sum() / draws
     return {
         "value_bias": float(of_values.mean()),
@@ -123,19 +121,18 @@ def _bias(values: Tensor, gradients: Tensor, exact: tuple[Tensor, Tensor], size:
     }
 
 
-def rows_of(results: Results) -> str:
-    """As a table."""
+def noise_table(results: Results) -> str:
+    """Format a row for each run and method."""
+    rows = []
+    for run, methods in results.items():
+        for name, row in methods.items():
+            value, gradient = "as whole", "as whole"
+            if "value_bias" in row:
+                value = f"{row['value_bias']:+.3f} ± {number(row['value_bias_error'])}"
+                gradient = number(row["gradient_bias"])
+            rows.append([run, name, value, number(row["value_sd"]), gradient, number(row["gradient_sd"])])
     header = ["run", "", "bias, nats", "sd, nats", "bias of the gradient", "sd of the gradient"]
-    rows = [[run, name, *_cells(row)] for run, methods in results.items() for name, row in methods.items()]
     return table(header, rows)
-
-
-def _cells(row: dict[str, float]) -> list[str]:
-    biases = ["as whole", "as whole"]
-    if "value_bias" in row:
-        value = f"{row['value_bias']:+.3f} ± {number(row['value_bias_error'])}"
-        biases = [value, number(row["gradient_bias"])]
-    return [biases[0], number(row["value_sd"]), biases[1], number(row["gradient_sd"])]
 
 
 def main() -> None:
@@ -150,7 +147,7 @@ def main() -> None:
         Path(run).name: measure(run, options.data_dir, batch=options.batch, draws=options.draws) for run in options.runs
     }
     save("training_noise", results)
-    insert_all({"training noise": rows_of}, results, page=PAGE)
+    insert_all({"training noise": noise_table}, results, page=PAGE)
 
 
 if __name__ == "__main__":

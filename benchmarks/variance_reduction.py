@@ -1,4 +1,4 @@
-"""What reduces the variance of log-determinants at the same number of Jacobian products: tables of docs/numerics.md.
+"""Ways to reduce the variance of log-determinants at equal numbers of Jacobian products: tables of docs/numerics.md.
 
 python benchmarks/variance_reduction.py runs/fashion-mnist-density-small runs/mnist-density-small --data-dir ~/data
 """
@@ -11,11 +11,9 @@ from itertools import chain
 from typing import Any
 
 import torch
-from exact import ExactBlock, exact_blocks
-from gradients import Gradient, gradients_at
-from measure import Images, Make
-from report import arguments, insert_all, number, save, table
-from subjects import Subject, contracting, from_run
+from estimator_errors import Gradient, Images, Make, gradients_at
+from pages import arguments, insert_all, number, save, table
+from subjects import ExactBlock, Subject, contracting, exact_blocks, from_run
 from torch import Generator, Tensor
 
 import iresnet as ir
@@ -27,30 +25,30 @@ from iresnet.probes import PROBES
 
 # -- probes ----------------------------------------------------------------------------------------------------------
 
-Draw = Callable[[Tensor, int, Generator], Tensor]  # like one probe of each sample, k -> (N, k, *E)
+Draw = Callable[[Tensor, int, Generator], Tensor]  # tensor (N, *E) as template, k, generator -> (N, k, *E)
 
 
-def named(name: str) -> Draw:
-    """Those of the library."""
-    return lambda like, k, generator: torch.stack(list(PROBES[name](like, k, generator)), 1)
+def draw(like: Tensor, k: int, generator: Generator, *, kind: str) -> Tensor:
+    """Draw probes of a kind of the library."""
+    return torch.stack(list(PROBES[kind](like, k, generator)), 1)
 
 
 def hadamard_at_random(like: Tensor, k: int, generator: Generator) -> Tensor:
-    """Hadamard probes with the elements numbered at random, the same way each time."""
+    """Draw Hadamard probes with the elements numbered at random, always in the same way."""
     numbers = torch.randperm(like[0].numel(), generator=Generator().manual_seed(0))
-    flat = named("hadamard")(like.flatten(1), k, generator)
+    flat = draw(like.flatten(1), k, generator, kind="hadamard")
     return flat[..., numbers].view(len(like), k, *like.shape[1:])
 
 
 def orthogonal(like: Tensor, k: int, generator: Generator) -> Tensor:
-    """Gaussian directions, orthogonal in groups of k, of length sqrt(D)."""
-    gaussian = named("gaussian")(like, k, generator).flatten(2)
+    """Draw Gaussian directions of length sqrt(D), orthogonal in groups of k."""
+    gaussian = draw(like, k, generator, kind="gaussian").flatten(2)
     return (torch.linalg.qr(gaussian.mT).Q.mT * math.sqrt(gaussian.shape[2])).view(len(like), k, *like.shape[1:])
 
 
 def antithetic(like: Tensor, k: int, generator: Generator) -> Tensor:
-    """Every probe and its negative."""
-    half = named("rademacher")(like, k // 2, generator)
+    """Draw probes and their negatives."""
+    half = draw(like, k // 2, generator, kind="rademacher")
     return torch.cat([half, -half], 1)
 
 
@@ -58,34 +56,34 @@ IDEAS: dict[str, Draw] = {
     "antithetic": antithetic,
     "orthogonal": orthogonal,
     "Hadamard, elements numbered at random": hadamard_at_random,
-    "hadamard": named("hadamard"),
+    "hadamard": partial(draw, kind="hadamard"),
 }
 
 
-def over_the_batch(like: Tensor, n: int, generator: Generator | None, *, each: str) -> Iterator[Tensor]:
-    """One probe for each sample, of which 64 neighbors are a group of the kind ``each``."""
+def over_the_batch(like: Tensor, n: int, generator: Generator | None, *, kind: str) -> Iterator[Tensor]:
+    """Draw one probe for each sample, such that 64 neighbors form a group of a kind."""
     for _ in range(n):
         groups = like[: math.ceil(len(like) / 64)]
-        k = 1 if each == "shared" else 64
-        group = torch.stack(list(PROBES["rademacher" if k == 1 else each](groups, k, generator)), 1)
+        k = 1 if kind == "shared" else 64
+        group = torch.stack(list(PROBES["rademacher" if k == 1 else kind](groups, k, generator)), 1)
         yield group.expand(-1, 64, *like.shape[1:]).flatten(0, 1)[: len(like)]
 
 
-PROBES.update({f"{each} in the batch": partial(over_the_batch, each=each) for each in ("shared", "hadamard")})
+PROBES.update({f"{kind} in the batch": partial(over_the_batch, kind=kind) for kind in ("shared", "hadamard")})
 
 # -- one image: variance with the exact quadratic form of each probe ---------------------------------------------------
 
 
-def spread(block: ExactBlock, probes: Tensor) -> float:  # (n, k, C, H, W)
-    """Variance of a mean over k probes, times k: 1 product each."""
+def variance_times_products(block: ExactBlock, probes: Tensor) -> float:  # (n, k, C, H, W)
+    """Return the variance of a mean over k probes, times k, since each probe takes one product."""
     v = to_vectors(probes.flatten(0, 1))
     return probes.shape[1] * float(((v @ block.log) * v).sum(1).view(probes.shape[:2]).mean(1).var())
 
 
 def deflated(block: ExactBlock, generator: Generator, k: int, trials: int, m: int = 3) -> float:
-    """Hutch++ on Krylov spaces: k/2 probes span a space on which the trace is exact, k/2 are used on its complement.
+    """Estimate by Hutch++: k/2 probes span a Krylov space with an exact trace, k/2 estimate that of its complement.
 
-    The trace on the space is given for free, which favors it.
+    The trace on the space is not counted, which favors this method.
     """
     estimates = []
     for _ in range(trials):
@@ -100,13 +98,13 @@ def deflated(block: ExactBlock, generator: Generator, k: int, trials: int, m: in
 
 
 def diagonal_known(block: ExactBlock, probes: Tensor) -> float:
-    """Variance of Gaussian probes with the exact diagonal as a control variate."""
+    """Return the variance of Gaussian probes with the exact diagonal as a control variate."""
     v = to_vectors(probes)
     return float((((v @ block.log) - v * block.log.diagonal()) * v).sum(1).var())
 
 
 def value_scores(images: Images, trials: int) -> dict[str, float]:
-    """Variance times products of every idea, relative to independent Rademacher probes."""
+    """Return variance times products of every idea, relative to independent Rademacher probes."""
     total: dict[str, float] = {}
     for i, block in enumerate(chain.from_iterable(images)):
         for name, variance in _variances(block, Generator().manual_seed(i), trials).items():
@@ -117,15 +115,17 @@ def value_scores(images: Images, trials: int) -> dict[str, float]:
 
 def _variances(block: ExactBlock, generator: Generator, trials: int) -> dict[str, float]:
     like = block.jacobian.new_empty(trials, *block.shape)
-    gaussian = named("gaussian")(like, 16, generator).flatten(0, 1)
+    gaussian = draw(like, 16, generator, kind="gaussian").flatten(0, 1)
     variances = {
-        "independent Rademacher": spread(block, named("rademacher")(like, 16, generator).flatten(0, 1)[:, None]),
-        "independent Gaussian": spread(block, gaussian[:, None]),
+        "independent Rademacher": variance_times_products(
+            block, draw(like, 16, generator, kind="rademacher").flatten(0, 1)[:, None]
+        ),
+        "independent Gaussian": variance_times_products(block, gaussian[:, None]),
         "Gaussian, diagonal known": diagonal_known(block, gaussian),
     }
-    for name, draw in IDEAS.items():
-        for k in (2,) if draw is antithetic else (4, 16, 64):
-            variances[f"{name}, {k} probes"] = spread(block, draw(like, k, generator))
+    for name, draw_idea in IDEAS.items():
+        for k in (2,) if draw_idea is antithetic else (4, 16, 64):
+            variances[f"{name}, {k} probes"] = variance_times_products(block, draw_idea(like, k, generator))
     for k in (2, 16):
         variances[f"deflation, {k} probes"] = deflated(block, generator, k, trials // 2)
     return variances
@@ -135,7 +135,7 @@ def _variances(block: ExactBlock, generator: Generator, trials: int) -> dict[str
 
 
 class Projected(ir.Krylov):
-    """Krylov without the step along the residual."""
+    """Krylov estimator without the step along the residual."""
 
     def _solve(self, vjp: Callable[[Tensor], Tensor], v: Tensor) -> Quadratic:
         space = KrylovSpace(vjp, v, self.n_steps)
@@ -146,7 +146,7 @@ class Projected(ir.Krylov):
 
 
 def gradient_scores(at: Sequence[Gradient], *, groups: int = 12) -> dict[str, float]:
-    """Variance times products of the gradient with groups of probes, relative to independent ones."""
+    """Return variance times products of the gradient with groups of probes, relative to independent ones."""
 
     def variance(probe: str, k: int) -> float:
         make = partial(ir.Krylov, 3, probe=probe)
@@ -157,7 +157,7 @@ def gradient_scores(at: Sequence[Gradient], *, groups: int = 12) -> dict[str, fl
 
 
 def residual_step(at: Sequence[Gradient]) -> dict[str, dict[str, float]]:
-    """Relative bias of the gradient without and with the step along the residual."""
+    """Return the relative bias of the gradient without and with the step along the residual."""
 
     def bias(make: Make) -> float:
         return statistics.fmean(gradient.moments(make, copies=16)[0] for gradient in at)
@@ -177,15 +177,15 @@ SHARING = {"independent": "rademacher", "shared": "shared in the batch", "hadama
 
 
 def batch_scores(subject: Subject, batches: int, *, size: int = 64) -> dict[str, dict[str, float]]:
-    """Variance over probes, of the mean log-determinant of one batch of images and of the gradient of its log-density.
+    """Return variances over probes of the mean log-determinant of a batch and of the gradient of its log-density.
 
-    Also the variance of that gradient over batches, which is what probes add to. Gradients are relative to their mean.
+    The last entry is the variance over batches of other images, for comparison. Gradients are relative to their mean.
     """
-    flow, parts = subject.flow.float(), subject.x.float().split(size)[:batches]
+    flow, images = subject.flow.float(), subject.x.float().split(size)[:batches]
     samples = {
-        name: [_batch(flow, parts[0], probe, seed) for seed in range(batches)] for name, probe in SHARING.items()
+        name: [_batch(flow, images[0], probe, seed) for seed in range(batches)] for name, probe in SHARING.items()
     }
-    samples["other images, independent"] = [_batch(flow, x, "rademacher", seed) for seed, x in enumerate(parts)]
+    samples["other images, independent"] = [_batch(flow, x, "rademacher", seed) for seed, x in enumerate(images)]
     flow.double()
     rows = {name: [torch.stack(column) for column in zip(*of, strict=True)] for name, of in samples.items()}
     square = rows["independent"][1].mean(0).square().sum()
@@ -196,21 +196,21 @@ def batch_scores(subject: Subject, batches: int, *, size: int = 64) -> dict[str,
 
 
 def _batch(flow: ir.Flow, x: Tensor, probe: str, seed: int) -> tuple[Tensor, Tensor]:  # (), (parameters,)
-    """Mean log-determinant and gradient of the mean log-density of a batch."""
+    """Return the mean log-determinant of a batch and the gradient of its mean log-density."""
     logdet = ir.Krylov(3, probe=probe, generator=Generator().manual_seed(seed))
     parameters = list(flow.parameters())
     with hold_weights(flow):
         z, total = flow.bijection.forward_and_logdet(x, logdet=logdet)
     log_density = (flow.base.log_prob(z) + total).mean()
-    parts = torch.autograd.grad(log_density, parameters, allow_unused=True, materialize_grads=True)
-    return total.mean().detach(), torch.cat([part.flatten() for part in parts])
+    gradients = torch.autograd.grad(log_density, parameters, allow_unused=True, materialize_grads=True)
+    return total.mean().detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
 def measure(subject: Subject, *, images: int, batches: int) -> dict[str, Any]:
-    """Everything about one model; batches need 64 images each."""
+    """Take all measurements of one model; each batch needs 64 images."""
     exact = [list(exact_blocks(subject.flow, x)) for x in subject.x[:images].split(1)]
     at = gradients_at(subject, exact[:2])
     results: dict[str, Any] = {"dims": subject.x[0].numel(), "images": images}
@@ -223,7 +223,7 @@ def measure(subject: Subject, *, images: int, batches: int) -> dict[str, Any]:
 
 
 def probe_table(results: dict[str, dict[str, Any]]) -> str:
-    """Scores of the ideas, of the value and where measured of the gradient."""
+    """Format the scores of the ideas for values and, where measured, for gradients."""
     header = ["probes", *(f"{model}: {of}" for model in results for of in ("value", "gradient"))]
     names = next(iter(results.values()))["value"]
     cells = {
@@ -234,7 +234,7 @@ def probe_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def residual_table(results: dict[str, dict[str, Any]]) -> str:
-    """Bias of the gradient with and without the step."""
+    """Format the bias of the gradient without and with the residual step."""
     first = next(iter(results.values()))["residual step"]
     header = ["estimator", *(f"{model}: {kind}" for model in results for kind in next(iter(first.values())))]
     return table(
@@ -244,7 +244,7 @@ def residual_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def batch_table(results: dict[str, dict[str, Any]]) -> str:
-    """Variances over a batch."""
+    """Format the variances over a batch."""
     measured = {model: r["batch"] for model, r in results.items() if r["batch"]}
     header = ["probes of the batch", *(f"{model}: {of}" for model in measured for of in ("value", "gradient"))]
     names = next(iter(measured.values()))

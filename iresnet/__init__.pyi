@@ -63,8 +63,7 @@ from .bijections import (
 from .certificates import Certificate, certify, seal
 from .classifiers import Classifier, Hybrid
 from .data.transforms import dequantise, dequantize
-from .distributions import DiagonalNormal, StandardNormal
-from .flows import Flow
+from .flows import DiagonalNormal, Flow, StandardNormal
 from .jacobian import linearize
 from .lipschitz import LipschitzConv2d, LipschitzLinear
 from .logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator

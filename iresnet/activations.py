@@ -11,7 +11,9 @@ from iresnet.jacobian import Linearization, elementwise, linearizes
 
 
 class MaxMin(nn.Module):
-    """Sort pairs of channels: the first half becomes the maxima, the second the minima. It keeps gradient norms.
+    """Activation that sorts pairs of channels: the first half becomes the maxima, the second the minima.
+
+    Its Jacobian is a permutation, so gradients keep their norm.
 
     Reference:
         Sorting Out Lipschitz Function Approximation, Anil, Lucas and Grosse 2019, https://arxiv.org/abs/1811.05381
@@ -46,7 +48,7 @@ def _maxmin(g: MaxMin, x: Tensor) -> Linearization:
 
 
 class LipSwish(nn.Module):
-    r"""Swish scaled to Lipschitz constant at most 1, with a learned positive slope.
+    r"""Swish activation scaled to Lipschitz constant at most 1, with a learned positive slope.
 
     .. math:: x \, \mathrm{sigmoid}(\beta x) / 1.1, \quad \beta = \mathrm{softplus}(b)
 
@@ -82,7 +84,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "maxmin": MaxMin,
     "lipswish": LipSwish,
 }
-"""Activations with Lipschitz constant 1 in the norms 1, 2 and infinity, by name: certificates rely on it."""
+"""Activations with Lipschitz constant 1 in the norms 1, 2 and infinity, by name; certificates rely on the constant."""
 
 
 def make_activation(name: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Upper and lower bounds of Lipschitz constants."""
+"""Upper and lower bounds of Lipschitz constants, in float64."""
 
 __all__ = ["bounds", "lower_bound", "upper_bound"]
 
@@ -13,19 +13,28 @@ from torch import Tensor, nn
 from iresnet.activations import ACTIVATIONS
 from iresnet.devices import device_of
 from iresnet.errors import IResNetError
-from iresnet.jacobian import Linearization, linearize
-from iresnet.lipschitz import DenseConcat, LipschitzConv2d, LipschitzLinear, lipschitz_layers, replace_weights
+from iresnet.jacobian import Linearization, is_modified, linearize
+from iresnet.lipschitz import (
+    DenseConcat,
+    LipschitzConv2d,
+    LipschitzLayer,
+    LipschitzLinear,
+    lipschitz_layers,
+    replace_weights,
+)
 from iresnet.operators import largest_absolute_sum, same_conv, same_conv_transpose, torus_matrices
 
-# -- from above: proved ----------------------------------------------------------------------------------------------
+# -- upper bounds: proved --------------------------------------------------------------------------------------------
 
 BoundRule = Callable[[Any, float], float]
 BOUNDS: dict[Callable, BoundRule] = {}
 """From the ``forward`` function of a module class to the upper bound of its Lipschitz constant in a p-norm."""
 
+_ROUNDING = 1 + 1e-10  # covers the float64 rounding of the computations below
+
 
 def bounds(*classes: type[nn.Module]) -> Callable[[BoundRule], BoundRule]:
-    """Register the upper bound of module classes; keyed by ``forward`` as linearizations are.
+    """Register the upper bound of module classes, keyed by ``forward`` as linearizations are.
 
     Args:
         classes: the module classes for which the rule ``(module, p) -> bound`` holds, for p of 1, 2 and infinity.
@@ -41,12 +50,11 @@ def bounds(*classes: type[nn.Module]) -> Callable[[BoundRule], BoundRule]:
 def upper_bound(module: nn.Module, norm: float = 2.0) -> float:
     r"""Return a number that the Lipschitz constant of ``module`` does not exceed.
 
-    Computed in float64 from the weights as they are used in eval mode, which are normalized in float64 too, so that the
-    bound is the same on every device; what the rounding of a layer's own type may add to its norm is allowed for. In
-    the Euclidean norm a dense layer is bounded
-    by its singular values; a convolution by those of its matrix where that is small, else of the circular convolution
-    that it is a compression of; a sequence by the product. Infinite for a module without a rule: an unknown layer is
-    never certified.
+    It is computed from the weights used in eval mode, normalized in float64, so it is the same on every device, and it
+    includes what rounding to a layer's own type may add to its norm. In the Euclidean norm, a dense layer is bounded by
+    its singular values, a convolution by those of its matrix where that is small and else by those of the circular
+    convolution that contains it, a sequence by the product. A module without a rule has an infinite bound, so an
+    unknown layer is never certified.
 
     Args:
         module: a layer or a sequence of layers.
@@ -67,19 +75,17 @@ def upper_bound(module: nn.Module, norm: float = 2.0) -> float:
 
 
 def _bound(module: nn.Module, norm: float) -> float:
-    # Hooks, and a forward put into the instance, change what the class computes.
-    changed = bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
-    rule = None if changed else BOUNDS.get(type(module).forward)
+    rule = None if is_modified(module) else BOUNDS.get(type(module).forward)
     bound = math.inf if rule is None else rule(module, norm)
     return bound if math.isfinite(bound) else math.inf
 
 
 @torch.no_grad()
 def _exact_weights(module: nn.Module, *, above: bool) -> list[Tensor]:
-    """Normalized weights of the Lipschitz layers inside, in float64.
+    """Return the normalized weights of the Lipschitz layers inside, in float64.
 
-    They are larger, or smaller, than the weights in use by as much as rounding to the layer's own type can move these.
-    Weights that are held are those in use.
+    They are scaled up (``above``) or down by as much as rounding to the layer's own type can change the norm. Held
+    weights are returned unchanged, since they are the ones in use.
     """
     weights = []
     for layer in lipschitz_layers(module):
@@ -100,14 +106,13 @@ def _sequential_bound(g: nn.Sequential, norm: float) -> float:
 @bounds(DenseConcat)
 def _dense_concat_bound(g: DenseConcat, norm: float) -> float:
     a, b = g.weights().double().tolist()
-    parts = torch.tensor([a, b * _bound(g.f, norm)], dtype=torch.float64)
-    return float(torch.linalg.vector_norm(parts, norm)) * _ROUNDING
+    constants = torch.tensor([a, b * _bound(g.f, norm)], dtype=torch.float64)
+    return float(torch.linalg.vector_norm(constants, norm)) * _ROUNDING
 
 
 @bounds(nn.Tanh, nn.Identity, nn.Flatten, *ACTIVATIONS.values())
 def _one(g: nn.Module, norm: float) -> float:  # noqa: ARG001
-    """The activations of this package, by their contract; those of torch with parameters have their own rules below."""
-    return 1.0
+    return 1.0  # which is the contract of ACTIVATIONS; those of torch with parameters have rules of their own below
 
 
 @bounds(nn.ELU)
@@ -117,23 +122,23 @@ def _elu_bound(g: nn.ELU, norm: float) -> float:  # noqa: ARG001
 
 @bounds(nn.Softplus)
 def _softplus_bound(g: nn.Softplus, norm: float) -> float:  # noqa: ARG001
-    # Past its threshold torch returns x itself: a jump, which is below rounding from the default threshold on.
+    # Above its threshold torch returns x itself: a jump, which is below rounding from the default threshold, 20, on.
     return 1.0 if g.threshold >= 20 else math.inf
 
 
 @bounds(nn.Linear, LipschitzLinear)
 def _linear_bound(g: nn.Linear, norm: float) -> float:
-    return _largest_singular_value(g.weight) if norm == 2 else _absolute(g.weight, norm)
+    return _largest_singular_value(g.weight) if norm == 2 else _induced_norm(g.weight, norm)
 
 
 @bounds(nn.Conv2d)
 def _conv2d_bound(g: nn.Conv2d, norm: float) -> float:
-    """Any image size: unfolding repeats each pixel at most kh * kw times, then a matrix acts on the patches."""
+    # For images of any size: unfolding repeats each pixel at most kh * kw times, then a matrix acts on the patches.
     if g.padding_mode != "zeros":
         return math.inf
     groups = g.weight.reshape(g.groups, g.out_channels // g.groups, *g.weight.shape[1:])
     if norm != 2:
-        return max(_absolute(weight, norm) for weight in groups)
+        return max(_induced_norm(weight, norm) for weight in groups)
     return math.sqrt(math.prod(g.kernel_size)) * _largest_singular_value(groups.flatten(2))
 
 
@@ -141,7 +146,7 @@ def _conv2d_bound(g: nn.Conv2d, norm: float) -> float:
 def _lipschitz_conv2d_bound(g: LipschitzConv2d, norm: float) -> float:
     weight = g.weight.double()
     if norm != 2:
-        return _absolute(weight, norm)
+        return _induced_norm(weight, norm)
     if g.kernel_size == (1, 1):
         return _largest_singular_value(weight[:, :, 0, 0])
     pixels = g.image_size[0] * g.image_size[1]
@@ -151,15 +156,12 @@ def _lipschitz_conv2d_bound(g: LipschitzConv2d, norm: float) -> float:
     return _torus_norm(weight, g.image_size)
 
 
-_ROUNDING = 1 + 1e-10  # covers the float64 rounding of the computations below
-
-
-def _absolute(weight: Tensor, norm: float) -> float:
+def _induced_norm(weight: Tensor, norm: float) -> float:
     return float(largest_absolute_sum(weight.double(), norm)) * _ROUNDING
 
 
 def _largest_singular_value(matrices: Tensor) -> float:
-    """Largest singular value of any of the matrices (..., m, n), from the Gram matrix on the smaller side."""
+    """Return the largest singular value of all matrices (..., m, n), from the Gram matrix on the smaller side."""
     matrices = matrices.to(torch.complex128 if matrices.is_complex() else torch.float64)
     if matrices.shape[-2] > matrices.shape[-1]:
         matrices = matrices.mH
@@ -170,7 +172,7 @@ def _largest_singular_value(matrices: Tensor) -> float:
 
 
 def _dense_operator(weight: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """The zero-padded convolution as a matrix, transposed or not, with its smaller side first."""
+    """Return the zero-padded convolution as a matrix, transposed if needed to have its smaller side first."""
     from_input = weight.shape[1] <= weight.shape[0]
     shape = (min(weight.shape[:2]), *image_size)
     basis = torch.eye(math.prod(shape), dtype=weight.dtype, device=weight.device).reshape(-1, *shape)
@@ -178,19 +180,18 @@ def _dense_operator(weight: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 
 def _torus_norm(weight: Tensor, image_size: tuple[int, int], *, max_numbers: int = 2**24) -> float:
-    """Norm of the circular convolution that the zero-padded one is a compression of."""
-    parts = torus_matrices(weight, image_size, max_numbers=max_numbers)
-    return max(_largest_singular_value(part) for part in parts)
+    """Return the norm of the circular convolution that the zero-padded one is a compression of."""
+    return max(_largest_singular_value(m) for m in torus_matrices(weight, image_size, max_numbers=max_numbers))
 
 
-# -- from below: found -----------------------------------------------------------------------------------------------
+# -- lower bounds: found by search -----------------------------------------------------------------------------------
 
 
 def lower_bound(g: nn.Module, norm: float = 2.0, *, search_steps: int = 0, n_points: int = 4) -> float:
-    r"""Return a ratio :math:`|J u| / |u|`, or :math:`|g(x) - g(y)| / |x - y|`, that was found, in float64.
+    r"""Return the largest ratio :math:`|J u| / |u|` or :math:`|g(x) - g(y)| / |x - y|` found by search, in float64.
 
-    Power iteration looks for the directions u that are stretched most at random points. With ``search_steps``, pairs
-    (x, y) then climb the gradient of their ratio: an attack on the upper bound, whose failure shows how tight it is.
+    Power iteration finds the directions u that are stretched most at random points. With ``search_steps``, pairs (x, y)
+    then climb the gradient of their ratio: an attack on the upper bound, whose failure shows how tight it is.
 
     Args:
         g: a layer or a sequence of layers.
@@ -199,7 +200,7 @@ def lower_bound(g: nn.Module, norm: float = 2.0, *, search_steps: int = 0, n_poi
         n_points: points at which the search starts.
 
     Returns:
-        The largest ratio; 0 where the first layer does not say what shape it takes.
+        The largest ratio; 0 where the shape of the input is not known from the first layer.
 
     Reference:
         Estimating the matrix p-norm, Higham 1992, https://doi.org/10.1007/BF01396242 (power iteration in p-norms)
@@ -220,16 +221,16 @@ def lower_bound(g: nn.Module, norm: float = 2.0, *, search_steps: int = 0, n_poi
     try:
         exact = copy.deepcopy(g).double().requires_grad_(False)
         with replace_weights(exact, weights):
-            u, found = _stretched_most(linearize(exact, x), u, norm)
-    except Exception:  # layers of one's own may ask for another shape, or not be copied, in whatever way
+            u, found = _power_iteration(linearize(exact, x), u, norm)
+    except Exception:  # a user's layer may need another shape, or refuse to be copied, with any exception
         return 0.0
     with replace_weights(exact, weights):
         return max(found, _climb(exact, x, u, norm, search_steps))
 
 
 @torch.no_grad()
-def _stretched_most(jacobian: Linearization, u: Tensor, norm: float) -> tuple[Tensor, float]:  # (N, *E)
-    """Power iteration in a p-norm: the directions at its end, and the largest ratio that it met."""
+def _power_iteration(jacobian: Linearization, u: Tensor, norm: float) -> tuple[Tensor, float]:  # (N, *E)
+    """Iterate in a p-norm; return the last directions and the largest ratio of all steps."""
     conjugate = {1: math.inf, 2: 2, math.inf: 1}[norm]
     largest = 0.0
     for _ in range(50):
@@ -240,13 +241,13 @@ def _stretched_most(jacobian: Linearization, u: Tensor, norm: float) -> tuple[Te
     return _unit(u, norm), largest
 
 
-def _climb(g: nn.Module, x: Tensor, u: Tensor, norm: float, n_steps: int) -> float:
-    """Gradient ascent on log |g(x) - g(x + r u)| / |r u|, over x and u, with a distance r for each point."""
+def _climb(g: nn.Module, x: Tensor, u: Tensor, norm: float, search_steps: int) -> float:
+    """Maximize log |g(x) - g(x + r u)| / |r u| over x and u by gradient ascent, with a distance r for each point."""
     r = torch.logspace(-2, 1, len(x), dtype=x.dtype, device=x.device)
     x, u = x.clone().requires_grad_(), u.clone().requires_grad_()
     optimizer = torch.optim.Adam([x, u], lr=0.03)
     largest = 0.0
-    for _ in range(n_steps):
+    for _ in range(search_steps):
         step = _scale(_unit(u, norm), r)
         ratio = _size(g(x + step) - g(x), norm) / _size(step, norm)
         largest = max(largest, float(ratio.detach().max()))
@@ -269,7 +270,7 @@ def _unit(u: Tensor, norm: float) -> Tensor:
 
 
 def _dual(u: Tensor, norm: float) -> Tensor:
-    """Of all vectors of size 1 in the conjugate norm, the one with the largest product with u."""
+    """Return the vector of size 1 in the conjugate norm that has the largest product with u."""
     if norm == 2:
         return _unit(u, norm)
     if norm == 1:
@@ -280,10 +281,10 @@ def _dual(u: Tensor, norm: float) -> Tensor:
 
 
 def _input_shape(g: nn.Module) -> tuple[int, ...] | None:
-    """Event shape that the first layer of g asks for, if it is one that asks."""
+    """Return the event shape that the first layer of g takes, None where it is not known."""
     for layer in g.modules():
-        if isinstance(layer, LipschitzConv2d):
-            return (layer.in_channels, *layer.image_size)
+        if isinstance(layer, LipschitzLayer):
+            return layer.input_shape
         if isinstance(layer, nn.Linear):
             return (layer.in_features,)
         if next(layer.parameters(recurse=False), None) is not None and not isinstance(layer, DenseConcat):

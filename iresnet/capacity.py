@@ -1,8 +1,7 @@
-"""How much memory a model takes, before it is built, and how much there is."""
+"""Memory that a model takes, known before it is built, and memory that is free."""
 
 __all__ = ["SAMPLE_BYTES", "check_room", "free_memory", "parameter_bytes"]
 
-import inspect
 import math
 import os
 from collections.abc import Sequence
@@ -15,14 +14,14 @@ from iresnet import zoo
 from iresnet.errors import RecipeError
 
 SAMPLE_BYTES = 12
-"""For each number of a sample that is drawn, at least: its latent, itself, and the copy that is shown."""
+"""Bytes for each number of a sample, at least: its latent, itself, and the copy that is shown."""
 
 _DEPTHS = (2, 3, 4)
-"""Layers of the blocks from which the bytes of deeper ones follow."""
+"""Depths of blocks that are built, to extrapolate the bytes of deeper ones."""
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that can be taken on a device: of a GPU its own, else those of the machine, or of the container.
+    """Count the bytes that are free on a device: of a GPU its own, else those of the machine, or of the container.
 
     Example:
         >>> free_memory(torch.device("cpu")) > 2**20
@@ -30,10 +29,10 @@ def free_memory(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(_of_machine(), _of_container())
+    return min(_free_in_machine(), _free_in_container())
 
 
-def _of_machine() -> int:
+def _free_in_machine() -> int:
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return 1024 * int(lines["MemAvailable"].split()[0])
@@ -41,7 +40,7 @@ def _of_machine() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _of_container() -> float:
+def _free_in_container() -> float:
     group = Path("/sys/fs/cgroup")
     try:
         return int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
@@ -54,9 +53,9 @@ def check_room(needed: float, device: torch.device, what: str, remedy: str) -> N
 
     Args:
         needed: bytes, at least.
-        device: where.
-        what: takes them.
-        remedy: what to do.
+        device: the device.
+        what: takes them, for the message.
+        remedy: what to do, for the message.
 
     Raises:
         RecipeError: says how much is needed and how much there is.
@@ -73,11 +72,11 @@ def check_room(needed: float, device: torch.device, what: str, remedy: str) -> N
 
 
 def parameter_bytes(name: str, shape: Sequence[int], options: dict[str, Any]) -> float:
-    """Bytes of the parameters of an architecture, in float32, without building it.
+    """Count the bytes of the parameters of an architecture, in float32, without building it.
 
     Its weights are made without values, on the meta device, and of each scale only two blocks at most: further ones
     are like the second. Nor are many layers of a block made: each is like the one before, or, where layers are
-    concatenated, larger by the same amount, so that three depths tell all.
+    concatenated, larger by the same amount, so that the bytes are quadratic in the depth.
 
     Args:
         name: a key of :data:`iresnet.zoo.ARCHITECTURES`.
@@ -91,7 +90,7 @@ def parameter_bytes(name: str, shape: Sequence[int], options: dict[str, Any]) ->
         >>> parameter_bytes("toy-mlp", (2,), {"blocks": 10**9, "hidden": 64}) // 10**9
         17944.0
     """
-    parameters = inspect.signature(zoo.ARCHITECTURES[name]).parameters
+    parameters = zoo.options_of(zoo.ARCHITECTURES[name])
     further = options["depth"] - _DEPTHS[0] if isinstance(options.get("depth"), int) and "depth" in parameters else 0
     if further >= len(_DEPTHS):
         first, second, third = (parameter_bytes(name, shape, {**options, "depth": depth}) for depth in _DEPTHS)

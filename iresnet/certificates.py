@@ -1,6 +1,6 @@
 """Certificates: upper bounds that prove invertibility, and the sealing that makes a model have one."""
 
-__all__ = ["Bound", "Certificate", "Excess", "Stretch", "certify", "excesses", "finite_or_none", "norm_of", "seal"]
+__all__ = ["Bound", "Certificate", "Excess", "Stretch", "certify", "excesses", "norm_of", "seal"]
 
 import math
 from dataclasses import asdict, dataclass
@@ -14,6 +14,7 @@ from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.bounds import lower_bound, upper_bound
 from iresnet.classifiers import Classifier
 from iresnet.errors import IResNetError
+from iresnet.files import finite_or_none
 from iresnet.lipschitz import LipschitzLayer, lipschitz_layers
 
 
@@ -108,23 +109,6 @@ class Certificate:
 def _row(bound: Bound, width: int) -> str:
     norm = "" if bound.norm == 2 else f"  (norm {bound.norm:g})"
     return f"{bound.name:<{width}}  {bound.lower:.4f}  {bound.upper:.4f}{norm}"
-
-
-def finite_or_none(tree: Any) -> Any:
-    """Replace numbers that are not finite by None in nested containers: JSON has no infinity.
-
-    Example:
-        >>> finite_or_none({"upper": math.inf, "lower": (0.5, 1)})
-        {'upper': None, 'lower': [0.5, 1]}
-    """
-    match tree:
-        case dict():
-            return {key: finite_or_none(value) for key, value in tree.items()}
-        case list() | tuple():
-            return [finite_or_none(value) for value in tree]
-        case float() if not math.isfinite(tree):
-            return None
-    return tree
 
 
 def certify(module: nn.Module, *, search_steps: int = 0) -> Certificate:

@@ -16,7 +16,7 @@ from iresnet.precision import default_precision
 
 
 class _Head(nn.Module):
-    """The published head: batch norm, ReLU, mean over pixels, linear. Sizes are taken from the first input."""
+    """Published head: batch norm, ReLU, mean over pixels, linear layer. Sizes are taken from the first input."""
 
     def __init__(self, n_classes: int):
         super().__init__()
@@ -30,32 +30,34 @@ class _Head(nn.Module):
 
 
 class _ImageHead(nn.Module):
-    """Features of each image that a latent vector consists of, side by side, and a linear layer.
+    """Linear head on convolutional features of the images that a latent vector consists of.
 
-    Latents are no features: they are to look like noise. So each image passes two convolutions, with batch norm and
-    ReLU, before the mean over its pixels.
+    Latents are trained to look like noise and are no features themselves. So each image, one for each scale, passes two
+    convolutions with batch norm and ReLU before the mean over its pixels.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], hidden: int, n_classes: int):
         super().__init__()
         self.shapes = shapes
-        self.branches = nn.ModuleList(_branch(shape[0], hidden) for shape in self.shapes)
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(shape[0], hidden, 3, padding=1, bias=False),  # the biases are those of batch norm
+                BatchNorm(hidden),
+                nn.ReLU(),
+                nn.Conv2d(hidden, 2 * hidden, 3, stride=2, padding=1, bias=False),
+                BatchNorm(2 * hidden),
+                nn.ReLU(),
+            )
+            for shape in self.shapes
+        )
         self.linear = nn.Linear(2 * hidden * len(self.shapes), n_classes)
 
     def forward(self, z: Tensor) -> Tensor:  # (N, D) -> (N, n_classes)
-        parts = z.split([math.prod(shape) for shape in self.shapes], dim=1)
-        images = [part.view(len(z), *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        vectors = z.split([math.prod(shape) for shape in self.shapes], dim=1)
+        images = [v.view(len(z), *shape) for v, shape in zip(vectors, self.shapes, strict=True)]
         with default_precision(training=self.training, device=z.device):
             features = [branch(x).mean((2, 3)) for branch, x in zip(self.branches, images, strict=True)]
             return self.linear(torch.cat(features, dim=1))
-
-
-def _branch(channels: int, hidden: int) -> nn.Sequential:
-    """(N, C, H, W) -> (N, 2 hidden, ceil(H / 2), ceil(W / 2)). Batch norm has the biases."""
-    wide = 2 * hidden
-    first = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
-    second = nn.Conv2d(hidden, wide, 3, stride=2, padding=1, bias=False)
-    return nn.Sequential(first, BatchNorm(hidden), nn.ReLU(), second, BatchNorm(wide), nn.ReLU())
 
 
 def _check_classes(n_classes: int) -> None:
@@ -64,7 +66,7 @@ def _check_classes(n_classes: int) -> None:
 
 
 class Classifier(nn.Module):
-    r"""A network with a classification head; when it is a bijection, its features can be mapped back to the input.
+    r"""Network with a classification head; if it is a bijection, its features can be mapped back to the input.
 
     The head is lazy: its sizes come from the first batch (:func:`iresnet.zoo.build` has run one already).
 
@@ -105,21 +107,21 @@ class Classifier(nn.Module):
         return self.network
 
     def forward(self, x: Tensor) -> Tensor:  # (N, *E) -> (N, n_classes)
-        """Logits of the classes."""
+        """Compute the logits of the classes."""
         return self.head(self.features(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """Features before the head, from which :meth:`invert` recovers x; x must be finite."""
+        """Compute the features before the head, from which :meth:`invert` recovers x; x must be finite."""
         check_data(x, "this classifier", self.event_shape or (...,), self)
         return self.network(x)
 
     def invert(self, z: Tensor) -> Tensor:
-        """Map features of a bijection back to inputs; warns when an inverse did not converge."""
+        """Map features of a bijection back to inputs; warn when an inverse did not converge."""
         return self.bijection.inverse(z)
 
 
 class Hybrid(nn.Module):
-    r"""A flow whose latent vector also feeds a classification head: :math:`\log p(x)` and :math:`p(y|x)` in one pass.
+    r"""Flow whose latent vector also feeds a classification head: :math:`\log p(x)` and :math:`p(y|x)` in one pass.
 
     The head need not be invertible, so nothing constrains it. Where latents consist of images (see
     :func:`~iresnet.bijections.latent_shapes`), each of these passes two convolutions, to ``hidden`` and ``2 * hidden``
@@ -153,9 +155,9 @@ class Hybrid(nn.Module):
         if not isinstance(hidden, int) or hidden < 1:
             raise IResNetError(f"the head of a hybrid needs at least 1 channel, got {hidden}")
         self.flow = flow
-        parts = latent_shapes(flow.bijection)
-        images = [shape for shape in parts if shape]
-        self.head = _ImageHead(images, hidden, n_classes) if len(images) == len(parts) else _Head(n_classes)
+        shapes = latent_shapes(flow.bijection)
+        images = [shape for shape in shapes if shape]
+        self.head = _ImageHead(images, hidden, n_classes) if len(images) == len(shapes) else _Head(n_classes)
 
     @property
     def bijection(self) -> Bijection:
@@ -163,15 +165,15 @@ class Hybrid(nn.Module):
         return self.flow.bijection
 
     def forward(self, x: Tensor) -> Tensor:  # (N, *E) -> (N, n_classes)
-        """Logits of the classes."""
+        """Compute the logits of the classes."""
         return self.head(self.flow.encode(x))
 
     def log_prob_and_logits(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
-        """Log-densities, (N,), and logits, (N, n_classes), from one pass through the bijection."""
+        """Compute log-densities, (N,), and logits, (N, n_classes), in one pass through the bijection."""
         density, logits = self.density_and_logits(x, logdet=logdet)
         return density.log_prob, logits
 
     def density_and_logits(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Density, Tensor]:
-        """Latent vectors with the terms of their log-density, and logits, from one pass through the bijection."""
+        """Compute latent vectors with the terms of their log-density, and logits, in one pass through the bijection."""
         density = self.flow.density(x, logdet=logdet)
         return density, self.head(density.z)

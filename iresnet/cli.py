@@ -12,16 +12,14 @@ from contextlib import AbstractContextManager, nullcontext
 from cyclopts import App, CycloptsError
 
 from iresnet.commands.analyze import analyze
-from iresnet.commands.arguments import Several
+from iresnet.commands.arguments import SeveralProcesses
 from iresnet.commands.certify import certify
-from iresnet.commands.compare import compare
+from iresnet.commands.compare import compare, report
 from iresnet.commands.evaluate import evaluate
 from iresnet.commands.interpolate import interpolate
-from iresnet.commands.recipes import recipes
 from iresnet.commands.reconstruct import reconstruct
-from iresnet.commands.report import report
 from iresnet.commands.sample import sample
-from iresnet.commands.train import train, train_help
+from iresnet.commands.train import recipes, train, train_help
 from iresnet.console import complain, show_thread_failure, show_warning
 from iresnet.errors import Interrupted, IResNetError, ProcessLost, WriteError
 from iresnet.interrupts import heed_interrupts
@@ -35,7 +33,7 @@ app = App(
     "130 interrupted.",
 )
 app.command(recipes)
-app.command(train, help=train_help())
+app.command(train)
 for command in (evaluate, sample, reconstruct, interpolate, certify, compare, report):
     app.command(command)
 app.command(analyze, name=("analyze", "analyse"))
@@ -54,10 +52,12 @@ def run(tokens: Sequence[str]) -> int:
         tokens: the command line after the program's name.
     """
     warnings.showwarning, threading.excepthook = show_warning, show_thread_failure
+    if list(tokens[:1]) == ["train"] and {"--help", "-h"} & set(tokens):
+        app["train"].help = train_help()  # made when it is asked for: it reads source
     try:
         with _joined():
             return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
-    except Several as several:
+    except SeveralProcesses as several:
         return launch(tokens, several.n, complain)
     except ProcessLost as error:
         resume = "; a run continues from its newest checkpoint with --resume" if _takes(tokens, "resume") else ""
@@ -81,7 +81,7 @@ def run(tokens: Sequence[str]) -> int:
 
 
 def _takes(tokens: Sequence[str], option: str) -> bool:
-    """Whether the command that was given has an option, which may then be advised."""
+    """Return whether the command that was given has an option, which may then be advised."""
     command = app[tokens[0]].default_command if tokens and tokens[0] in app else None
     return command is not None and option in inspect.signature(command).parameters
 
@@ -98,7 +98,7 @@ REMEDIES = {
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    """Whether there was not as much memory as was wanted, which torch tells in several ways."""
+    """Return whether there was not enough memory, which torch tells in several ways."""
     words = ("out of memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(text in str(error) for text in words)
 
@@ -106,6 +106,6 @@ def _is_lack_of_memory(error: Exception) -> bool:
 def _joined() -> AbstractContextManager[None]:
     if not started_together():
         return nullcontext()
-    from iresnet.processes import joined
+    from iresnet.collectives import process_group
 
-    return joined()
+    return process_group()

@@ -1,4 +1,4 @@
-"""Devices: which one to compute on, when values may be looked at, and the random states of all."""
+"""Devices: the choice of one, tests of the autograd and tracing mode, and random states."""
 
 __all__ = [
     "choose_device",
@@ -12,6 +12,7 @@ __all__ = [
     "kept_random_state",
     "random_device",
     "random_state",
+    "refuse_forward_over_forward",
     "seed_all",
     "set_random_state",
 ]
@@ -27,17 +28,24 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch._C._autograd import _top_saved_tensors_default_hooks
-from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+)
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from iresnet.errors import RecipeError
+from iresnet.errors import IResNetError, RecipeError
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """Find a device, and make it torch's current one of its kind.
+    """Choose a device, and make it torch's current one of its type.
 
-    Of several processes of a machine each takes the GPU of its number.
+    Of several processes on a machine each takes the GPU of its local rank.
 
     Args:
         name: ``"auto"``, a GPU when there is one and else the CPU; ``"cpu"``, ``"cuda"``, or one GPU of several,
@@ -53,7 +61,10 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         >>> choose_device("cpu")
         device(type='cpu')
     """
-    device = _parsed(_automatic() if name == "auto" else name)
+    try:
+        device = torch.device(_automatic() if name == "auto" else name)
+    except RuntimeError as error:
+        raise RecipeError(f"--device is auto, cpu, cuda, or one GPU of several such as cuda:1, got '{name}'") from error
     if device.type == "cuda":
         device = torch.device("cuda", _gpu_number(device))
         torch.cuda.set_device(device)
@@ -63,20 +74,20 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """Name a device to a person, as ``NVIDIA H200 (cuda:0)`` or ``CPU (2 threads)``."""
+    """Describe a device to a person, as ``NVIDIA H200 (cuda:0)`` or ``CPU (2 threads)``."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} ({device})"
     return f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Return where a model is; the CPU for one without parameters and buffers."""
+    """Return the device of a model; the CPU for one without parameters and buffers."""
     tensor = next(chain(module.parameters(), module.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
 
 
 def random_device(generator: Generator | None, like: Tensor) -> torch.device:
-    """Return where to draw numbers for a tensor: where their generator is, so that its seed decides on every device."""
+    """Return the device to draw random numbers on: that of the generator, whose seed then decides everywhere."""
     return generator.device if generator else like.device
 
 
@@ -91,9 +102,9 @@ def is_transforming() -> bool:
 
 
 def is_differentiating() -> bool:
-    """Return whether derivatives are taken in ways of which ``torch.is_grad_enabled`` says nothing.
+    """Return whether derivatives are taken that ``torch.is_grad_enabled`` does not report.
 
-    Those are transforms of :mod:`torch.func`, and forward mode; not in compiled code.
+    Those are transforms of :mod:`torch.func` and forward mode; False in compiled code.
 
     Example:
         >>> torch.func.jvp(lambda x: x * is_differentiating(), (torch.ones(1),), (torch.ones(1),))[0]
@@ -102,8 +113,22 @@ def is_differentiating() -> bool:
     return not torch.compiler.is_compiling() and (is_transforming() or forward_ad._current_level >= 0)
 
 
+def refuse_forward_over_forward() -> None:
+    """Refuse nested forward mode, which torch gets wrong for functions with custom derivatives.
+
+    Raises:
+        IResNetError: within ``torch.func.jvp`` inside of another.
+    """
+    levels = get_interpreter_stack() if is_transforming() else None
+    if sum(level.key() == TransformType.Jvp for level in levels or ()) > 1:
+        raise IResNetError(
+            "inverses and estimated log-determinants have no second derivatives by forward mode inside forward mode "
+            "(jacfwd of jacfwd); use torch.func.hessian, or the estimator Exact"
+        )
+
+
 def in_a_checkpoint() -> bool:
-    """Return whether this is run by :func:`torch.utils.checkpoint.checkpoint`, with ``use_reentrant=False``.
+    """Return whether the caller runs in :func:`torch.utils.checkpoint.checkpoint`, with ``use_reentrant=False``.
 
     Example:
         >>> checkpoint(lambda x: (x, print(in_a_checkpoint()))[0], torch.ones(1), use_reentrant=False)
@@ -115,7 +140,7 @@ def in_a_checkpoint() -> bool:
 
 
 def is_readable(x: Tensor) -> bool:
-    """Return whether Python may look at the values of x: not on the meta device, in compiled code, or in ``vmap``.
+    """Return whether Python may read the values of x: not on the meta device, in compiled code, or in ``vmap``.
 
     Example:
         >>> is_readable(torch.ones(2)), is_readable(torch.ones(2, device="meta"))
@@ -132,13 +157,6 @@ def is_readable(x: Tensor) -> bool:
 
 def _automatic() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _parsed(name: str | torch.device) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(f"--device is auto, cpu, cuda, or one GPU of several such as cuda:1, got '{name}'") from error
 
 
 def _gpu_number(device: torch.device) -> int:
@@ -180,7 +198,7 @@ def seed_all(seed: int) -> None:
 
 
 def random_state() -> State:
-    """States of all generators that are in use: tensors and plain values."""
+    """Return the states of all generators that are in use, as tensors and plain values."""
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {}
     numpy = (name, torch.from_numpy(np.asarray(keys, np.int64)), *(value for value in rest))
@@ -188,7 +206,7 @@ def random_state() -> State:
 
 
 def set_random_state(state: State) -> None:
-    """Restore what :func:`random_state` gave, as far as the devices are there."""
+    """Restore states from :func:`random_state`, those of devices that are missing excepted."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
@@ -199,7 +217,7 @@ def set_random_state(state: State) -> None:
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Give all generators back the state in which they were found."""
+    """Restore the states of all generators at the end of the context."""
     state = random_state()
     try:
         yield
@@ -209,10 +227,10 @@ def kept_random_state() -> Iterator[None]:
 
 @contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Have torch take only algorithms that give the same bits each time on the same device, or leave it as it is.
+    """Restrict torch to algorithms that give the same bits each time on the same device.
 
     Args:
-        wanted: whether to do so; an operation that has no such algorithm then raises a RuntimeError.
+        wanted: whether to do so; an operation without such an algorithm then raises a RuntimeError.
 
     Example:
         >>> with deterministic_algorithms(True):

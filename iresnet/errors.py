@@ -20,14 +20,14 @@ from collections.abc import Iterable
 
 
 class IResNetError(ValueError):
-    """Base of all errors that the user of the library can mend. The command line exits with status 2 on it."""
+    """Base of all errors that the user can fix. The command line exits with status 2 on it."""
 
 
 class UnknownNameError(IResNetError):
-    """A name that is not among the valid ones.
+    """Name that is not among the valid ones.
 
     Args:
-        kind: what the name names, in the singular, such as ``"data set"``.
+        kind: the kind of thing that is named, in the singular, such as ``"data set"``.
         name: the name that came.
         valid: the names that exist.
 
@@ -44,24 +44,24 @@ class UnknownNameError(IResNetError):
 
 
 class DataError(IResNetError):
-    """Data that is missing, damaged, or not of the expected form."""
+    """Data that are missing, damaged, or not of the expected form."""
 
 
 class RecipeError(IResNetError):
-    """A recipe, option or value that cannot be used."""
+    """Recipe, option or value that cannot be used."""
 
 
 class RunError(IResNetError):
-    """A run folder that cannot be read, written or resumed."""
+    """Run folder that cannot be read, written or resumed."""
 
 
 class WriteError(RunError):
-    """A file that cannot be written, with what can be done about it where it is, if anything.
+    """File that cannot be written, with advice where there is any.
 
     Args:
         path: the file.
         reason: why.
-        advice: what to do, empty when there is nothing but to write elsewhere.
+        advice: how to make the path writable; empty when the only remedy is to write elsewhere.
 
     Example:
         >>> print(WriteError("run/config.yaml", "No space left on device", "free the space"))
@@ -74,23 +74,23 @@ class WriteError(RunError):
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: the user asked for it)
-    """Training was stopped by a signal; everything is saved."""
+    """Stop of a training by a signal, after everything was saved."""
 
 
 class ProcessLost(Exception):  # noqa: N818 (no error of the user: a process was killed, or a machine failed)
-    """Another process of a run ended, or does not answer."""
+    """Loss of another process of a run, which ended or does not answer."""
 
 
 class ConvergenceWarning(UserWarning):
-    """A solver stopped before it reached its tolerance."""
+    """Warning that a solver stopped before it reached its tolerance."""
 
 
 class RunWarning(UserWarning):
-    """Something in a run folder that is not as it should be, and was passed over."""
+    """Warning that something in a run folder is damaged or unexpected and was skipped."""
 
 
 class TrackerWarning(UserWarning):
-    """A tracker failed, which leaves the training alone."""
+    """Warning that a tracker failed; the training goes on."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

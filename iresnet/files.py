@@ -1,7 +1,8 @@
-"""Files and folders that are there whole or not at all, locks, failures to write that say what to do, short names."""
+"""Atomic writes of files and folders, locks of run folders, write errors with a remedy, and short names of paths."""
 
 __all__ = [
     "distinct_names",
+    "finite_or_none",
     "locked",
     "remove_folder",
     "write_atomically",
@@ -11,19 +12,20 @@ __all__ = [
 
 import errno
 import fcntl
+import math
 import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from iresnet.errors import RunError, WriteError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file aside, flush it to the disk, and move it into place: it is there whole or not at all.
+    """Write a file under a temporary name, flush it to the disk, and rename it: it is complete or absent.
 
     Raises:
         WriteError: when the disk is full or the folder not writable.
@@ -39,10 +41,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder aside, flush it to the disk, and move it into place: it is there whole or not at all.
+    """Write a folder under a temporary name, flush it to the disk, and rename it: it is complete or absent.
 
     Args:
-        path: the folder; one that is there is replaced.
+        path: the folder; an existing one is replaced.
         files: contents by name.
 
     Raises:
@@ -63,7 +65,7 @@ def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder: it is there whole or not at all, under its name."""
+    """Rename a folder and remove it: under its name it is complete or absent."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
     with writing(path):
         if path.is_dir():
@@ -79,7 +81,7 @@ def _write_and_sync(path: Path, content: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Flush the names in a folder to the disk."""
+    """Flush the directory entries of a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -98,7 +100,7 @@ _ADVICE = {
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write into a :class:`~iresnet.errors.WriteError`, in one line."""
+    """Turn an OSError into a :class:`~iresnet.errors.WriteError` that says in one line what to do."""
     try:
         yield
     except OSError as error:
@@ -106,7 +108,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Names of files or folders: as much of their paths as it takes to tell them apart.
+    """Shorten paths to as many of their parts as it takes to tell them apart.
 
     Example:
         >>> distinct_names([Path("runs/digits/seed-0"), Path("runs/mnist/seed-0")])
@@ -114,7 +116,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     """
     paths = [path.absolute() for path in paths]
     while len(set(paths)) > 1 and len({path.name for path in paths}) == 1:
-        paths = [path.parent for path in paths]  # what all end with tells nothing
+        paths = [path.parent for path in paths]  # a common last part tells nothing
     for n in range(1, max((len(path.parts) for path in paths), default=1)):
         names = [str(Path(*path.parts[-n:])) for path in paths]
         if len(set(names)) == len(set(paths)):
@@ -122,15 +124,32 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
+def finite_or_none(tree: Any) -> Any:
+    """Replace numbers that are not finite by None in nested dictionaries and lists: JSON has no infinity.
+
+    Example:
+        >>> finite_or_none({"upper": math.inf, "lower": (0.5, 1)})
+        {'upper': None, 'lower': [0.5, 1]}
+    """
+    match tree:
+        case dict():
+            return {key: finite_or_none(value) for key, value in tree.items()}
+        case list() | tuple():
+            return [finite_or_none(value) for value in tree]
+        case float() if not math.isfinite(tree):
+            return None
+    return tree
+
+
 # -- locks -------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process, which is made when it is not there; the system releases it however it ends.
+    """Lock a folder for this process, and make it if it is missing; the lock ends with the process, however it ends.
 
     Raises:
-        RunError: when another process holds it, and which, or the folder cannot be written.
+        RunError: when another process, which is named, holds the lock, or the folder cannot be written.
 
     Example:
         >>> import tempfile

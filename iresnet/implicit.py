@@ -1,17 +1,15 @@
-"""Solutions of equations, whose derivatives of every order are solutions of linear systems."""
+"""Solutions of equations, differentiated to any order by solving linear systems."""
 
-__all__ = ["Equation", "Product", "implicit", "refuse_forward_over_forward", "solve_linear"]
+__all__ = ["Equation", "Product", "implicit", "solve_linear"]
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
 
 from iresnet.accelerated import Anderson
-from iresnet.devices import is_transforming
-from iresnet.errors import IResNetError
+from iresnet.devices import is_transforming, refuse_forward_over_forward
 from iresnet.jacobian import with_known_signature
 from iresnet.krylov import KrylovSpace
 from iresnet.operators import to_events, to_vectors
@@ -19,23 +17,23 @@ from iresnet.solvers import Solver, warn_unless_converged
 
 Product = Callable[[Tensor], Tensor]
 Equation = Callable[..., tuple[Tensor, Product, Product]]
-"""From a solution u and its inputs to r(u, inputs), but for a constant, and the products with A and its transpose."""
+"""From a solution u and its inputs to r(u, inputs), up to a constant, and the products with A and its transpose."""
 LinearSolve = Callable[[Product, Tensor], Tensor]
 
 
-def implicit(rest: Tensor, value: Tensor, equation: Equation, solve: LinearSolve, *inputs: Tensor) -> Tensor:
+def implicit(residual: Tensor, value: Tensor, equation: Equation, solve: LinearSolve, *inputs: Tensor) -> Tensor:
     r"""Return the solution of an equation, with its derivatives.
 
     .. math::
         r(u, \theta) = 0, \quad \partial r / \partial u = -(I + A), \quad
         du = (I + A)^{-1} \, \partial_\theta r \, d\theta
 
-    A derivative costs one solve. It solves a linear equation itself, so that those of higher order are right too.
+    A derivative costs one solve. It is the solution of a linear equation itself, so higher orders are right too.
 
     Args:
-        rest: :math:`r(u, \theta)` at the solution, (N, \*E), as it is differentiated the first time.
-        value: the solution u, found in whatever way, without derivatives.
-        equation: r anew, with u and the inputs as they are differentiated further.
+        residual: :math:`r(u, \theta)` at the solution, (N, \*E), with the graph of first derivatives.
+        value: the solution u, without derivatives; any solver may have found it.
+        equation: computes r again from u and the inputs, for derivatives of higher order.
         solve: from the products with A and a right-hand side b to :math:`(I + A)^{-1} b`; not differentiated.
         inputs: :math:`\theta`.
 
@@ -52,29 +50,17 @@ def implicit(rest: Tensor, value: Tensor, equation: Equation, solve: LinearSolve
         -1.333333
     """
     refuse_forward_over_forward()
-    return _Implicit.apply(rest, value, equation, solve, *inputs)  # pyright: ignore[reportReturnType]
-
-
-def refuse_forward_over_forward() -> None:
-    """Refuse what torch gets wrong of functions with derivatives of their own: nested forward mode.
-
-    Raises:
-        IResNetError: within ``torch.func.jvp`` inside of another.
-    """
-    levels = get_interpreter_stack() if is_transforming() else None
-    if sum(level.key() == TransformType.Jvp for level in levels or ()) > 1:
-        raise IResNetError(
-            "inverses and estimated log-determinants have no second derivatives by forward mode inside forward mode "
-            "(jacfwd of jacfwd); use torch.func.hessian, or the estimator Exact"
-        )
+    return _Implicit.apply(residual, value, equation, solve, *inputs)  # pyright: ignore[reportReturnType]
 
 
 @with_known_signature
 class _Implicit(torch.autograd.Function):
+    """Identity on the solution, whose derivatives are those of the equation."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rest: Tensor, value: Tensor, equation: Equation, solve: LinearSolve, *inputs: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(residual: Tensor, value: Tensor, equation: Equation, solve: LinearSolve, *inputs: Tensor) -> Tensor:  # noqa: ARG004
         return value.clone()
 
     @staticmethod
@@ -90,10 +76,10 @@ class _Implicit(torch.autograd.Function):
         none = [None] * (4 + len(inputs))
         if upstream is None:
             return tuple(none)
-        u = _solved(ctx.equation, ctx.solve, upstream, value, *inputs, transposed=True)
+        u = _solve_with_derivatives(ctx.equation, ctx.solve, upstream, value, *inputs, transposed=True)
         if not torch.is_grad_enabled():
             return (u, *none[1:])
-        # The derivatives by the inputs alone, in which the solution stays what it is: a function of them.
+        # Derivatives with respect to the inputs alone; the solution is held constant in the residual.
         pulled_back = torch.func.vjp(lambda *inputs: ctx.equation(value, *inputs)[0], *inputs)[1]
         return (*none[:4], *pulled_back(u))
 
@@ -102,16 +88,16 @@ class _Implicit(torch.autograd.Function):
         value, *inputs = ctx.saved_tensors
         along = [torch.zeros_like(x) if t is None else t for x, t in zip(inputs, tangents[4:], strict=True)]
         b = torch.func.jvp(lambda *inputs: ctx.equation(value, *inputs)[0], tuple(inputs), tuple(along))[1]
-        return _solved(ctx.equation, ctx.solve, b, value, *inputs, transposed=False)
+        return _solve_with_derivatives(ctx.equation, ctx.solve, b, value, *inputs, transposed=False)
 
 
-def _solved(
+def _solve_with_derivatives(
     equation: Equation, solve: LinearSolve, b: Tensor, value: Tensor, *inputs: Tensor, transposed: bool
 ) -> Tensor:
-    """Solve u + A u = b, or with the transpose of A, with derivatives where they may be asked for."""
+    """Solve u + A u = b, or with the transpose of A; differentiable in grad mode."""
 
     def linear(u: Tensor, b: Tensor, value: Tensor, *inputs: Tensor) -> tuple[Tensor, Product, Product]:
-        _, *products = equation(value, *inputs)
+        _, *products = equation(value, *inputs)  # with A, and with its transpose
         product, adjoint = products[transposed], products[not transposed]
         return b - u - product(u), product, adjoint
 
@@ -126,7 +112,7 @@ def _solved(
 def solve_linear(product: Product, b: Tensor, *, solver: Solver | None = None) -> Tensor:  # (N, *E)
     """Solve u + A u = b for a contraction A, without derivatives.
 
-    Under transforms of :mod:`torch.func`, which may not look at values, by projection on a Krylov space.
+    Under transforms of :mod:`torch.func`, which forbid looking at values, it is solved by projection on a Krylov space.
 
     Args:
         product: u -> A u.
@@ -137,16 +123,16 @@ def solve_linear(product: Product, b: Tensor, *, solver: Solver | None = None) -
         ConvergenceWarning: when a sample did not converge.
     """
     if is_transforming():
-        return _projected(product, b)
+        return _solve_by_projection(product, b)
     solver = solver or Anderson(torch.finfo(b.dtype).eps ** (2 / 3))
-    # The scale of a right-hand side is arbitrary, the tolerance of the solver is not: each is solved at size 1.
+    # The tolerance of the solver is absolute, so each right-hand side is scaled to size 1.
     size = b.flatten(1).abs().amax(1).view(-1, *[1] * (b.dim() - 1))
     unit = b / torch.where(size > 0, size, 1.0)
 
     def step(u: Tensor, active: Tensor) -> Tensor:
-        # The products act on the whole batch; the samples that have converged are not looked at again.
-        whole = torch.zeros_like(unit).index_copy(0, active, u)
-        return (unit - product(whole))[active]
+        # The product acts on the full batch; converged samples are zero in it and dropped from the result.
+        batch = torch.zeros_like(unit).index_copy(0, active, u)
+        return (unit - product(batch))[active]
 
     solution = solver.solve(step, unit)
     warn_unless_converged("a derivative of an inverse or of a log-determinant", solution, solver)
@@ -156,7 +142,7 @@ def solve_linear(product: Product, b: Tensor, *, solver: Solver | None = None) -
 PROJECTION_STEPS = 64
 
 
-def _projected(product: Product, b: Tensor) -> Tensor:
+def _solve_by_projection(product: Product, b: Tensor) -> Tensor:
     shape, v = b.shape, to_vectors(b)
     space = KrylovSpace(lambda v: to_vectors(product(to_events(v, shape))), v, min(PROJECTION_STEPS, v.shape[1]))
     while not space.complete:

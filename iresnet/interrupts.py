@@ -1,4 +1,4 @@
-"""Ctrl-C and requests to stop: a command ends in one line, a training between two steps."""
+"""Handlers of Ctrl-C and of requests to stop: a command ends in one line, a training between two steps."""
 
 __all__ = [
     "heed_interrupts",
@@ -15,18 +15,19 @@ from types import FrameType
 from typing import Any
 
 STATUS = 128 + signal.SIGINT
+"""Exit status of a command that Ctrl-C ended."""
 
 
 def heed_interrupts() -> None:
-    """Have Ctrl-C end this process with status 130 and without a traceback, whenever it comes.
+    """Make Ctrl-C end this process with status 130 and without a traceback, at any time.
 
-    A KeyboardInterrupt would not do: imports break by it, extensions turn it into errors of their own, destructors
-    print it. Files of a run are there whole or not at all, so that it can be continued after any end; the loop of
-    training has a first Ctrl-C end it in order.
+    A KeyboardInterrupt would not do: it breaks imports, extensions turn it into errors of their own, destructors print
+    it. The files of a run are written completely or not at all, so that the run can be continued after any end; the
+    training loop ends in order at a first Ctrl-C.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # shells let their background jobs ignore it
         signal.signal(signal.SIGINT, _end)
-        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # from here on the interpreter has no handler
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the interpreter has no handler while it ends
 
 
 def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -41,7 +42,7 @@ def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into a request that the loop honors between two steps; a second one acts at once."""
+    """Turn a first SIGINT or SIGTERM into an event, for which the caller looks; a second one acts at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals reach the main thread alone

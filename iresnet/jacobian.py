@@ -1,6 +1,14 @@
-"""The Jacobian of a map g at a point x, as an operator: value, J v and J^T w."""
+"""Jacobian of a map g at a point x as a linear operator: value, J v and J^T w."""
 
-__all__ = ["Linearization", "elementwise", "linearize", "linearize_inner", "linearizes", "with_known_signature"]
+__all__ = [
+    "Linearization",
+    "elementwise",
+    "is_modified",
+    "linearize",
+    "linearize_inner",
+    "linearizes",
+    "with_known_signature",
+]
 
 import inspect
 import math
@@ -28,15 +36,15 @@ class Linearization:
         value: g(x), shape (N, \*E).
         jvp: ``v -> J v`` for every sample at once, (N, \*E) -> (N, \*F); differentiable in v, x and the parameters.
         vjp: ``w -> J^T w``, (N, \*F) -> (N, \*E); differentiable in w, x and the parameters.
-        inputs: what the Jacobian depends on: x, and tensors that are not parameters of g any more when backward comes.
-        again: from these to the linearization, for derivatives of higher order, which come later.
+        inputs: tensors that the Jacobian depends on: x, and weights that g may no longer use when backward runs.
+        relinearize: recomputes the linearization from ``inputs``, for derivatives of higher order.
     """
 
     value: Tensor  # (N, *E)
     jvp: Product
     vjp: Product
     inputs: tuple[Tensor, ...] = ()
-    again: "Callable[..., Linearization] | None" = None
+    relinearize: "Callable[..., Linearization] | None" = None
 
 
 Rule = Callable[[Any, Tensor], Linearization]
@@ -49,7 +57,7 @@ it: it falls back to ``torch.func``.
 
 
 def linearizes(*classes: type[nn.Module]) -> Callable[[Rule], Rule]:
-    """Register the linearization of module classes, written as plain differentiable forward code.
+    """Register the linearization of module classes, which is plain differentiable forward code.
 
     Args:
         classes: the module classes whose ``forward`` the rule linearizes.
@@ -68,16 +76,16 @@ def linearizes(*classes: type[nn.Module]) -> Callable[[Rule], Rule]:
 def linearize(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
     r"""Linearize g at x.
 
-    Convolutions, linear layers, activations and sequences know their own linearization: its products are plain forward
-    code, cost about one forward pass each, compile, and run under autocast. Any other callable goes through
-    ``torch.func.jvp`` and ``torch.func.vjp``. Both give the same numbers up to rounding.
+    Convolutions, linear layers, activations and sequences have rules: the products are plain forward code, cost about
+    one forward pass each, compile, and run under autocast. Any other callable goes through ``torch.func.jvp`` and
+    ``torch.func.vjp``. Both give the same numbers up to rounding.
 
     Args:
         g: a map that treats samples independently, a module or a function.
         x: the point, shape (N, \*E).
 
     Returns:
-        The linearization; all three parts can be differentiated, also with respect to the parameters of g.
+        The linearization; value and products can be differentiated, also with respect to the parameters of g.
 
     Example:
         >>> g = nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 3)).double()
@@ -86,27 +94,34 @@ def linearize(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
         >>> bool(torch.allclose((w * J.jvp(v)).sum(), (J.vjp(w) * v).sum()))
         True
     """
-    return replace(linearize_inner(g, x), inputs=(x,), again=partial(linearize, g))
+    return replace(linearize_inner(g, x), inputs=(x,), relinearize=partial(linearize, g))
 
 
 def linearize_inner(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
-    """Linearize g at x as a part of a map, whose Jacobian is known by that of its parts: without ``again``."""
-    rule = _plain_rule(g)
+    """Linearize a layer of a larger map, without ``relinearize``, which only the larger map needs."""
+    modified = isinstance(g, nn.Module) and is_modified(g)
+    rule = None if modified else RULES.get(getattr(type(g), "forward", None))  # pyright: ignore[reportArgumentType, reportCallIssue]
     return rule(g, x) if rule else _transformed(g, x)
 
 
-def _plain_rule(g: Callable) -> Rule | None:
-    # Hooks, and a forward put into the instance, change what the class computes.
-    changed = isinstance(g, nn.Module) and bool(g._forward_hooks or g._forward_pre_hooks or "forward" in vars(g))
-    return None if changed else RULES.get(getattr(type(g), "forward", None))  # pyright: ignore[reportArgumentType, reportCallIssue]
+def is_modified(module: nn.Module) -> bool:
+    """Return whether hooks, or a ``forward`` of the instance, change what the class computes.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> layer.forward = torch.sin
+        >>> is_modified(layer), is_modified(nn.Linear(2, 2))
+        (True, False)
+    """
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _transformed(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
-    """Linearize by transforms of torch.func, on tensors in the order of memory that all layers take."""
+    """Linearize by transforms of torch.func, on contiguous tensors, which every layer accepts."""
     x = x.contiguous()
 
     def run(x: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH), _PlainNorms():  # the only attention that has derivatives of every kind
+        with sdpa_kernel(SDPBackend.MATH), _PlainNorms():  # the only attention with derivatives of all orders
             return g(x)
 
     try:
@@ -114,7 +129,7 @@ def _transformed(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):
             raise
-        return _in_a_checkpoint(run, x)
+        return _linearize_by_autograd(run, x)
 
     def vjp(w: Tensor) -> Tensor:
         return pull_back(w.to(value.dtype).contiguous())[0]
@@ -123,14 +138,14 @@ def _transformed(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
         v = v.to(x.dtype).contiguous()
         if not torch.is_grad_enabled():
             return torch.func.jvp(run, (x,), (v,))[1]
-        # The transpose of w -> J^T w: in torch 2.13 forward mode has wrong derivatives itself, of solve and of det.
+        # The transpose of w -> J^T w, since in torch 2.13 derivatives of forward mode are wrong for solve and det.
         return torch.func.vjp(vjp, torch.zeros_like(value))[1](v)[0]
 
     return Linearization(value, jvp, vjp)
 
 
 class _PlainNorms(TorchFunctionMode):
-    """Layer and instance norms as what they consist of: in torch 2.13 their derivatives from the third on are wrong."""
+    """Mode that writes out layer and instance norms, whose third and higher derivatives are wrong in torch 2.13."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return {F.layer_norm: _layer_norm, F.instance_norm: _instance_norm}.get(func, func)(*args, **(kwargs or {}))
@@ -167,39 +182,40 @@ def _standardized(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     return centered * (centered.square().mean(dims, keepdim=True) + eps).rsqrt()
 
 
-def _in_a_checkpoint(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
+def _linearize_by_autograd(g: Callable[[Tensor], Tensor], x: Tensor) -> Linearization:
     """Linearize by autograd inside an activation checkpoint, where torch.func.vjp refuses to run."""
-    as_they_are = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
-    with torch.enable_grad(), as_they_are:
+    keep_tensors = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t, lambda t: t
+    )  # instead of the checkpoint's hooks
+    with torch.enable_grad(), keep_tensors:
         x = x if x.requires_grad else x.detach().requires_grad_()
         value = g(x)
         w = torch.zeros_like(value, requires_grad=True)
-        (of_w,) = torch.autograd.grad(value, x, w, create_graph=True)
+        (pulled_back,) = torch.autograd.grad(value, x, w, create_graph=True)
 
-    def transposed(of: Tensor, by: Tensor, v: Tensor) -> Tensor:
-        with as_they_are:
-            return torch.autograd.grad(of, by, v.to(of.dtype), retain_graph=True, create_graph=torch.is_grad_enabled())[
-                0
-            ]
+    def vjp(output: Tensor, input: Tensor, v: Tensor) -> Tensor:  # noqa: A002
+        v, create_graph = v.to(output.dtype), torch.is_grad_enabled()
+        with keep_tensors:
+            return torch.autograd.grad(output, input, v, retain_graph=True, create_graph=create_graph)[0]
 
-    return Linearization(value, partial(transposed, of_w, w), partial(transposed, value, x))
+    return Linearization(value, partial(vjp, pulled_back, w), partial(vjp, value, x))
 
 
 @linearizes(nn.Sequential)
 def _sequential(g: nn.Sequential, x: Tensor) -> Linearization:
-    parts = []
+    layers = []
     for layer in g:
-        parts.append(linearize_inner(layer, x))
-        x = parts[-1].value
+        layers.append(linearize_inner(layer, x))
+        x = layers[-1].value
 
     def jvp(v: Tensor) -> Tensor:
-        for part in parts:
-            v = part.jvp(v)
+        for layer in layers:
+            v = layer.jvp(v)
         return v
 
     def vjp(w: Tensor) -> Tensor:
-        for part in reversed(parts):
-            w = part.vjp(w)
+        for layer in reversed(layers):
+            w = layer.vjp(w)
         return w
 
     return Linearization(x, jvp, vjp)
@@ -236,7 +252,7 @@ def _conv2d(g: nn.Conv2d, x: Tensor) -> Linearization:
 
 
 def elementwise(value: Tensor, slope: Tensor) -> Linearization:
-    r"""Linearization of an elementwise map: its Jacobian is the diagonal ``slope``.
+    r"""Linearize an elementwise map, whose Jacobian is the diagonal ``slope``.
 
     Args:
         value: the map's value, (N, \*E).
@@ -247,7 +263,7 @@ def elementwise(value: Tensor, slope: Tensor) -> Linearization:
 
 @linearizes(nn.ELU)
 def _elu(g: nn.ELU, x: Tensor) -> Linearization:
-    # Forward mode is left to torch: of functions of one's own it gets the second derivative wrong, and compiles none.
+    # Forward mode is left to torch's ELU: custom functions have wrong second derivatives in it, and do not compile.
     if g.alpha == 1 and not is_differentiating():
         return elementwise(*_EluAndSlope.apply(x))  # pyright: ignore[reportArgumentType]
     y = F.elu(x, g.alpha)
@@ -255,20 +271,20 @@ def _elu(g: nn.ELU, x: Tensor) -> Linearization:
 
 
 def with_known_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Note the signature of a function's forward, which torch looks up at each call: in small blocks that is seen."""
+    """Cache the signature of ``forward``, which torch computes at each call: else 3 % of the time of small blocks."""
     function.forward.__signature__ = inspect.signature(function.forward)  # pyright: ignore[reportFunctionMemberAccess]
     return function
 
 
 @with_known_signature
 class _EluAndSlope(torch.autograd.Function):
-    """ELU and its derivative, e^x for x <= 0 and else 1, in half the time that autograd would take."""
+    """ELU and its derivative, e^x for x <= 0 and else 1, in half the time that autograd takes."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        # A power of two takes a fifth of the time of torch's ELU; the absolute error is that of rounding.
+        # exp2 takes a fifth of the time of torch's ELU; the absolute error is that of rounding.
         slope = (x * math.log2(math.e)).clamp_(max=0).exp2_()
         return torch.maximum(x, slope - 1), slope
 
@@ -277,9 +293,9 @@ class _EluAndSlope(torch.autograd.Function):
         ctx.save_for_backward(output[1])
 
     @staticmethod
-    def backward(ctx: Any, of_value: Tensor, of_slope: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_value: Tensor, grad_slope: Tensor) -> Tensor:
         (slope,) = ctx.saved_tensors
-        return slope * (of_value + of_slope * (slope < 1))  # for x <= 0 the slope is its own derivative
+        return slope * (grad_value + grad_slope * (slope < 1))  # for x <= 0 the slope is its own derivative
 
 
 @linearizes(nn.ReLU)

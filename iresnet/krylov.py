@@ -1,4 +1,4 @@
-"""Krylov spaces: functions of a matrix times a vector, from a few products with it."""
+"""Krylov spaces: logarithm and inverse of I + A times a vector, from a few products with A."""
 
 __all__ = ["KrylovSpace"]
 
@@ -13,7 +13,7 @@ from iresnet.precision import without_autocast
 
 
 class KrylovSpace:
-    """The Krylov space of A at v for each sample, grown one product with A at a time (Arnoldi's process).
+    """Krylov space of A at v for each sample, grown one product with A at a time (Arnoldi's process).
 
     Args:
         product: u -> A u, (N, D) -> (N, D).
@@ -22,9 +22,7 @@ class KrylovSpace:
     """
 
     def __init__(self, product: Callable[[Tensor], Tensor], v: Tensor, max_steps: int):
-        if (
-            is_transforming()
-        ):  # v is then mapped by torch.vmap wherever products are, and so is what they are written to
+        if is_transforming():  # torch.vmap must map Q and H, which are made from v, wherever it maps the products
             v = v + 0 * product(v)
         self.product = product
         self.steps = 0
@@ -36,11 +34,11 @@ class KrylovSpace:
 
     @property
     def complete(self) -> bool:
-        """Whether all steps are done."""
+        """True once all steps are done."""
         return self.steps == self.Q.shape[1]
 
     def extend(self) -> None:
-        """Multiply the newest vector with A and orthogonalize, twice, against all."""
+        """Multiply the newest vector with A and orthogonalize the product twice against the basis."""
         r = self.product(self.Q[:, self.steps])
         self.steps += 1
         with without_autocast(r.device):
@@ -54,8 +52,8 @@ class KrylovSpace:
         self.H[:, :m, m - 1] = h + correction
         if self.complete:
             return
-        # What is left below rounding means that the space is closed: the zero vector then continues it, H gets zero
-        # rows and columns, and the result is exact.
+        # A remainder below rounding means that the space is invariant: the next vectors are zero, H gets zero rows and
+        # columns, and the result is exact.
         length = self.left.norm(dim=1)
         closed = length <= 10 * torch.finfo(r.dtype).eps * size
         length = length.masked_fill(closed, 0.0)
@@ -70,16 +68,16 @@ class KrylovSpace:
     def solve(self) -> tuple[Tensor, Tensor]:  # (N,), (N, D)
         r"""Return :math:`v^T \log(I+A) v`, projected, and :math:`(I+A)^{-1} v`, projected and then improved.
 
-        With the projection :math:`w = |v| Q (I+H)^{-1} e_1` in hand, its residual :math:`r = v - (I+A) w` costs
-        nothing: it lies along what the last product left outside of the space. The error of w + r is A times that of w,
-        up to the sign, so it is smaller for every contraction.
+        The residual :math:`r = v - (I+A) w` of the projection :math:`w = |v| Q (I+H)^{-1} e_1` costs nothing: it is a
+        multiple of the remainder of the last product outside of the space. The error of w + r is A times that of w, up
+        to the sign, so it is smaller for every contraction.
         """
         with without_autocast(self.Q.device):
             value, y = self._small(self.steps)
             return value, self._improved(y)
 
     def last_change(self) -> Tensor:  # (N,)
-        """Size of the change that the last step made to the value: 0 once the space is closed or complete."""
+        """Return how much the last step changed the value: 0 once the space is invariant or has dimension D."""
         if self.steps == self.Q.shape[2]:
             return torch.zeros_like(self.length)
         with without_autocast(self.Q.device):
@@ -87,7 +85,7 @@ class KrylovSpace:
             return (self._small(self.steps)[0] - before).abs()
 
     def settled(self, tol: float) -> bool:
-        """Whether the last step changed no value by more than ``tol``."""
+        """Return whether the last step changed no value by more than ``tol``."""
         return bool((self.last_change() <= tol).all())
 
     def _small(self, m: int) -> tuple[Tensor, Tensor]:  # (N,), (N, m)
@@ -97,7 +95,7 @@ class KrylovSpace:
         :math:`\log(I+H) e_1 = \int_0^1 H (I + tH)^{-1} e_1 \, dt`. The inverse is the same system at t = 1.
         """
         if m not in self._solved:
-            t, weights = _quadrature_like(self.H)
+            t, weights = _quadrature(self.H)
             y = self._shifted(t, m)
             integral = torch.einsum("t,tnm->nm", weights, y[:-1])
             self._solved[m] = self.length.square() * (self.H[:, 0, :m] * integral).sum(1), y[-1]
@@ -121,24 +119,16 @@ def _project_out(basis: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:  # (N, m, D
     return coefficients, r - torch.einsum("nm,nmd->nd", coefficients, basis)
 
 
-def _nodes(n: int) -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre nodes u on [0, 1], moved to t = 1 - u^2 with weights 2 u du.
-
-    For an eigenvalue near -1 the integrand has a pole just beyond t = 1, at a distance that the substitution takes the
-    square root of.
-    """
-    nodes, weights = np.polynomial.legendre.leggauss(n)
-    u = torch.from_numpy(nodes + 1) / 2
-    return 1 - u.square(), u * torch.from_numpy(weights)
-
-
-_NODES, _WEIGHTS = _nodes(16)
-_NODES_AND_1 = torch.cat([_NODES, _NODES.new_ones(1)])
+# Gauss-Legendre nodes u on [0, 1], moved to t = 1 - u^2 with weights 2 u du. For an eigenvalue near -1 the integrand
+# has a pole just beyond t = 1; the substitution replaces its distance by the square root, which is larger.
+_U, _DU = map(torch.from_numpy, np.polynomial.legendre.leggauss(16))
+_U = (_U + 1) / 2
+_NODES_AND_1, _WEIGHTS = torch.cat([1 - _U.square(), _U.new_ones(1)]), _U * _DU
 _COPIES: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
 
-def _quadrature_like(H: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes, with t = 1 behind them, and weights on the device of H: copied there once, since copies are waited for."""
+def _quadrature(H: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the nodes followed by t = 1, and the weights, on the device of H; copied once, since a copy blocks."""
     if torch.compiler.is_compiling():
         return _NODES_AND_1.to(H), _WEIGHTS.to(H)
     key = H.dtype, H.device

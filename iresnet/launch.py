@@ -1,4 +1,7 @@
-"""Run a command line in several processes of this machine, as torchrun does. Imports torch only where it is needed."""
+"""Start a command line in several processes of this machine, as torchrun does; torch is imported only when it is used.
+
+The processes join each other in :mod:`iresnet.collectives`, a file of its own since it needs torch.
+"""
 
 __all__ = ["check_processes", "launch", "started_together"]
 
@@ -6,30 +9,25 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from iresnet.errors import RecipeError
-
-if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
 
 MOST_A_CORE = 16
 """Processes for each core, of which more are a slip of the pen that would bring the machine down."""
 
 
 def started_together() -> bool:
-    """Whether torchrun, or :func:`launch`, started this process as one of several."""
+    """Return whether torchrun, or :func:`launch`, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def check_processes(processes: int | None, gpus: int | None, device: str = "auto") -> int:
-    """How many processes ``--processes`` or ``--gpus`` ask for; 1 when neither is given.
+    """Return how many processes ``--processes`` or ``--gpus`` ask for; 1 when neither is given.
 
     Args:
         processes: the first of the two options.
         gpus: the second.
-        device: what ``--device`` says: processes on the CPU need no GPUs.
+        device: value of ``--device``: processes on the CPU need no GPUs.
 
     Raises:
         RecipeError: when both are given, or there are not as many GPUs, or far fewer cores.
@@ -79,16 +77,12 @@ def launch(tokens: Sequence[str], n: int, complain: Callable[[str, int], int]) -
     try:
         run(parse_args(["--standalone", f"--nproc_per_node={n}", "--module", "iresnet", *tokens]))
     except ChildFailedError as error:
-        return _status(error, complain)
+        number, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        ended = signal.Signals(-failure.exitcode).name  # which the process could not say itself
+        return complain(f"process {number} was ended by {ended}, and the others with it", 1)
     except SignalException:  # it was handed on to the processes, which stopped in order
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all that is left is to say so
         return 130
     return 0
-
-
-def _status(error: "ChildFailedError", complain: Callable[[str, int], int]) -> int:
-    """Exit status of the process that failed first; one that was killed could not say so itself."""
-    rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
-    if failure.exitcode >= 0:
-        return failure.exitcode
-    return complain(f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}, and the others with it", 1)

@@ -1,4 +1,4 @@
-"""Layers of known Lipschitz constant: normalized weights, and concatenation."""
+"""Layers of known Lipschitz constant: linear maps with normalized weights, and concatenation."""
 
 __all__ = [
     "DenseConcat",
@@ -29,7 +29,7 @@ from iresnet.renamed import accept_old_names
 def lipschitz_layers(module: nn.Module) -> "list[LipschitzLayer]":
     """Return the layers in ``module`` whose weights are normalized, in the order of its modules.
 
-    Those that ``torch.nn.utils.parametrize.remove_parametrizations`` has turned into plain layers are not among them.
+    Layers that ``torch.nn.utils.parametrize.remove_parametrizations`` has turned into plain ones are left out.
 
     Example:
         >>> len(lipschitz_layers(nn.Sequential(LipschitzLinear(3, 3), nn.ELU(), nn.Linear(3, 3))))
@@ -90,7 +90,10 @@ def replace_weights(module: nn.Module, weights: Sequence[Tensor]) -> Iterator[No
 
 
 class LipschitzLayer(nn.Module):
-    """A layer whose weight is normalized, by the parametrization ``parametrizations.weight`` of torch.
+    """Linear layer whose weight is normalized by the parametrization ``parametrizations.weight`` of torch.
+
+    A subclass defines :attr:`input_shape`, calls ``_normalize`` at the end of its ``__init__``, and registers its
+    linearization (:func:`~iresnet.jacobian.linearizes`) and its bound (:func:`~iresnet.bounds.bounds`).
 
     It can be pickled, which torch refuses for parametrized modules in general. To deploy it without its normalization,
     ``torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")`` leaves a plain layer of the same weight,
@@ -100,12 +103,17 @@ class LipschitzLayer(nn.Module):
     weight: Tensor
 
     def _normalize(self, normalization: str, **options: Any) -> None:
-        part = make_normalization(normalization, self.weight, **options)  # pyright: ignore[reportArgumentType]
-        parametrize.register_parametrization(self, "weight", part)
+        parametrization = make_normalization(normalization, self.weight, **options)  # pyright: ignore[reportArgumentType]
+        parametrize.register_parametrization(self, "weight", parametrization)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Event shape of the input."""
+        raise NotImplementedError
 
     @property
     def normalized(self) -> bool:
-        """Whether the parametrization is still there."""
+        """True until the parametrization is removed."""
         return parametrize.is_parametrized(self, "weight")
 
     @property
@@ -119,7 +127,7 @@ class LipschitzLayer(nn.Module):
         return self.parametrizations.weight.original  # pyright: ignore
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Reduce to the class, which torch replaces, and to what it makes of it."""
+        """Reduce to the class before torch replaced it, its state, the weight and the normalization."""
         lists: Any = self._modules.get("parametrizations")
         if lists is None or list(lists) != ["weight"] or len(lists["weight"]) != 1:  # not as built here
             return super().__reduce_ex__(protocol)
@@ -141,7 +149,7 @@ def _rebuilt(
 
 
 class LipschitzLinear(LipschitzLayer, nn.Linear):
-    """A dense layer with spectral norm at most about ``coeff`` (see :mod:`iresnet.normalization`).
+    """Dense layer with spectral norm at most about ``coeff`` (see :mod:`iresnet.normalization`).
 
     Args:
         in_features: size of the input.
@@ -181,6 +189,11 @@ class LipschitzLinear(LipschitzLayer, nn.Linear):
         self._check_size(input)
         return super().forward(input)
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """See :attr:`LipschitzLayer.input_shape`."""
+        return (self.in_features,)
+
     def _check_size(self, x: Tensor) -> None:
         if x.shape[-1:] != (self.in_features,):
             raise IResNetError(
@@ -197,10 +210,10 @@ def _lipschitz_linear(g: LipschitzLinear, x: Tensor) -> Linearization:
 
 
 class LipschitzConv2d(LipschitzLayer, nn.Conv2d):
-    """A zero-padded "same" convolution with operator norm at most about ``coeff`` (see :mod:`iresnet.normalization`).
+    """Zero-padded "same" convolution with operator norm at most about ``coeff`` (see :mod:`iresnet.normalization`).
 
-    The norm is the one of the true operator on images of ``image_size``, zero padding included; images of another size
-    would meet another operator and are refused.
+    The norm is that of the operator on images of ``image_size``, zero padding included. On images of another size the
+    operator has another norm, so they are refused.
 
     Args:
         in_channels: channels of the input.
@@ -248,6 +261,11 @@ class LipschitzConv2d(LipschitzLayer, nn.Conv2d):
         self._check_size(input)
         return same_conv(input, self.weight, self.bias)
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """See :attr:`LipschitzLayer.input_shape`."""
+        return (self.in_channels, *self.image_size)
+
     def _check_size(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise IResNetError(
@@ -277,7 +295,7 @@ def _lipschitz_conv2d(g: LipschitzConv2d, x: Tensor) -> Linearization:
 
 
 class DenseConcat(nn.Module):
-    r"""Concatenates x with f(x), weighted so that the whole contracts as little as it may.
+    r"""Concatenation of x with f(x), weighted so that its Lipschitz constant is at most 1 where that of f is.
 
     .. math:: x \mapsto [a x, b f(x)], \quad a^2 + b^2 = 1, \quad \mathrm{Lip} \le \sqrt{a^2 + b^2 \mathrm{Lip}(f)^2}
 
@@ -305,7 +323,7 @@ class DenseConcat(nn.Module):
         self.eta = nn.Parameter(torch.zeros(2))
 
     def weights(self) -> Tensor:  # (2,)
-        """The weights a and b."""
+        """Return the weights a and b."""
         return F.normalize(F.softplus(self.eta), dim=0)
 
     def forward(self, x: Tensor) -> Tensor:

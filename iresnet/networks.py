@@ -1,4 +1,4 @@
-"""Residual maps g built from contractive layers, and the plain residual block to compare with."""
+"""Contractive maps g for residual blocks, batch norm over processes, and the plain block to compare with."""
 
 __all__ = [
     "BatchNorm",
@@ -36,7 +36,7 @@ def conv_bottleneck(
     normalization: str = "power",
     n_steps: int | None = None,
 ) -> nn.Sequential:
-    r"""The convolutional map of the 2019 paper: 3x3, 1x1, 3x3, with activations before each.
+    r"""Build the convolutional map of the 2019 paper: 3x3, 1x1, 3x3, with activations before each.
 
     .. math:: g = W_3 \phi W_2 \phi W_1 \phi, \quad \mathrm{Lip}(g) \le c^3
 
@@ -63,14 +63,12 @@ def conv_bottleneck(
         torch.Size([2, 3, 8, 8])
     """
     channels, height, width = _positive("shape", shape)
-    bounded = {"normalization": normalization, "n_steps": n_steps}
+    options = {"normalization": normalization, "n_steps": n_steps}
     sizes = pairwise(_positive("hidden", (channels, hidden, hidden, channels)))
     layers: list[nn.Module] = []
     for (fan_in, fan_out), kernel_size in zip(sizes, (3, 1, 3), strict=True):
-        layers += [
-            make_activation(activation),
-            LipschitzConv2d(fan_in, fan_out, kernel_size, coeff, image_size=(height, width), **bounded),
-        ]
+        conv = LipschitzConv2d(fan_in, fan_out, kernel_size, coeff, image_size=(height, width), **options)
+        layers += [make_activation(activation), conv]
     return nn.Sequential(*layers if preactivation else layers[1:])
 
 
@@ -85,12 +83,12 @@ def dense_concat(
     normalization: str = "power",
     n_steps: int | None = None,
 ) -> nn.Sequential:
-    r"""The map of invertible DenseNets: every layer sees the outputs of all before it.
+    r"""Build the map of invertible DenseNets: every layer takes the outputs of all layers before it.
 
     .. math:: g = W_d h_{d-1} \cdots h_1, \quad h_i(x) = [a_i x, b_i \phi(W_i x)], \quad \mathrm{Lip}(g) \le c
 
-    The weights are 3x3 convolutions, the last one 1x1, or dense layers for vectors. Its bound is near c where that of
-    the other maps here is a power of c, so c may be larger at the same contraction.
+    The weights are 3x3 convolutions, the last one 1x1, or dense layers for vectors. The bound is near c, where that of
+    the other maps is a power of c, so c may be larger for the same contraction.
 
     Args:
         shape: (C, H, W) or (D,) of input and output.
@@ -116,12 +114,12 @@ def dense_concat(
     """
     channels, *pixels = _positive("shape", shape)
     _positive("hidden and depth", (hidden, depth))
-    bounded = {"normalization": normalization, "n_steps": n_steps}
+    options = {"normalization": normalization, "n_steps": n_steps}
 
     def layer(fan_in: int, fan_out: int, kernel_size: int) -> nn.Module:
         if not pixels:
-            return LipschitzLinear(fan_in, fan_out, coeff, **bounded)
-        return LipschitzConv2d(fan_in, fan_out, kernel_size, coeff, image_size=(pixels[0], pixels[1]), **bounded)
+            return LipschitzLinear(fan_in, fan_out, coeff, **options)
+        return LipschitzConv2d(fan_in, fan_out, kernel_size, coeff, image_size=(pixels[0], pixels[1]), **options)
 
     widths = [channels + i * hidden for i in range(depth)]
     grow = [DenseConcat(nn.Sequential(layer(w, hidden, 3), make_activation(activation))) for w in widths[:-1]]
@@ -139,7 +137,7 @@ def mlp(
     normalization: str = "power",
     n_steps: int | None = None,
 ) -> nn.Sequential:
-    r"""A contractive multi-layer perceptron for vectors.
+    r"""Build a contractive multi-layer perceptron for vectors.
 
     .. math:: g = W_d \phi \cdots \phi W_1, \quad \mathrm{Lip}(g) \le c^d
 
@@ -179,7 +177,7 @@ def _positive(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    r"""Batch norm of each channel over the whole batch and all pixels, of vectors and of images.
+    r"""Batch norm of each channel over the batch of all processes and all pixels, of vectors and of images.
 
     Shape:
         (N, C) or (N, C, H, W), the same out.
@@ -196,18 +194,18 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         x = at_least_float32(input)
         pixels = list(range(2, x.dim()))
-        mean = _Mean.apply(x.mean((0, *pixels), keepdim=True))
-        variance = _Mean.apply((x - mean).square().mean((0, *pixels), keepdim=True))
-        self._follow(mean, variance, dist.get_world_size() * x[:, 0].numel())
+        mean = _MeanOfProcesses.apply(x.mean((0, *pixels), keepdim=True))
+        variance = _MeanOfProcesses.apply((x - mean).square().mean((0, *pixels), keepdim=True))
+        self._update_averages(mean, variance, dist.get_world_size() * x[:, 0].numel())
         weight, bias = (p.view(-1, *[1] * len(pixels)) for p in (self.weight, self.bias))
         return (x - mean) * (variance + self.eps).rsqrt() * weight + bias
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 (the name in torch)
-        """Any number of pixels."""
+        """Accept any number of pixels."""
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, n: int) -> None:
-        """Move the running averages as torch does: that of the variance is of the unbiased one."""
+    def _update_averages(self, mean: Tensor, variance: Tensor, n: int) -> None:
+        """Update the running averages as torch does, that of the variance with the unbiased one."""
         for average, value in ((self.running_mean, mean), (self.running_var, variance * n / (n - 1))):
             assert average is not None
             average.lerp_(value.flatten(), self.momentum or 0.0)
@@ -216,13 +214,13 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class LazyBatchNorm(nn.modules.batchnorm._LazyNormBase, BatchNorm):
-    """Takes the number of channels from its first input."""
+    """Batch norm that takes the number of channels from its first input."""
 
     cls_to_become = BatchNorm
 
 
-class _Mean(torch.autograd.Function):
-    """Mean over the processes, of values in forward and of gradients in backward."""
+class _MeanOfProcesses(torch.autograd.Function):
+    """Mean over the processes, of values in the forward pass and of gradients in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004
@@ -243,7 +241,7 @@ def _mean(values: Tensor) -> Tensor:
 
 
 class PlainBlock(nn.Module):
-    r"""A pre-activation residual block with batch norm and free weights, in the shape of the invertible one.
+    r"""Pre-activation residual block with batch norm and unconstrained weights, with the layers of the invertible one.
 
     .. math:: z = x + W_3 \phi B_3 W_2 \phi B_2 W_1 \phi B_1 x
 
@@ -274,6 +272,6 @@ class PlainBlock(nn.Module):
         self.g = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W)
-        """Add what the layers make of the input; see the class."""
+        """Add the branch to the input; see the class."""
         x = channels_last(x)
         return x + self.g(x)

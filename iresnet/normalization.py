@@ -1,4 +1,4 @@
-"""Parametrizations that hold the norm of a weight's operator at a coefficient."""
+"""Parametrizations that keep the operator norm of a weight at or below a coefficient."""
 
 __all__ = [
     "NORMALIZATIONS",
@@ -12,6 +12,7 @@ __all__ = [
     "make_normalization",
 ]
 
+import inspect
 import math
 import threading
 from abc import ABC, abstractmethod
@@ -28,17 +29,17 @@ from iresnet.precision import use_precision
 
 
 class PerThread(threading.local):
-    """A value that each thread sets for itself; copies and pickles of it begin with the default.
+    """Value that each thread sets for itself; copies and pickles start with the default.
 
-    A class of its own, and no context variable, since compiled code can read it.
+    It is not a context variable, since compiled code cannot read those.
 
     Args:
-        value: until a thread sets another.
+        value: the default.
 
     Example:
-        >>> parts = PerThread(1)
-        >>> parts.value = 2
-        >>> thread = threading.Thread(target=lambda: print(parts.value))
+        >>> counter = PerThread(1)
+        >>> counter.value = 2
+        >>> thread = threading.Thread(target=lambda: print(counter.value))
         >>> thread.start(), thread.join()
         1
         (None, None)
@@ -49,7 +50,7 @@ class PerThread(threading.local):
         self.value = value
 
     def __reduce__(self) -> tuple[type, tuple[Any]]:
-        """Leave behind what threads have set."""
+        """Keep only the default."""
         return type(self), (self.default,)
 
 
@@ -69,10 +70,10 @@ class Normalization(nn.Module, ABC):
     """p of the operator norm that is bounded, from the p-norm to the p-norm."""
 
     rounding_above: float = 0.0
-    """Units of rounding of its type by which a normalized weight may be larger than if computed in float64."""
+    """Rounding units of its type by which a normalized weight may be larger than one computed in float64."""
 
     rounding_below: float = 128.0
-    """The same for one that is smaller: norms are rounded up, where they bound from above."""
+    """Rounding units by which it may be smaller; more where the norm is an upper bound, which is rounded up."""
 
     def __init__(self, coeff: float | None):
         super().__init__()
@@ -90,21 +91,21 @@ class Normalization(nn.Module, ABC):
         return self._held.value
 
     def hold(self, weight: Tensor | None) -> None:
-        """Let this thread use a normalized weight; None to compute it at each use again."""
+        """Let this thread use a normalized weight; None to compute it at each use."""
         self._held.value = weight
 
     @property
     def constrained(self) -> bool:
-        """Whether there is a coefficient; without one a weight passes as it is, and its norm is only watched."""
+        """True if there is a coefficient; without one the weight is returned unchanged and its norm only monitored."""
         return math.isfinite(self.coeff)
 
     @abstractmethod
     def sigma(self, weight: Tensor) -> Tensor:
-        """The differentiable estimate or bound of the norm of the weight's operator, a scalar; moves nothing."""
+        """Return the differentiable estimate or bound of the operator norm, a scalar, without changing the state."""
 
     @abstractmethod
     def advance(self, weight: Tensor) -> None:
-        """Update the state for a use in train mode."""
+        """Update the state, once for each use in train mode."""
 
     @abstractmethod
     def converge(self, weight: Tensor, *, tol: float = 1e-6, max_steps: int = 2000) -> None:
@@ -113,28 +114,27 @@ class Normalization(nn.Module, ABC):
     def forward(self, weight: Tensor) -> Tensor:
         """Normalize the weight, after an update of the state in train mode.
 
-        Nothing moves in a backward pass, where checkpoints repeat what forward did, nor under transforms of
+        The state is not updated in a backward pass, where checkpoints repeat the forward pass, nor under transforms of
         :mod:`torch.func`, which allow no state.
         """
         if self.held is not None:
             return self.held
-        if self.training and (torch.compiler.is_compiling() or not (_in_backward() or is_transforming())):
+        # Outside of backward passes the graph task is -1, which compiled code cannot read.
+        if self.training and (
+            torch.compiler.is_compiling() or (torch._C._current_graph_task_id() == -1 and not is_transforming())
+        ):
             self.advance(weight)
         return self.normalize(weight)
 
     def normalize(self, weight: Tensor) -> Tensor:
-        """Scale the weight with the present state, moving nothing."""
-        # The norm is taken in float32 proper also when the surrounding products are not.
+        """Scale the weight with the present state."""
+        # The norm is computed in full float32 even where the surrounding products are not.
         with use_precision("float32", weight.device):
             return weight / torch.clamp(self.sigma(weight) / self.coeff, min=1.0)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Assigning to the layer's weight sets the unnormalized one."""
+        """Take a weight that is assigned to the layer as the unnormalized one."""
         return weight
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
 
 
 class PowerIteration(Normalization):
@@ -143,10 +143,10 @@ class PowerIteration(Normalization):
     .. math:: W \mapsto W \min(1, c / \sigma), \quad \sigma = |W u|,
 
     where u, the buffer, approaches the first right singular vector: each use in train mode runs power iterations
-    :math:`u \leftarrow W^T W u / |W^T W u|` from where the last one stopped, until u moves by less than ``tol`` or
-    ``n_steps`` ran. In eval mode nothing moves.
-    The gradient flows through :math:`\sigma` with u held constant, which is the exact gradient of the norm at a
-    singular vector. For a convolution, W is the zero-padded convolution itself on images of the declared size.
+    :math:`u \leftarrow W^T W u / |W^T W u|` from where the last one stopped, until u changes by less than ``tol`` or
+    ``n_steps`` ran. In eval mode u does not change. The gradient flows through :math:`\sigma` with u held constant,
+    which is the exact gradient of the norm at a singular vector. For a convolution, W is the zero-padded convolution
+    itself on images of the declared size.
 
     :math:`\sigma` is a *lower* bound of the norm, so this certifies nothing by itself: see :func:`iresnet.certify`.
 
@@ -154,9 +154,9 @@ class PowerIteration(Normalization):
         weight: the weight to normalize, (out, in) or (out, in, kh, kw).
         coeff: the largest norm allowed, in (0, 1); None for no constraint.
         image_size: (H, W) of a convolution's images; not used for a dense weight.
-        n_steps: the most power iterations at each use in train mode.
+        n_steps: the largest number of power iterations at each use in train mode.
         tol: change of u, a unit vector, at which they stop; all of them run when 0, and on devices other than the CPU,
-            where the answer would have to be waited for.
+            where the comparison would wait for the device.
 
     Reference:
         Spectral Normalization for Generative Adversarial Networks, Miyato et al. 2018, https://arxiv.org/abs/1802.05957;
@@ -193,27 +193,27 @@ class PowerIteration(Normalization):
         self.converge(weight, tol=1e-2, max_steps=20)
 
     def sigma(self, weight: Tensor) -> Tensor:
-        """:math:`|W u|`, a lower bound of the norm."""
-        # A copy, since backward may come after the next iteration; of length 1, since a mean of several models is not.
+        """Return :math:`|W u|`, a lower bound of the norm."""
+        # A copy, since backward may run after the next iteration; normalized, since a mean of unit vectors is shorter.
         u = _unit(self.u.to(weight.dtype))
         with use_precision("float32", weight.device):
             return apply(weight, u).norm()
 
     def advance(self, weight: Tensor) -> None:
-        """Run power iterations until u stands still, at most ``n_steps``."""
+        """Run power iterations until u changes by less than ``tol``, at most ``n_steps``."""
         self.iterate(weight, self.n_steps, self.tol if weight.is_cpu else 0.0)
 
     @torch.no_grad()
     def iterate(self, weight: Tensor, n_steps: int, tol: float = 0.0) -> None:
-        """Run ``n_steps`` power iterations on the buffer, or fewer once it moves by less than ``tol``."""
+        """Run ``n_steps`` power iterations on the buffer, or fewer once it changes by less than ``tol``."""
         with use_precision("float32", weight.device):
             for _ in range(n_steps):
                 u = apply_transpose(weight, apply(weight, self.u))
-                # A zero weight maps u to 0, where it would stay for ever; the old direction is as good as any.
+                # A zero weight maps u to 0, where it would stay for ever; any old direction does as well.
                 u = torch.where(u.norm() > torch.finfo(u.dtype).tiny, _unit(u), self.u)
-                still = tol > 0 and bool((u - self.u).norm() < tol)
+                converged = tol > 0 and bool((u - self.u).norm() < tol)
                 self.u.copy_(u)
-                if still:
+                if converged:
                     return
 
     @torch.no_grad()
@@ -228,7 +228,7 @@ class PowerIteration(Normalization):
             last = sigma
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Assigning to the layer's weight sets the unnormalized one."""
+        """Take a weight that is assigned to the layer as the unnormalized one."""
         if weight.shape[1:2] != self.u.shape[1:2]:
             raise IResNetError(f"the weight has {weight.shape[1]} input features, the layer {self.u.shape[1]}")
         return weight
@@ -243,15 +243,15 @@ def _unit(u: Tensor) -> Tensor:
 
 
 class GramIteration(Normalization):
-    r"""Parametrization by a bound that never lies below the norm, so a layer is certified at every step.
+    r"""Parametrization by an upper bound of the norm, so a layer is certified at every step.
 
     .. math:: \sigma(W) \le |G_k|_F^{2^{-k}}, \quad G_0 = W, \; G_{j+1} = G_j^* G_j
 
-    It converges doubly exponentially in k, has no state, and is differentiable; train and eval mode agree. A k x k
-    convolution takes the largest bound over the frequencies of the torus that it is a compression of. Costs matrix
-    products on the smaller side of each matrix: cheap where one side is small, such as an image's few channels, and
-    tight on large images; on images of a few pixels the torus bound is up to 30 % above the norm, and
-    :class:`PowerIteration` leaves more room.
+    It converges doubly exponentially in k, has no state, and is differentiable; train and eval mode agree. For a
+    convolution with a larger kernel than 1 x 1 it is the largest bound over the frequencies of the torus that contains
+    the image and its padding. It costs matrix products on the smaller side of each matrix: cheap where one side is
+    small, such as the few channels of an image, and tight on large images. On images of a few pixels the torus bound is
+    up to 30 % above the norm, and :class:`PowerIteration` constrains less.
 
     Args:
         weight: the weight to normalize, (out, in) or (out, in, kh, kw).
@@ -279,7 +279,7 @@ class GramIteration(Normalization):
         self.n_steps = n_steps
 
     def sigma(self, weight: Tensor) -> Tensor:
-        """The upper bound."""
+        """Return the upper bound."""
         if weight.dim() == 2 or weight.shape[2:] == (1, 1):
             matrices = weight.reshape(weight.shape[:2])
         else:
@@ -299,10 +299,10 @@ class GramIteration(Normalization):
         return torch.exp((log_scale + _frobenius(gram).log()) / 2**self.n_steps)
 
     def advance(self, weight: Tensor) -> None:
-        """There is no state."""
+        """Do nothing: there is no state."""
 
     def converge(self, weight: Tensor, *, tol: float = 1e-6, max_steps: int = 2000) -> None:
-        """There is no state."""
+        """Do nothing: there is no state."""
 
     def extra_repr(self) -> str:
         """Describe the parametrization."""
@@ -310,16 +310,16 @@ class GramIteration(Normalization):
 
 
 def _frobenius(matrices: Tensor) -> Tensor:
-    # Away from 0, where the norm has no gradient; a weight of zeros gets a bound that is as good as 0.
+    # The norm has no gradient at 0, so the smallest number is added; the bound of a zero weight is still near 0.
     squares = torch.view_as_real(matrices).square().sum(-1) if matrices.is_complex() else matrices.square()
     return (squares.sum((-2, -1)) + torch.finfo(squares.dtype).tiny).sqrt()
 
 
 class AbsoluteSums(Normalization, ABC):
-    """Parametrization by an induced norm that is a largest sum of absolute values: exact, cheap, without state.
+    """Parametrization by an induced norm that is a largest sum of absolute values: exact, cheap and stateless.
 
-    Contraction in any norm makes a block invertible; this one is stricter on wide layers than the Euclidean norm. For a
-    convolution whose kernel is larger than the image it is an upper bound.
+    Contraction in any norm makes a block invertible; these are stricter on wide layers than the Euclidean one. For a
+    convolution whose kernel is larger than the image the sum is an upper bound.
 
     Args:
         weight: the weight to normalize, (out, in) or (out, in, kh, kw).
@@ -331,14 +331,14 @@ class AbsoluteSums(Normalization, ABC):
         super().__init__(coeff)
 
     def sigma(self, weight: Tensor) -> Tensor:
-        """The norm, rounded up."""
+        """Return the norm, rounded up."""
         return (1 + 64 * torch.finfo(weight.dtype).eps) * largest_absolute_sum(weight, self.norm)
 
     def advance(self, weight: Tensor) -> None:
-        """There is no state."""
+        """Do nothing: there is no state."""
 
     def converge(self, weight: Tensor, *, tol: float = 1e-6, max_steps: int = 2000) -> None:
-        """There is no state."""
+        """Do nothing: there is no state."""
 
     def extra_repr(self) -> str:
         """Describe the parametrization."""
@@ -346,7 +346,7 @@ class AbsoluteSums(Normalization, ABC):
 
 
 class OneNorm(AbsoluteSums):
-    r"""Bounds the norm induced by :math:`|x|_1`: the largest absolute sum of what one input sends out.
+    r"""Parametrization by the norm induced by :math:`|x|_1`: the largest absolute sum of the weights of an input.
 
     Example:
         >>> from iresnet import LipschitzLinear
@@ -359,7 +359,7 @@ class OneNorm(AbsoluteSums):
 
 
 class InfinityNorm(AbsoluteSums):
-    r"""Bounds the norm induced by :math:`|x|_\infty`: the largest absolute sum of what one output takes in.
+    r"""Parametrization by the norm induced by :math:`|x|_\infty`: the largest absolute sum of weights of an output.
 
     Example:
         >>> from iresnet import LipschitzLinear
@@ -377,10 +377,10 @@ NORMALIZATIONS: dict[str, Callable[..., Normalization]] = {
     "l1": OneNorm,
     "linf": InfinityNorm,
 }
-"""Ways to hold a weight at its coefficient, by name.
+"""Normalizations by name.
 
-``power``: Euclidean norm, estimated from below and cheap, so it lags behind moving weights; ``gram``: Euclidean, an
-upper bound at every step; ``l1`` and ``linf``: exact norms of other geometries.
+``power``: Euclidean norm, estimated from below, cheap, lags behind changing weights; ``gram``: Euclidean norm, an upper
+bound at every step; ``l1`` and ``linf``: the induced norms 1 and infinity, exact.
 """
 
 
@@ -401,7 +401,7 @@ def make_normalization(
     """
     if name not in NORMALIZATIONS:
         raise UnknownNameError("normalization", name, NORMALIZATIONS)
-    if n_steps is not None and NORMALIZATIONS[name] in (OneNorm, InfinityNorm):
+    cls, steps = NORMALIZATIONS[name], {} if n_steps is None else {"n_steps": n_steps}
+    if steps and "n_steps" not in inspect.signature(cls).parameters:
         raise IResNetError(f"the normalization '{name}' is exact and takes no steps, got {n_steps}; leave them out")
-    steps = {} if n_steps is None else {"n_steps": n_steps}
-    return NORMALIZATIONS[name](weight, coeff=coeff, image_size=image_size, **steps)
+    return cls(weight, coeff=coeff, image_size=image_size, **steps)

@@ -1,4 +1,4 @@
-"""The linear operators that weights stand for: zero-padded convolutions and dense layers, and their norms."""
+"""Linear operators given by weights, zero-padded convolutions and dense layers, and the memory layout of images."""
 
 __all__ = [
     "apply",
@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # -- layout ----------------------------------------------------------------------------------------------------------
-# Convolutions are up to five times faster where the channels of a pixel lie side by side in memory.
+# Convolutions are up to five times faster where the channels of a pixel are adjacent in memory.
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Images with the channels of a pixel side by side in memory, and the same shape; other tensors as they are.
+    """Return images, of the same shape, in channels-last memory format, and other tensors unchanged.
 
-    A single image has its channels one after the other: its convolutions are as fast so, and in torch 2.13 the
-    instance norm of one image has wrong gradients where those that reach it have their channels side by side.
+    A single image is made contiguous: its convolutions are as fast, and in torch 2.13 the instance norm of one image
+    has wrong gradients where the upstream gradient is channels-last.
     """
     if x.dim() != 4:
         return x
@@ -37,12 +37,12 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Reductions and small solves run in float32 at least, whatever the Jacobian products run in."""
+    """Convert to float32 at least, for reductions and small solves after products in any type."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def to_vectors(x: Tensor) -> Tensor:  # (N, *E) -> (N, D)
-    """Events as vectors in the order of memory of :func:`channels_last`: a view where they are in it."""
+    """Flatten events in the memory order of :func:`channels_last`: a view where they have it."""
     return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).flatten(1)
 
 
@@ -62,12 +62,12 @@ def to_events(v: Tensor, shape: torch.Size) -> Tensor:  # (N, D) -> (N, *E)
 
 
 def _same_padding(kernel: tuple[int, int]) -> tuple[int, int]:
-    """Zeros put before the first row and column; an even kernel puts its odd one out at the end, as torch does."""
+    """Return the zeros before the first row and column; an even kernel has one more at the end, as in torch."""
     return (kernel[0] - 1) // 2, (kernel[1] - 1) // 2
 
 
 def same_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Zero-padded convolution that keeps the image size, for odd and even kernels.
+    """Convolve with zero padding that keeps the image size, for odd and even kernels.
 
     Args:
         x: images, (N, in, H, W).
@@ -83,7 +83,7 @@ def same_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def same_conv_transpose(y: Tensor, weight: Tensor) -> Tensor:
-    """Transpose of :func:`same_conv` without bias.
+    """Apply the transpose of :func:`same_conv` without bias.
 
     Args:
         y: images, (N, out, H, W).
@@ -111,15 +111,15 @@ def apply_transpose(weight: Tensor, v: Tensor) -> Tensor:
 def torus_matrices(
     weight: Tensor, image_size: tuple[int, int], *, max_numbers: float = 2**24
 ) -> Iterator[Tensor]:  # (frequencies, out, in) at a time
-    """The circular convolution on the torus of side H + kh - 1, W + kw - 1, one complex matrix a frequency.
+    """Yield the circular convolution on the torus of side H + kh - 1, W + kw - 1: one complex matrix per frequency.
 
-    The zero-padded convolution on H x W is that one between an embedding and a restriction, so its norm is no larger.
-    The matrices of a real kernel come in conjugate pairs, of which half are given.
+    The zero-padded convolution on H x W is this one between an embedding and a restriction, so its norm is no larger.
+    The matrices of a real kernel come in conjugate pairs; one of each pair is given.
 
     Args:
         weight: kernel, (out, in, kh, kw).
         image_size: (H, W).
-        max_numbers: complex numbers at a time; the default are 256 MiB in double precision.
+        max_numbers: complex numbers in memory at a time; the default is 256 MiB in double precision.
     """
     kh, kw = weight.shape[2:]
     height, width = image_size[0] + kh - 1, image_size[1] + kw - 1
@@ -132,13 +132,13 @@ def torus_matrices(
     turns = p.reshape(-1, 1).double() * rows / height + q.reshape(-1, 1).double() * columns / width
     phases = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)  # (frequencies, taps)
     phases = phases.to(torch.complex128 if weight.dtype == torch.float64 else torch.complex64)
-    chunk = int(max(1, min(max_numbers // taps[..., 0].numel(), len(phases))))
-    for part in phases.split(chunk):
-        yield torch.einsum("fk,oik->foi", part, taps.to(part.dtype))
+    chunk_size = int(max(1, min(max_numbers // taps[..., 0].numel(), len(phases))))
+    for chunk in phases.split(chunk_size):
+        yield torch.einsum("fk,oik->foi", chunk, taps.to(chunk.dtype))
 
 
 def largest_absolute_sum(weight: Tensor, norm: float) -> Tensor:
-    """Induced 1-norm or infinity-norm of a weight's operator; for strided or cut convolutions an upper bound.
+    """Return the induced 1-norm or infinity-norm of a weight's operator; an upper bound for strided or cropped ones.
 
     Args:
         weight: (out, in) or (out, in, kh, kw).

@@ -22,29 +22,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from iresnet.data.columns import offsets, to_csv, to_values
 from iresnet.files import write_atomically, write_folder_atomically, writing
-from iresnet.runs import Inputs
+from iresnet.inputs import Inputs, white_level
 
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
-"""Of Okabe and Ito 2008, https://jfly.uni-koeln.de/color/"""
+"""Colors that color-blind people can tell apart, of Okabe and Ito 2008, https://jfly.uni-koeln.de/color/"""
 
 
 def draw(x: Tensor, inputs: Inputs, path: Path, *, columns: int | None = None) -> Path:
-    r"""Show examples in the form in which people would rather look at them.
+    r"""Draw images and points in the plane as a picture, and write longer vectors to a table.
 
     Args:
         x: examples on the scale of the data, (N, \*E).
-        inputs: what the data are.
-        path: file without suffix; folders are made.
+        inputs: description of the data.
+        path: file without suffix; its folder is created.
         columns: width of a grid of images; about square when None.
 
     Returns:
@@ -55,17 +54,18 @@ def draw(x: Tensor, inputs: Inputs, path: Path, *, columns: int | None = None) -
 
 
 def write(x: Tensor, inputs: Inputs, path: Path, *, columns: int | None = None) -> Path:
-    r"""Write examples to one file, as its suffix says.
+    r"""Write examples to one file, in the format of its suffix.
 
     Args:
         x: examples on the scale of the data, (N, \*E).
-        inputs: what the data are.
-        path: ``.csv``: a table as the model was trained on; ``.npz``: an array ``x`` of images, uint8 if the data are
-            integers, or of vectors, float64, in the units of the table; else the PNG of a grid of images or of points.
+        inputs: description of the data.
+        path: ``.csv`` for a table like the one that the model was trained on; ``.npz`` for an array ``x`` of images,
+            uint8 if the data are integers, or of vectors, float64, in the units of the table; else a PNG of a grid of
+            images or of points.
         columns: width of a grid of images; about square when None.
 
     Returns:
-        The file; its folder is made.
+        The file; its folder is created.
     """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,21 +96,22 @@ def _npz(x: Tensor, inputs: Inputs) -> bytes:
 
 
 def draw_each(x: Tensor, inputs: Inputs, path: Path) -> Path:
-    r"""Write each example by itself: images pixel by pixel, as PNG files in a folder; all others as one table.
+    r"""Write each image to a PNG file in a folder, pixel by pixel; write other examples to one table.
 
     Args:
         x: examples on the scale of the data, (N, \*E).
-        inputs: what the data are.
-        path: folder of images, which is replaced; the name of the table without suffix.
+        inputs: description of the data.
+        path: folder of images, which is replaced, or name of the table without suffix.
 
     Returns:
         The folder, or the CSV file.
     """
     x = x.detach().float().cpu()
     if len(inputs.shape) != 3:
-        write_atomically(path.with_name(path.name + ".csv"), to_csv(inputs.columns, x))
-        return path.with_name(path.name + ".csv")
-    images = (_shades(x, inputs.levels) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        table = path.with_name(path.name + ".csv")
+        write_atomically(table, to_csv(inputs.columns, x))
+        return table
+    images = (_to_rgb(x, inputs.levels) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     width = len(str(len(images) - 1))
     write_folder_atomically(path, {f"{i:0{width}}.png": png(Image.fromarray(image)) for i, image in enumerate(images)})
     return path
@@ -131,7 +132,7 @@ def image_grid(x: Tensor, *, levels: int | None = 256, columns: int | None = Non
     n, _, h, w = x.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    shown = _shades(x, levels)
+    shown = _to_rgb(x, levels)
     gap = max(1, h // 16)
     sheet = torch.ones(3, rows * (h + gap) - gap, columns * (w + gap) - gap) * 0.6
     for i, image in enumerate(shown):
@@ -160,7 +161,7 @@ def scatter(x: Tensor) -> Image.Image:
 
 
 def titled(pictures: Mapping[str, Image.Image]) -> Image.Image:
-    """Put pictures below each other, each under its title.
+    """Arrange pictures below each other, each under its title.
 
     Args:
         pictures: by title.
@@ -180,23 +181,22 @@ def titled(pictures: Mapping[str, Image.Image]) -> Image.Image:
     return sheet
 
 
-def _shades(x: Tensor, levels: int | None) -> Tensor:  # (N, C, H, W) -> (N, 3, H, W)
-    """Red, green and blue in [0, 1]."""
-    white = float(levels or x.nan_to_num(0.0, 0.0, 0.0).max().clamp(min=1e-12))
+def _to_rgb(x: Tensor, levels: int | None) -> Tensor:  # (N, C, H, W) -> (N, 3, H, W)
+    """Convert images to red, green and blue in [0, 1]."""
     # Values of integer data lie in [k, k + 1) after dequantization: the floor, over the largest integer, shows k.
-    shown = (x.floor() / (white - 1) if levels else x / white).nan_to_num(0.0).clamp(0, 1)
+    shown = ((x.floor() if levels else x) / white_level(x, levels)).nan_to_num(0.0).clamp(0, 1)
     return shown[:, :3] if x.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
 
 
 def rendered(figure: Figure) -> Image.Image:
-    """The picture of a figure, 100 pixels an inch."""
+    """Render a figure with 100 pixels per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return Image.open(buffer).convert("RGB")
 
 
 def png(picture: Image.Image) -> bytes:
-    """A picture as the content of a PNG file."""
+    """Return the content of a PNG file of a picture."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -213,7 +213,7 @@ STYLES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":
 def histograms(
     panels: Mapping[str, tuple[Sequence[float], Sequence[int], Sequence[int]]], names: tuple[str, str]
 ) -> Image.Image:
-    """Two sets of numbers in each panel: filled, and hatched outlines.
+    """Draw histograms of two sets of numbers in each panel, one filled and one hatched.
 
     Args:
         panels: by heading, the edges of the bins and the counts of either set.
@@ -224,7 +224,8 @@ def histograms(
         'RGB'
     """
     figure = Figure(figsize=(3.6 * len(panels), 3), layout="constrained")
-    for axes, (heading, (edges, first, second)) in zip(_row(figure, len(panels)), panels.items(), strict=True):
+    row = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (heading, (edges, first, second)) in zip(row, panels.items(), strict=True):
         shares = [np.asarray(counts) / max(1, sum(counts)) for counts in (first, second)]
         axes.stairs(shares[0], edges, fill=True, color=BLUE, alpha=0.55, label=names[0])
         axes.stairs(shares[1], edges, edgecolor=ORANGE, hatch="////", linewidth=1.5, fill=True, facecolor="none")
@@ -238,13 +239,14 @@ def histograms(
 def curves(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, log_y: bool = True
 ) -> Image.Image:
-    """Lines of different color, dashes and marks.
+    """Draw curves that differ in color, dashes and markers.
 
     Args:
-        lines: by name, abscissae and ordinates; what is not finite, or not positive on a log scale, is left out.
-        x: what the abscissa is.
-        y: what the ordinate is.
-        log_y: whether the ordinate is logarithmic.
+        lines: by name, abscissae and ordinates; ordinates that are not finite, or not positive on a logarithmic scale,
+            are left out.
+        x: label of the abscissa.
+        y: label of the ordinate.
+        log_y: use a logarithmic scale for the ordinate.
 
     Example:
         >>> curves({"halving": ([1, 2, 3], [1.0, 0.5, 0.25])}, x="steps", y="error").mode
@@ -253,10 +255,10 @@ def curves(
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axes = figure.add_subplot()
     for i, (name, (across, up)) in enumerate(lines.items()):
-        color, dashes, mark = STYLES[i % len(STYLES)]
+        color, dashes, marker = STYLES[i % len(STYLES)]
         a, b = np.asarray(across, float), np.asarray(up, float)
         shown = np.isfinite(b) & ((b > 0) | (not log_y))
-        axes.plot(a[shown], b[shown], color=color, linestyle=dashes, marker=mark, markersize=4, label=name)
+        axes.plot(a[shown], b[shown], color=color, linestyle=dashes, marker=marker, markersize=4, label=name)
     axes.set_yscale("log" if log_y else "linear")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -266,7 +268,7 @@ def curves(
 
 
 def plane_paths(kinds: Mapping[str, np.ndarray]) -> Image.Image:
-    """Paths in the plane, with their ends marked.
+    """Draw paths in the plane, with their ends marked.
 
     Args:
         kinds: by name, (paths, steps, 2).
@@ -278,15 +280,11 @@ def plane_paths(kinds: Mapping[str, np.ndarray]) -> Image.Image:
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
     for i, (name, paths) in enumerate(kinds.items()):
-        color, dashes, mark = STYLES[i % len(STYLES)]
+        color, dashes, marker = STYLES[i % len(STYLES)]
         for j, path in enumerate(paths):
             label = None if j else name
-            axes.plot(*path.T, color=color, linestyle=dashes, marker=mark, markersize=3, label=label)
+            axes.plot(*path.T, color=color, linestyle=dashes, marker=marker, markersize=3, label=label)
             axes.plot(*path[[0, -1]].T, "k*", markersize=9)
     axes.set_aspect("equal", adjustable="datalim")
     axes.legend(fontsize=8)
     return rendered(figure)
-
-
-def _row(figure: Figure, n: int) -> list[Axes]:
-    return list(figure.subplots(1, n, squeeze=False)[0])

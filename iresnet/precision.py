@@ -1,4 +1,4 @@
-"""The precision of products: float32 proper where results must be right, TF32 or bf16 where training may be fast."""
+"""Precision of products: full float32 where results must be accurate, TF32 or bf16 where training may be fast."""
 
 __all__ = ["PRECISIONS", "autocasts", "default_precision", "without_autocast", "use_precision"]
 
@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,23 +19,23 @@ PRECISIONS: dict[str, torch.dtype | None] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-"""By name, the type that autocast takes for the products; none for those that run without autocast.
+"""Precisions by name, with the type of products under autocast; None for those without autocast.
 
-``float32``: convolutions and matrix products in float32 proper. ``tf32``: convolutions in TF32 on the devices that have
+``float32``: convolutions and matrix products in full float32. ``tf32``: convolutions in TF32 on the devices that have
 it (NVIDIA GPUs from Ampere on): 10 bits of mantissa in the factors, sums in float32. ``bf16`` and ``fp16``: mixed
 precision by ``torch.autocast``.
 """
 
-_chosen: ContextVar[str | None] = ContextVar("precision", default=None)  # of this thread, by use_precision
+_chosen: ContextVar[str | None] = ContextVar("precision", default=None)  # set by use_precision in this thread
 
 
 @contextmanager
 def use_precision(name: str, device: torch.device | str) -> Iterator[None]:
     """Compute in this precision for the duration of the context.
 
-    Autocast is a setting of the thread. TF32 is one of the process: while several threads ask for different precisions,
-    float32 proper wins, so that nobody gets less than what was asked for. The settings of torch are put back when the
-    last context ends.
+    Autocast is a setting of the thread, TF32 one of the process: while several threads ask for different precisions,
+    full float32 wins, so that no thread gets less precision than it asked for. The settings of torch are restored when
+    the last context ends.
 
     Args:
         name: a key of :data:`PRECISIONS`.
@@ -57,7 +58,7 @@ def use_precision(name: str, device: torch.device | str) -> Iterator[None]:
     """
     if name not in PRECISIONS:
         raise UnknownNameError("precision", name, PRECISIONS)
-    if torch.compiler.is_compiling():  # whoever runs compiled code has set what is of the process
+    if torch.compiler.is_compiling():  # the settings of the process are those of the caller of compiled code
         with _autocast(name, device):
             yield
         return
@@ -72,12 +73,12 @@ def use_precision(name: str, device: torch.device | str) -> Iterator[None]:
 
 
 def default_precision(*, training: bool, device: torch.device) -> AbstractContextManager[None]:
-    """Return the context of a model that was told no precision: float32 proper, unless it is in train mode.
+    """Return the context of a model for which no precision was chosen: full float32, except in train mode.
 
     Args:
-        training: leave torch's own settings, which are of the loop that trains. They are left under
-            :func:`use_precision` and ``torch.autocast`` too.
-        device: where the model is.
+        training: keep torch's settings, which belong to the training loop. Under :func:`use_precision` and
+            ``torch.autocast`` they are kept too.
+        device: the device of the model.
     """
     if training or _chosen.get() is not None or torch.compiler.is_compiling() or autocasts(device):
         return nullcontext()
@@ -85,15 +86,13 @@ def default_precision(*, training: bool, device: torch.device) -> AbstractContex
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which sums and small systems run in the types of their tensors, also in compiled code."""
+    """Return a context in which operations run in the types of their tensors, also in compiled code."""
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
 def _autocast(name: str, device: torch.device | str) -> AbstractContextManager[Any]:
-    kind, dtype = torch.device(device).type, PRECISIONS[name]
-    if dtype is not None:
-        return torch.autocast(kind, dtype)
-    return without_autocast(torch.device(device))
+    device, dtype = torch.device(device), PRECISIONS[name]
+    return without_autocast(device) if dtype is None else torch.autocast(device.type, dtype)
 
 
 def autocasts(device: torch.device) -> bool:
@@ -107,22 +106,22 @@ _PER_BACKEND = hasattr(torch._C, "_get_fp32_precision_getter")  # since torch 2.
 
 
 class _ProcessSettings:
-    """What torch may do to the float32 products of one kind of device, while any context asks for something.
+    """Precision of float32 products of one device type, set while any context is active and then restored.
 
     torch has two sets of these settings: an older one (``allow_tf32``, ``set_float32_matmul_precision``) and a newer
     one for each backend (``fp32_precision``), and refuses to read the older one where they contradict each other. So
-    both are set, and both are put back.
+    both are set, and both are restored.
 
     Args:
-        convolutions: backends and operations that take TF32 where it is asked for.
-        others: those that never do.
+        convolutions: backends and operations that use TF32 on request.
+        others: those that never use it.
     """
 
     def __init__(self, convolutions: tuple[tuple[str, str], ...], others: tuple[tuple[str, str], ...]):
         self.convolutions, self.others = convolutions, others
         self.lock = threading.Lock()
-        self.contexts = {True: 0, False: 0}  # how many ask for TF32, and how many for float32 proper
-        self.restore: Callable[[], None] | None = None
+        self.contexts = {True: 0, False: 0}  # the active ones that ask for TF32, and for full float32
+        self.before: list[tuple[Callable[[Any], None], Any]] | None = None
 
     def enter(self, tf32: bool) -> None:
         with self.lock:
@@ -136,17 +135,18 @@ class _ProcessSettings:
 
     def _apply(self) -> None:
         if not any(self.contexts.values()):
-            if self.restore is not None:
-                self.restore()
-            self.restore = None
+            for write, value in self.before or ():
+                write(value)
+            self.before = None
             return
         tf32 = self.contexts[False] == 0 and bool(self.convolutions)
         if not self._is_applied(tf32):
-            self.restore = self.restore or _restorer((*self.convolutions, *self.others))
+            if self.before is None:
+                self.before = _present_settings((*self.convolutions, *self.others))
             self._write(tf32)
 
     def _is_applied(self, tf32: bool) -> bool:
-        consistent = not self.convolutions or _readable(torch._C._get_cudnn_allow_tf32) == tf32
+        consistent = not self.convolutions or _read_older(torch._C._get_cudnn_allow_tf32) == tf32
         if not _PER_BACKEND:
             return torch.get_float32_matmul_precision() == "highest" and consistent
         return (
@@ -165,36 +165,25 @@ class _ProcessSettings:
 
 _SETTINGS = {
     "cpu": _ProcessSettings((), (("mkldnn", "conv"), ("mkldnn", "matmul"))),
-    # Of cuDNN torch takes its two settings for one.
+    # torch treats the two settings of cuDNN as one.
     "cuda": _ProcessSettings((("cuda", "conv"), ("cuda", "rnn")), (("cuda", "matmul"),)),
 }
 
 
-def _restorer(keys: tuple[tuple[str, str], ...]) -> Callable[[], None]:
-    """Return a function that puts back the present settings, the newer ones last: they decide."""
-    found = [(write, _readable(read)) for read, write in _OLDER]
-    keys = (*keys, ("cuda", "matmul"), ("mkldnn", "matmul"))  # which the older setting of matrix products moves too
-    newer = [(key, _get(key)) for key in keys] if _PER_BACKEND else []
-
-    def restore() -> None:
-        for write, value in found:
-            if value is not None:
-                write(value)
-        for key, value in newer:
-            _set(key, value)
-
-    return restore
+def _present_settings(keys: tuple[tuple[str, str], ...]) -> list[tuple[Callable[[Any], None], Any]]:
+    """Return functions that set older and newer settings, with their present values; the newer ones decide, so last."""
+    older = [
+        (torch._C._set_cublas_allow_tf32, _read_older(torch._C._get_cublas_allow_tf32)),
+        (torch.set_float32_matmul_precision, _read_older(torch.get_float32_matmul_precision)),
+        (torch._C._set_cudnn_allow_tf32, _read_older(torch._C._get_cudnn_allow_tf32)),
+    ]
+    keys = (*keys, ("cuda", "matmul"), ("mkldnn", "matmul"))  # the older setting of matrix products changes these too
+    newer = [(partial(_set, key), _get(key)) for key in keys] if _PER_BACKEND else []
+    return [(write, value) for write, value in (*older, *newer) if value is not None]
 
 
-_OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
-    (torch._C._get_cublas_allow_tf32, torch._C._set_cublas_allow_tf32),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    (torch._C._get_cudnn_allow_tf32, torch._C._set_cudnn_allow_tf32),
-)
-
-
-def _readable(read: Callable[[], Any]) -> Any:
-    """Read an older setting; None where a newer one contradicts it, which torch refuses to read."""
+def _read_older(read: Callable[[], Any]) -> Any:
+    """Read an older setting; None where a newer one contradicts it, since torch then refuses to read it."""
     try:
         return read()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Random vectors v with E[v v^T] = I, which estimate traces: tr M = E[v^T M v]."""
+"""Probes: random vectors v with E[v v^T] = I, which estimate traces, tr M = E[v^T M v]."""
 
 __all__ = ["PROBES"]
 
@@ -15,22 +15,22 @@ from iresnet.operators import to_events
 
 
 def _rademacher(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
-    """Independent signs."""
+    """Yield independent signs."""
     for _ in range(n):
         signs = _vectors(like, generator).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
         yield to_events(signs.to(like.device), like.shape)
 
 
 def _gaussian(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
-    """Independent normal numbers: for comparison with what was published."""
+    """Yield independent normal numbers: for comparison with published results."""
     for _ in range(n):
         yield to_events(_vectors(like, generator).normal_(generator=generator).to(like.device), like.shape)
 
 
 def _hadamard(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
-    """Signs, whose errors cancel in the mean of n probes but between elements of an image that are far apart.
+    """Yield signs whose errors cancel in the mean of n probes, except between distant elements of an image.
 
-    Each is a Rademacher probe. They differ by the rows of a Hadamard matrix: elements i and j contribute
+    Each is a Rademacher probe, multiplied by another row of a Hadamard matrix: elements i and j contribute
     :math:`M_{ij} v_i v_j`, which sums to zero over :math:`2^b` probes unless the numbers of i and j agree in the last b
     bits.
 
@@ -43,14 +43,14 @@ def _hadamard(like: Tensor, n: int, generator: Generator | None) -> Iterator[Ten
 
 
 def _fixed(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:  # noqa: ARG001
-    """The same Hadamard probes at each call and for each sample: estimates are functions of the sample alone."""
+    """Yield the same Hadamard probes at each call and for each sample: estimates depend on the sample alone."""
     signs = _fixed_signs(tuple(like.shape[1:]), like.device).to(like.dtype)
     yield from _rows(signs.expand(like.shape), n)
 
 
 @lru_cache(maxsize=64)
 def _fixed_signs(shape: tuple[int, ...], device: torch.device) -> Tensor:  # (*E,)
-    # By numpy, since torch.vmap refuses to draw what is the same for all that it maps.
+    # Drawn by numpy, since torch.vmap refuses to draw the same numbers for all samples.
     return torch.from_numpy(np.random.default_rng(0).choice([-1.0, 1.0], size=shape)).to(device)
 
 
@@ -62,16 +62,16 @@ def _rows(signs: Tensor, n: int) -> Iterator[Tensor]:
 
 
 def _vectors(like: Tensor, generator: Generator | None) -> Tensor:  # (N, *E) -> (N, D)
-    """Room for what is drawn, which depends on the shape, and not on the layout in memory: a compiler may change it."""
+    """Allocate contiguous vectors to draw into: draws must not depend on a memory layout that a compiler may change."""
     return like.new_empty(len(like), math.prod(like.shape[1:]), device=random_device(generator, like))
 
 
 @lru_cache(maxsize=64)
 def _numbers(shape: tuple[int, ...], device: torch.device) -> Tensor:  # (*E,)
-    """Number elements so that those that agree in the last bits are far apart.
+    """Return a number for each element, such that elements whose numbers agree in the last bits are far apart.
 
-    Of an image (C, H, W) the last bits tell channels apart, the next one colors the pixels like a chess board, the one
-    after splits its squares by rows; then the same again on the coarser boards that are left.
+    In an image (C, H, W), the last bits are those of the channel; the next one colors the pixels like a chess board,
+    and the one after splits each color by rows, which leaves coarser boards; these are split in the same way.
     """
     if len(shape) != 3:
         return torch.arange(math.prod(shape), device=device).view(shape)
@@ -83,7 +83,7 @@ def _numbers(shape: tuple[int, ...], device: torch.device) -> Tensor:  # (*E,)
 
 
 def _parity(x: Tensor) -> Tensor:
-    """Whether the number of ones among the bits is odd."""
+    """Return the sum of the bits modulo 2."""
     for shift in (32, 16, 8, 4, 2, 1):
         x = x ^ (x >> shift)
     return x & 1
@@ -95,4 +95,4 @@ PROBES: dict[str, Callable[[Tensor, int, Generator | None], Iterator[Tensor]]] =
     "hadamard": _hadamard,
     "fixed": _fixed,
 }
-"""By name; from a tensor of their shape and kind, (N, *E), their number, and the source of randomness."""
+"""Probes by name: functions of a tensor of their shape and type, (N, *E), their number, and the generator."""

@@ -1,4 +1,4 @@
-"""Names of the last release: they still work, with a warning, until the next one."""
+"""Old names of arguments and keys, accepted with a warning for one release."""
 
 __all__ = ["RENAMED", "accept_old_names", "current_name", "with_current_names"]
 
@@ -13,14 +13,15 @@ RENAMED = {
     "dequantise": "dequantize",
     "dequantise_samples": "dequantize_samples",
     "initialised": "initialized",
+    "logdet_parts": "logdet_chunks",
     "normalisation": "normalization",
     "optimiser": "optimizer",
 }
-"""Arguments, options and keys of files: the old name, and the one that replaces it."""
+"""Old names of arguments, options and file keys, with the names that replace them."""
 
 
 def accept_old_names(function: F) -> F:
-    """Let a function take arguments by their old names too.
+    """Let a function accept arguments by their old names too.
 
     Example:
         >>> @accept_old_names
@@ -41,7 +42,7 @@ def accept_old_names(function: F) -> F:
 
 
 def with_current_names(tree: Any) -> Any:
-    """Replace old keys in nested dictionaries and lists, such as those of a file that an older release wrote.
+    """Replace old keys in nested dictionaries and lists, such as those of a file written by an older release.
 
     Example:
         >>> with_current_names({"model": {"normalisation": "gram"}})

@@ -1,156 +1,57 @@
-"""The run folder: everything that a run writes."""
+"""Run folders: the files that a run writes, and the one reader of them. Imports no torch."""
 
-__all__ = ["Inputs", "Run", "build_model", "inputs_of", "is_trained_on", "model_options"]
+__all__ = ["ANALYSES", "Contents", "Run", "read_contents"]
 
-import copy
 import hashlib
 import json
+import math
 import os
 import platform
+import shlex
 import shutil
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from packaging.version import InvalidVersion, Version
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
 
-from iresnet import zoo
-from iresnet.capacity import check_room
-from iresnet.certificates import Certificate, finite_or_none, seal
-from iresnet.config import Config, check_types, from_dict, to_yaml
-from iresnet.data import Column, Dataset, check_columns, check_density
-from iresnet.errors import DataError, RecipeError, RunError
-from iresnet.files import write_atomically, writing
+from iresnet.config import Config, from_dict, leaves, to_yaml
+from iresnet.errors import RecipeError, RunError, UnknownNameError
+from iresnet.files import finite_or_none, write_atomically, writing
+from iresnet.inputs import Inputs
 from iresnet.renamed import with_current_names
-from iresnet.zoo import Model
 
-_SAME = 1e-8
-"""Standard deviations by which moments of the same data differ at most."""
+if TYPE_CHECKING:
+    import torch
 
+ANALYSES = ("logdet", "lipschitz", "inverse", "latent")
+"""Measurements of ``iresnet analyze``, each in a file of this name."""
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a model needs to know of its data, so that it can be rebuilt without them.
+_COMMANDS = {
+    "evaluation.json": "evaluate",
+    "certificate.json": "certify",
+    "reconstruction.json": "reconstruct",
+    "interpolation.json": "interpolate",
+    "samples/samples.json": "sample",
+    **{f"analysis/{name}.json": f"analyze {name}" for name in ANALYSES},
+}
+"""Files of results, and the command that writes each."""
 
-    Attributes:
-        shape: event shape.
-        levels: values that an integer component takes, none for continuous data.
-        class_names: names of the classes, empty without labels.
-        mean: subtracted from the data, one number or one a channel or feature.
-        std: the data is then divided by it.
-        columns: of a table, what its features stand for: what was subtracted from them, noise, categories.
-    """
-
-    shape: tuple[int, ...]
-    levels: int | None
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    columns: tuple[Column, ...] = ()
-
-
-def inputs_of(dataset: Dataset, kind: str) -> Inputs:
-    """Describe a data set to a model.
-
-    Integer data of densities is centered and scaled by its number of levels, as published; all other data is
-    standardized with the moments of each channel or feature of the training split.
-
-    Args:
-        dataset: the data.
-        kind: ``density``, ``classify`` or ``hybrid``.
-
-    Raises:
-        DataError: when a task needs labels that are not there, a feature is constant, or a density is asked of columns
-            that have none.
-    """
-    if kind != "density" and not dataset.n_classes:
-        remedy = "--task.ce-weight 0" + (" --task.nll-weight 1" if kind == "classify" else "")
-        raise DataError(f"{dataset.name} has no labels, which the task '{kind}' needs; use {remedy}")
-    if dataset.levels is None or kind == "classify":
-        check_columns(dataset)
-    if dataset.levels is None and kind != "classify":
-        check_density(dataset)
-    return Inputs(dataset.shape, dataset.levels, dataset.class_names, *_moments(dataset, kind), dataset.columns)
-
-
-def _moments(dataset: Dataset, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What is subtracted from the data, and what they are divided by."""
-    if dataset.levels is not None and kind != "classify":
-        return (dataset.levels / 2,), (float(dataset.levels),)
-    values = dataset.train.x.transpose(0, 1).flatten(1).double()
-    return tuple(values.mean(dim=1).tolist()), tuple(values.std(dim=1).tolist())
-
-
-def is_trained_on(dataset: Dataset, kind: str, inputs: Inputs) -> bool:
-    """Whether a data set is the one that a model was trained on, by all that the model knows of it.
-
-    Moments are compared to a hundred-millionth of a standard deviation: sums in another order differ by less, those
-    with another row by more.
-
-    Args:
-        dataset: the data, as they are now.
-        kind: ``density``, ``classify`` or ``hybrid``.
-        inputs: what the model knows.
-    """
-    # runs of earlier versions have no columns
-    columns = inputs.columns or tuple(replace(column, offset=0.0) for column in dataset.columns)
-    known = (inputs.shape, inputs.levels, inputs.class_names, columns)
-    if (dataset.shape, dataset.levels, dataset.class_names, dataset.columns) != known:
-        return False
-    (mean, std), size = _moments(dataset, kind), [_SAME * value for value in inputs.std]
-    pairs = zip([*mean, *std], [*inputs.mean, *inputs.std], [*size, *size], strict=True)
-    return all(abs(now - then) <= least for now, then, least in pairs)
-
-
-def model_options(config: Config, inputs: Inputs) -> tuple[str, dict[str, Any]]:
-    """The name of the architecture of a recipe, and its options, of the right types.
-
-    Raises:
-        RecipeError: when an option is of another type, or follows from the data.
-    """
-    options = dict(config.model)
-    name = str(options.pop("name", "iresnet" if len(inputs.shape) == 3 else "toy-mlp"))
-    for key in options.keys() & {"shape", "task", "n_classes", "mean", "std"}:
-        raise RecipeError(f"--model.{key.replace('_', '-')} follows from the data and the task; leave it out")
-    for part, default, registry in (("logdet", "krylov", zoo.LOGDETS), ("solver", "anderson", zoo.SOLVERS)):
-        if isinstance(options.get(part), dict):
-            options[part] = spec = {"name": default, **options[part]}
-            check_types(registry.get(str(spec["name"]), dict), spec, f"model.{part}.")
-    check_types(zoo.ARCHITECTURES.get(name, dict), options, "model.")
-    return name, options
-
-
-def build_model(config: Config, inputs: Inputs) -> Model:
-    """Build the model of a recipe for the given data.
-
-    Raises:
-        RecipeError: when the architecture does not fit the data or has no such option.
-    """
-    name, options = model_options(config, inputs)
-    return zoo.build(
-        name,
-        shape=inputs.shape,
-        task=config.task.kind,
-        n_classes=len(inputs.class_names),
-        mean=_per_channel(inputs.mean, inputs.shape),
-        std=_per_channel(inputs.std, inputs.shape),
-        **options,
-    )
-
-
-def _per_channel(numbers: tuple[float, ...], shape: tuple[int, ...]) -> float | Tensor:
-    return numbers[0] if len(numbers) == 1 else torch.tensor(numbers).view(-1, *[1] * (len(shape) - 1))
+_REMEDIES = {
+    "config.yaml": "restore it, or train again",
+    "env.json": "it is written when a run begins",
+    "cost.json": "it is written by training",
+}
+"""Advice on other files that are damaged."""
 
 
 class Run:
-    """A run folder.
+    """Run folder.
 
     ``config.yaml`` (with what the model knows of the data), ``env.json``, ``metrics.jsonl``, ``cost.json``,
     ``model.safetensors`` (sealed), ``state/`` (checkpoints), ``samples/``, ``evaluation.json``, ``certificate.json``,
@@ -176,7 +77,7 @@ class Run:
         inputs: Inputs,
         *,
         data_dir: str | Path | None = None,
-        device: torch.device | None = None,
+        device: "torch.device | None" = None,
     ) -> "Run":
         """Start a new run folder, and note in it where the data came from and where it is trained.
 
@@ -197,7 +98,7 @@ class Run:
 
     @classmethod
     def free(cls, path: str | Path) -> "Run":
-        """A run folder that can be made there; nothing is written.
+        """Check that a run folder can be made there; nothing is written.
 
         Raises:
             RunError: when there is a run already, or anything else.
@@ -205,7 +106,7 @@ class Run:
         run = cls(path)
         if run.config_file.exists():
             raise RunError(f"{path} holds a run already; continue it with --resume, or choose another --out")
-        if run.path.is_dir() and any(not _is_beginning(entry) for entry in run.path.iterdir()):
+        if run.path.is_dir() and any(not _precedes_a_run(entry) for entry in run.path.iterdir()):
             raise RunError(f"{path} is not empty and holds no run; choose another --out")
         return run
 
@@ -221,29 +122,91 @@ class Run:
             raise RunError(f"{path} is not a run folder (no config.yaml in it); make one with: iresnet train RECIPE")
         return run
 
-    def write_config(self, config: Config, inputs: Inputs) -> None:
-        """Write the configuration, and what the model knows of its data."""
-        text = to_yaml(config) + yaml.safe_dump({"inputs": _jsonable(asdict(inputs))}, sort_keys=False)
-        write_atomically(self.config_file, text)
+    def command(self, name: str) -> str:
+        """Return the command line that runs a command, such as ``evaluate``, on this run."""
+        return f"iresnet {name} {shlex.quote(str(self.path))}"
 
-    def write_environment(self, data_dir: str | Path | None, device: torch.device | None) -> None:
-        """Note where the data came from, and on what the run began, unless that is known."""
-        if not self.read_json("env.json"):
-            self.write_json("env.json", _environment(data_dir, device or torch.device("cpu")))
+    @property
+    def resume_command(self) -> str:
+        """Command line that continues the training."""
+        return f"iresnet train --out {shlex.quote(str(self.path))} --resume"
 
-    def remove_leftovers(self) -> None:
-        """Remove the halves of files that a killed process left; only for the process that writes the run."""
-        for path in self.path.glob(".*.tmp"):
-            if path.name.startswith((".model.", ".config.", ".env.")):
-                path.unlink(missing_ok=True)
-        for path in self.state.glob(".*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+    # -- reading -------------------------------------------------------------------------------------------------------
 
-    def flush_metrics(self) -> int:
-        """Flush ``metrics.jsonl`` to the disk, and return its size in bytes."""
-        with writing(self.metrics_file), self.metrics_file.open("rb") as file:
-            os.fsync(file.fileno())
-            return os.fstat(file.fileno()).st_size
+    def read_config(self) -> tuple[Config, Inputs]:
+        """Read the configuration, and what the model knows of its data.
+
+        Raises:
+            RunError: when it is damaged, or has settings that this version does not know.
+        """
+        tree, problem = self.read_tree("config.yaml")
+        if problem:
+            raise RunError(f"{self.path}/{problem}")
+        try:
+            inputs = from_dict(Inputs, tree.pop("inputs"), "inputs.")
+            return from_dict(Config, tree), inputs
+        except (LookupError, AttributeError, TypeError) as error:
+            raise RunError(f"{self.config_file} is damaged; {_REMEDIES['config.yaml']}") from error
+        except (RecipeError, UnknownNameError) as error:
+            raise RunError(f"{self.config_file}: {error}") from error
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the folder; empty when it is missing or damaged."""
+        return self.read_tree(name)[0]
+
+    def read_tree(self, name: str) -> tuple[dict[str, Any], str]:
+        """Read a JSON or YAML file of the folder as far as it can be read.
+
+        Returns:
+            Its content, empty when it is missing or damaged; and one line about what is wrong with it, empty when
+            nothing is.
+        """
+        text, problem = self._read_text(name)
+        if text is None:
+            return {}, problem
+        try:
+            tree = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            tree = None
+        tree = with_current_names(tree) if isinstance(tree, dict) else {}
+        # nothing is written without content, and the inputs stand at the end of a configuration
+        complete = "inputs" in tree if name == "config.yaml" else bool(tree)
+        remedy = _REMEDIES.get(name) or f"write it again with: {self.command(_COMMANDS.get(name, 'train'))}"
+        return tree, "" if complete else f"{name} is damaged; {remedy}"
+
+    def read_metrics(self) -> tuple[list[dict[str, Any]], str]:
+        """Read the lines of ``metrics.jsonl``, and one line about those that are damaged, empty when none are."""
+        text, problem = self._read_text(self.metrics_file.name)
+        lines, damaged = [], 0
+        for line in (text or "").splitlines():
+            try:
+                tree = json.loads(line)
+            except (ValueError, RecursionError):
+                tree = None
+            if isinstance(tree, dict):
+                lines.append(tree)
+            elif line.strip():
+                damaged += 1
+        if damaged:
+            count = "1 line" if damaged == 1 else f"{damaged} lines"
+            problem = f"{count} of {self.metrics_file.name} cannot be read, and left out"
+        return lines, problem
+
+    def _read_text(self, name: str) -> tuple[str | None, str]:
+        """Return the text of a file, None when it cannot be read; and why, empty when it is just not there."""
+        try:
+            return (self.path / name).read_text(encoding="utf-8"), ""
+        except (FileNotFoundError, NotADirectoryError):
+            return None, ""
+        except UnicodeError:
+            return None, f"{name} is damaged: it is no text"
+        except OSError as error:
+            return None, f"{name} cannot be read: {error.strerror}"
+
+    @property
+    def data_dir(self) -> str | None:
+        """Folder in which the data was looked for first when the run was made, None when it is not known."""
+        return self.read_json("env.json").get("data_dir")
 
     def check_version(self) -> None:
         """Refuse a run that a newer version of iresnet made.
@@ -256,79 +219,43 @@ class Run:
             if Version(made_by) > Version(this):
                 raise RunError(f"{self.path} was made by iresnet {made_by}, this is {this}: install the newer version")
 
-    def read_config(self) -> tuple[Config, Inputs]:
-        """Read the configuration, and what the model knows of its data."""
+    def weight_shapes(self) -> dict[str, list[int]] | None:
+        """Read the shapes of the saved tensors; None when the file is missing or damaged."""
         try:
-            tree = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-            inputs = from_dict(Inputs, tree.pop("inputs"), "inputs.")
-            return from_dict(Config, with_current_names(tree)), inputs
-        except (yaml.YAMLError, UnicodeError, LookupError, AttributeError, TypeError) as error:
-            raise RunError(f"{self.config_file} is damaged; restore it, or train again") from error
-        except RecipeError as error:
-            raise RunError(f"{self.config_file}: {error}") from error
-
-    @property
-    def data_dir(self) -> str | None:
-        """Where the data was looked for first when the run was made: a convenience, none when it is not known."""
-        return self.read_json("env.json").get("data_dir")
-
-    @property
-    def _resume(self) -> str:
-        """The command that continues the training, for messages."""
-        return f"iresnet train --out {self.path} --resume"
-
-    def weights_sha256(self) -> str:
-        """Checksum of the weights, by which results tell whether they are of them."""
-        return hashlib.sha256(self.model_file.read_bytes()).hexdigest()
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file of the folder; empty when it is missing or damaged."""
-        try:
-            tree = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return with_current_names(tree) if isinstance(tree, dict) else {}
-
-    def save_model(self, model: Model) -> tuple[Model, Certificate]:
-        """Seal a copy of the model and save its weights.
-
-        Returns:
-            The sealed copy, in eval mode, and its certificate.
-        """
-        sealed = copy.deepcopy(model).eval()
-        certificate = seal(sealed)
-        write_atomically(self.model_file, save(_contiguous(sealed)))
-        return sealed, certificate
+            with safe_open(self.model_file, "np") as file:
+                return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dictionary)
+        except (OSError, SafetensorError):
+            return None
 
     @property
     def has_model(self) -> bool:
-        """Whether the weights are there, and a whole file."""
-        try:
-            load_file(self.model_file)
-        except (OSError, SafetensorError):
-            return False
-        return True
+        """True when the weights are there, and not damaged."""
+        return self.weight_shapes() is not None
 
-    def load_model(self) -> Model:
-        """Rebuild the model from its configuration and weights, in eval mode.
+    def weights_sha256(self) -> str:
+        """Return the checksum of the weights, which results keep to tell whether they are still of them.
 
-        Raises:
-            RunError: when the weights are missing, damaged, or of another model.
+        Empty when there are none.
         """
-        config, inputs = self.read_config()
-        if not self.model_file.is_file():
-            raise RunError(f"{self.path} has no model yet; continue its training with --resume: {self._resume}")
-        check_room(self.model_file.stat().st_size, torch.device("cpu"), f"{self.model_file}", "free some of it")
-        model = build_model(config, inputs)
         try:
-            model.load_state_dict(load_file(self.model_file))
-        except SafetensorError as error:
-            raise RunError(
-                f"{self.model_file} is damaged: {error}; continue the run with --resume: {self._resume}"
-            ) from error
-        except RuntimeError as error:
-            raise RunError(f"{self.model_file} does not fit config.yaml: {_one_line(error)}") from error
-        return model.eval()
+            with self.model_file.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return ""
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def write_config(self, config: Config, inputs: Inputs) -> None:
+        """Write the configuration, and what the model knows of its data."""
+        tree = asdict(inputs)
+        # a column states its name, and whatever else it has
+        tree["columns"] = [{k: v for k, v in column.items() if v or k == "name"} for column in tree["columns"]]
+        write_atomically(self.config_file, to_yaml(config) + yaml.safe_dump({"inputs": tree}, sort_keys=False))
+
+    def write_environment(self, data_dir: str | Path | None, device: "torch.device | None") -> None:
+        """Note where the data came from, and on what the run began, unless that is known."""
+        if not self.read_json("env.json"):
+            self.write_json("env.json", _environment(data_dir, device))
 
     def write_json(self, name: str, tree: dict[str, Any]) -> Path:
         """Write a JSON file into the folder, null for what is not finite, and return its path."""
@@ -342,32 +269,33 @@ class Run:
         write_atomically(path, content)
         return path
 
+    def flush_metrics(self) -> int:
+        """Flush ``metrics.jsonl`` to the disk, and return its size in bytes."""
+        with writing(self.metrics_file), self.metrics_file.open("rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
 
-def _is_beginning(path: Path) -> bool:
-    """Whether a process that was killed may have left this before there was a run."""
+    def remove_leftovers(self) -> None:
+        """Remove the halves of files that a killed process left; only for the process that writes the run."""
+        for path in self.path.glob(".*.tmp"):
+            if path.name.startswith((".model.", ".config.", ".env.")):
+                path.unlink(missing_ok=True)
+        for path in self.state.glob(".*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _precedes_a_run(path: Path) -> bool:
+    """Check whether a process that was killed may have left this before there was a run."""
     if path.name in ("samples", "state"):
         return path.is_dir() and not any(path.iterdir())
     return path.name == ".lock" or (path.name.startswith(".config.yaml.") and path.suffix == ".tmp")
 
 
-def _contiguous(model: Model) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def _environment(data_dir: str | Path | None, device: "torch.device | None") -> dict[str, Any]:
+    import torch  # here: reading a run needs none
 
-
-def _jsonable(tree: dict[str, Any]) -> dict[str, Any]:
-    """Without tuples, and without what a column does not have."""
-    columns = [{k: v for k, v in column.items() if v or k == "name"} for column in tree["columns"]]
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in tree.items()} | {
-        "columns": columns
-    }
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _environment(data_dir: str | Path | None, device: torch.device) -> dict[str, Any]:
     packages = ("iresnet", "torch", "numpy", "accelerate", "safetensors")
+    device = device or torch.device("cpu")
     return {
         "data_dir": str(Path(data_dir).absolute()) if data_dir else None,
         "python": platform.python_version(),
@@ -377,3 +305,114 @@ def _environment(data_dir: str | Path | None, device: torch.device) -> dict[str,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         **{name: metadata.version(name) for name in packages},
     }
+
+
+# -- everything at once ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Contents:
+    """Contents of a run folder, as far as they can be read.
+
+    Attributes:
+        folder: the run folder.
+        config: content of ``config.yaml``; this and all below are empty when missing or damaged.
+        env: content of ``env.json``.
+        cost: content of ``cost.json``.
+        evaluation: content of ``evaluation.json``.
+        certificate: content of ``certificate.json``.
+        reconstruction: content of ``reconstruction.json``.
+        interpolation: content of ``interpolation.json``.
+        sampling: content of ``samples/samples.json``, how the samples were drawn.
+        analyses: contents of ``analysis/NAME.json``.
+        metrics: lines of ``metrics.jsonl``.
+        problems: one line about each file that could not be read.
+    """
+
+    folder: Run
+    config: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    certificate: dict[str, Any] = field(default_factory=dict)
+    reconstruction: dict[str, Any] = field(default_factory=dict)
+    interpolation: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    analyses: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Dotted names and values of the configuration, without what the model knows of its data."""
+        return dict(leaves({key: value for key, value in self.config.items() if key != "inputs"}))
+
+    @property
+    def kind(self) -> str:
+        """``density``, ``classify`` or ``hybrid``, by the weights of the task."""
+        if not self.settings.get("task.ce_weight"):
+            return "density"
+        return "hybrid" if self.settings.get("task.nll_weight") else "classify"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Event shape of the data, empty when it is not known."""
+        inputs = self.config.get("inputs")
+        shape = inputs.get("shape") if isinstance(inputs, dict) else None
+        fits = isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
+        return tuple(shape) if isinstance(shape, list) and fits else ()
+
+    @property
+    def has_header(self) -> bool:
+        """True when the data are a table with a header."""
+        inputs = self.config.get("inputs")
+        columns = inputs.get("columns") if isinstance(inputs, dict) else None
+        return isinstance(columns, list) and any(isinstance(c, dict) and c.get("name") for c in columns)
+
+    @cached_property
+    def model_sha256(self) -> str:
+        """Checksum of the weights, empty when there are none."""
+        return self.folder.weights_sha256()
+
+    def stale(self, results: dict[str, Any]) -> bool:
+        """Check whether results are of other weights than the model has now."""
+        return bool(self.model_sha256) and results.get("model_sha256") not in (None, self.model_sha256)
+
+    @cached_property
+    def n_weights(self) -> int | None:
+        """Count of the saved numbers, buffers included; None when the file is missing or damaged."""
+        shapes = self.folder.weight_shapes()
+        return None if shapes is None else sum(map(math.prod, shapes.values()))
+
+
+_FIELDS = {
+    "config": "config.yaml",
+    **{
+        name: f"{name}.json" for name in ("env", "cost", "evaluation", "certificate", "reconstruction", "interpolation")
+    },
+    "sampling": "samples/samples.json",
+}
+"""Fields of :class:`Contents` that are files."""
+
+
+def read_contents(path: str | Path) -> Contents:
+    """Read everything in a run folder as far as it can be read; damage is listed, not raised.
+
+    Raises:
+        RunError: when it is no run folder.
+    """
+    run = Run.open(path)
+    found = {name: run.read_tree(file) for name, file in _FIELDS.items()}
+    analyses = {name: run.read_tree(f"analysis/{name}.json") for name in ANALYSES}
+    metrics, damage = run.read_metrics()
+    problems = [problem for _, problem in (*found.values(), *analyses.values())] + [damage]
+    if run.model_file.exists() and not run.has_model:
+        problems.append(f"{run.model_file.name} is damaged; write it again with: {run.resume_command}")
+    trees = {name: tree for name, (tree, _) in found.items()}
+    return Contents(
+        run,
+        **trees,
+        analyses={name: tree for name, (tree, _) in analyses.items()},
+        metrics=metrics,
+        problems=[problem for problem in problems if problem],
+    )

@@ -1,11 +1,9 @@
-"""Log-determinants by power series: truncated, and cut at a random length."""
+"""Estimators of log det(I + J) by power series: truncated, and of random length."""
 
-__all__ = ["LENGTHS", "PowerSeries", "RussianRoulette", "own_lengths"]
+__all__ = ["LENGTHS", "PowerSeries", "RussianRoulette"]
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,11 +15,12 @@ from iresnet.logdet import Hutchinson, Quadratic
 
 
 class PowerSeries(Hutchinson):
-    r"""The truncated power series of 2019, kept for comparison: biased, and slow where eigenvalues approach -1.
+    r"""Log-determinant by the truncated power series of 2019, for comparison.
 
     .. math:: \log\det(I + J) \approx \sum_{k=1}^{n} \frac{(-1)^{k+1}}{k} v^T J^k v
 
-    Use :class:`Krylov` for results: with the same number of Jacobian products its bias is orders of magnitude smaller.
+    It is biased and converges slowly where eigenvalues approach -1. Use :class:`Krylov` for results: with the same
+    number of Jacobian products its bias is orders of magnitude smaller.
 
     Args:
         n_terms: terms of the series, n Jacobian products for each probe.
@@ -54,10 +53,12 @@ class PowerSeries(Hutchinson):
 
     def _solve(self, vjp: Callable[[Tensor], Tensor], v: Tensor) -> Quadratic:
         value, w = _series(vjp, v, [1.0] * self.n_terms)
-        return Quadratic(value, w, lambda lipschitz: torch.full_like(value, self._tail(lipschitz, v)), self.n_terms)
+        return Quadratic(
+            value, w, lambda lipschitz: torch.full_like(value, self._tail_bound(lipschitz, v)), self.n_terms
+        )
 
-    def _tail(self, lipschitz: float, v: Tensor) -> float:
-        r"""Bound of the omitted terms' expectation: :math:`|\mathrm{tr} J^k| \le D L^k`."""
+    def _tail_bound(self, lipschitz: float, v: Tensor) -> float:
+        r"""Bound the expectation of the omitted terms, with :math:`|\mathrm{tr} J^k| \le D L^k`."""
         if not lipschitz < 1:
             return math.inf
         kept = sum(lipschitz**k / k for k in range(1, self.n_terms + 1))
@@ -70,7 +71,7 @@ class PowerSeries(Hutchinson):
 def _series(
     vjp: Callable[[Tensor], Tensor], v: Tensor, weights: Sequence[float]
 ) -> tuple[Tensor, Tensor]:  # (N,), (N, D)
-    """Weighted power series of log(I + A) and, term by term its gradient, Neumann series of (I + A)^-1."""
+    """Sum the weighted series of v^T log(I + A) v and, for its gradient term by term, that of (I + A)^-1 v."""
     value = torch.zeros_like(v[:, 0])
     w = torch.zeros_like(v)
     term = v  # (-J^T)^(k-1) v
@@ -81,48 +82,24 @@ def _series(
     return value, w
 
 
-def _geometric_survival(k: int, p: float) -> float:
-    return (1 - p) ** k
-
-
-def _poisson_survival(k: int, rate: float) -> float:
-    return 1 - sum(math.exp(-rate) * rate**j / math.factorial(j) for j in range(k))
-
-
-LENGTHS: dict[str, Callable[[int, float], float]] = {"geometric": _geometric_survival, "poisson": _poisson_survival}
-"""Probability that at least k more terms are drawn, with p the chance to stop at each, or the mean."""
-
-
-_OWN_LENGTHS = ContextVar("own_lengths", default=False)
-
-
-@contextmanager
-def own_lengths() -> Iterator[None]:
-    """Let each process of a distributed run draw lengths by itself: where it does work that the others do not.
-
-    Example:
-        >>> from iresnet import linearize
-        >>> with own_lengths():
-        ...     RussianRoulette()(linearize(lambda x: 0 * x, torch.zeros(1, 2)))
-        tensor([0.])
-    """
-    token = _OWN_LENGTHS.set(True)
-    try:
-        yield
-    finally:
-        _OWN_LENGTHS.reset(token)
+LENGTHS: dict[str, Callable[[int, float], float]] = {
+    "geometric": lambda k, p: (1 - p) ** k,
+    "poisson": lambda k, rate: 1 - sum(math.exp(-rate) * rate**j / math.factorial(j) for j in range(k)),
+}
+"""Probability that at least k further terms are drawn, given the chance to stop before each, or their mean number."""
 
 
 class RussianRoulette(Hutchinson):
-    r"""The power series cut at a random length and reweighted, so that it is unbiased.
+    r"""Unbiased log-determinant by the power series, cut at a random length and reweighted.
 
     .. math::
         \log\det(I + J) = E\Big[\sum_{k=1}^{n + K} \frac{(-1)^{k+1}}{k} \frac{v^T J^k v}{P(K \ge k - n)}\Big]
 
-    The first n terms are always there. The length is drawn once for the batch, and is the same on all processes of a
-    distributed run (but see :func:`own_lengths`), so that they stay in step. Its variance is finite only when the
-    survival probabilities fall more slowly than :math:`L^{2k}`: for geometric lengths, when :math:`1 - p > L^2`. Use
-    :class:`Krylov` unless an unbiased estimate is what you need: its bias is far below this one's standard error.
+    The first n terms are always computed. The length is drawn once for the batch, and is the same on all processes of a
+    distributed run, so that they stay in step; with a generator of its own, each process draws by itself. The variance
+    is finite only when the survival probabilities fall more slowly than :math:`L^{2k}`: for geometric lengths, when
+    :math:`1 - p > L^2`. Use :class:`Krylov` unless you need an unbiased estimate: its bias is far below the standard
+    error of this one.
 
     Args:
         n_exact: terms that are always computed.
@@ -166,15 +143,15 @@ class RussianRoulette(Hutchinson):
         self.lengths = lengths
 
     def _solve(self, vjp: Callable[[Tensor], Tensor], v: Tensor) -> Quadratic:
-        survival = [LENGTHS[self.lengths](k, self.p) for k in range(1, self._draw() + 1)]
+        survival = [LENGTHS[self.lengths](k, self.p) for k in range(1, self._draw_length() + 1)]
         weights = [1.0] * self.n_exact + [1 / chance for chance in survival]
         value, w = _series(vjp, v, weights)
         return Quadratic(value, w, lambda lipschitz: torch.zeros_like(value), len(weights))
 
-    def _draw(self) -> int:
-        """Invert the survival function at a uniform number that all processes share.
+    def _draw_length(self) -> int:
+        """Draw the number of further terms: invert the survival function at a uniform number shared by all processes.
 
-        The host has to know the length, so it draws it, unless it was given the generator of another device.
+        It is drawn on the CPU, where it is needed, or by the generator of another device if there is one.
         """
         device = self.generator.device if self.generator else "cpu"
         u = torch.rand((), dtype=torch.float64, generator=self.generator, device=device).cpu()
@@ -183,7 +160,7 @@ class RussianRoulette(Hutchinson):
                 "RussianRoulette draws one length for all samples, which torch.vmap and torch.compile cannot do; use "
                 "Krylov there"
             )
-        if dist.is_available() and dist.is_initialized() and not _OWN_LENGTHS.get():
+        if dist.is_available() and dist.is_initialized() and self.generator is None:
             dist.broadcast(u, src=0)
         uniform, k = float(u), 0
         while uniform < LENGTHS[self.lengths](k + 1, self.p):

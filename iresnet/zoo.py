@@ -1,6 +1,6 @@
 """Names to models: the only place where architectures are put together."""
 
-__all__ = ["ARCHITECTURES", "LOGDETS", "SOLVERS", "Model", "build", "make_logdet", "make_solver"]
+__all__ = ["ARCHITECTURES", "LOGDETS", "SOLVERS", "Model", "block", "build", "make_logdet", "make_solver", "options_of"]
 
 import inspect
 import math
@@ -25,9 +25,9 @@ from iresnet.bijections import (
     Squeeze,
 )
 from iresnet.classifiers import Classifier, Hybrid
-from iresnet.distributions import BASES
 from iresnet.errors import RecipeError, UnknownNameError
-from iresnet.flows import Flow
+from iresnet.flows import BASES, Flow
+from iresnet.inputs import level_scale
 from iresnet.logdet import Exact, Krylov, LogDetEstimator
 from iresnet.networks import PlainBlock
 from iresnet.renamed import accept_old_names
@@ -47,6 +47,7 @@ SOLVERS: dict[str, type[Solver]] = {
 }
 
 Shape = tuple[int, ...]
+ImageShape = tuple[int, int, int]
 Model = Flow | Classifier | Hybrid
 
 
@@ -87,17 +88,37 @@ def make_solver(spec: Solver | Mapping[str, Any] | str | None) -> Solver:
 def _make(kind: str, registry: Mapping[str, Callable], spec: Mapping[str, Any] | str) -> Any:
     options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = str(options.pop("name", None))
+    make = _one_of(registry, kind, name)
+    _check_options(f"{kind} '{name}'", make, options)
+    return make(**options)
+
+
+def _one_of(registry: Mapping[str, Callable], kind: str, name: str) -> Callable:
     if name not in registry:
         raise UnknownNameError(kind, name, registry)
-    _check_options(f"{kind} '{name}'", registry[name], options)
-    return registry[name](**options)
+    return registry[name]
+
+
+def options_of(function: Callable) -> dict[str, inspect.Parameter]:
+    """Return the options that an architecture, an estimator or a solver takes, by name.
+
+    Args:
+        function: a value of one of the dictionaries here; ``**options`` of an architecture are those of :func:`block`.
+
+    Example:
+        >>> {name: p.default for name, p in options_of(LOGDETS["exact"]).items()}
+        {'max_gib': 8.0}
+    """
+    parameters = inspect.signature(function).parameters
+    own = {name: p for name, p in parameters.items() if name not in ("shape", "g", "generator", "options")}
+    return own | (options_of(block) if "options" in parameters else {})
 
 
 def _check_options(of: str, function: Callable, options: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(function).parameters
+    valid = options_of(function)
     for name in options:
-        if name not in parameters:
-            raise UnknownNameError(f"option of {of}", name, [p for p in parameters if p not in ("shape", "generator")])
+        if name not in valid:
+            raise UnknownNameError(f"option of {of}", name, valid)
 
 
 # -- blocks ----------------------------------------------------------------------------------------------------------
@@ -114,36 +135,26 @@ def block(
     solver: Solver | Mapping[str, Any] | str | None = None,
     memory: str = "keep",
 ) -> ResidualBlock:
-    """Build a residual block; all architectures take these options.
+    """Build a residual block; all invertible architectures take these options.
 
     Args:
         g: builds the map from the options of its layers.
         coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint: classification only, to compare.
-        activation: name in :data:`iresnet.activations.ACTIVATIONS`.
-        normalization: name in :data:`iresnet.normalization.NORMALIZATIONS`.
-        n_power_steps: its iterations: power iterations a step (1 when None), or Gram iterations (7 when None).
-        logdet: estimator, its name, or a mapping of name and options.
-        solver: likewise.
-        memory: what is kept for backward, see :class:`~iresnet.ResidualBlock`.
+        activation: one of :data:`iresnet.activations.ACTIVATIONS`.
+        normalization: of weights, one of :data:`iresnet.normalization.NORMALIZATIONS`.
+        n_power_steps: power iterations a step (1 when None), or Gram iterations (7 when None).
+        logdet: estimator of log-determinants, its name, or a mapping of name and options.
+        solver: solver of inverses, its name, or a mapping of name and options.
+        memory: what is kept for backward, one of :data:`iresnet.bijections.memory.MEMORY`, see
+            :class:`~iresnet.ResidualBlock`.
     """
     layers = {"coeff": coeff, "activation": activation, "normalization": normalization, "n_steps": n_power_steps}
     return ResidualBlock(g(**layers), logdet=make_logdet(logdet), solver=make_solver(solver), memory=memory)
 
 
-def _with_block_options(architecture: Callable[..., Chain]) -> Callable[..., Chain]:
-    """Show the options of blocks in the signature of an architecture, which passes them on by ``**options``."""
-    own, shared = inspect.signature(architecture), inspect.signature(block)
-    parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    parameters += [p for p in shared.parameters.values() if p.kind is p.KEYWORD_ONLY]
-    architecture.__signature__ = own.replace(parameters=parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    architecture.__annotations__ |= {p.name: p.annotation for p in parameters}
-    return architecture
-
-
 # -- architectures: data of a shape -> a list of bijections, the last of which ends in latent vectors or features ------
 
 
-@_with_block_options
 def iresnet(
     shape: Shape,
     *,
@@ -156,7 +167,7 @@ def iresnet(
     network: str = "conv-bottleneck",
     **options: Any,
 ) -> Chain:
-    """The single-scale network of 2019: all channels go through all blocks. Defaults: the published classifier's.
+    """Build the single-scale network of 2019: all channels go through all blocks. Defaults: the published classifier's.
 
     Args:
         shape: (C, H, W) of the images.
@@ -174,7 +185,6 @@ def iresnet(
     return Chain(head + _scales(shape, scales, network, options, actnorm=actnorm, factor_out=False))
 
 
-@_with_block_options
 def iresnet_multiscale(
     shape: Shape,
     *,
@@ -186,7 +196,7 @@ def iresnet_multiscale(
     network: str = "conv-bottleneck",
     **options: Any,
 ) -> Chain:
-    """The multi-scale network of 2019: half of the channels leave after each scale but the last.
+    """Build the multi-scale network of 2019: half of the channels leave after each scale but the last.
 
     Defaults: the published density model's. Arguments as for :func:`iresnet`.
     """
@@ -195,7 +205,6 @@ def iresnet_multiscale(
     return Chain(head + _scales(shape, scales, network, options, actnorm=actnorm, factor_out=True))
 
 
-@_with_block_options
 def toy_mlp(
     shape: Shape,
     *,
@@ -206,11 +215,11 @@ def toy_mlp(
     network: str = "mlp",
     **options: Any,
 ) -> Chain:
-    """Blocks of multi-layer perceptrons, for vectors.
+    """Build blocks of multi-layer perceptrons, for vectors.
 
     Args:
         shape: (D,).
-        blocks: how many.
+        blocks: residual blocks.
         hidden: size of the hidden layers.
         depth: dense layers in each block.
         actnorm: put an ActNorm before each block.
@@ -222,12 +231,8 @@ def toy_mlp(
     if not isinstance(blocks, int) or blocks < 0:
         raise RecipeError(f"toy-mlp takes one number of blocks, got {blocks}")
     maps = {"mlp": partial(networks.mlp, shape[0]), "dense-concat": partial(networks.dense_concat, shape)}
-    g = partial(_choose(network, maps), hidden, depth=depth)
-    parts: list[Bijection] = []
-    for _ in range(blocks):
-        parts += [ActNorm(shape[0])] if actnorm else []
-        parts.append(block(g, **options))
-    return Chain(parts)
+    g = partial(_one_of(maps, "network", network), hidden, depth=depth)
+    return Chain(_blocks(shape, [g] * blocks, options, actnorm=actnorm))
 
 
 def resnet(
@@ -240,12 +245,12 @@ def resnet(
     injective_pad: int = 0,
     activation: str = "relu",
 ) -> nn.Sequential:
-    """The plain residual network in the shapes of :func:`iresnet`, to compare with: it cannot be inverted.
+    """Build the plain residual network in the shapes of :func:`iresnet`, to compare with: it cannot be inverted.
 
     Batch norm, no ActNorm, no constraint; classification only. Arguments as for :func:`iresnet`.
     """
-    parts, shape = _head(shape, squeeze=squeeze, injective_pad=injective_pad)
-    network = nn.Sequential(*parts)
+    head, shape = _head(shape, squeeze=squeeze, injective_pad=injective_pad)
+    network = nn.Sequential(*head)
     for n_blocks, stride, width in _check_scales(blocks, strides, hidden):
         if stride == 2:
             network.append(Squeeze())
@@ -262,30 +267,32 @@ ARCHITECTURES: dict[str, Callable[..., Chain | nn.Sequential]] = {
 }
 
 
-def _choose(network: str, maps: Mapping[str, Callable]) -> Callable[..., nn.Sequential]:
-    if network not in maps:
-        raise UnknownNameError("network", network, maps)
-    return maps[network]
+def _blocks(
+    shape: Shape, maps: Sequence[Callable[..., nn.Sequential]], options: Mapping[str, Any], *, actnorm: bool
+) -> list[Bijection]:
+    """Build a residual block of each map g, after an ActNorm of its own."""
+    bijections: list[Bijection] = []
+    for g in maps:
+        bijections += [ActNorm(shape[0])] if actnorm else []
+        bijections.append(block(g, **options))
+    return bijections
 
 
-def _head(shape: Shape, *, squeeze: bool, injective_pad: int) -> tuple[list[Bijection], Shape]:
-    """What comes before the first scale, and the shape after it."""
+def _head(shape: Shape, *, squeeze: bool, injective_pad: int) -> tuple[list[Bijection], ImageShape]:
+    """Build what comes before the first scale, and return the shape after it."""
     if len(shape) != 3:
         raise RecipeError(f"this architecture models images (C, H, W), got events of shape {shape}; use toy-mlp")
-    head: list[Bijection] = []
-    if squeeze:
-        head.append(Squeeze())
-        shape = _squeezed(shape)
+    head: list[Bijection] = [Squeeze()] if squeeze else []
+    c, h, w = _squeezed(shape) if squeeze else shape
     if injective_pad:
         head.append(InjectivePad(injective_pad))
-        shape = (shape[0] + injective_pad, *shape[1:])
-    return head, shape
+    return head, (c + injective_pad, h, w)
 
 
 def _check_scales(
     blocks: Sequence[int], strides: Sequence[int], hidden: int | Sequence[int]
 ) -> list[tuple[int, int, int]]:
-    """Blocks, stride and width of each scale."""
+    """Return blocks, stride and width of each scale."""
     if isinstance(blocks, int) or isinstance(strides, int):
         raise RecipeError(f"blocks {blocks} and strides {strides} must be lists, with one entry a scale each")
     widths = [hidden] * len(blocks) if isinstance(hidden, int) else list(hidden)
@@ -299,39 +306,35 @@ def _check_scales(
 
 
 def _scales(
-    shape: Shape,
-    scales: list[tuple[int, int, int]],
+    shape: ImageShape,
+    scales: Sequence[tuple[int, int, int]],
     network: str,
-    options: dict[str, Any],
+    options: Mapping[str, Any],
     *,
     actnorm: bool,
     factor_out: bool,
     first: bool = True,
 ) -> list[Bijection]:
-    """The bijections of all scales; with ``factor_out`` the later ones are nested in a FactorOut."""
-    if not scales:
-        return []
+    """Build the bijections of all scales; with ``factor_out`` the later ones are nested in a FactorOut."""
     (n_blocks, stride, width), *later = scales
-    parts: list[Bijection] = []
+    squeeze: list[Bijection] = []
     if stride == 2:
-        parts.append(Squeeze())
-        shape = _squeezed(shape)
-    for i in range(n_blocks):
+        squeeze, shape = [Squeeze()], _squeezed(shape)
+    bottleneck, dense = (partial(g, shape, width) for g in (networks.conv_bottleneck, networks.dense_concat))
+    maps = [_one_of({"conv-bottleneck": bottleneck, "dense-concat": dense}, "network", network)] * n_blocks
+    if first and n_blocks and network == "conv-bottleneck":
         # The published models have no activation before the very first convolution.
-        bottleneck = partial(networks.conv_bottleneck, shape, width, preactivation=not (first and i == 0))  # pyright: ignore[reportArgumentType]
-        maps = {"conv-bottleneck": bottleneck, "dense-concat": partial(networks.dense_concat, shape, width)}
-        parts += [ActNorm(shape[0])] if actnorm else []
-        parts.append(block(_choose(network, maps), **options))
-    rest = partial(_scales, scales=later, network=network, options=options, actnorm=actnorm, first=False)
-    if not factor_out:
-        return parts + rest(shape, factor_out=False)
+        maps[0] = partial(bottleneck, preactivation=False)
+    scale = squeeze + _blocks(shape, maps, options, actnorm=actnorm)
     if not later:
-        return [*parts, Flatten(shape)]
-    kept = (shape[0] - shape[0] // 2, *shape[1:])
-    return [*parts, FactorOut(shape, Chain(rest(kept, factor_out=True)))]  # pyright: ignore[reportArgumentType]
+        return [*scale, Flatten(shape)] if factor_out else scale
+    c, h, w = shape
+    kept = (c - c // 2, h, w) if factor_out else shape
+    rest = _scales(kept, later, network, options, actnorm=actnorm, factor_out=factor_out, first=False)
+    return [*scale, FactorOut(shape, Chain(rest))] if factor_out else scale + rest
 
 
-def _squeezed(shape: Shape) -> Shape:
+def _squeezed(shape: ImageShape) -> ImageShape:
     c, h, w = shape
     if h % 2 or w % 2:
         raise RecipeError(
@@ -367,7 +370,7 @@ def build(
         mean: subtracted from the data first, a number or one a channel, (C, 1, 1). Default: 128 for images, which are
             expected on [0, 256), and 0 for vectors.
         std: the data is then divided by this. Default: 256 for images and 1 for vectors.
-        base: base density, a key of :data:`iresnet.distributions.BASES`.
+        base: base density, one of :data:`iresnet.flows.BASES`.
         head_hidden: channels of the head of a hybrid of images.
         options: arguments of the architecture.
 
@@ -383,21 +386,15 @@ def build(
         >>> flow.bits_per_dim(256 * torch.rand(2, 1, 16, 16)).shape
         torch.Size([2])
     """
-    if name not in ARCHITECTURES:
-        raise UnknownNameError("architecture", name, ARCHITECTURES)
-    if task not in _TASKS:
-        raise UnknownNameError("task", task, _TASKS)
-    _check_options(f"architecture '{name}'", ARCHITECTURES[name], options)
+    architecture, model = _one_of(ARCHITECTURES, "architecture", name), _one_of(_TASKS, "task", task)
+    _check_options(f"architecture '{name}'", architecture, options)
     if task != "classify":
         _check_density(name, task, options)
-    image = len(shape) == 3
-    scale = Affine(
-        mean=(128.0 if image else 0.0) if mean is None else mean,
-        std=(256.0 if image else 1.0) if std is None else std,
-    )
-    network = ARCHITECTURES[name](tuple(shape), **options)
+    default_mean, default_std = level_scale(256) if len(shape) == 3 else (0.0, 1.0)
+    scale = Affine(mean=default_mean if mean is None else mean, std=default_std if std is None else std)
+    network = architecture(tuple(shape), **options)
     scaled = Chain([scale, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(scale, *network)  # pyright: ignore[reportArgumentType]
-    return _TASKS[task](scaled, tuple(shape), n_classes=n_classes, base=base, head_hidden=head_hidden)
+    return model(scaled, tuple(shape), n_classes=n_classes, base=base, head_hidden=head_hidden)
 
 
 def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:
@@ -420,11 +417,9 @@ def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:
 
 
 def _flow(chain: Chain, shape: Shape, *, base: str, **_: Any) -> Flow:
-    if base not in BASES:
-        raise UnknownNameError("base density", base, BASES)
     z = _dry_forward(chain, shape)
     flat = chain if len(z) == 1 else Chain([*chain.bijections, Flatten(z)])  # pyright: ignore[reportArgumentType]
-    return Flow(flat, BASES[base](math.prod(shape)), event_shape=shape)
+    return Flow(flat, _one_of(BASES, "base density", base)(math.prod(shape)), event_shape=shape)
 
 
 def _classifier(network: nn.Module, shape: Shape, *, n_classes: int, **_: Any) -> Classifier:

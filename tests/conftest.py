@@ -126,16 +126,16 @@ def copied(trained, tmp_path):
 @pytest.fixture
 def worse_after(monkeypatch):
     """A function of a step, after which validation losses rise, whatever is learned."""
-    from iresnet.training.loop import _Trainer
+    from iresnet.training import Trainer
 
-    measured = _Trainer._validate
+    measured = Trainer._validate
 
     def worse_after(step):
         def validate(trainer, sealed):
             metrics = measured(trainer, sealed)
             return {**metrics, "loss": metrics["loss"] + 100 * max(0, trainer.step - step)}
 
-        monkeypatch.setattr(_Trainer, "_validate", validate)
+        monkeypatch.setattr(Trainer, "_validate", validate)
 
     return worse_after
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from iresnet.data import cifar
+from iresnet.data import formats
 
 N_TRAIN, N_TEST = 40, 12
 
@@ -30,7 +30,7 @@ def isolated(tmp_path_factory, monkeypatch):
     monkeypatch.delenv("IRESNET_DATA", raising=False)
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda _: str(cache))
     monkeypatch.setattr("socket.getaddrinfo", no_network)
-    monkeypatch.setattr("iresnet.data.reading.getproxies", dict)
+    monkeypatch.setattr("iresnet.data.storage.getproxies", dict)
     return cache
 
 
@@ -199,16 +199,16 @@ FORMATS = {
         lambda f, d: write_parquet(f / "fashion_mnist", d, image="image", shards=2),
         GRAY,
     ),
-    "cifar10 folder": ("cifar10", lambda f, d: write_cifar_python(f, cifar.CIFAR10, d), COLOR),
-    "cifar10 tar": ("cifar10", lambda f, d: write_cifar_python_tar(f, cifar.CIFAR10, d), COLOR),
-    "cifar10 binary": ("cifar10", lambda f, d: write_cifar_binary(f, cifar.CIFAR10, d), COLOR),
-    "cifar10 binary tar": ("cifar10", lambda f, d: write_cifar_binary_tar(f, cifar.CIFAR10, d), COLOR),
+    "cifar10 folder": ("cifar10", lambda f, d: write_cifar_python(f, formats.CIFAR10, d), COLOR),
+    "cifar10 tar": ("cifar10", lambda f, d: write_cifar_python_tar(f, formats.CIFAR10, d), COLOR),
+    "cifar10 binary": ("cifar10", lambda f, d: write_cifar_binary(f, formats.CIFAR10, d), COLOR),
+    "cifar10 binary tar": ("cifar10", lambda f, d: write_cifar_binary_tar(f, formats.CIFAR10, d), COLOR),
     "cifar10 parquet": ("cifar10", lambda f, d: write_parquet(f, d, suffix="WEBP"), COLOR),
     "cifar10 parquet, hub": ("cifar10", lambda f, d: write_parquet(f / "plain_text", d, shards=3), COLOR),
-    "cifar100 folder": ("cifar100", lambda f, d: write_cifar_python(f, cifar.CIFAR100, d), COLOR100),
-    "cifar100 tar": ("cifar100", lambda f, d: write_cifar_python_tar(f, cifar.CIFAR100, d), COLOR100),
-    "cifar100 binary": ("cifar100", lambda f, d: write_cifar_binary(f, cifar.CIFAR100, d), COLOR100),
-    "cifar100 binary tar": ("cifar100", lambda f, d: write_cifar_binary_tar(f, cifar.CIFAR100, d), COLOR100),
+    "cifar100 folder": ("cifar100", lambda f, d: write_cifar_python(f, formats.CIFAR100, d), COLOR100),
+    "cifar100 tar": ("cifar100", lambda f, d: write_cifar_python_tar(f, formats.CIFAR100, d), COLOR100),
+    "cifar100 binary": ("cifar100", lambda f, d: write_cifar_binary(f, formats.CIFAR100, d), COLOR100),
+    "cifar100 binary tar": ("cifar100", lambda f, d: write_cifar_binary_tar(f, formats.CIFAR100, d), COLOR100),
     "cifar100 parquet": ("cifar100", lambda f, d: write_parquet(f, d, label="fine_label"), COLOR100),
     "svhn mat": ("svhn", write_svhn, COLOR),
     "svhn parquet": ("svhn", lambda f, d: write_parquet(f / "cropped_digits", d, image="image"), COLOR),

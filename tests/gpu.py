@@ -28,7 +28,7 @@ import iresnet as ir
 from iresnet.config import load_config
 from iresnet.data import load
 from iresnet.devices import choose_device, describe_device, deterministic_algorithms
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 from iresnet.solvers import Solver
 from iresnet.training import dry_run
 from iresnet.training.cost import predict

@@ -21,20 +21,20 @@ from iresnet.analysis import (
     analyze_lipschitz,
     analyze_logdet,
     bijection_of,
-    examples,
+    dequantized_examples,
     rescaled,
     solver_curves,
     spectra,
 )
-from iresnet.analysis.estimators import CANDIDATES
+from iresnet.analysis.estimators import ESTIMATORS
 from iresnet.analysis.figures import draw_inverse, draw_latent, draw_lipschitz, draw_logdet
-from iresnet.analysis.latents import Fit, scales_of
-from iresnet.analysis.reference import Converged, Dense, reference, visits
+from iresnet.analysis.latents import KSTest, latent_scales
+from iresnet.analysis.reference import Converged, Dense, block_calls, reference
 from iresnet.analysis.spectra import spectrum
 from iresnet.data import Split
-from iresnet.distributions import Base
 from iresnet.errors import DataError, IResNetError, RecipeError
 from iresnet.evaluation import calibration
+from iresnet.flows import Base
 from iresnet.pictures import png, rendered
 
 KINDS = ("density", "classify", "hybrid", "toy")
@@ -110,8 +110,8 @@ def test_biases_add_up_over_blocks_and_average_over_examples():
     torch.manual_seed(2)
     chain = ir.Chain([conv_block(), ir.Affine(std=2.0), conv_block()]).double()
     x = randn(3, 2, 3, 4)
-    analysis = analyze_logdet(chain, x, draws=8, candidates=CANDIDATES[:1])
-    jacobians = [dense_jacobian(visit.block.g, visit.x).detach() for visit in visits(chain, x)]
+    analysis = analyze_logdet(chain, x, draws=8, estimators=ESTIMATORS[:1])
+    jacobians = [dense_jacobian(call.block.g, call.x).detach() for call in block_calls(chain, x)]
     exact = sum(torch.linalg.slogdet(torch.eye(24).double() + J)[1] for J in jacobians)
     traces = sum(J.diagonal(dim1=1, dim2=2).sum(1) for J in jacobians)
     assert (analysis.blocks, analysis.n) == (2, 3)
@@ -121,26 +121,26 @@ def test_biases_add_up_over_blocks_and_average_over_examples():
 
 
 def test_the_error_of_a_bias_is_its_spread_over_seeds():
-    series = [c for c in CANDIDATES if (c.family, c.size) == ("series, Gaussian", 2)]
+    series = [c for c in ESTIMATORS if (c.family, c.size) == ("series, Gaussian", 2)]
     block, x = linear_block(matrix(4)), randn(2, 4)
-    rows = [analyze_logdet(block, x, draws=32, seed=10_000 * i, candidates=series).rows[0] for i in range(100)]
+    rows = [analyze_logdet(block, x, draws=32, seed=10_000 * i, estimators=series).rows[0] for i in range(100)]
     claimed = statistics.fmean(row.bias_error for row in rows)
     assert statistics.stdev(row.bias for row in rows) == pytest.approx(claimed, rel=0.4)
 
 
 def test_large_blocks_are_compared_with_what_converges_to_the_dense_value(monkeypatch):
     block, x = conv_block(), randn(1, 2, 3, 4)
-    (visit,) = visits(block, x)
+    (call,) = block_calls(block, x)
     v = randn(7, 24)
-    dense, converged = Dense.of(visit), Converged(visit, tol=1e-9)
-    for ours, theirs in zip(converged.of_probes(v)[:2], dense.of_probes(v)[:2], strict=True):
+    dense, converged = Dense.of(call), Converged(call, tol=1e-9)
+    for ours, theirs in zip(converged.evaluate(v)[:2], dense.evaluate(v)[:2], strict=True):
         close(ours, theirs, 1e-7)
     w = randn(3, 2, 3, 4)
     close(converged.linearization(3).vjp(w), dense.linearization(3).vjp(w))
     monkeypatch.setattr("iresnet.analysis.reference.DENSE_LIMIT", 23)
-    assert isinstance(reference(visit), Converged)
-    few = [c for c in CANDIDATES if (c.family, c.size) in (("series, Rademacher", 1), ("Krylov", 6))]
-    analysis = analyze_logdet(block, x, draws=400, candidates=few)
+    assert isinstance(reference(call), Converged)
+    few = [c for c in ESTIMATORS if (c.family, c.size) in (("series, Rademacher", 1), ("Krylov", 6))]
+    analysis = analyze_logdet(block, x, draws=400, estimators=few)
     assert not analysis.exact
     assert "converged" in analysis.method
     assert analysis.reference_error < 1e-5
@@ -262,7 +262,7 @@ def test_a_network_without_blocks_shows_all_its_layers():
     with pytest.raises(RecipeError, match="is no bijection"):
         bijection_of(network)
     with pytest.raises(RecipeError, match="no residual blocks"):
-        visits(ir.Chain([]), randn(2, 3))
+        block_calls(ir.Chain([]), randn(2, 3))
 
 
 # -- inverses --------------------------------------------------------------------------------------------------------
@@ -435,8 +435,8 @@ def test_principal_components_are_those_of_the_dense_decomposition(shape):
 
 def test_scales_are_those_at_which_dimensions_leave():
     flow = ir.zoo.build("iresnet-multiscale", shape=(1, 8, 8), blocks=(1, 1, 1), strides=(1, 2, 1), hidden=4)
-    assert scales_of(flow.bijection, 64) == [("scale 1", 0, 32), ("scale 2", 32, 48), ("scale 3", 48, 64)]
-    assert scales_of(ir.Chain([]), 5) == [("scale 1", 0, 5)]
+    assert latent_scales(flow.bijection, 64) == [("scale 1", 0, 32), ("scale 2", 32, 48), ("scale 3", 48, 64)]
+    assert latent_scales(ir.Chain([]), 5) == [("scale 1", 0, 5)]
 
 
 def test_latents_that_tell_nothing_are_refused():
@@ -446,16 +446,16 @@ def test_latents_that_tell_nothing_are_refused():
         analyze_latent(ir.Chain([]), torch.full((9, 2), math.nan))
     with pytest.raises(RecipeError, match=r"Other is not known to be normal: .* give it moments"):
         analyze_latent(ir.Chain([]), randn(9, 2), base=type("Other", (Base,), {"log_prob": None, "sample": None})(2))
-    assert str(Fit(0.1, 0.5, 10)) == "KS 0.100 (p = 0.5, n = 10)"
+    assert str(KSTest(0.1, 0.5, 10)) == "KS 0.100 (p = 0.5, n = 10)"
 
 
 def test_examples_are_dequantized_and_the_same_each_time():
     split = Split(torch.arange(200, dtype=torch.uint8).view(50, 4), torch.arange(50))
-    first, again = (examples(split, 8, levels=256, seed=3) for _ in range(2))
+    first, again = (dequantized_examples(split, 8, levels=256, seed=3) for _ in range(2))
     assert torch.equal(first.x, again.x)
     assert first.x.dtype == torch.float64
     assert torch.equal(first.x.floor().to(torch.uint8), split.x[first.y])
-    assert len(examples(split, 99, levels=256)) == 50
+    assert len(dequantized_examples(split, 99, levels=256)) == 50
 
 
 # -- commands --------------------------------------------------------------------------------------------------------
@@ -494,7 +494,7 @@ def test_every_command_analyses_every_kind_of_run(kind, command, trained, tmp_pa
 def check_logdet(tree, _):
     assert tree["exact"]
     assert (tree["n"], tree["draws"], tree["blocks"]) == (2, 4, 2)
-    assert len(tree["rows"]) == len(CANDIDATES)
+    assert len(tree["rows"]) == len(ESTIMATORS)
     biases = {(row["family"], row["size"]): abs(row["bias"]) for row in tree["rows"]}
     assert biases["Krylov", 6] < 0.1 * biases["series, Gaussian", 1]
 
@@ -577,7 +577,7 @@ EMPTY = {
         rows=(), logdet=math.nan, exact=True, reference_error=0.0, dims=2, blocks=0, n=0, draws=2
     ),
     "lipschitz": analysis.LipschitzAnalysis(layers=(), blocks=(), network=None),
-    "inverse": analysis.InverseAnalysis(subjects=(), solvers=(), n=0),
+    "inverse": analysis.InverseAnalysis(networks=(), solvers=(), n=0),
     "calibration": calibration(torch.zeros(0), torch.zeros(0, dtype=torch.bool)),
 }
 
@@ -591,6 +591,6 @@ def test_results_without_entries_can_be_printed(name):
 
 def test_an_analysis_of_some_estimators_says_what_it_knows():
     chain = ir.Chain([ir.ResidualBlock(ir.networks.mlp(2, 4))]).double().eval()
-    few = [c for c in CANDIDATES if c.family == "Krylov"]
-    found = analysis.analyze_logdet(chain, torch.randn(2, 2, dtype=torch.float64), draws=4, candidates=few)
+    few = [c for c in ESTIMATORS if c.family == "Krylov"]
+    found = analysis.analyze_logdet(chain, torch.randn(2, 2, dtype=torch.float64), draws=4, estimators=few)
     assert found.to_dict()["summary"] == f"The log-determinant is {found.logdet:.4g} nats (mean of 2 examples)."

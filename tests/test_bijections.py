@@ -405,3 +405,20 @@ def test_solvers_and_reports_are_arguments_of_every_inverse():
     assert all(bool((bound < 1e-3).all()) for bound in bounds)
     with pytest.warns(ConvergenceWarning, match="max_steps=1 "):
         chain.inverse(z, solver=ir.FixedPointIteration(max_steps=1))
+
+
+@pytest.mark.parametrize("density", [True, False])
+def test_a_trace_is_a_pass_bijection_by_bijection(density):
+    flow = ir.zoo.build("iresnet-multiscale", shape=(1, 8, 8), blocks=(1, 1), strides=(1, 2), hidden=4).eval()
+    steps, x = [], 256 * torch.rand(3, 1, 8, 8)
+    tracing = bijections.trace(flow.bijection, x, density=density)
+    while True:
+        try:
+            steps.append(next(tracing))
+        except StopIteration as end:
+            close(end.value, flow.bijection(x), 1e-5)
+            break
+    inner = [m for m in flow.bijection.modules() if isinstance(m, ir.Bijection)]
+    assert [b for b, _ in steps] == [b for b in inner if not isinstance(b, (ir.Chain, ir.FactorOut))]
+    if density:
+        close(sum(logdet for _, (_, logdet) in steps), flow.bijection.forward_and_logdet(x)[1], 1e-3)

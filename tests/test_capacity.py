@@ -13,7 +13,7 @@ from iresnet.capacity import parameter_bytes
 from iresnet.cli import REMEDIES
 from iresnet.config import load_config
 from iresnet.data import load
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 from iresnet.training import dry_run
 from iresnet.training.dryrun import SIZES, check_step_fits
 from iresnet.training.task import make_task
@@ -125,7 +125,7 @@ def test_memory_that_runs_out_is_one_line_with_an_option_of_the_command(failure,
         raise FAILURES[failure]
 
     folder = copied("density")
-    for name in ("likelihood", "reconstruction", "decode", "paths"):
+    for name in ("likelihood", "reconstruction", "decode", "interpolate"):
         monkeypatch.setattr(evaluation, name, fail)
     for command, option in (("evaluate", "--batch-size"), ("reconstruct", "--batch-size"), ("sample", "-n")):
         status, _, err = call(command, folder)

@@ -16,6 +16,7 @@ import iresnet as ir
 from iresnet import evaluation
 from iresnet.data import Split, load
 from iresnet.evaluation.interpolation import slerp
+from iresnet.evaluation.reconstruction import ATOL
 from iresnet.runs import Run
 
 KINDS = ("density", "classify", "hybrid", "toy")
@@ -295,7 +296,7 @@ def test_evaluations_are_the_mean_over_blocks():
     easy, hard = (ir.ResidualBlock(ir.networks.mlp(2, 8, coeff=coeff)).double().eval() for coeff in (1e-12, 0.9))
     x = torch.randn(5, 2, dtype=torch.float64)
     found = evaluation.solver_errors(ir.Chain([hard, easy]), Split(x), {"anderson": ir.Anderson}, levels=None)
-    solver = ir.Anderson(atol=evaluation.solving.ATOL, rtol=0.0)
+    solver = ir.Anderson(atol=ATOL, rtol=0.0)
     with torch.no_grad():
         spent = [block.solve(z, solver=solver).evaluations for block, z in ((hard, hard(x)), (easy, easy(hard(x))))]
     assert float(spent[0].double().mean()) > float(spent[1].double().mean()) + 1
@@ -350,7 +351,7 @@ def test_an_arc_keeps_the_length_and_turns_at_one_speed():
 def test_paths_go_from_one_example_to_the_other(kind, trained):
     model, test = ir.load(trained(kind)), load("8gaussians" if kind == "toy" else "digits").test
     first, last = (x.float() for x in test.x[:4].split(2))
-    found = evaluation.paths(model, first, last, steps=3)
+    found = evaluation.interpolate(model, first, last, steps=3)
     assert [path.kind for path in found] == (["linear"] if kind == "classify" else ["linear", "spherical"])
     with torch.no_grad():
         ends = model.bijection(first), model.bijection(last)

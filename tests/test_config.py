@@ -6,21 +6,33 @@ from functools import partial
 
 import pytest
 import yaml
+from data_fixtures import examples, write_folder
 
+from iresnet.activations import ACTIVATIONS
+from iresnet.bijections.memory import MEMORY
 from iresnet.config import (
     Config,
     DataConfig,
     OptimConfig,
     TaskConfig,
-    check_types,
+    TrainConfig,
+    check,
+    differences,
     from_dict,
     load_config,
-    options,
     recipe_names,
     to_yaml,
 )
 from iresnet.data import load
 from iresnet.errors import IResNetError, RecipeError, UnknownNameError
+from iresnet.options import check_types, flag, options
+from iresnet.precision import PRECISIONS
+from iresnet.signatures import model_options
+from iresnet.training.distributed import SHARDINGS
+from iresnet.training.optim import OPTIMIZERS, SCHEDULES
+from iresnet.training.task import AUGMENTATIONS
+from iresnet.training.tracking import TRACKERS
+from iresnet.zoo import ARCHITECTURES, LOGDETS, SOLVERS, options_of
 
 
 def get(config, path):
@@ -46,7 +58,7 @@ ACCEPTED = {
     "underscores": (["--train.batch_size", "7"], "train.batch_size", 7),
     "an int for a float": (["--optim.lr", "1"], "optim.lr", 1.0),
     "1e-3": (["--optim.lr", "1e-3"], "optim.lr", 1e-3),
-    "-1E+2": (["--optim.lr=-1E+2"], "optim.lr", -100.0),
+    "-1E+2": (["--optim.milestones=-1E+2"], "optim.milestones", (-100.0,)),
     "2.5e1": (["--optim.lr", "2.5e1"], "optim.lr", 25.0),
     "a number": (["--optim.clip-norm", "5"], "optim.clip_norm", 5.0),
     "null": (["--optim.clip-norm", "null"], "optim.clip_norm", None),
@@ -182,16 +194,15 @@ def test_a_recipe_file_may_say_little_and_is_named_after_itself(tmp_path):
 
 def test_kinds_of_tasks():
     assert [TaskConfig(*weights).kind for weights in ((1, 0), (0, 2), (0.5, 1))] == ["density", "classify", "hybrid"]
-    for weights in ((0, 0), (-1, 1), (1, -1)):
-        assert "weights must not be negative" in refusal(lambda weights=weights: TaskConfig(*weights).kind)
 
 
-def test_every_option_is_described_and_can_be_given():
-    for name, default, doc in options():
-        assert doc
-        if isinstance(default, (int, float)) and "." in name:
-            assert get(load_config("digits-density", [f"--{name}", str(default)]), name) == default
-    assert ("data.pad_to", None) in [(name, default) for name, default, _ in options(DataConfig, "data.")]
+def test_every_option_is_described_and_takes_its_default():
+    for o in options(Config):
+        assert o.help
+        if "." in o.name:
+            given = get(load_config("digits-density", [flag(o.name), o.default]), o.name)
+            assert given == get(Config(), o.name)
+    assert ("data.pad_to", "int | null", "null") in [(o.name, o.type, o.default) for o in options(DataConfig, "data.")]
 
 
 def part(*, size: int, rate: float | None = None, flag: bool = False, kind: str = "a"):
@@ -210,9 +221,111 @@ TYPES = {
 @pytest.mark.parametrize("case", TYPES)
 def test_types_are_those_that_the_function_declares(case):
     given, expected = TYPES[case]
-    assert expected in refusal(check_types, part, given, "p.")
-    check_types(part, {"size": 2, "rate": 1, "flag": True, "kind": "b", "unknown": object()}, "p.")
-    check_types(part, {"rate": None}, "p.")
+    parameters = inspect.signature(part).parameters
+    assert expected in refusal(check_types, parameters, given, "p.")
+    check_types(parameters, {"size": 2, "rate": 1, "flag": True, "kind": "b", "unknown": object()}, "p.")
+    check_types(parameters, {"rate": None}, "p.")
+
+
+# -- limits and choices ------------------------------------------------------------------------------------------------
+
+CHOICES = {
+    "data.augment": AUGMENTATIONS,
+    "optim.name": OPTIMIZERS,
+    "optim.schedule": SCHEDULES,
+    "train.precision": PRECISIONS,
+    "train.sharding": SHARDINGS,
+    "tracker": TRACKERS,
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices_are_what_is_registered(name):
+    (limits,) = [o.limits for o in options(Config) if o.name == name]
+    assert limits.choices == tuple(sorted(CHOICES[name]))
+
+
+def test_choices_of_images_are_what_their_reader_takes(tmp_path):
+    write_folder(tmp_path, list(examples(3, 1, 8)[0]))
+    (limits,) = [o.limits for o in options(Config) if o.name == "data.mode"]
+    assert refusal(lambda: load(tmp_path, mode="X")).endswith(f"(valid: {', '.join(limits.choices)})")
+
+
+def test_all_choices_are_compared_with_what_is_registered():
+    assert {o.name for o in options(Config) if o.limits.choices} == CHOICES.keys() | {"data.mode"}
+
+
+NUMBERS = [o for o in options(Config) if "int" in o.type.split(" | ") or "float" in o.type]
+
+
+@pytest.mark.parametrize("option", NUMBERS, ids=lambda o: o.name)
+def test_numbers_out_of_their_limits_are_refused_by_name(option):
+    limits = option.limits
+    wrong = [limits.above, limits.below, *((".nan", "1e39") if "float" in option.type else ())]
+    wrong += [bound + step for bound, step in ((limits.at_least, -1), (limits.at_most, 1)) if bound is not None]
+    for value in [value for value in wrong if value is not None]:
+        message = refusal(load_config, "digits-density", [flag(option.name), str(value)])
+        assert message.startswith(f"{flag(option.name)} must be ")
+        got = message.partition(", got '")[2].rstrip("'")
+        assert str(float(got)) == str(float(str(value).lstrip(".")))
+
+
+CONFLICTS = {
+    "no task": ({"task": TaskConfig(0, 0)}, "--task.nll-weight or --task.ce-weight must be above 0"),
+    "one example and a batch norm": (
+        {"task": TaskConfig(0, 1), "train": TrainConfig(batch_size=1)},
+        "--train.batch-size must be at least 2",
+    ),
+    "chunks of nothing": ({"train": TrainConfig(batch_size=4, accumulate=5)}, "--train.accumulate must be at most 4"),
+    "nesterov of adam": (
+        {"optim": OptimConfig(nesterov=True)},
+        "--optim.nesterov is for sgd with momentum, got adamax",
+    ),
+    "nesterov without momentum": (
+        {"optim": OptimConfig("sgd", momentum=0.0, nesterov=True)},
+        "got sgd with --optim.momentum 0.0",
+    ),
+    "averages in shards": ({"train": TrainConfig(sharding="fsdp", ema=0.9)}, "leave out --train.ema"),
+    "fp16 in shards": ({"train": TrainConfig(sharding="fsdp", precision="fp16")}, "use --train.precision bf16"),
+    "a bound": ({"train": TrainConfig(ema=1.0)}, "--train.ema must be below 1, got '1.0'"),
+    "a choice": ({"train": TrainConfig(precision="bf61")}, "unknown --train.precision 'bf61'; did you mean 'bf16'"),
+}
+
+
+@pytest.mark.parametrize("case", CONFLICTS)
+def test_configurations_made_in_python_are_checked_likewise(case):
+    sections, expected = CONFLICTS[case]
+    assert expected in refusal(check, Config(**sections))
+
+
+def test_what_makes_another_run_is_told_from_what_does_not():
+    old = load_config("digits-density")
+    kept = ["--train.keep-checkpoints", "9", "--tracker", "[]", "--visdom.port", "1"]
+    assert differences(load_config("digits-density", kept), old) == []
+    changed = load_config("digits-density", ["--train.log-every", "7", "--model.logdet.n-steps", "9"])
+    assert differences(changed, old) == ["model.logdet.n_steps: 3 -> 9", "train.log_every: 20 -> 7"]
+
+
+# -- options of models -------------------------------------------------------------------------------------------------
+
+
+def test_options_of_models_are_those_of_the_signatures():
+    """They are read from the source, and here compared with what Python makes of it."""
+    listed = {o.name: o for o in model_options()}
+    expected = {f"model.{name}" for made in ARCHITECTURES.values() for name in options_of(made)}
+    expected |= {"model.base", "model.head_hidden", "model.name"} - {"model.logdet", "model.solver"}
+    for part, registry in (("logdet", LOGDETS), ("solver", SOLVERS)):
+        expected |= {f"model.{part}.{name}" for made in registry.values() for name in options_of(made)}
+        expected |= {f"model.{part}.name"}
+        expected -= {f"model.{part}"}
+        for name, made in registry.items():
+            assert name in listed[f"model.{part}.name"].help
+            for option, parameter in options_of(made).items():
+                assert str(parameter.default).replace("None", "null") in listed[f"model.{part}.{option}"].default
+    assert listed.keys() == expected
+    assert all(o.help and o.type and o.default and "`" not in o.help for o in listed.values())
+    for name, registry in (("activation", ACTIVATIONS), ("memory", MEMORY)):
+        assert f"one of {', '.join(registry)}" in listed[f"model.{name}"].help
 
 
 # -- recipes based on others -----------------------------------------------------------------------------------------

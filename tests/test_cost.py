@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iresnet.config import load_config
 from iresnet.data import load
+from iresnet.models import inputs_of
 from iresnet.normalization import PowerIteration
-from iresnet.runs import inputs_of
 from iresnet.training.cost import (
     BUCKET,
     DEVICES,
@@ -159,7 +159,7 @@ def workload(**changes):
     def counted(n):
         return Count(n * 10**11, n * 10**9, 1000, (n * 10**8,))
 
-    run = {"batch_size": 128, "n_steps": 1000, "parameters": 10**8, "resident_bytes": 10**9, "precision": "float32"}
+    run = {"batch_size": 128, "total_steps": 1000, "parameters": 10**8, "resident_bytes": 10**9, "precision": "float32"}
     return Workload(StepCounts((2, 4), counted(2), counted(4)), **{**run, **changes})
 
 

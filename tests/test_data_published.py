@@ -31,7 +31,7 @@ from data_fixtures import (
 )
 from scipy.io import savemat
 
-from iresnet.data import DATASETS, cifar, hub, load
+from iresnet.data import DATASETS, formats, load
 from iresnet.data.published import PUBLISHED
 from iresnet.errors import DataError, UnknownNameError
 
@@ -62,7 +62,7 @@ def test_the_environment_variable_and_the_cache_are_looked_into(case, tmp_path, 
 
 def test_pickles_of_python_3_are_read_too(tmp_path):
     for numpy_version in (b"numpy.core", b"numpy._core"):
-        files = cifar_python_files(cifar.CIFAR10, COLOR, dumps=lambda obj: pickle.dumps(obj, protocol=2))
+        files = cifar_python_files(formats.CIFAR10, COLOR, dumps=lambda obj: pickle.dumps(obj, protocol=2))
         renamed = {name: content.replace(b"numpy._core", numpy_version) for name, content in files.items()}
         write_files(tmp_path / "cifar-10-batches-py", renamed)
         _, back = load_back("cifar10", tmp_path)
@@ -82,7 +82,7 @@ class Malicious:
 @pytest.mark.parametrize("protocol", range(6))
 def test_a_pickle_that_runs_something_is_refused_and_does_not_run(protocol, tmp_path):
     traces = tmp_path / "was here"
-    write_cifar_python(tmp_path, cifar.CIFAR10, COLOR)
+    write_cifar_python(tmp_path, formats.CIFAR10, COLOR)
     evil = tmp_path / "cifar-10-batches-py" / "data_batch_1"
     evil.write_bytes(pickle.dumps({b"data": Malicious(traces), b"labels": []}, protocol=protocol))
     with pytest.raises(DataError, match=r"data_batch_1: .*refused to run .*\.open"):
@@ -103,7 +103,7 @@ def no_wrong_codec(_path):
 @pytest.mark.parametrize("make", [object_array, no_wrong_codec])
 def test_arrays_of_objects_and_other_codecs_are_refused(make, tmp_path):
     traces = tmp_path / "was here"
-    write_cifar_python(tmp_path, cifar.CIFAR10, COLOR)
+    write_cifar_python(tmp_path, formats.CIFAR10, COLOR)
     (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(make(traces))
     with pytest.raises(DataError, match=r"test_batch: .*refused"):
         load("cifar10", tmp_path)
@@ -142,15 +142,15 @@ def images_column(contents):
 
 
 def _python(folder):
-    write_cifar_python(folder, cifar.CIFAR10, COLOR)
+    write_cifar_python(folder, formats.CIFAR10, COLOR)
 
 
 def _tar(folder):
-    write_cifar_python_tar(folder, cifar.CIFAR10, COLOR)
+    write_cifar_python_tar(folder, formats.CIFAR10, COLOR)
 
 
 def _binary(folder):
-    write_cifar_binary(folder, cifar.CIFAR10, COLOR)
+    write_cifar_binary(folder, formats.CIFAR10, COLOR)
 
 
 def _idx(folder):
@@ -447,7 +447,7 @@ def fake_hub(monkeypatch, fail_on=None):
         write_parquet((local_dir / file).parent, {kind: GRAY[kind]}, image="image")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    monkeypatch.setattr(hub, "_resolve", lambda _: None)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: None)
     return requests
 
 

@@ -15,12 +15,13 @@ from data_fixtures import examples, isolated, write_parquet  # noqa: F401 (isola
 from laws import close
 
 import iresnet as ir
-from iresnet.data import alike, load
+from iresnet.data import load, match_format
 from iresnet.data.columns import Column, to_columns, to_values
 from iresnet.data.preparation import is_discrete
-from iresnet.data.table import Choice, read_table
+from iresnet.data.table import ColumnSelection, read_table
 from iresnet.errors import DataError, UnknownNameError
-from iresnet.runs import Run, inputs_of
+from iresnet.models import inputs_of
+from iresnet.runs import Run
 
 TINY = ("--model.blocks", 1, "--model.hidden", 4, "--train.epochs", 2, "--train.batch-size", 40, "--tracker", "[]")
 START = 1_700_000_000
@@ -126,12 +127,12 @@ def test_other_tables_are_compared_in_the_units_of_the_model(tmp_path):
         )
         for day in (0, 1)
     )
-    x = alike(later, "test", (2,), None, first.columns)[0].x
+    x = match_format(later, "test", (2,), None, first.columns)[0].x
     close(x[:, 0].double() + first.columns[0].offset, later.test.x[:, 0].double() + later.columns[0].offset, 0.01)
     assert float(x[:, 0].min()) > 80_000
     other = load(write(tmp_path / "other.csv", "value,time", [normal(500), normal(500)]))
     with pytest.raises(DataError, match=r"the model's data have the features .*'time', 'value'.*: give the same"):
-        alike(other, "test", (2,), None, first.columns)
+        match_format(other, "test", (2,), None, first.columns)
 
 
 @pytest.mark.usefixtures("isolated")
@@ -249,7 +250,7 @@ HEADERS = {
 def test_a_header_is_no_row(case, tmp_path):
     text, drop, n, names = HEADERS[case]
     (tmp_path / "t.csv").write_text(text)
-    split, _, columns = read_table(tmp_path / "t.csv", Choice(drop=drop))
+    split, _, columns = read_table(tmp_path / "t.csv", ColumnSelection(drop=drop))
     assert (len(split), [column.name for column in columns]) == (n, names)
 
 
@@ -398,7 +399,9 @@ def test_categories_become_features_and_gaps_values_of_their_column(tmp_path):
     assert [column.missing for column in dataset.columns] == [0, 30, 0, 15]
     x = every(dataset)
     assert x[:, :3].sum(0).tolist() == [(city == name).sum() for name in ("Oslo", "Paris", "Rome")]
-    read, _, _ = read_table(tmp_path / "t.csv", Choice(drop=("column 1", "when"), one_hot=("city",), impute=True))
+    read, _, _ = read_table(
+        tmp_path / "t.csv", ColumnSelection(drop=("column 1", "when"), one_hot=("city",), impute=True)
+    )
     known = [set(column[~column.isnan()].float().tolist()) for column in read.x.T]
     assert all(set(values.tolist()) <= known[i] for i, values in enumerate(x.T))
     assert x[:, 5].unique(return_counts=True)[1].max() < 5  # no value stands for all 15 that are missing

@@ -9,7 +9,7 @@ from laws import close
 
 from iresnet.cli import run
 from iresnet.data import load
-from iresnet.data.published import spread
+from iresnet.data.published import add_resolution_noise
 from iresnet.errors import DataError
 
 
@@ -67,7 +67,7 @@ def test_seeds_split_files_and_are_refused_where_there_is_nothing_to_split(table
 
 def test_noise_fills_the_gaps_between_values_and_no_more():
     x = torch.tensor([0.0, 0.25, 1.0, 2.0]).repeat(500)[:, None]
-    noise = spread(x, generator=torch.Generator().manual_seed(0)) - x
+    noise = add_resolution_noise(x, generator=torch.Generator().manual_seed(0)) - x
     assert float(noise.min()) >= 0
     assert 0.24 < float(noise.max()) <= 0.25
     assert abs(float(noise.mean()) - 0.125) < 4 * 0.25 / (12 * len(x)) ** 0.5

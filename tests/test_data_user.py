@@ -19,9 +19,10 @@ from data_fixtures import (
 from PIL import Image
 
 from iresnet.data import load
-from iresnet.data.images import Encoded, decode_images, read_image_folder
+from iresnet.data.image_folders import read_image_folder
+from iresnet.data.images import EncodedImage, decode_images
 from iresnet.errors import DataError, UnknownNameError
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 
 X, Y = examples(30, 3, 8, n_classes=3)
 
@@ -205,7 +206,7 @@ def test_photos_are_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     image.save(tmp_path / "turned.png", exif=exif)
-    x = decode_images([Encoded("turned", (tmp_path / "turned.png").read_bytes)])
+    x = decode_images([EncodedImage("turned", (tmp_path / "turned.png").read_bytes)])
     assert x.shape == (1, 1, 4, 3)
     assert x[0, 0, 0].tolist() == [8, 4, 0]
 
@@ -214,7 +215,7 @@ def test_photos_are_turned_upright(tmp_path):
 def test_gray_and_color_modes_are_kept_apart(mode, channels, tmp_path):
     image = Image.fromarray(X[0].transpose(1, 2, 0)).convert(mode)
     image.save(tmp_path / "a.png")
-    x = decode_images([Encoded("a", (tmp_path / "a.png").read_bytes)])
+    x = decode_images([EncodedImage("a", (tmp_path / "a.png").read_bytes)])
     assert x.shape == (1, channels, 8, 8)
     wanted = np.asarray(image.convert("RGB" if channels == 3 else "L")).reshape(8, 8, channels).transpose(2, 0, 1)
     assert np.array_equal(x[0], wanted)
@@ -516,13 +517,12 @@ def remembering(monkeypatch):
     """Remember sets of any size; return the names of the images that were decoded."""
     decoded = []
 
-    def spy(images, **options):
+    def spy(images, *options):
         decoded.extend(image.name for image in images)
-        return decode_images(images, **options)
+        return decode_images(images, *options)
 
-    monkeypatch.setattr("iresnet.data.images._WORTH_REMEMBERING", 1)
+    monkeypatch.setattr("iresnet.data.images._CACHED_FROM", 1)
     monkeypatch.setattr("iresnet.data.images.decode_images", spy)
-    monkeypatch.setattr("iresnet.data.parquet.decode_images", spy)
     return decoded
 
 

@@ -8,10 +8,10 @@ import torch
 
 import iresnet as ir
 from iresnet import evaluation
-from iresnet.data import Dataset, Split, alike
+from iresnet.data import Dataset, Split, match_format
 from iresnet.errors import DataError, IResNetError
 from iresnet.evaluation import calibration, detection
-from iresnet.evaluation.detection import Given, given, scores, typicality
+from iresnet.evaluation.detection import Outputs, model_outputs, scores, typicality
 
 # -- calibration -----------------------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ def test_typicality_of_a_gaussian_in_closed_form():
     dims, bit = 5, 5 * math.log(2)
     flow = ir.Flow(ir.Affine(), ir.StandardNormal(dims)).double()
     x = torch.randn(6, dims, dtype=torch.float64)
-    bits = given(flow, Split(x), levels=None).bits_per_dim
+    bits = model_outputs(flow, Split(x), levels=None).bits_per_dim
     half = dims / 2 * math.log(2 * math.pi)
     assert torch.allclose(bits, (x.square().sum(1) / 2 + half) / bit)
     entropy = (half + dims / 2) / bit
@@ -139,9 +139,9 @@ def test_scores_are_those_of_the_model(kind, trained):
     model = ir.load(trained(kind))
     split = Split(ir.data.load("digits").test.x[:40])
     random = torch.get_rng_state()
-    result = given(model, split, levels=17, seed=3)
+    result = model_outputs(model, split, levels=17, seed=3)
     assert torch.equal(torch.get_rng_state(), random)
-    again = given(model, split, levels=17, seed=3, batch_size=40)
+    again = model_outputs(model, split, levels=17, seed=3, batch_size=40)
     noise = torch.Generator().manual_seed(3)
     x = split.x.float() if kind == "classify" else ir.data.dequantize(split.x, levels=17, generator=noise)
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_scores_are_those_of_the_model(kind, trained):
 
 
 def test_the_mean_of_the_training_split_is_what_is_typical():
-    own, other, train = (Given(torch.tensor(x), None) for x in ([1.0, 2.0], [4.0, 0.0], [1.0, 3.0]))
+    own, other, train = (Outputs(torch.tensor(x), None) for x in ([1.0, 2.0], [4.0, 0.0], [1.0, 3.0]))
     inside, outside = scores(own, other, train)["typicality"]
     assert (inside.tolist(), outside.tolist()) == ([1, 0], [2, 2])
 
@@ -175,7 +175,7 @@ def images(*shape, levels=256, value=None):
 
 def test_small_images_are_padded_and_gray_ones_repeated():
     data = images(1, 4, 4)
-    other, how = alike(data, "test", (3, 7, 6), 256)
+    other, how = match_format(data, "test", (3, 7, 6), 256)
     assert torch.equal(other.x[:, 2, 1:5, 1:5], data.test.x[:, 0])
     assert int(other.x.long().sum()) == 3 * int(data.test.x.long().sum())
     assert how == "gray repeated on 3 channels; padded from 4x4 to 7x6"
@@ -183,7 +183,7 @@ def test_small_images_are_padded_and_gray_ones_repeated():
 
 def test_large_images_are_scaled_by_means_of_areas():
     data = images(1, 8, 8)
-    other, how = alike(data, "train", (1, 4, 4), 256)
+    other, how = match_format(data, "train", (1, 4, 4), 256)
     means = data.train.x.double().view(4, 1, 4, 2, 4, 2).mean((3, 5))
     assert torch.equal(other.x, (means + 0.5).floor().byte())
     assert how == "scaled from 8x8 to 4x4"
@@ -191,14 +191,14 @@ def test_large_images_are_scaled_by_means_of_areas():
 
 @pytest.mark.parametrize(("value", "expected"), [(0, 0), (127, 8), (255, 16)])
 def test_values_are_spread_over_the_levels(value, expected):
-    other, how = alike(images(1, 4, 4, value=value), "test", (1, 4, 4), 17)
+    other, how = match_format(images(1, 4, 4, value=value), "test", (1, 4, 4), 17)
     assert set(other.x.flatten().tolist()) == {expected}
     assert how == "256 levels spread over 17"
 
 
 def test_what_fits_is_left_as_it_is():
     data = images(3, 4, 4)
-    other, how = alike(data, "validation", (3, 4, 4), 256)
+    other, how = match_format(data, "validation", (3, 4, 4), 256)
     assert (torch.equal(other.x, data.validation.x), how, other.y) == (True, "", None)
 
 
@@ -220,7 +220,7 @@ UNLIKE = {
 def test_data_of_another_kind_are_refused(case):
     data, shape, levels, expected = UNLIKE[case]
     with pytest.raises(DataError, match=expected):
-        alike(data, "test", shape, levels)
+        match_format(data, "test", shape, levels)
 
 
 # -- samples of a class ----------------------------------------------------------------------------------------------

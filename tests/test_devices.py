@@ -230,7 +230,7 @@ def settings(tiny, kind, *changes):
 OPTIONS = {
     "hybrid": ("hybrid",),
     "averaged": ("density", "--train.ema", "0.9", "--optim.name", "muon"),
-    "in parts, half": ("density", "--train.accumulate", "2", "--train.logdet-parts", "2", "--optim.name", "adam"),
+    "in parts, half": ("density", "--train.accumulate", "2", "--train.logdet-chunks", "2", "--optim.name", "adam"),
 }
 
 
@@ -254,14 +254,14 @@ def test_a_run_goes_on_on_another_device_with_a_warning_where_noise_differs(tiny
         train(config, tmp_path / "run", device=pretended, callbacks=[Stop(6)])
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     train(config, tmp_path / "run", device="cpu", resume=True)
-    from iresnet.training.loop import read_checkpoint
+    from iresnet.training.trainer import read_checkpoint
 
     def of_a_gpu(*args, **kwargs):
         checkpoint = read_checkpoint(*args, **kwargs)
         checkpoint.random[0]["cuda"] = checkpoint.random[0]["cpu"]
         return checkpoint
 
-    monkeypatch.setattr("iresnet.training.loop.read_checkpoint", of_a_gpu)
+    monkeypatch.setattr("iresnet.training.trainer.read_checkpoint", of_a_gpu)
     with pytest.warns(RunWarning, match="on a GPU and continues with 1 on the CPU: with other noise"):
         train(config, tmp_path / "copy", device="cpu", resume=True)
 

@@ -1,24 +1,27 @@
 """The pages about use: every command line parses and builds its model, every block of code runs."""
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import feather
 from test_recipes import dataset_of
 
 import iresnet
 from iresnet.cli import app
-from iresnet.config import load_config, recipe_names
-from iresnet.config import options as config_options
+from iresnet.config import Config, load_config, recipe_names
 from iresnet.data import Dataset
 from iresnet.data.published import UCI
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
+from iresnet.options import flag
+from iresnet.options import options as declared
 from iresnet.training.optim import make_optimizer
-from iresnet.training.settings import check_settings
 from iresnet.training.task import make_task
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -59,7 +62,6 @@ def changes(tokens):
 def builds(recipe, tokens):
     """Build what a command line would train: the whole recipe parses, a model with few blocks is built."""
     config = load_config(recipe, tokens)
-    check_settings(config)
     n_scales = len(config.model["blocks"])
     small = ("--model.blocks", str([1] * n_scales), "--model.hidden", "4")
     small += () if config.model["name"] == "resnet" else ("--model.n-power-steps", "1")
@@ -136,6 +138,15 @@ OPTIONS_OF_2019 = [
 # -- adding to it ----------------------------------------------------------------------------------------------------
 
 BLOCK = re.compile(r"^```(?:python|yaml)\n# (iresnet/\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+DIFF = re.compile(r"^```diff\n--- (iresnet/\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def change(file, diff):
+    """Replace the lines of a file that begin with - or a space in a diff by those that begin with + or a space."""
+    old, new = ("".join(line[1:] for line in diff.splitlines(True) if line[0] in kept) for kept in (" -", " +"))
+    text = file.read_text()
+    assert text.count(old) == 1, f"{file.name} should hold once:\n{old}"
+    file.write_text(text.replace(old, new))
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +154,26 @@ def extended(tmp_path_factory):
     """A folder with a copy of the package to which all blocks of extending.md were added."""
     folder = tmp_path_factory.mktemp("extended")
     shutil.copytree(Path(iresnet.__file__).parent, folder / "iresnet", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, code in BLOCK.findall((DOCS / "extending.md").read_text()):
+    page = (DOCS / "extending.md").read_text()
+    for name, code in BLOCK.findall(page):
         with (folder / name).open("a") as file:
             file.write(f"\n\n{code}")
+    for name, diff in DIFF.findall(page):
+        change(folder / name, diff)
     return folder
+
+
+SECTIONS = re.split(r"^## ", (DOCS / "extending.md").read_text(), flags=re.MULTILINE)[1:-1]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.partition("\n")[0])
+def test_whatever_is_added_touches_two_files_at_most(section):
+    files = {name for name, _ in (*BLOCK.findall(section), *DIFF.findall(section))}
+    assert 1 <= len(files) <= 2
+    what = section.partition("\n")[0]
+    assert f"| {what[0].lower()}{what[1:]} |" in (DOCS / "extending.md").read_text()
+    row = re.search(rf"^\| {what} \|.*\| (\d) \|[^|]*\|$", (DOCS / "extending.md").read_text(), re.M | re.I)
+    assert int(row[1]) == len(files)
 
 
 def test_whoever_follows_the_page_on_extending_gets_what_it_says(extended):
@@ -162,7 +189,7 @@ def test_whoever_follows_the_page_on_extending_gets_what_it_says(extended):
         "wrote runs/circle/certificate.json",
     ):
         assert expected in printed
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert "warning" not in printed.lower()
     assert "NOT certified" not in printed
 
@@ -170,8 +197,17 @@ def test_whoever_follows_the_page_on_extending_gets_what_it_says(extended):
 def test_added_parts_keep_the_laws(extended):
     """The tests over the dicts take them up; the linearization and the constant of the activation are checked."""
     shutil.copytree(Path(__file__).parent, extended / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    laws = ["tests/test_lipschitz.py", "tests/test_jacobian.py", "-k", "arctan"]
+    of_weights = "frobenius and (unchanged or zero or zoo)"
+    tests = [f"tests/test_{name}.py" for name in ("lipschitz", "jacobian", "normalization", "config")]
+    laws = [*tests, "-k", f"arctan or ({of_weights}) or choices"]
     assert " passed" in here(extended, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *laws)
+
+
+def test_an_added_format_is_read(extended):
+    table = pa.table({"a": [0.5 * i for i in range(40)], "b": [i**1.5 for i in range(40)]})
+    feather.write_feather(table, extended / "x.feather")
+    code = "from pathlib import Path; from iresnet.data import load; print(load(Path('x.feather')).shape)"
+    assert here(extended, "-c", code) == "(2,)\n"
 
 
 def here(folder, *arguments):
@@ -199,14 +235,20 @@ def test_the_page_on_recipes_names_them_all():
     assert [name for name in recipe_names() if f"`{name}`" not in text] == []
 
 
+def test_the_table_of_options_is_what_is_declared():
+    """After a change, python tools/option_table.py writes it."""
+    page = (DOCS / "recipes.md").read_text()
+    assert runpy.run_path(str(DOCS.parent / "tools" / "option_table.py"))["updated"](page) == page
+
+
 # -- your own data ---------------------------------------------------------------------------------------------------
 
 
 def test_the_page_on_data_names_every_option_of_your_own():
     named = set(re.findall(r"--(data\.[a-z-]+)", (DOCS / "data.md").read_text()))
-    options = {name.replace("_", "-"): doc for name, _, doc in config_options() if name.startswith("data.")}
+    options = {flag(o.name)[2:]: o.help for o in declared(Config) if o.name.startswith("data.")}
     assert named <= set(options)
-    assert {name for name, doc in options.items() if doc.startswith("your")} <= named
+    assert {name for name, text in options.items() if text.startswith("your")} <= named
 
 
 def test_the_code_of_the_page_on_data_runs():

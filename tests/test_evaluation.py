@@ -11,10 +11,11 @@ import iresnet as ir
 from iresnet import evaluation
 from iresnet.bijections import Bijection
 from iresnet.data import Dataset, Split, load
-from iresnet.distributions import Base
 from iresnet.errors import DataError
+from iresnet.evaluation.batching import evaluate_in_batches
 from iresnet.evaluation.classification import wilson
 from iresnet.evaluation.likelihood import summarize
+from iresnet.flows import Base
 
 DIGITS = load("digits")
 
@@ -228,14 +229,8 @@ def test_reconstructions_in_float64_are_exact_in_float64():
 
 
 def measure(name, model, split, levels, **options):
-    part = (
-        model.bijection
-        if name == "reconstruction"
-        else getattr(model, "flow", model)
-        if name == "likelihood"
-        else model
-    )
-    return getattr(evaluation, name)(part, split, levels=levels, **options)
+    measured = {"reconstruction": lambda: model.bijection, "likelihood": lambda: getattr(model, "flow", model)}
+    return getattr(evaluation, name)(measured.get(name, lambda: model)(), split, levels=levels, **options)
 
 
 MEASURES = [
@@ -263,6 +258,28 @@ def test_evaluating_twice_gives_the_same_and_leaves_the_world_alone(kind, name, 
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     if (kind, name) != ("classify", "classification"):  # which needs no noise
         assert measure(name, model, split, levels, seed=1, **options) != first
+
+
+def test_one_loop_evaluates_in_eval_mode_with_weights_computed_once_and_restores_the_model():
+    model = nn.Sequential(ir.LipschitzLinear(2, 2), nn.Dropout(), nn.BatchNorm1d(2).eval())
+    modes, random, done, seen = [module.training for module in model.modules()], torch.get_rng_state(), [], []
+
+    def function(x):
+        seen.append((model.training, torch.is_grad_enabled(), model[0].weight))
+        torch.rand(3)
+        return len(x)
+
+    batches = torch.zeros(7, 2).split(3)
+    assert evaluate_in_batches(model, batches, function, progress=done.append) == [3, 3, 1]
+    assert done == [3, 6, 7]
+    assert [(training, grad) for training, grad, _ in seen] == [(False, False)] * 3
+    assert all(weight is seen[0][2] for *_, weight in seen)
+    assert evaluate_in_batches(model, batches, function, stop=lambda found: len(found) == 2) == [3, 3]
+    with pytest.raises(ZeroDivisionError):
+        evaluate_in_batches(model, batches, lambda x: 1 / 0)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model[0].weight is not seen[0][2]
 
 
 @pytest.mark.parametrize(("kind", "name"), [("density", "likelihood"), ("hybrid", "classification")])

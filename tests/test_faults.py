@@ -25,6 +25,7 @@ from killing import train as start
 from iresnet.cli import run as command_line
 from iresnet.config import load_config
 from iresnet.errors import RunError, RunWarning
+from iresnet.models import load_model
 from iresnet.runs import Run
 from iresnet.training import train
 from iresnet.training.checkpoints import checkpoint_folders, read_checkpoint, write_checkpoint
@@ -271,7 +272,7 @@ def test_a_pickle_in_a_run_is_not_executed(where, copied, tmp_path):
         go_on(copied.path)
     if where == "model.safetensors":
         with pytest.raises(RunError, match=r"model\.safetensors is damaged"):
-            copied.load_model()
+            load_model(copied)
     assert not trap.exists()
     torch.load(shutil.copy(copied.path / where, tmp_path / "copy.pt"), weights_only=False)
     assert trap.exists()  # the trap works

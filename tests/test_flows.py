@@ -11,8 +11,8 @@ from torch.distributions import MultivariateNormal, Normal
 
 import iresnet as ir
 from iresnet.bijections import Bijection
-from iresnet.distributions import BASES
 from iresnet.errors import IResNetError
+from iresnet.flows import BASES
 
 pytestmark = pytest.mark.usefixtures("default_device")
 

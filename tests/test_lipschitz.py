@@ -14,7 +14,7 @@ import iresnet as ir
 from iresnet.activations import ACTIVATIONS, make_activation
 from iresnet.bounds import BOUNDS, _dense_operator, _largest_singular_value, _torus_norm, lower_bound, upper_bound
 from iresnet.errors import IResNetError
-from iresnet.lipschitz import DenseConcat, hold_weights
+from iresnet.lipschitz import DenseConcat, LipschitzLayer, hold_weights
 from iresnet.normalization import PowerIteration
 from iresnet.operators import same_conv, same_conv_transpose
 
@@ -378,6 +378,27 @@ def test_a_norm_without_bounds_is_refused():
 def test_every_bound_is_among_the_cases():
     modules = [make() for make, _ in OTHERS.values()] + [make() for make in LAYERS.values()]
     assert set(BOUNDS) <= {type(m).forward for m in modules}, "add a layer of the new bound to OTHERS"
+
+
+def test_a_new_layer_is_certified_once_it_has_a_shape_and_a_bound(monkeypatch):
+    class PerRow(LipschitzLayer):
+        input_shape = (5, 3)
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(3 * torch.eye(3) + torch.randn(3, 3))
+            self._normalize("gram", coeff=0.8)
+
+        def forward(self, x):
+            return x @ self.weight.mT
+
+    def bound(layer, p):
+        return float(torch.linalg.matrix_norm(layer.weight, p)) * (1 + 1e-10)
+
+    monkeypatch.setitem(BOUNDS, PerRow.forward, bound)
+    certificate = ir.certify(ir.ResidualBlock(PerRow().double()))
+    assert certificate.certified
+    assert 0.79 < certificate.layers[0].lower <= certificate.layers[0].upper <= 0.8 * (1 + 1e-9)
 
 
 def test_a_forward_that_is_not_the_class_s_own_has_no_bound():

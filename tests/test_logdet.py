@@ -296,6 +296,16 @@ def test_the_krylov_basis_stays_orthonormal_where_one_projection_loses_it():
     close(space.Q @ space.Q.mT, torch.eye(6).expand(4, 6, 6), 1e-5)
 
 
+def test_a_krylov_basis_depends_neither_on_the_size_of_the_matrix_nor_on_other_samples():
+    """A small matrix leaves little beside the basis; that is not rounding, and the space not closed."""
+    matrix, sizes = normed(randn(8, 8), 0.9), torch.tensor([1.0, 1e-9, 1e-20], dtype=torch.float64)[:, None]
+    space = KrylovSpace(lambda q: sizes * (q @ matrix.T), randn(1, 8).expand(3, 8), max_steps=4)
+    for _ in range(3):
+        space.extend()
+    close(space.Q[1:], space.Q[:1].expand(2, -1, -1), 1e-10)
+    close(space.H[1:] / sizes[1:, None], space.H[:1].expand(2, -1, -1), 1e-10)
+
+
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_probes_are_averaged_and_drawn_from_the_generator(name):
     jacobian = operator(normed(randn(6, 6), 0.8).expand(5, 6, 6))
@@ -503,7 +513,7 @@ def test_one_probe_knows_no_standard_error():
 def test_roulette_draws_lengths_with_the_stated_survival():
     for lengths, p in (("geometric", 0.4), ("poisson", 1.5)):
         estimator = ir.RussianRoulette(p=p, lengths=lengths)
-        draws = torch.tensor([float(estimator._draw()) for _ in range(4000)]).double()
+        draws = torch.tensor([float(estimator._draw_length()) for _ in range(4000)]).double()
         for k in (1, 2, 4):
             within_4_errors((draws >= k).double(), LENGTHS[lengths](k, p))
 

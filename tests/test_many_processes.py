@@ -21,9 +21,9 @@ import torch.multiprocessing as mp
 from accelerate import PartialState
 
 from iresnet import cli
+from iresnet.collectives import process_group
 from iresnet.config import load_config
 from iresnet.errors import Interrupted
-from iresnet.processes import joined
 from iresnet.runs import Run
 from iresnet.training import Callback, train
 from iresnet.training.callbacks import Stepped
@@ -122,7 +122,7 @@ def _work(rank, port, folder, data):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    with joined():
+    with process_group():
         for case in SAME:
             train(config_of(case), folder / case, data_dir=data)
             assert PartialState().num_processes == 2

@@ -10,10 +10,10 @@ import torch
 import iresnet as ir
 from iresnet.config import load_config
 from iresnet.data import load
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 from iresnet.training.distributed import make_accelerator
 from iresnet.training.optim import OPTIMIZERS, Ema, make_optimizer
-from iresnet.training.step import Step, means_of
+from iresnet.training.step import Step, mean_metrics
 from iresnet.training.task import make_task
 
 STEPS = {
@@ -41,8 +41,8 @@ STEPS = {
     "dense blocks": ("density", "--model.network", "dense-concat"),
     **{f"optimizer {name}": ("density", "--optim.name", name) for name in OPTIMIZERS},
     "clipped": ("density", "--optim.clip-norm", "1"),
-    "half of the log-determinants": ("density", "--train.logdet-parts", "2"),
-    "half of the log-determinants, early": ("density", "--train.logdet-parts", "2", "--model.memory", "early"),
+    "half of the log-determinants": ("density", "--train.logdet-chunks", "2"),
+    "half of the log-determinants, early": ("density", "--train.logdet-chunks", "2", "--model.memory", "early"),
     "in parts": ("density", "--train.accumulate", "2"),
     "averaged": ("density", "--train.ema", "0.9"),
     "float32": ("density", "--train.precision", "float32"),
@@ -70,7 +70,7 @@ def test_a_step_waits_for_nothing_and_stays_on_its_device(name, tiny, monkeypatc
     recipe, *small = tiny[kind]
     step, x, y = step_on_meta(load_config(recipe, [*small, *changes]), monkeypatch)
     window = [step(x, y, 0.01) for _ in range(2)]
-    means = means_of(window)
+    means = mean_metrics(window)
     assert means.is_meta
     assert means.shape == (len(window[0]),)
     assert all(p.is_meta and p.grad.is_meta for p in step.own_task.parameters())
@@ -84,7 +84,7 @@ def test_a_window_that_was_resumed_meets_that_of_new_steps(tiny, monkeypatch):
     assert {value.device.type for value in metrics.values()} == {"meta"}
     stayed = {**metrics, "lr": torch.tensor(0.01)}
     with pytest.raises(RuntimeError, match="device"):
-        means_of([metrics, stayed])
+        mean_metrics([metrics, stayed])
 
 
 ESTIMATORS = {

@@ -7,7 +7,7 @@ from laws import close
 import iresnet as ir
 from iresnet import normalization
 from iresnet.errors import IResNetError, UnknownNameError
-from iresnet.normalization import NORMALIZATIONS, GramIteration
+from iresnet.normalization import NORMALIZATIONS, AbsoluteSums, GramIteration
 from iresnet.operators import same_conv, torus_matrices
 
 pytestmark = pytest.mark.usefixtures("default_device")
@@ -158,8 +158,14 @@ def test_the_cap_holds_and_a_tolerance_of_zero_runs_all(monkeypatch):
         normalization.PowerIteration(torch.eye(3), coeff=0.5, image_size=(1, 1), tol=-1.0)
 
 
-@pytest.mark.parametrize("name", ["l1", "linf"])
-def test_exact_norms_take_no_steps(name):
+class Frobenius(AbsoluteSums):
+    def sigma(self, weight):
+        return weight.norm()
+
+
+@pytest.mark.parametrize("name", ["l1", "linf", "frobenius"])
+def test_exact_norms_take_no_steps(name, monkeypatch):
+    monkeypatch.setitem(NORMALIZATIONS, "frobenius", Frobenius)  # a new one, which needs nothing but its entry
     with pytest.raises(IResNetError, match="takes no steps"):
         ir.LipschitzLinear(2, 2, normalization=name, n_steps=3)
 

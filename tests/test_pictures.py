@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from iresnet.errors import RunError
+from iresnet.inputs import Inputs
 from iresnet.pictures import draw, image_grid, scatter
-from iresnet.runs import Inputs
 
 
 def inputs(*shape, levels=None):

@@ -10,7 +10,7 @@ import torch
 import iresnet as ir
 from iresnet import evaluation
 from iresnet.data import Split, load
-from iresnet.data.reading import roots
+from iresnet.data.storage import data_folders
 from iresnet.errors import RunError
 from iresnet.pretrained import pretrained_names
 
@@ -29,7 +29,7 @@ def test_a_pretrained_model_is_small_and_certifies(name):
 @pytest.mark.parametrize("name", pretrained_names())
 def test_a_pretrained_model_is_worth_what_is_stated(name):
     stated = json.loads((FOLDER / name / "stated.json").read_text())
-    if stated["data"] != "digits" and not any((root / stated["data"]).exists() for root in roots(None)):
+    if stated["data"] != "digits" and not any((root / stated["data"]).exists() for root in data_folders(None)):
         pytest.skip(f"needs {stated['data']} in $IRESNET_DATA")
     dataset = load(stated["data"])
     n = stated["examples"]

@@ -8,7 +8,6 @@ import torch.multiprocessing as mp
 import iresnet as ir
 from iresnet.errors import RecipeError
 from iresnet.launch import check_processes
-from iresnet.series import own_lengths
 
 
 def _lengths(rank: int, folder: str) -> None:
@@ -25,8 +24,8 @@ def _lengths(rank: int, folder: str) -> None:
         jacobian = ir.linearize(g, x)
         products.append(estimator.estimate(jacobian).n_products)
         if len(products) == 15 and rank == 0:
-            with own_lengths():  # in what the other process does not do, which would otherwise wait
-                estimator.estimate(jacobian)
+            # A generator of its own: the other process does not do this, and would otherwise be waited for.
+            estimator.drawing_from(torch.Generator()).estimate(jacobian)
     torch.save((products, torch.rand(1)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -10,12 +10,11 @@ import iresnet as ir
 from iresnet.config import load_config, recipe_names
 from iresnet.data import Batches, Dataset, Split, load
 from iresnet.data.published import UCI
+from iresnet.models import inputs_of
 from iresnet.networks import PlainBlock
 from iresnet.normalization import PowerIteration
-from iresnet.runs import inputs_of
 from iresnet.training import dry_run
 from iresnet.training.optim import make_optimizer
-from iresnet.training.settings import check_settings
 from iresnet.training.task import make_task
 
 SHAPES = {
@@ -55,7 +54,6 @@ TERMS = {"bits_per_dim", "log_prior", "logdet"}
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_takes_a_training_step(recipe):
     config = small(recipe)
-    check_settings(config)
     dataset = dataset_of(config)
     task = make_task(config, dataset, inputs_of(dataset, config.task.kind)).train()
     optimizer = make_optimizer(task.model, config.optim)
@@ -87,7 +85,7 @@ def test_every_recipe_trains_on_the_real_data(recipe):
     assert math.isfinite(result.loss)
     if config.data.name in SHAPES and config.data.name not in UCI:
         n = {"cifar10": 45_000}.get(config.data.name, 55_000 if folder else 0)
-        assert result.n_steps == config.train.epochs * (n // config.train.batch_size)
+        assert result.total_steps == config.train.epochs * (n // config.train.batch_size)
 
 
 LARGE = [name for name in recipe_names() if load_config(name).cost.startswith("GPU")]

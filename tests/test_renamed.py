@@ -6,6 +6,7 @@ import torch
 import iresnet as ir
 from iresnet.cli import run
 from iresnet.config import load_config
+from iresnet.models import load_model
 from iresnet.runs import Run
 
 
@@ -45,10 +46,10 @@ def rename(path, new, old):
 
 def test_run_folders(copied, capsys):
     folder = Run(copied("density"))
-    model = folder.load_model().state_dict()
+    model = load_model(folder).state_dict()
     assert b"initialized" in folder.model_file.read_bytes()
     rename(folder.model_file, b"initialized", b"initialised")
-    again = folder.load_model().state_dict()
+    again = load_model(folder).state_dict()
     assert all(torch.equal(model[name], again[name]) for name in model)
     assert run(["evaluate", str(folder.path), "--examples", "20", "--dequantise-samples", "2"]) == 0
     rename(folder.path / "evaluation.json", b"dequantize_samples", b"dequantise_samples")

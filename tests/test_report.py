@@ -17,9 +17,9 @@ from iresnet.errors import RunError
 from iresnet.report import write_report
 from iresnet.report.curves import BOTTOM, LEFT, RIGHT, TOP, Line, lay_out, ticks
 from iresnet.report.page import LETTERS, render
-from iresnet.report.reading import read_run
 from iresnet.report.samples import read_picture
 from iresnet.report.setup import changes
+from iresnet.runs import read_contents
 
 KINDS = ("density", "classify", "hybrid", "toy")
 EVIL = "<script>alert('x')</script>\"&{{ 7 * 7 }}"
@@ -153,7 +153,7 @@ def test_steps_that_were_skipped_and_layers_that_were_rescaled_are_told(copied):
 
 
 def test_settings_that_differ_from_the_recipe_come_first_and_make_the_run_again(full, tiny):
-    run = read_run(full("density"))
+    run = read_contents(full("density"))
     changed = changes(run)
     assert changed["model.hidden"] == (8, 64)
     assert changed["train.epochs"] == (1, 20)
@@ -460,7 +460,7 @@ def test_no_part_of_a_file_is_taken_for_granted(name, copied):
     """Every part in turn becomes something else, of another kind from part to part."""
     run = copied()
     values = itertools.cycle((None, "text", -1e300, [], {"a": [{}]}, True, ""))
-    read = read_run(run)
+    read = read_contents(run)
     for copy in mutated(yaml.safe_load((run / name).read_text()), values):
         setattr(read, name.split(".")[0], copy if isinstance(copy, dict) else {})
         read.__dict__.pop("settings", None)  # of the configuration before

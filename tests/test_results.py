@@ -3,20 +3,20 @@
 import json
 import zipfile
 
-import experiment_tables
-import experiments
 import pytest
+import reproduce
+import result_tables
 
 
-@pytest.mark.parametrize("name", experiment_tables.TABLES)
+@pytest.mark.parametrize("name", result_tables.TABLES)
 def test_a_table_of_the_page_is_that_of_the_archives(name):
-    table = experiment_tables.TABLES[name](experiments.results())
-    assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in experiments.PAGE.read_text(encoding="utf-8")
+    table = result_tables.TABLES[name](reproduce.results())
+    assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in reproduce.PAGE.read_text(encoding="utf-8")
 
 
 def test_every_experiment_is_kept_with_its_command_and_without_where_its_data_lay():
-    for name, experiment in (pair for group in experiments.GROUPS.values() for pair in group.items()):
-        runs = experiments.archived(name)
+    for name, experiment in (pair for group in reproduce.GROUPS.values() for pair in group.items()):
+        runs = reproduce.archived(name)
         assert runs, name
         for run in runs:
             seed = int(run.name.removeprefix("seed-"))
@@ -35,10 +35,10 @@ def run_of(folder, seed, commit):
 
 
 def test_new_seeds_join_the_kept_ones_and_replace_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "RAW", tmp_path / "results")
-    experiments.archive("some", [run_of(tmp_path / "a", seed, "old") for seed in (0, 1)])
-    experiments.archive("some", [run_of(tmp_path / "b", seed, "new") for seed in (2, 1)])
-    runs = experiments.archived("some")
+    monkeypatch.setattr(reproduce, "RAW", tmp_path / "results")
+    reproduce.archive("some", [run_of(tmp_path / "a", seed, "old") for seed in (0, 1)])
+    reproduce.archive("some", [run_of(tmp_path / "b", seed, "new") for seed in (2, 1)])
+    runs = reproduce.archived("some")
     assert [(run.name, (run / "origin.json").read_text()) for run in runs] == [
         ("seed-0", "old"),
         ("seed-1", "new"),

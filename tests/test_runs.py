@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 
 import pytest
@@ -14,7 +15,8 @@ from iresnet.config import load_config
 from iresnet.data import Dataset, Split, load
 from iresnet.errors import DataError, IResNetError, RecipeError, RunError
 from iresnet.files import write_atomically
-from iresnet.runs import Run, build_model, inputs_of
+from iresnet.models import build_model, inputs_of, load_model, save_model
+from iresnet.runs import Run, read_contents
 
 KINDS = ("density", "classify", "hybrid", "toy")
 
@@ -65,7 +67,7 @@ def trained_model(kind, tiny, steps=3):
 def test_a_loaded_model_is_the_saved_one_bit_for_bit(kind, tiny, tmp_path):
     config, inputs, model, x = trained_model(kind, tiny)
     run = Run.create(tmp_path / "run", config, inputs)
-    sealed, certificate = run.save_model(model)
+    sealed, certificate = save_model(run, model)
     loaded = ir.load(tmp_path / "run")
     assert type(loaded) is type(model)
     assert not loaded.training
@@ -80,7 +82,7 @@ def test_a_loaded_model_is_the_saved_one_bit_for_bit(kind, tiny, tmp_path):
 def test_saving_leaves_the_model_alone(tiny, tmp_path):
     config, inputs, model, _ = trained_model("density", tiny)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    sealed, _ = Run.create(tmp_path / "run", config, inputs).save_model(model)
+    sealed, _ = save_model(Run.create(tmp_path / "run", config, inputs), model)
     assert model.training
     assert not sealed.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -245,6 +247,26 @@ def test_weights_of_another_model_are_refused(copied, trained):
     shutil.copy(trained("hybrid") / "model.safetensors", run.model_file)
     with pytest.raises(RunError, match=r"does not fit config\.yaml"):
         ir.load(run.path)
+
+
+def test_what_is_refused_and_what_is_listed_is_the_same_damage(copied):
+    run = copied("density")
+    run.config_file.write_text("data: [")
+    (problem,) = read_contents(run.path).problems
+    with pytest.raises(RunError, match=re.escape(f"{run.path}/{problem}")):
+        run.read_config()
+
+
+@pytest.mark.parametrize("case", ["half the weights", "empty weights", "no weights at all"])
+def test_damaged_weights_are_known_without_loading_them(case, copied):
+    run = copied("density")
+    assert run.has_model
+    assert read_contents(run.path).n_weights == sum(x.numel() for x in load_model(run).state_dict().values())
+    DAMAGE[case][0](run)
+    contents = read_contents(run.path)
+    assert not run.has_model
+    assert contents.n_weights is None
+    assert contents.problems == [f"model.safetensors is damaged; write it again with: {run.resume_command}"]
 
 
 def test_a_damaged_env_is_no_obstacle(copied):

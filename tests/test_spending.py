@@ -50,7 +50,7 @@ def test_a_killed_process_has_noted_all_but_its_last_minute(tmp_path, monkeypatc
     clock = iter(range(0, 10**6, int(PERIOD) // 2 + 1))
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     spending = Spending(Run(tmp_path))
-    spending(Started(step=0, n_steps=10, steps_per_epoch=10, batch_size=1))
+    spending(Started(step=0, total_steps=10, steps_per_epoch=10, batch_size=1))
     for step in range(1, 8):
         spending(Stepped(step, 0.0))
     assert 5 <= Run(tmp_path).read_json("cost.json")["sessions"][0]["to_step"] <= 7
@@ -62,7 +62,7 @@ def test_a_killed_process_has_noted_all_but_its_last_minute(tmp_path, monkeypatc
 def test_a_damaged_note_is_begun_anew(text, tmp_path):
     (tmp_path / "cost.json").write_text(text)
     spending = Spending(Run(tmp_path))
-    spending(Started(step=0, n_steps=1, steps_per_epoch=1, batch_size=1))
+    spending(Started(step=0, total_steps=1, steps_per_epoch=1, batch_size=1))
     spending(Stepped(1, 1.0))
     spending(Stopped(complete=True))
     assert len(Run(tmp_path).read_json("cost.json")["sessions"]) == 1

@@ -14,10 +14,10 @@ from iresnet.certificates import excesses, seal
 from iresnet.config import load_config
 from iresnet.data import load
 from iresnet.errors import RunError, RunWarning
-from iresnet.runs import inputs_of
+from iresnet.models import inputs_of
 from iresnet.training import Callback, train
 from iresnet.training.callbacks import Snapshot, Stepped, Stopped
-from iresnet.training.checkpoints import pack, read_checkpoint, write_checkpoint
+from iresnet.training.checkpoints import read_checkpoint, serialize, write_checkpoint
 from iresnet.training.distributed import make_accelerator
 from iresnet.training.optim import Ema, make_optimizer
 from iresnet.training.step import NotFinite, Step
@@ -133,7 +133,7 @@ class Sick:
             return (illness(z) if sick else z), logdet
 
         monkeypatch.setattr(ResidualBlock, "forward_and_logdet", forward_and_logdet)
-        monkeypatch.setattr("iresnet.training.loop.check_step_fits", lambda *_: None)  # which runs copies of blocks
+        monkeypatch.setattr("iresnet.training.trainer.check_step_fits", lambda *_: None)  # which runs copies of blocks
 
 
 ILLNESSES = {
@@ -165,8 +165,8 @@ def state_of(step):
 
 
 def same(a, b):
-    (tree, tensors), (other, others) = [(pack(tree, tensors), tensors) for tree, tensors in ((a, {}), (b, {}))]
-    return tree == other and all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+    (value, tensors), (other, others) = [(serialize(v, tensors), tensors) for v, tensors in ((a, {}), (b, {}))]
+    return value == other and all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
 
 
 def test_weights_that_are_not_finite_are_named(tiny):
@@ -221,7 +221,7 @@ def test_too_many_bad_steps_end_a_run_with_a_diagnosis(tiny, tmp_path, monkeypat
 
 def test_weights_that_are_not_finite_are_not_saved(tiny, tmp_path, monkeypatch):
     tasks = []
-    monkeypatch.setattr("iresnet.training.loop.make_task", lambda *args: tasks.append(make_task(*args)) or tasks[0])
+    monkeypatch.setattr("iresnet.training.trainer.make_task", lambda *args: tasks.append(make_task(*args)) or tasks[0])
     poison = At(s6=lambda: next(tasks[0].model.parameters()).data.fill_(float("nan")))
     with pytest.raises(RunError, match=r"the weights 'bijection.* are not finite: .* the last checkpoint is intact"):
         train(settings(tiny, "density", "--train.checkpoint-every", "3"), tmp_path / "run", callbacks=[poison])

@@ -16,7 +16,8 @@ import iresnet as ir
 from iresnet.config import Config, DataConfig, OptimConfig, TaskConfig, load_config
 from iresnet.data import load
 from iresnet.errors import DataError, Interrupted, IResNetError, RunError
-from iresnet.runs import Run, build_model, inputs_of
+from iresnet.models import build_model, inputs_of, load_model
+from iresnet.runs import Run
 from iresnet.training import Callback, Task, dry_run, train
 from iresnet.training.callbacks import Snapshot, Started, Stepped, Stopped
 from iresnet.training.checkpoints import read_checkpoint
@@ -134,7 +135,7 @@ def test_validation_is_of_the_saved_model(trained):
     run = Run.open(trained("density"))
     config, _ = run.read_config()
     dataset = load("digits")
-    task = Task(run.load_model(), config.task, levels=17)
+    task = Task(load_model(run), config.task, levels=17)
     torch.manual_seed(config.train.seed)
     losses = [task(x, None)[0].detach() * len(x) for x in dataset.validation.x.split(config.train.batch_size)]
     assert float(sum(losses)) / len(dataset.validation) == pytest.approx(
@@ -305,26 +306,26 @@ def test_a_full_disk_leaves_the_last_snapshot(tiny, tmp_path, monkeypatch):
 
 REFUSED = {
     "batch larger than the set": (("--train.batch-size", "1298"), "larger than the 1297 examples; use .* at most 1297"),
-    "no batch": (("--train.batch-size", "0"), "--train.batch-size must be at least 1, got 0"),
-    "no epochs": (("--train.epochs", "0"), "--train.epochs must be at least 1, got 0"),
+    "no batch": (("--train.batch-size", "0"), "--train.batch-size must be at least 1, got '0'"),
+    "no epochs": (("--train.epochs", "0"), "--train.epochs must be at least 1, got '0'"),
     "never a line": (("--train.log-every", "0"), "--train.log-every must be at least 1"),
     "never a snapshot": (("--train.snapshot-every", "0"), "--train.snapshot-every must be at least 1"),
     "fewer pictures than none": (("--train.n-pictures", "-1"), "--train.n-pictures must be at least 0"),
     "a negative seed": (("--train.seed", "-1"), "--train.seed must be at least 0"),
     "a huge seed": (("--train.seed", str(2**64)), "--train.seed must be below"),
-    "an unknown precision": (("--train.precision", "bf61"), "unknown precision 'bf61'; did you mean 'bf16'"),
-    "lr 0": (("--optim.lr", "0"), "lr must be positive"),
-    "lr below 0": (("--optim.lr", "-1"), "--optim.lr must be at least 0"),
-    "lr nan": (("--optim.lr", "nan"), "--optim.lr must be a finite number, got nan"),
-    "lr inf": (("--optim.lr", "inf"), "--optim.lr must be a finite number, got inf"),
+    "an unknown precision": (("--train.precision", "bf61"), "unknown --train.precision 'bf61'; did you mean 'bf16'"),
+    "lr 0": (("--optim.lr", "0"), "--optim.lr must be above 0"),
+    "lr below 0": (("--optim.lr", "-1"), "--optim.lr must be above 0"),
+    "lr nan": (("--optim.lr", "nan"), "--optim.lr must be a finite number, got 'nan'"),
+    "lr inf": (("--optim.lr", "inf"), "--optim.lr must be a finite number, got 'inf'"),
     "negative weight decay": (("--optim.weight-decay", "-1"), "--optim.weight-decay must be at least 0"),
     "negative clip norm": (("--optim.clip-norm", "-1"), "--optim.clip-norm must be at least 0"),
     "negative warm-up": (("--optim.warmup-epochs", "-1"), "--optim.warmup-epochs must be at least 0"),
-    "an unknown optimizer": (("--optim.name", "adm"), "unknown optimizer 'adm'; did you mean 'adam'"),
-    "an unknown schedule": (("--optim.schedule", "cosin"), "unknown schedule 'cosin'; did you mean 'cosine'"),
-    "an unknown augmentation": (("--data.augment", "flop"), "unknown augmentation 'flop'; did you mean 'flip'"),
+    "an unknown optimizer": (("--optim.name", "adm"), "unknown --optim.name 'adm'; did you mean 'adam'"),
+    "an unknown schedule": (("--optim.schedule", "cosin"), "unknown --optim.schedule 'cosin'; did you mean 'cosine'"),
+    "an unknown augmentation": (("--data.augment", "flop"), "unknown --data.augment 'flop'; did you mean 'flip'"),
     "an unknown data set": (("--data.name", "digit"), "unknown data set 'digit'; did you mean 'digits'"),
-    "no task": (("--task.nll-weight", "0"), "task weights must not be negative nor both 0"),
+    "no task": (("--task.nll-weight", "0"), "--task.nll-weight or --task.ce-weight must be above 0"),
     "no labels": (("--data.name", "moons", "--task.ce-weight", "1"), "moons has no labels"),
     "one example a batch, with a head": (
         ("--task.ce-weight", "1", "--train.batch-size", "1"),
@@ -348,10 +349,16 @@ def test_what_cannot_work_is_refused_before_anything_is_written(case, call, tiny
     changes, expected = REFUSED[case]
     np.savez(tmp_path / "images.npz", x=np.arange(320 * 16, dtype=np.uint8).reshape(320, 4, 4))
     np.savetxt(tmp_path / "points.csv", torch.randn(100, 2).numpy(), delimiter=",")
-    config = settings(tiny, "toy" if "points.csv" in changes else "density", *changes)
     with pytest.raises(IResNetError, match=expected) as caught:
-        CALLS[call](config, tmp_path)
+        CALLS[call](settings(tiny, "toy" if "points.csv" in changes else "density", *changes), tmp_path)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_settings_made_in_python_are_checked_too(call, tmp_path):
+    with pytest.raises(IResNetError, match=r"--optim\.lr must be above 0, got '0\.0'"):
+        CALLS[call](Config(optim=OptimConfig(lr=0.0)), tmp_path)
     assert not (tmp_path / "run").exists()
 
 
@@ -476,7 +483,7 @@ def test_a_dry_run_counts_and_writes_nothing(tiny, tmp_path, monkeypatch):
     result = dry_run(config)
     model = build_model(config, inputs_of(load("digits"), "hybrid"))
     assert result.parameters == sum(p.numel() for p in model.parameters())
-    assert result.n_steps == 7 * (1297 // 64)
+    assert result.total_steps == 7 * (1297 // 64)
     assert result.state_bytes >= 4 * 4 * result.parameters  # weights, gradients and two moments
     assert result.example_bytes > 64 * 4
     assert result.seconds > 0

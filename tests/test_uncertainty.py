@@ -10,10 +10,10 @@ import iresnet as ir
 from iresnet import evaluation
 from iresnet.data import Dataset, Split, load
 from iresnet.data.transforms import dequantize
-from iresnet.distributions import Base
 from iresnet.errors import DataError, IResNetError
-from iresnet.evaluation.draws import importance_weighted
-from iresnet.evaluation.uncertainty import components, recording, weight_noise
+from iresnet.evaluation.batching import importance_weighted
+from iresnet.evaluation.uncertainty import Record, recording, variance_components, weight_noise
+from iresnet.flows import Base
 from iresnet.logdet import LogDetEstimate, LogDetEstimator
 
 DIMS = 6
@@ -98,17 +98,17 @@ def test_the_parts_of_a_nested_model_are_found():
     a = 3 * torch.randn(n, dtype=torch.float64)
     b = 2 * torch.randn(3, 1, n, dtype=torch.float64)
     c = 1.5 * torch.randn(3, 2, n, dtype=torch.float64)
-    found = components(a + b + c, 9 + 4 + 2.25)
+    found = variance_components(a + b + c, 9 + 4 + 2.25)
     for value, expected, freedom in zip(found, (9, 4, 2.25), (2 * n, n, 3 * n), strict=True):
         assert abs(value - expected) < 4 * 2 * expected * math.sqrt(2 / freedom)
 
 
 def test_a_part_without_repetitions_and_a_negative_one_are_zero():
     y = torch.tensor([[[0.0, 0.0], [2.0, 4.0]], [[2.0, 4.0], [0.0, 0.0]]])  # equal means: all variance is of probes
-    assert components(y, 9.0) == (4.0, 0.0, 5.0)
-    assert components(y, 1.0) == (0.0, 0.0, 5.0)
-    assert components(y[:1, :1], 9.0) == (9.0, 0.0, 0.0)
-    assert components(y[:, :1], 9.0) == (4.0, 5.0, 0.0)
+    assert variance_components(y, 9.0) == (4.0, 0.0, 5.0)
+    assert variance_components(y, 1.0) == (0.0, 0.0, 5.0)
+    assert variance_components(y[:1, :1], 9.0) == (9.0, 0.0, 0.0)
+    assert variance_components(y[:, :1], 9.0) == (4.0, 5.0, 0.0)
 
 
 @pytest.mark.parametrize("estimator", [FULL, ir.Exact()], ids=str)
@@ -205,15 +205,15 @@ def test_reports_are_means_over_examples_and_draws_whatever_the_batches(draws):
     assert result.uncertainty.bias_nats == pytest.approx(float(bias))
 
 
-def test_blocks_have_their_estimators_back_after_a_failure():
-    known = Known(2)
-    own = [block.logdet for block in known.blocks]
-    with recording(known.flow, ir.Exact()):
-        assert [block.logdet for block in known.blocks] != own
-    assert [block.logdet for block in known.blocks] == own
-    with pytest.raises(IResNetError):
-        evaluation.likelihood(known.flow, integers(9), levels=2, logdet=ir.Exact(max_gib=0))
-    assert [block.logdet for block in known.blocks] == own
+def test_reports_are_counted_block_by_block():
+    known, record = Known(2), Record()
+    logdets = recording(known.flow, ir.Exact(), record)
+    assert list(logdets) == list(known.blocks)
+    x = torch.zeros(3, DIMS, dtype=torch.float64)
+    found = known.flow.log_prob(x, logdet=logdets)
+    assert torch.equal(found, known.flow.log_prob(x, logdet=ir.Exact()))
+    assert record.take().n_products == 2 * 3 * DIMS
+    assert record.n_products == 0
 
 
 # -- several draws ---------------------------------------------------------------------------------------------------

@@ -23,12 +23,12 @@ from servers import VisdomServer
 
 import iresnet as ir
 from iresnet.cli import run as call
-from iresnet.config import Config, VisdomConfig, load_config
+from iresnet.config import Config, VisdomConfig, check, load_config
 from iresnet.errors import Interrupted, RecipeError, TrackerWarning
 from iresnet.training import train
 from iresnet.training.callbacks import Callback, Stepped, block_states
 from iresnet.training.progress import BlockLog
-from iresnet.training.tracking import TRACKERS, Kind, check_trackers, chosen_trackers
+from iresnet.training.tracking import TRACKERS, TrackerSpec, chosen_trackers
 from iresnet.training.visdom import IMAGES, WINDOWS
 
 KINDS = ("density", "classify", "hybrid", "toy")
@@ -394,8 +394,8 @@ def fail():
 
 
 def use(monkeypatch, spy):
-    kind = Kind("json", "spy", lambda *_: spy, lambda tracker, pictures, step: tracker._tell("show", pictures, step))
-    monkeypatch.setitem(TRACKERS, "spy", kind)
+    show = lambda tracker, pictures, step: tracker._tell("show", pictures, step)  # noqa: E731
+    monkeypatch.setitem(TRACKERS, "spy", TrackerSpec("json", "spy", lambda *_: spy, show))
     return tracked("spy")
 
 
@@ -464,7 +464,7 @@ def test_every_tracker_of_accelerate_has_a_name():
 @pytest.mark.parametrize("name", TRACKERS)
 def test_trackers_are_made_before_their_packages_are_needed(name, trained):
     run = ir.runs.Run.open(trained("toy"))
-    tracker = TRACKERS[name].make(run, Config(), 0)
+    tracker = TRACKERS[name].make(run, "run", Config(), 0)
     assert isinstance(tracker, GeneralTracker)
     assert tracker.name == name
 
@@ -488,8 +488,8 @@ def test_a_missing_package_is_named_before_anything_is_written(name, tiny, tmp_p
 
 
 REFUSED = {
-    "an unknown tracker": (Config(tracker=("visdm",)), "unknown tracker 'visdm'; did you mean 'visdom'"),
-    "a port that is none": (Config(visdom=VisdomConfig(port=0)), "--visdom.port must be between 1 and 65535, got 0"),
+    "an unknown tracker": (Config(tracker=("visdm",)), "unknown --tracker 'visdm'; did you mean 'visdom'"),
+    "a port that is none": (Config(visdom=VisdomConfig(port=0)), "--visdom.port must be at least 1, got '0'"),
 }
 
 
@@ -497,7 +497,7 @@ REFUSED = {
 def test_trackers_that_are_refused(case):
     config, expected = REFUSED[case]
     with pytest.raises(ValueError, match=expected):
-        check_trackers(config)
+        check(config)
 
 
 def test_trackers_are_chosen_on_the_command_line(tmp_path, monkeypatch):

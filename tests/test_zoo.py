@@ -1,7 +1,6 @@
 """The zoo: published architectures, trainable everywhere, the same after saving, refusing what cannot be."""
 
 import copy
-import inspect
 import io
 from collections import Counter
 
@@ -15,12 +14,12 @@ import iresnet as ir
 from iresnet.bijections.memory import MEMORY
 from iresnet.bounds import upper_bound
 from iresnet.config import WITHOUT
-from iresnet.distributions import BASES
 from iresnet.errors import IResNetError, RecipeError, UnknownNameError
+from iresnet.flows import BASES
 from iresnet.lipschitz import DenseConcat
 from iresnet.networks import BatchNorm
 from iresnet.normalization import PowerIteration
-from iresnet.zoo import ARCHITECTURES, LOGDETS, SOLVERS, build, make_logdet, make_solver
+from iresnet.zoo import ARCHITECTURES, LOGDETS, SOLVERS, build, make_logdet, make_solver, options_of
 
 TASKS = ("density", "classify", "hybrid")
 PLAIN = ("resnet",)
@@ -31,7 +30,7 @@ TINY = {"blocks": (1, 2), "strides": (1, 2), "hidden": 6}
 
 def tiny(name: str, task: str = "density", **options):
     """A small model of any architecture, and data for it: images, or vectors if it takes no images."""
-    parameters = inspect.signature(ARCHITECTURES[name]).parameters
+    parameters = options_of(ARCHITECTURES[name])
     image = isinstance(parameters["blocks"].default, tuple)
     shape = (2, 4, 8) if image else (4,)
     options = {k: v for k, v in TINY.items() if k in parameters} | ({} if image else {"blocks": 2}) | options
@@ -236,7 +235,7 @@ def test_the_plain_network_says_that_it_has_no_inverse():
 
 
 def test_its_recipe_is_that_of_the_invertible_one_without_the_options_that_it_lacks():
-    options = {name: set(inspect.signature(ARCHITECTURES[name]).parameters) for name in ARCHITECTURES}
+    options = {name: set(options_of(ARCHITECTURES[name])) for name in ARCHITECTURES}
     for name in PLAIN:
         assert set(WITHOUT[name]) - {"base"} == options["iresnet"] - options[name] | {"activation"}
 

@@ -1,4 +1,4 @@
-"""Analysis: how well estimators, bounds, inverses and latents of a trained model keep what they promise."""
+"""Analysis of trained models: estimators, bounds, inverses and latents against what is exact, proved or claimed."""
 
 __all__ = [
     "InverseAnalysis",
@@ -10,7 +10,7 @@ __all__ = [
     "analyze_lipschitz",
     "analyze_logdet",
     "bijection_of",
-    "examples",
+    "dequantized_examples",
     "rescaled",
     "solver_curves",
 ]
@@ -18,5 +18,5 @@ __all__ = [
 from iresnet.analysis.estimators import LogDetAnalysis, analyze_logdet
 from iresnet.analysis.inverses import InverseAnalysis, analyze_inverse, rescaled, solver_curves
 from iresnet.analysis.latents import LatentAnalysis, analyze_latent
-from iresnet.analysis.reference import bijection_of, examples
+from iresnet.analysis.reference import bijection_of, dequantized_examples
 from iresnet.analysis.spectra import LipschitzAnalysis, analyze_lipschitz

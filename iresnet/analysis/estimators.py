@@ -1,8 +1,8 @@
-"""Bias, spread and cost of estimators of the log-determinant, against the exact value at examples."""
+"""Bias, standard deviation and cost of log-determinant estimators, against the exact value at examples."""
 
 __all__ = [
-    "CANDIDATES",
-    "Candidate",
+    "ESTIMATORS",
+    "EstimatorCase",
     "EstimatorRow",
     "LogDetAnalysis",
     "analyze_logdet",
@@ -10,7 +10,7 @@ __all__ = [
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from iresnet.analysis.reference import DENSE_LIMIT, Reference, reference, visits
+from iresnet.analysis.reference import DENSE_LIMIT, Reference, block_calls, reference
 from iresnet.bijections import Bijection
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization
@@ -29,39 +29,39 @@ from iresnet.series import PowerSeries, RussianRoulette
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """An estimator that is measured.
+class EstimatorCase:
+    """Estimator that is measured.
 
     Attributes:
-        family: what it is a member of.
+        family: name of the estimators that differ from it in size only.
         size: terms or steps, None where chance or a tolerance decides.
         make: builds it with one probe; called with ``generator=``.
-        shares_length: draws one length for a whole batch, so that only different batches are independent.
+        one_length: it draws one length for a batch, so that only different batches are independent.
     """
 
     family: str
     size: int | None
     make: Callable[..., Hutchinson]
-    shares_length: bool = False
+    one_length: bool = False
 
 
-CANDIDATES = (
-    *(Candidate("series, Gaussian", n, partial(PowerSeries, n, probe="gaussian")) for n in range(1, 11)),
-    *(Candidate("series, Rademacher", n, partial(PowerSeries, n)) for n in range(1, 11)),
-    Candidate("roulette", None, RussianRoulette, shares_length=True),
-    *(Candidate("Krylov", n, partial(Krylov, n)) for n in range(1, 7)),
-    Candidate("Krylov, tol=0.01", None, partial(Krylov, tol=1e-2)),
+ESTIMATORS = (
+    *(EstimatorCase("series, Gaussian", n, partial(PowerSeries, n, probe="gaussian")) for n in range(1, 11)),
+    *(EstimatorCase("series, Rademacher", n, partial(PowerSeries, n)) for n in range(1, 11)),
+    EstimatorCase("roulette", None, RussianRoulette, one_length=True),
+    *(EstimatorCase("Krylov", n, partial(Krylov, n)) for n in range(1, 7)),
+    EstimatorCase("Krylov, tol=0.01", None, partial(Krylov, tol=1e-2)),
 )
-"""What :func:`analyze_logdet` measures."""
+"""Estimators that :func:`analyze_logdet` measures."""
 
 
 @dataclass(frozen=True)
 class EstimatorRow:
-    """One estimator with one probe: of the sum over the blocks, in nats.
+    """Errors of one estimator with one probe: of the sum over the blocks, in nats.
 
     Attributes:
-        family: see :class:`Candidate`.
-        size: see :class:`Candidate`.
+        family: see :class:`EstimatorCase`.
+        size: see :class:`EstimatorCase`.
         products: mean Jacobian products for each block.
         bias: mean over the examples.
         bias_error: its standard error, from the probes.
@@ -80,14 +80,14 @@ class EstimatorRow:
 
 @dataclass(frozen=True)
 class LogDetAnalysis:
-    """How estimators of the log-determinant do on a model.
+    """Errors and costs of estimators of the log-determinant of a model.
 
     Attributes:
-        rows: one an estimator.
+        rows: one for each estimator.
         logdet: mean log-determinant over the examples, sum over the blocks, in nats.
-        exact: whether it is known by dense algebra, for all blocks.
-        reference_error: of the values that estimates are compared with, in nats, sum over the blocks, the largest of
-            all examples.
+        exact: whether dense algebra gives it for all blocks.
+        reference_error: error of the values that estimates are compared with, in nats, summed over the blocks, largest
+            of all examples.
         dims: D of the data.
         blocks: residual blocks.
         n: examples.
@@ -105,19 +105,19 @@ class LogDetAnalysis:
 
     @property
     def nats_per_bit(self) -> float:
-        """Nats that are one bit/dim."""
+        """Nats in one bit/dim."""
         return self.dims * math.log(2)
 
     @property
     def method(self) -> str:
-        """What the estimates are compared with."""
+        """Method by which the values that estimates are compared with are computed."""
         if self.exact:
             return "exact dense log-determinants in float64"
         return f"converged Krylov values, since blocks have more than {DENSE_LIMIT} dimensions"
 
     @property
     def summary(self) -> str:
-        """The main finding in one sentence."""
+        """Main finding in one sentence."""
         rows = {(row.family, row.size): row for row in self.rows}
         series, krylov = rows.get(("series, Gaussian", 5)), rows.get(("Krylov", 5))
         if series is None or krylov is None:
@@ -129,11 +129,11 @@ class LogDetAnalysis:
         )
 
     def row(self, family: str, size: int | None = None) -> EstimatorRow:
-        """The row of an estimator."""
+        """Return the row of an estimator."""
         return next(row for row in self.rows if (row.family, row.size) == (family, size))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
+        """Return plain numbers for JSON."""
         return {"summary": self.summary, "method": self.method, "nats_per_bit": self.nats_per_bit, **asdict(self)}
 
     def __str__(self) -> str:
@@ -150,12 +150,12 @@ def analyze_logdet(
     *,
     draws: int = 64,
     seed: int = 0,
-    candidates: Sequence[Candidate] = CANDIDATES,
+    estimators: Sequence[EstimatorCase] = ESTIMATORS,
     progress: Callable[[int], None] = lambda done: None,
 ) -> LogDetAnalysis:
     r"""Measure estimators at examples, each block at each example with probes of its own.
 
-    The bias is the mean of an estimate's difference from what the same probe gives exactly, so that it shows far below
+    The bias is the mean difference of an estimate from the exact value for the same probe, and is measurable far below
     the standard deviation of the estimates. Cost: D Jacobian products for each block and example, and work of the
     order :math:`D^3`.
 
@@ -164,7 +164,7 @@ def analyze_logdet(
         x: examples.
         draws: probes for each block and example.
         seed: of the probes.
-        candidates: the estimators.
+        estimators: the estimators.
         progress: called with the number of blocks done, of all examples.
 
     Raises:
@@ -180,25 +180,25 @@ def analyze_logdet(
     """
     if draws < 2:
         raise IResNetError(f"draws must be at least 2, for a standard deviation, got {draws}")
-    moments: list[list[_Moments]] = [[] for _ in candidates]
+    moments: list[list[_Moments]] = [[] for _ in estimators]
     logdets, errors, done = [], [], 0
     with hold_weights(bijection, iterate=False):
         for example in x.split(1):
-            parts, error = [], 0.0
-            for visit in visits(bijection, example):
-                truth = reference(visit)
-                sampled = [_moments(truth, candidate, draws, seed + done * draws) for candidate in candidates]
-                for of_candidate, part in zip(moments, sampled, strict=True):
-                    of_candidate.append(part)
-                parts.append(sampled[-1].exact if truth.logdet is None else truth.logdet)
-                error += max(part.error for part in sampled)
+            block_logdets, error = [], 0.0
+            for call in block_calls(bijection, example):
+                truth = reference(call)
+                measured = [_moments(truth, estimator, draws, seed + done * draws) for estimator in estimators]
+                for column, cell in zip(moments, measured, strict=True):
+                    column.append(cell)
+                block_logdets.append(measured[-1].exact if truth.logdet is None else truth.logdet)
+                error += max(cell.error for cell in measured)
                 done += 1
                 progress(done)
-            logdets.append(sum(parts))
+            logdets.append(sum(block_logdets))
             errors.append(error)
-    rows = tuple(_row(c, m, len(x)) for c, m in zip(candidates, moments, strict=True))
+    rows = tuple(_row(estimator, column, len(x)) for estimator, column in zip(estimators, moments, strict=True))
     blocks = done // len(x)
-    exact = all(part.known for part in moments[0])
+    exact = all(cell.known for cell in moments[0])
     return LogDetAnalysis(rows, statistics.fmean(logdets), exact, max(errors), x[0].numel(), blocks, len(x), draws)
 
 
@@ -207,7 +207,7 @@ def analyze_logdet(
 
 @dataclass(frozen=True)
 class _Moments:
-    """Mean and variance of the difference from the truth, and what they belong to."""
+    """Moments of an estimator's error at one block and example."""
 
     bias: float
     bias_variance: float
@@ -220,13 +220,13 @@ class _Moments:
     known: bool
 
 
-def _moments(truth: Reference, candidate: Candidate, draws: int, seed: int) -> _Moments:
+def _moments(truth: Reference, estimator: EstimatorCase, draws: int, seed: int) -> _Moments:
     generator = Generator().manual_seed(seed)
-    copies = 1 if candidate.shares_length else draws
+    copies = 1 if estimator.one_length else draws
     jacobian = truth.linearization(copies)
-    calls = [_estimate(candidate.make(generator=generator), jacobian) for _ in range(draws // copies)]
-    value, v, w = (torch.cat(parts) for parts in zip(*(call[:3] for call in calls), strict=True))
-    exact, exact_w, error = truth.of_probes(v)
+    calls = [_estimate(estimator.make(generator=generator), jacobian) for _ in range(draws // copies)]
+    value, v, w = (torch.cat(column) for column in zip(*(call[:3] for call in calls), strict=True))
+    exact, exact_w, error = truth.evaluate(v)
     difference = value - exact
     return _Moments(
         bias=float(difference.mean()),
@@ -242,9 +242,9 @@ def _moments(truth: Reference, candidate: Candidate, draws: int, seed: int) -> _
 
 
 def _estimate(estimator: Hutchinson, jacobian: Linearization) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Values, (n,), probes v and vectors w of the gradient <w, dJ v>, (n, D), and the number of products.
+    """Return values, (n,), probes v and vectors w of the gradient <w, dJ v>, (n, D), and the number of products.
 
-    A Jacobian product that takes note of v, and returns a leaf instead, receives w as its gradient.
+    The Jacobian product is replaced by a function that records v and returns a leaf, whose gradient is w.
     """
     leaf, probes, products = torch.zeros_like(jacobian.value, requires_grad=True), [], []
 
@@ -262,14 +262,14 @@ def _estimate(estimator: Hutchinson, jacobian: Linearization) -> tuple[Tensor, T
     return value.detach(), probes[0], to_vectors(w), counted
 
 
-def _row(candidate: Candidate, moments: Iterable[_Moments], n: int) -> EstimatorRow:
-    parts = list(moments)
+def _row(estimator: EstimatorCase, cells: Sequence[_Moments], n: int) -> EstimatorRow:
+    """Sum the moments over the blocks, and average them over the n examples."""
     return EstimatorRow(
-        candidate.family,
-        candidate.size,
-        products=statistics.fmean(part.products for part in parts),
-        bias=sum(part.bias for part in parts) / n,
-        bias_error=math.sqrt(sum(part.bias_variance for part in parts)) / n,
-        sd=math.sqrt(sum(part.variance for part in parts) / n),
-        gradient_error=math.sqrt(sum(p.gradient_error for p in parts) / sum(p.gradient_size for p in parts)),
+        estimator.family,
+        estimator.size,
+        products=statistics.fmean(cell.products for cell in cells),
+        bias=sum(cell.bias for cell in cells) / n,
+        bias_error=math.sqrt(sum(cell.bias_variance for cell in cells)) / n,
+        sd=math.sqrt(sum(cell.variance for cell in cells) / n),
+        gradient_error=math.sqrt(sum(c.gradient_error for c in cells) / sum(c.gradient_size for c in cells)),
     )

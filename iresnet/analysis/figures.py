@@ -1,4 +1,4 @@
-"""The figures of the analyses, in colors that differ for color-blind people, with a marker or a dash for each."""
+"""Figures of the analyses, in colors that color-blind people can tell apart, with a marker or a dash for each."""
 
 __all__ = ["draw_inverse", "draw_latent", "draw_lipschitz", "draw_logdet"]
 
@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from iresnet.analysis.estimators import EstimatorRow, LogDetAnalysis
-from iresnet.analysis.inverses import InverseAnalysis, Subject
-from iresnet.analysis.latents import PROBABILITIES, LatentAnalysis
+from iresnet.analysis.estimators import LogDetAnalysis
+from iresnet.analysis.inverses import InverseAnalysis
+from iresnet.analysis.latents import PROBABILITIES, KSTest, LatentAnalysis
 from iresnet.analysis.spectra import LipschitzAnalysis
 from iresnet.pictures import PALETTE
 
@@ -36,7 +36,7 @@ def _panels(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]
 
 
 def _fill(text: str) -> str:
-    """Lines as long as a panel is wide."""
+    """Break a text into lines that fit into a panel."""
     return textwrap.fill(text, 42)
 
 
@@ -52,40 +52,32 @@ FAMILIES = {
 
 
 def draw_logdet(analysis: LogDetAnalysis) -> Figure:
-    """Size of the bias, standard deviation, and error of the gradient's vectors, against Jacobian products."""
+    """Draw bias, standard deviation, and error of the gradient's vectors, against Jacobian products."""
     figure, (bias, sd, gradient, legend) = _panels(2, 2, 6.6)
     families = list(dict.fromkeys(row.family for row in analysis.rows))
     for family in families:
         rows = [row for row in analysis.rows if row.family == family]
         look = FAMILIES.get(family, {})
-        _bias_line(bias, rows, look)
-        for panel, name in ((sd, "sd"), (gradient, "gradient_error")):
-            panel.plot([row.products for row in rows], [getattr(row, name) for row in rows], label=family, **look)
+        products, size = [row.products for row in rows], [abs(row.bias) for row in rows]
+        errors = [2 * row.bias_error for row in rows]
+        bias.errorbar(products, size, yerr=errors, **look, markerfacecolor="white", capsize=2)
+        certain = [point for *point, error in zip(products, size, errors, strict=True) if point[1] > error]
+        if certain:  # filled markers: two standard errors do not contain zero
+            bias.plot(*zip(*certain, strict=True), **{**look, "linestyle": ""}, zorder=3)
+        sd.plot(products, [row.sd for row in rows], label=family, **look)
+        gradient.plot(products, [row.gradient_error for row in rows], label=family, **look)
     bias.set(ylabel="size of the bias (nats)", title=f"Bias (of {analysis.logdet:.4g} nats)", yscale="log")
     sd.set(ylabel="standard deviation of one probe (nats)", title="Spread", ylim=(0, None))
     gradient.set(ylabel="relative error, same probe", title="Vectors that carry the gradient", yscale="log")
     for panel in (bias, sd, gradient):
         panel.set_xlabel("Jacobian products for each block")
+    nats = analysis.nats_per_bit
     for panel in (bias, sd):
-        _bits_axis(panel, analysis.nats_per_bit)
+        functions: Any = (lambda y: y / nats, lambda y: y * nats)
+        panel.secondary_yaxis("right", functions=functions).set_ylabel("bits/dim")
     note = f"{analysis.n} examples, {analysis.draws} probes each\nbars: 2 standard errors\nhollow: bias within them"
     _legend(legend, sd, f"{note}\n{_fill(f'compared with {analysis.method}')}")
     return figure
-
-
-def _bias_line(panel: Axes, rows: Sequence[EstimatorRow], look: dict[str, Any]) -> None:
-    """Bars of two standard errors; hollow where they hold zero."""
-    x, size = [row.products for row in rows], [abs(row.bias) for row in rows]
-    panel.errorbar(x, size, yerr=[2 * row.bias_error for row in rows], **look, markerfacecolor="white", capsize=2)
-    certain = [(row.products, abs(row.bias)) for row in rows if abs(row.bias) > 2 * row.bias_error]
-    if certain:
-        panel.plot(*zip(*certain, strict=True), **{**look, "linestyle": ""}, zorder=3)
-
-
-def _bits_axis(panel: Axes, nats: float) -> None:
-    functions: Any = (lambda y: y / nats, lambda y: y * nats)
-    axis = panel.secondary_yaxis("right", functions=functions)
-    axis.set_ylabel("bits/dim")
 
 
 def _legend(panel: Axes, source: Axes, note: str = "") -> None:
@@ -99,7 +91,7 @@ def _legend(panel: Axes, source: Axes, note: str = "") -> None:
 
 
 def draw_lipschitz(analysis: LipschitzAnalysis) -> Figure:
-    """Sorted singular values of each layer, and bounds of layers and blocks."""
+    """Draw the singular values of each layer, and bounds of layers and blocks."""
     figure = Figure(figsize=(9, 7.2), layout="constrained")
     spectra, layers, blocks = figure.subplot_mosaic([["spectra", "spectra"], ["layers", "blocks"]]).values()
     _draw_spectra(figure, spectra, analysis)
@@ -149,21 +141,25 @@ FLOOR, CEILING = 1e-16, 1e3
 
 
 def draw_inverse(analysis: InverseAnalysis) -> Figure:
-    """Round-trip errors of networks and of their blocks, with what is proved, and of solvers."""
+    """Draw round-trip errors of networks and of their blocks, beside the proved bounds, and of solvers."""
     figure, (network, blocks, solvers, legend) = _panels(2, 2, 7.6)
-    for subject, look in zip(analysis.subjects, _looks(), strict=False):
-        ending = " (diverges)" if subject.curve.diverges else ""
-        network.plot(
-            subject.curve.steps, _clipped(subject.curve.largest), label=_fill(f"{subject.title}{ending}"), **look
-        )
-        _draw_blocks(blocks, subject, look)
+    for curves, look in zip(analysis.networks, _looks(), strict=False):
+        ending = " (diverges)" if curves.curve.diverges else ""
+        label = _fill(f"{curves.title}{ending}")
+        network.plot(curves.curve.steps, _clipped(curves.curve.largest), label=label, **look)
+        errors = np.max([block.errors for block in curves.blocks], axis=0)
+        steps = np.arange(1, len(errors) + 1)
+        blocks.plot(steps, _clipped(errors.tolist()), **{**look, "marker": ""})
+        if curves.bound < 1:
+            proved = curves.bound**steps
+            blocks.plot(steps[proved > FLOOR], proved[proved > FLOOR], ":", color=look["color"], linewidth=1)
     for curve, look in zip(analysis.solvers, _looks(), strict=False):
         solvers.plot(curve.evaluations, _clipped(curve.largest), label=curve.solver, **look)
     error = "largest error (share of the data's range)"
     network.set(title="Network, fixed-point iteration", xlabel="iterations in each block", ylabel=error)
     blocks.set(title="Worst block (dots: proved, $L^k$)", xlabel="iterations", ylabel="error / error at the start")
     solvers.set(
-        title=_fill(f"Solvers, {analysis.subjects[0].title}"),
+        title=_fill(f"Solvers, {analysis.networks[0].title}"),
         xlabel="evaluations and products in each block",
         ylabel=error,
     )
@@ -175,7 +171,7 @@ def draw_inverse(analysis: InverseAnalysis) -> Figure:
 
 
 def _looks() -> Any:
-    """A line style for each of several lines."""
+    """Yield a line style for each of several lines."""
     return (
         {"color": c, "marker": m, "linestyle": d, "markersize": 4}
         for c, m, d in zip(cycle(PALETTE[:7]), cycle(MARKERS), cycle(DASHES), strict=False)
@@ -186,20 +182,11 @@ def _clipped(errors: Sequence[float]) -> list[float]:
     return [min(max(error, FLOOR), CEILING) for error in errors]
 
 
-def _draw_blocks(panel: Axes, subject: Subject, look: dict[str, Any]) -> None:
-    errors = np.max([block.errors for block in subject.blocks], axis=0)
-    steps = np.arange(1, len(errors) + 1)
-    panel.plot(steps, _clipped(errors.tolist()), **{**look, "marker": ""})
-    if subject.bound < 1:
-        proved = subject.bound**steps
-        panel.plot(steps[proved > FLOOR], proved[proved > FLOOR], ":", color=look["color"], linewidth=1)
-
-
 # -- latents ---------------------------------------------------------------------------------------------------------
 
 
 def draw_latent(analysis: LatentAnalysis, class_names: Sequence[str] = ()) -> Figure:
-    """Lengths, quantiles and moments against the base density, and the first two principal components."""
+    """Draw lengths, quantiles and moments against the base density, and the first two principal components."""
     if not (analysis.radius and analysis.moments):
         figure, (points, variances) = _panels(1, 2, 4.4)
         _draw_points(points, analysis, class_names)
@@ -219,8 +206,8 @@ def _draw_lengths(panel: Axes, analysis: LatentAnalysis) -> None:
     edges, dims = np.log(radius.edges), analysis.dims
     density = np.array(radius.counts) / analysis.n / np.diff(edges)
     panel.stairs(density, np.exp(edges), fill=True, color=PALETTE[5], label="data")
-    spread = 5 * radius.claimed_sd
-    x = np.exp(np.linspace(min(edges[0], -spread), max(edges[-1], spread), 2000))
+    width = 5 * radius.claimed_sd
+    x = np.exp(np.linspace(min(edges[0], -width), max(edges[-1], width), 2000))
     panel.plot(x, dims * x * stats.chi2.pdf(dims * x, dims), color=PALETTE[4], label="claimed: chi-square")
     panel.set(xlabel="squared length / D", ylabel="density of its logarithm", title=f"Lengths, {_test(radius.test)}")
     panel.set_xscale("log")
@@ -228,8 +215,8 @@ def _draw_lengths(panel: Axes, analysis: LatentAnalysis) -> None:
     panel.legend(fontsize=8)
 
 
-def _test(fit: Any) -> str:
-    return f"KS {fit.statistic:.3f}, n = {fit.n}"
+def _test(test: KSTest) -> str:
+    return f"KS {test.statistic:.3f}, n = {test.n}"
 
 
 def _draw_quantiles(panel: Axes, analysis: LatentAnalysis) -> None:
@@ -242,7 +229,7 @@ def _draw_quantiles(panel: Axes, analysis: LatentAnalysis) -> None:
 
 
 def _draw_moments(panel: Axes, analysis: LatentAnalysis) -> None:
-    """Sorted, so that 784 dimensions can be read."""
+    """Draw the moments of all dimensions, sorted, so that 784 of them can be read."""
     moments = analysis.moments
     assert moments is not None
     share = np.linspace(0, 100, analysis.dims)

@@ -1,10 +1,10 @@
-"""How fast inverses converge, or do not: errors against iterations, beside the rate that is proved."""
+"""Convergence of inverses: errors against iterations, beside the rate that is proved."""
 
 __all__ = [
     "BlockCurve",
     "Curve",
     "InverseAnalysis",
-    "Subject",
+    "NetworkCurves",
     "analyze_inverse",
     "rescaled",
     "solver_curves",
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from iresnet.accelerated import Anderson, NewtonKrylov
-from iresnet.analysis.reference import Visit, visits
+from iresnet.analysis.reference import BlockCall, block_calls
 from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.bounds import upper_bound
 from iresnet.certificates import norm_of
@@ -30,7 +30,7 @@ from iresnet.lipschitz import LipschitzLayer, hold_weights, lipschitz_layers, re
 from iresnet.solvers import FixedPointIteration, Solution, Solver
 
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40)
-"""Iterations in every block after which errors are taken."""
+"""Numbers of iterations in every block after which errors are measured."""
 
 ATOL = 1e-14
 """Tolerance of the solvers, in float64: close to rounding, so that the number of steps decides."""
@@ -40,19 +40,19 @@ SOLVERS: dict[str, tuple[Callable[..., Solver], int]] = {
     "anderson": (Anderson, 1),
     "newton-krylov": (partial(NewtonKrylov, n_steps=5), 6),
 }
-"""By name: what makes the solver, and what a step of it costs in evaluations of g and Jacobian products."""
+"""Constructor of each solver, and the cost of a step in evaluations of g and Jacobian products."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Errors of data -> latent -> data of a whole network, in units of the data's range, root mean square an example.
+    """Root mean square errors of data -> latent -> data through a network, in units of the data's range.
 
     Attributes:
-        solver: its name.
-        steps: the most that are made in every block.
-        evaluations: of g, and products with its Jacobian, for each block and example that were made.
+        solver: name of the solver.
+        steps: largest number of steps in every block.
+        evaluations: of g, and products with its Jacobian, for each block and example.
         median: of the examples' errors; infinite where an inverse is not finite.
-        largest: likewise.
+        largest: of the examples' errors, likewise.
     """
 
     solver: str
@@ -63,11 +63,11 @@ class Curve:
 
     @property
     def diverges(self) -> bool:
-        """Whether the largest error ends above where it began, or is no number."""
+        """True if the largest error is larger after the last step than after the first, or not finite."""
         return not (math.isfinite(self.largest[-1]) and self.largest[-1] <= self.largest[0])
 
     def steps_to(self, error: float) -> int | None:
-        """Steps from which on the largest error is at most so much."""
+        """Return the number of steps from which on the largest error is at most ``error``, None without one."""
         above = [i for i, e in enumerate(self.largest) if not e <= error]
         reached = above[-1] + 1 if above else 0
         return self.steps[reached] if reached < len(self.steps) else None
@@ -75,12 +75,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class BlockCurve:
-    r"""One block by itself, from its true output: :math:`|x_k - x| / |x_0 - x|` by fixed-point iteration.
+    r"""Errors :math:`|x_k - x| / |x_0 - x|` of one block by fixed-point iteration, from its true output.
 
     Attributes:
         name: path of the block.
-        bound: L, proved; infinite when nothing is.
-        norm: p of the norm in which it is, and in which the errors are taken.
+        bound: proved Lipschitz bound L; infinite when there is none.
+        norm: p of the norm of the bound and of the errors.
         errors: largest of the examples, after 1, 2, ... steps.
     """
 
@@ -91,19 +91,19 @@ class BlockCurve:
 
     @property
     def within_bound(self) -> bool:
-        """Whether every error is at most :math:`L^k`, up to rounding."""
+        """True if every error is at most :math:`L^k`, up to rounding."""
         return all(e <= self.bound**k * (1 + 1e-9) + 1e-12 for k, e in enumerate(self.errors, start=1))
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One network, its inverse, and what is proved of it.
+class NetworkCurves:
+    """Convergence of one network's inverse, beside the bounds that are proved of it.
 
     Attributes:
-        label: what to call it.
-        coeff: the largest coefficient of its layers, None when a layer is held at none.
-        bound: the largest of its blocks' bounds.
-        curve: of fixed-point iteration through the whole network.
+        label: name of the network in tables and figures.
+        coeff: largest coefficient of its layers, None when a layer has none.
+        bound: largest of its blocks' bounds.
+        curve: of fixed-point iteration through the network.
         blocks: each block by itself.
     """
 
@@ -115,15 +115,24 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """The label with the coefficient."""
+        """Label with the coefficient."""
         return f"{self.label} ({'no coefficient' if self.coeff is None else f'{self.coeff:g}'})"
 
     @property
     def verdict(self) -> str:
-        """What was seen, and whether it is proved, in words."""
+        """Observed convergence, and whether it is certified, in words."""
         slow = f"not converged in {self.curve.steps[-1]} steps"
         seen = "diverges" if self.curve.diverges else slow if self.curve.steps_to(1e-3) is None else "converges"
         return seen if self.bound < 1 else f"{seen}, not certified"
+
+    @property
+    def finding(self) -> str:
+        """Steps to an error of 1e-6, or the verdict, in words."""
+        steps, last = self.curve.steps_to(1e-6), self.curve.largest[-1]
+        if steps is None or self.curve.diverges:
+            error = f" (error {last:.1e} of the data's range)" if math.isfinite(last) else ""
+            return f"{self.title}: {self.verdict}{error}"
+        return f"{self.title}: within 1e-6 of the data's range after {steps} steps a block"
 
 
 @dataclass(frozen=True)
@@ -131,41 +140,35 @@ class InverseAnalysis:
     """Inverses of one or several networks.
 
     Attributes:
-        subjects: one a network.
+        networks: one for each network; ``subjects`` in files.
         solvers: curves of all solvers on the first network.
         n: examples.
     """
 
-    subjects: tuple[Subject, ...]
+    networks: tuple[NetworkCurves, ...]
     solvers: tuple[Curve, ...]
     n: int
 
     @property
     def summary(self) -> str:
-        """The main finding in one sentence."""
-        found = "; ".join(map(_finding, self.subjects)) or "nothing was inverted"
+        """Main finding in one sentence."""
+        found = "; ".join(network.finding for network in self.networks) or "nothing was inverted"
         return f"Fixed-point iteration on {self.n} examples: {found}."
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
-        tree = {"summary": self.summary, **asdict(self)}
-        for part, subject in zip(tree["subjects"], self.subjects, strict=True):
-            part |= {"verdict": subject.verdict, "certified": subject.bound < 1, "diverges": subject.curve.diverges}
-            for row, block in zip(part["blocks"], subject.blocks, strict=True):
-                row["within_bound"] = block.within_bound
-        return tree
+        """Return plain numbers for JSON."""
+        rows = []
+        for network in self.networks:
+            row = asdict(network)
+            row |= {"verdict": network.verdict, "certified": network.bound < 1, "diverges": network.curve.diverges}
+            for tree, block in zip(row["blocks"], network.blocks, strict=True):
+                tree["within_bound"] = block.within_bound
+            rows.append(row)
+        solvers = tuple(asdict(curve) for curve in self.solvers)
+        return {"summary": self.summary, "subjects": tuple(rows), "solvers": solvers, "n": self.n}
 
     def __str__(self) -> str:
         return self.summary
-
-
-def _finding(subject: Subject) -> str:
-    curve = subject.curve
-    steps = curve.steps_to(1e-6)
-    if steps is None or curve.diverges:
-        error = f" (error {curve.largest[-1]:.1e} of the data's range)" if math.isfinite(curve.largest[-1]) else ""
-        return f"{subject.title}: {subject.verdict}{error}"
-    return f"{subject.title}: within 1e-6 of the data's range after {steps} steps a block"
 
 
 # -- curves ----------------------------------------------------------------------------------------------------------
@@ -179,15 +182,15 @@ def analyze_inverse(
     label: str,
     scale: float,
     progress: Callable[[int], None] = lambda done: None,
-) -> Subject:
-    r"""Invert a network by so many fixed-point iterations a block, and each of its blocks by itself.
+) -> NetworkCurves:
+    r"""Invert a network by fixed-point iteration with each number of :data:`STEPS`, and each of its blocks by itself.
 
     A block with bound L proves :math:`|x_k - x| \le L^k |x_0 - x|`, where :math:`x_0 = z`.
 
     Args:
         bijection: the network, in float64.
         x: examples.
-        label: what to call the network.
+        label: name of the network in tables and figures.
         scale: range of the data.
         progress: called with the number of curve points done.
 
@@ -197,15 +200,14 @@ def analyze_inverse(
     Example:
         >>> import iresnet as ir
         >>> block = ir.ResidualBlock(ir.networks.mlp(2, 8, coeff=0.5)).double()
-        >>> subject = analyze_inverse(block, torch.randn(4, 2, dtype=torch.float64), label="mlp", scale=1.0)
-        >>> subject.verdict, subject.blocks[0].within_bound
+        >>> network = analyze_inverse(block, torch.randn(4, 2, dtype=torch.float64), label="mlp", scale=1.0)
+        >>> network.verdict, network.blocks[0].within_bound
         ('converges', True)
     """
     with hold_weights(bijection, iterate=False):
-        passed = visits(bijection, x)
-        blocks = tuple(_block_curve(visit) for visit in passed)
+        blocks = tuple(_block_curve(call) for call in block_calls(bijection, x))
         curve = _curve(bijection, x, "fixed-point", scale, progress)
-    return Subject(label, _coeff(bijection), max(block.bound for block in blocks), curve, blocks)
+    return NetworkCurves(label, _largest_coeff(bijection), max(block.bound for block in blocks), curve, blocks)
 
 
 @torch.no_grad()
@@ -216,7 +218,7 @@ def solver_curves(
     scale: float,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Curve, ...]:
-    """Errors of a network's inverse by every solver, against evaluations; arguments as :func:`analyze_inverse`."""
+    """Invert a network by every solver with each number of :data:`STEPS`; arguments as :func:`analyze_inverse`."""
     curves = []
     with hold_weights(bijection, iterate=False):
         for i, name in enumerate(SOLVERS):
@@ -227,17 +229,12 @@ def solver_curves(
 def _curve(bijection: Bijection, x: Tensor, name: str, scale: float, progress: Callable[[int], None]) -> Curve:
     make, cost = SOLVERS[name]
     z = bijection(x)
-    n_blocks = len(visits(bijection, x[:1]))
+    n_blocks = len(block_calls(bijection, x[:1]))
     curve = Curve(name, [], [], [], [])
     for i, steps in enumerate(STEPS, start=1):
         if (steps - 1) * cost < STEPS[-1]:
-            solutions: list[Solution] = []
-            back = bijection.inverse(
-                z,
-                solver=make(atol=ATOL, rtol=0.0, max_steps=steps),
-                report=lambda block, solution, solutions=solutions: solutions.append(solution),
-            )
-            error = _rms(back - x).nan_to_num(nan=math.inf) / scale
+            back, solutions = _invert(bijection, z, make(atol=ATOL, rtol=0.0, max_steps=steps))
+            error = (back - x).flatten(1).square().mean(1).sqrt().nan_to_num(nan=math.inf) / scale
             curve.steps.append(steps)
             curve.evaluations.append(sum(float(s.evaluations.double().mean()) for s in solutions) / n_blocks)
             curve.median.append(float(error.median()))
@@ -246,26 +243,28 @@ def _curve(bijection: Bijection, x: Tensor, name: str, scale: float, progress: C
     return curve
 
 
-def _rms(error: Tensor) -> Tensor:  # (N, *E) -> (N,)
-    return error.flatten(1).square().mean(1).sqrt()
+def _invert(bijection: Bijection, z: Tensor, solver: Solver) -> tuple[Tensor, list[Solution]]:
+    """Return the inverse and the solution of each block."""
+    solutions: list[Solution] = []
+    return bijection.inverse(z, solver=solver, report=lambda _, solution: solutions.append(solution)), solutions
 
 
-def _block_curve(visit: Visit) -> BlockCurve:
-    g, norm = visit.block.g, norm_of(visit.block.g)
+def _block_curve(call: BlockCall) -> BlockCurve:
+    g, norm = call.block.g, norm_of(call.block.g)
 
     def size(error: Tensor) -> Tensor:  # (N, *E) -> (N,)
         return torch.linalg.vector_norm(error.flatten(1), norm, dim=1).nan_to_num(nan=math.inf)
 
-    y, errors = visit.z, []
-    start = size(visit.z - visit.x).clamp(min=torch.finfo(y.dtype).tiny)
+    y, errors = call.z, []
+    start = size(call.z - call.x).clamp(min=torch.finfo(y.dtype).tiny)
     for _ in range(STEPS[-1]):
-        y = visit.z - g(y)
-        errors.append(float((size(y - visit.x) / start).max()))
-    return BlockCurve(visit.name, upper_bound(g, norm), norm, errors)
+        y = call.z - g(y)
+        errors.append(float((size(y - call.x) / start).max()))
+    return BlockCurve(call.name, upper_bound(g, norm), norm, errors)
 
 
-def _coeff(module: nn.Module) -> float | None:
-    """The largest coefficient, None when a linear layer of a block has none."""
+def _largest_coeff(module: nn.Module) -> float | None:
+    """Return the largest coefficient of the blocks, None when one of their linear layers has none."""
     coeffs = []
     for block in (m for m in module.modules() if isinstance(m, ResidualBlock)):
         for layer in block.g.modules():
@@ -277,14 +276,14 @@ def _coeff(module: nn.Module) -> float | None:
     return largest if math.isfinite(largest) else None
 
 
-# -- the same weights at other coefficients ----------------------------------------------------------------------------
+# -- other coefficients ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def rescaled(bijection: Bijection, coeff: float) -> Iterator[None]:
-    """Use all Lipschitz layers with their weights scaled from their own coefficient to another, for the context.
+    """Scale the weights of all Lipschitz layers from their own coefficient to another, for the context.
 
-    The network is another one then: it was not trained so. From 1 on nothing proves that its blocks contract.
+    The network was not trained with this coefficient. From 1 on nothing proves that its blocks contract.
 
     Args:
         bijection: the network.

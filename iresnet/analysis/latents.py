@@ -1,13 +1,13 @@
-"""Whether latents are distributed as the base density claims, and what their main directions show."""
+"""Tests of latents against the base density, and their principal components."""
 
 __all__ = [
-    "Fit",
+    "KSTest",
     "LatentAnalysis",
     "Moments",
     "Projection",
     "Radius",
     "analyze_latent",
-    "scales_of",
+    "latent_scales",
 ]
 
 import math
@@ -22,27 +22,27 @@ from scipy import stats
 from torch import Tensor
 
 from iresnet.bijections import latent_shapes
-from iresnet.distributions import Base
 from iresnet.errors import DataError
+from iresnet.flows import Base
 
-LEVEL = 1e-3
-"""Below this p-value a claim is rejected."""
+SIGNIFICANCE = 1e-3
+"""Level of significance: a claim with a smaller p-value is rejected."""
 
 PROBABILITIES = np.array([1e-4, 1e-3, *np.linspace(0.01, 0.99, 50), 0.999, 0.9999])
-"""Where quantiles are taken."""
+"""Probabilities of the quantiles."""
 
-KEPT = 500
-"""Examples whose projection is kept."""
+N_POINTS = 500
+"""Examples of which the projection is kept."""
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A Kolmogorov-Smirnov test.
+class KSTest:
+    """Result of a Kolmogorov-Smirnov test.
 
     Attributes:
         statistic: largest difference of the distribution functions, 0 to 1.
-        p_value: chance of one as large if the claim held.
-        n: sample size; with a large one small differences are found.
+        p_value: probability of a statistic as large if the claim holds.
+        n: sample size; the larger it is, the smaller are the differences that are rejected.
     """
 
     statistic: float
@@ -51,8 +51,8 @@ class Fit:
 
     @property
     def rejected(self) -> bool:
-        """Whether the claim is rejected."""
-        return self.p_value < LEVEL
+        """True if the claim is rejected."""
+        return self.p_value < SIGNIFICANCE
 
     def __str__(self) -> str:
         return f"KS {self.statistic:.3f} (p = {self.p_value:.2g}, n = {self.n})"
@@ -64,7 +64,7 @@ class Moments:
 
     Attributes:
         mean: (D,).
-        sd: (D,).
+        sd: standard deviation, (D,).
         kurtosis: excess, (D,).
         mean_error: standard error of a mean if the claim holds.
         sd_error: of a standard deviation.
@@ -81,12 +81,12 @@ class Moments:
 
 @dataclass(frozen=True)
 class Scale:
-    """The dimensions that leave at one scale of a model.
+    """Dimensions of the latent that leave the model at one scale.
 
     Attributes:
         name: such as ``"scale 1"``.
         start: first dimension.
-        stop: past the last.
+        stop: one past the last dimension.
         elements: test of all elements of the examples against the standard normal distribution.
         quantiles: of the elements, at :data:`PROBABILITIES`.
     """
@@ -94,7 +94,7 @@ class Scale:
     name: str
     start: int
     stop: int
-    elements: Fit
+    elements: KSTest
     quantiles: list[float]
 
 
@@ -114,7 +114,7 @@ class Radius:
     mean: float
     sd: float
     claimed_sd: float
-    test: Fit
+    test: KSTest
     edges: list[float]
     counts: list[int]
 
@@ -126,8 +126,8 @@ class Projection:
     Attributes:
         variances: largest ones, descending.
         share: of the whole variance, in the first two.
-        edge: what the largest would exceed with a chance of one in a thousand if all dimensions were independent and
-            standard normal (Johnstone); None for features.
+        edge: quantile of the largest variance that it exceeds with a probability of one in a thousand if all dimensions
+            are independent and standard normal (Johnstone); None for features.
         points: the first examples on the first two components.
         labels: their classes, empty without labels.
     """
@@ -141,15 +141,15 @@ class Projection:
 
 @dataclass(frozen=True)
 class LatentAnalysis:
-    """Latents, or features of a classifier, of a split.
+    """Distribution of latents, or of the features of a classifier.
 
     Attributes:
         n: examples.
         dims: D.
         projection: principal components.
-        moments: of each dimension; None for a classifier, whose features nothing is claimed of; and so are the next.
-        radius: lengths.
-        scales: one for each scale of the model.
+        moments: of each dimension; None for a classifier, of whose features nothing is claimed.
+        radius: lengths; None for a classifier.
+        scales: one for each scale of the model, none for a classifier.
     """
 
     n: int
@@ -161,7 +161,7 @@ class LatentAnalysis:
 
     @property
     def rejected(self) -> list[str]:
-        """Claims of the base density that the tests reject."""
+        """Names of the claims of the base density that are rejected."""
         found = [f"elements of {scale.name}" for scale in self.scales if scale.elements.rejected]
         if self.radius and self.radius.test.rejected:
             found.append("lengths")
@@ -172,7 +172,7 @@ class LatentAnalysis:
 
     @property
     def summary(self) -> str:
-        """The main finding in one sentence."""
+        """Main finding in one sentence."""
         if self.radius is None:
             share = 100 * self.projection.share
             return (
@@ -188,7 +188,7 @@ class LatentAnalysis:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
+        """Return plain numbers for JSON."""
         probabilities = PROBABILITIES.tolist()
         normal = stats.norm.ppf(PROBABILITIES).tolist()
         claims = {"rejected": self.rejected, "probabilities": probabilities, "normal_quantiles": normal}
@@ -198,7 +198,7 @@ class LatentAnalysis:
         return self.summary
 
 
-# -- measuring -------------------------------------------------------------------------------------------------------
+# -- tests -----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -246,25 +246,29 @@ def analyze_latent(
             f"statistics of latents need at least 8 examples, got {len(x)}; raise --n or take another split"
         )
     mean, std = base.moments() if base is not None else (0.0, 1.0)
-    parts = []
+    batches = []
     for batch in x.split(batch_size):
         z = encode(batch).flatten(1)
-        parts.append(((z - mean) / std).double().cpu())
-        progress(sum(map(len, parts)))
-    u = torch.cat(parts).numpy()
+        batches.append(((z - mean) / std).double().cpu())
+        progress(sum(map(len, batches)))
+    u = torch.cat(batches).numpy()
     if not np.isfinite(u).all():
         raise DataError("some latents are not finite: the model diverged or its weights are damaged; train again")
     n, dims = u.shape
-    labels = [] if y is None else y[:KEPT].tolist()
+    labels = [] if y is None else y[:N_POINTS].tolist()
     projection = _projection(u, None if base is None else _edge(n, dims), labels)
     if base is None:
         return LatentAnalysis(n, dims, projection)
-    scales = tuple(_scale(name, u, start, stop) for name, start, stop in scales_of(encode, dims))
-    return LatentAnalysis(n, dims, projection, _moments(u), _radius(u), scales)
+    scales = []
+    for name, start, stop in latent_scales(encode, dims):
+        elements = u[:, start:stop].ravel()
+        quantiles = np.quantile(elements, PROBABILITIES).tolist()
+        scales.append(Scale(name, start, stop, _ks_test(elements, stats.norm.cdf), quantiles))
+    return LatentAnalysis(n, dims, projection, _moments(u), _radius(u), tuple(scales))
 
 
-def scales_of(encode: Callable[[Tensor], Tensor], dims: int) -> list[tuple[str, int, int]]:
-    """Name, first dimension and the one past the last, of what leaves the model at each scale.
+def latent_scales(encode: Callable[[Tensor], Tensor], dims: int) -> list[tuple[str, int, int]]:
+    """Return name, first dimension and one past the last, of the latents that leave the model at each scale.
 
     Args:
         encode: the bijection; any other map has one scale.
@@ -272,7 +276,7 @@ def scales_of(encode: Callable[[Tensor], Tensor], dims: int) -> list[tuple[str, 
 
     Example:
         >>> import iresnet as ir
-        >>> scales_of(ir.FactorOut((4, 2, 2), ir.Flatten((2, 2, 2))), 16)
+        >>> latent_scales(ir.FactorOut((4, 2, 2), ir.Flatten((2, 2, 2))), 16)
         [('scale 1', 0, 8), ('scale 2', 8, 16)]
     """
     *factored_out, _ = latent_shapes(encode)
@@ -292,12 +296,6 @@ def _moments(u: np.ndarray) -> Moments:  # (N, D)
     )
 
 
-def _scale(name: str, u: np.ndarray, start: int, stop: int) -> Scale:
-    elements = u[:, start:stop].ravel()
-    quantiles = np.quantile(elements, PROBABILITIES).tolist()
-    return Scale(name, start, stop, _fit(elements, stats.norm.cdf), quantiles)
-
-
 def _radius(u: np.ndarray) -> Radius:
     dims = u.shape[1]
     squares = (u**2).sum(1)
@@ -309,26 +307,26 @@ def _radius(u: np.ndarray) -> Radius:
         float((squares / dims).mean()),
         float((squares / dims).std(ddof=1)),
         claimed_sd=math.sqrt(2 / dims),
-        test=_fit(squares, stats.chi2(dims).cdf),
+        test=_ks_test(squares, stats.chi2(dims).cdf),
         edges=edges.tolist(),
         counts=counts.tolist(),
     )
 
 
-def _fit(values: np.ndarray, cdf: Callable[[np.ndarray], np.ndarray]) -> Fit:
+def _ks_test(values: np.ndarray, cdf: Callable[[np.ndarray], np.ndarray]) -> KSTest:
     test = stats.kstest(values, cdf)
-    return Fit(float(test.statistic), float(test.pvalue), len(values))
+    return KSTest(float(test.statistic), float(test.pvalue), len(values))
 
 
 def _edge(n: int, dims: int) -> float:
-    """The largest eigenvalue's quantile at 1 - LEVEL, that of the Tracy-Widom law of order 1 being 3.27."""
+    """Return the quantile at 1 - SIGNIFICANCE of the largest eigenvalue, where the Tracy-Widom law has 3.27."""
     rows, columns = math.sqrt(n - 1), math.sqrt(dims)
     center, width = (rows + columns) ** 2, (rows + columns) * (1 / rows + 1 / columns) ** (1 / 3)
     return (center + 3.27 * width) / n
 
 
 def _projection(u: np.ndarray, edge: float | None, labels: list[int]) -> Projection:
-    """Principal components, from the smaller one of the two matrices of products."""
+    """Compute principal components from the smaller one of the two Gram matrices."""
     n, dims = u.shape
     centered = u - u.mean(0)
     if dims <= n:
@@ -336,6 +334,6 @@ def _projection(u: np.ndarray, edge: float | None, labels: list[int]) -> Project
     else:
         variances, between = np.linalg.eigh(centered @ centered.T / n)
         directions = centered.T @ (between / np.sqrt(n * np.maximum(variances, np.finfo(float).tiny)))
-    variances, points = variances[::-1].clip(min=0), centered[:KEPT] @ directions[:, ::-1][:, :2]
+    variances, points = variances[::-1].clip(min=0), centered[:N_POINTS] @ directions[:, ::-1][:, :2]
     share = float(variances[:2].sum() / max(variances.sum(), np.finfo(float).tiny))
     return Projection(variances[:20].tolist(), share, edge, points.tolist(), labels)

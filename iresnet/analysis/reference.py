@@ -1,15 +1,15 @@
-"""Reference: residual blocks at examples, and the exact log-determinants that estimators are measured against."""
+"""Residual blocks at examples, and the exact log-determinants that estimators are compared with."""
 
 __all__ = [
+    "BlockCall",
     "Converged",
     "DENSE_LIMIT",
     "Dense",
     "Reference",
-    "Visit",
     "bijection_of",
-    "examples",
+    "block_calls",
+    "dequantized_examples",
     "reference",
-    "visits",
 ]
 
 from abc import ABC, abstractmethod
@@ -31,17 +31,18 @@ from iresnet.operators import to_events, to_vectors
 # -- examples and blocks -----------------------------------------------------------------------------------------------
 
 
-def examples(split: Split, n: int, *, levels: int | None, seed: int = 0) -> Split:
+def dequantized_examples(split: Split, n: int, *, levels: int | None, seed: int = 0) -> Split:
     """Take examples in a random order, with the noise of dequantization, in float64.
 
     Args:
-        split: where they are taken from.
-        n: how many; all of them where there are fewer.
+        split: the split that they are taken from.
+        n: number of examples; all of them where there are fewer.
         levels: values that an integer component takes, none for continuous data.
         seed: of the order and the noise.
 
     Example:
-        >>> examples(Split(torch.zeros(9, 1, 2, 2, dtype=torch.uint8)), 4, levels=256).x.shape
+        >>> split = Split(torch.zeros(9, 1, 2, 2, dtype=torch.uint8))
+        >>> dequantized_examples(split, 4, levels=256).x.shape
         torch.Size([4, 1, 2, 2])
     """
     chosen = torch.from_numpy(permutation(len(split), seed)[:n]).to(split.x.device)
@@ -51,7 +52,7 @@ def examples(split: Split, n: int, *, levels: int | None, seed: int = 0) -> Spli
 
 
 def bijection_of(model: nn.Module) -> Bijection:
-    """The bijection of a model, refused when it has none.
+    """Return the bijection of a model, and refuse a model that has none.
 
     Raises:
         RecipeError: for a network that maps different inputs to the same features.
@@ -66,14 +67,14 @@ def bijection_of(model: nn.Module) -> Bijection:
 
 
 @dataclass(frozen=True)
-class Visit:
-    r"""A residual block, and what it maps in a pass through the model.
+class BlockCall:
+    r"""Residual block with its input and output in a forward pass through the model.
 
     Attributes:
         name: path of the block in the bijection.
         block: the block.
-        x: what comes in, (N, \*E).
-        z: what goes out, (N, \*E).
+        x: input, (N, \*E).
+        z: output, (N, \*E).
     """
 
     name: str
@@ -83,8 +84,8 @@ class Visit:
 
 
 @torch.no_grad()
-def visits(bijection: Bijection, x: Tensor) -> list[Visit]:  # (N, *E)
-    """The residual blocks that data pass through, from the data on.
+def block_calls(bijection: Bijection, x: Tensor) -> list[BlockCall]:  # (N, *E)
+    """Run a forward pass and return the residual blocks in the order in which they are called.
 
     Raises:
         RecipeError: when there are none.
@@ -92,40 +93,40 @@ def visits(bijection: Bijection, x: Tensor) -> list[Visit]:  # (N, *E)
     Example:
         >>> import iresnet as ir
         >>> chain = ir.Chain([ir.ResidualBlock(ir.networks.mlp(2, 8)) for _ in range(2)])
-        >>> first, second = visits(chain, torch.randn(3, 2))
+        >>> first, second = block_calls(chain, torch.randn(3, 2))
         >>> second.name, bool((first.z == second.x).all())
         ('bijections.1', True)
     """
     names = {block: name for name, block in bijection.named_modules() if isinstance(block, ResidualBlock)}
     if not names:
         raise RecipeError("this model has no residual blocks to analyze; train one with --model.blocks")
-    found: list[Visit] = []
+    calls: list[BlockCall] = []
 
-    def note(block: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
+    def record(block: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
         assert isinstance(block, ResidualBlock)
-        found.append(Visit(names[block], block, args[0], z))
+        calls.append(BlockCall(names[block], block, args[0], z))
 
-    hooks = [block.register_forward_hook(note) for block in names]
+    hooks = [block.register_forward_hook(record) for block in names]
     try:
         bijection(x)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return calls
 
 
 # -- exact log-determinants --------------------------------------------------------------------------------------------
 
 
 DENSE_LIMIT = 1024
-"""Largest number of dimensions of a block for which its Jacobian is taken as a dense matrix."""
+"""Largest number of dimensions of a block whose Jacobian is computed as a dense matrix."""
 
 
 class Reference(ABC):
-    r"""What :math:`\log\det(I + J)` is, and what an estimator without bias makes of a probe.
+    r"""Value of :math:`\log\det(I + J)`, and of the estimates that an estimator without bias gives for a probe.
 
-    The difference of an estimate and of :meth:`of_probes` at the same probes has the estimator's bias, without the
-    noise of the probes: so a bias far below the standard deviation shows.
+    The difference of an estimate from that of :meth:`evaluate` for the same probes has the estimator's bias without the
+    noise of the probes, so that a bias far below the standard deviation can be measured.
 
     Attributes:
         logdet: the log-determinant in nats, None where it is not known exactly.
@@ -135,15 +136,15 @@ class Reference(ABC):
 
     @abstractmethod
     def linearization(self, n: int) -> Linearization:
-        """The block at n copies of the example, which n probes then measure at once."""
+        """Linearize the block at n copies of the example, for n probes at once."""
 
     @abstractmethod
-    def of_probes(self, v: Tensor) -> tuple[Tensor, Tensor, float]:  # (n, D)
-        r"""Values :math:`v^T \log(I + J) v`, (n,), and :math:`(I + J^T)^{-1} v`, (n, D), and the values' error."""
+    def evaluate(self, v: Tensor) -> tuple[Tensor, Tensor, float]:  # (n, D)
+        r"""Return :math:`v^T \log(I + J) v`, (n,), :math:`(I + J^T)^{-1} v`, (n, D), and the error of the former."""
 
 
 class Dense(Reference):
-    r"""Dense matrices in float64.
+    r"""Reference by dense matrices in float64.
 
     The logarithm is an integral over [0, 1], taken by Gauss-Legendre quadrature with :math:`t = 1 - u^2`:
 
@@ -171,12 +172,12 @@ class Dense(Reference):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, visit: Visit) -> "Dense":
-        """Take the Jacobian of a block at a single example."""
-        jacobian = linearize(visit.block.g, visit.x)
-        basis = to_events(torch.eye(visit.x[0].numel()).to(visit.x), visit.x.shape)[:, None]
+    def of(cls, call: BlockCall) -> "Dense":
+        """Compute the Jacobian of a block at a single example."""
+        jacobian = linearize(call.block.g, call.x)
+        basis = to_events(torch.eye(call.x[0].numel()).to(call.x), call.x.shape)[:, None]
         columns = torch.vmap(jacobian.jvp, chunk_size=128)(basis)
-        return cls(to_vectors(columns[:, 0]).t().contiguous(), visit.x.shape[1:])
+        return cls(to_vectors(columns[:, 0]).t().contiguous(), call.x.shape[1:])
 
     def linearization(self, n: int) -> Linearization:
         """See :meth:`Reference.linearization`."""
@@ -187,37 +188,37 @@ class Dense(Reference):
         value = self.jacobian.new_zeros(n, *self.shape)
         return Linearization(value, jvp=partial(product, self.jacobian.t()), vjp=partial(product, self.jacobian))
 
-    def of_probes(self, v: Tensor) -> tuple[Tensor, Tensor, float]:
-        """See :meth:`Reference.of_probes`."""
+    def evaluate(self, v: Tensor) -> tuple[Tensor, Tensor, float]:
+        """See :meth:`Reference.evaluate`."""
         values = v.new_full((len(v),), self.logdet) if self.log is None else ((v @ self.log) * v).sum(1)
         return values, v @ self.inverse, 0.0 if self.log is None else self.error
 
 
 class Converged(Reference):
-    r"""Krylov spaces that are grown until the values stand still: for blocks too large for dense matrices.
+    r"""Reference by Krylov spaces that grow until the values converge, for blocks too large for dense matrices.
 
     Args:
-        visit: a block at a single example.
-        tol: change of a value in nats at which it stands still.
-        max_steps: the most products for a probe.
+        call: a block at a single example.
+        tol: change of a value in nats at which it has converged.
+        max_steps: largest number of products for a probe.
     """
 
-    def __init__(self, visit: Visit, *, tol: float = 1e-6, max_steps: int = 60):
-        self.visit, self.tol, self.max_steps = visit, tol, max_steps
+    def __init__(self, call: BlockCall, *, tol: float = 1e-6, max_steps: int = 60):
+        self.call, self.tol, self.max_steps = call, tol, max_steps
         self.logdet = None
         self._jacobians: dict[int, Linearization] = {}
 
     def linearization(self, n: int) -> Linearization:
-        """See :meth:`Reference.linearization`; remembers its products, which different estimators have in common."""
+        """See :meth:`Reference.linearization`; caches products, which different estimators have in common."""
         if n not in self._jacobians:
-            jacobian = linearize(self.visit.block.g, self.visit.x.expand(n, *self.visit.x.shape[1:]))
-            self._jacobians[n] = replace(jacobian, vjp=_remembering(jacobian.vjp))
+            jacobian = linearize(self.call.block.g, self.call.x.expand(n, *self.call.x.shape[1:]))
+            self._jacobians[n] = replace(jacobian, vjp=_Cache(jacobian.vjp))
         return self._jacobians[n]
 
     @torch.no_grad()
-    def of_probes(self, v: Tensor) -> tuple[Tensor, Tensor, float]:
-        """See :meth:`Reference.of_probes`; the error is the change that the last product made."""
-        vjp, shape = self.linearization(len(v)).vjp, self.visit.x.shape
+    def evaluate(self, v: Tensor) -> tuple[Tensor, Tensor, float]:
+        """See :meth:`Reference.evaluate`; the error is the change that the last product made."""
+        vjp, shape = self.linearization(len(v)).vjp, self.call.x.shape
         space = KrylovSpace(lambda q: to_vectors(vjp(to_events(q, shape))), v, min(self.max_steps, v.shape[1]))
         while not space.complete:
             space.extend()
@@ -226,26 +227,30 @@ class Converged(Reference):
         return *space.solve(), float(space.last_change().max())
 
 
-def _remembering(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Compute each product once: the first terms of all series, and steps of all Krylov spaces, are the same."""
-    known: list[tuple[Tensor, Tensor]] = []
+class _Cache:
+    """Product with a matrix that is computed once for each vector.
 
-    def remembered(w: Tensor) -> Tensor:
-        for before, image in known:
-            if torch.equal(before, w):
+    The first terms of all series, and steps of all Krylov spaces, are the same.
+    """
+
+    def __init__(self, product: Callable[[Tensor], Tensor]):
+        self.product = product
+        self.known: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, w: Tensor) -> Tensor:
+        for vector, image in self.known:
+            if torch.equal(vector, w):
                 return image
-        known.append((w.clone(), product(w)))
-        return known[-1][1]
-
-    return remembered
+        self.known.append((w.clone(), self.product(w)))
+        return self.known[-1][1]
 
 
-def reference(visit: Visit) -> Reference:
-    """The truth about a block at a single example: dense where that is affordable.
+def reference(call: BlockCall) -> Reference:
+    """Return the reference for a block at a single example: dense where that is affordable.
 
     Raises:
         IResNetError: when there are several examples.
     """
-    if len(visit.x) != 1:
-        raise IResNetError(f"a reference is of one example at a time, got {len(visit.x)}")
-    return Dense.of(visit) if visit.x.numel() <= DENSE_LIMIT else Converged(visit)
+    if len(call.x) != 1:
+        raise IResNetError(f"a reference is of one example at a time, got {len(call.x)}")
+    return Dense.of(call) if call.x.numel() <= DENSE_LIMIT else Converged(call)

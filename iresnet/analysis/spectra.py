@@ -5,6 +5,7 @@ __all__ = [
     "LipschitzAnalysis",
     "Spectrum",
     "analyze_lipschitz",
+    "linear_layers",
     "spectrum",
 ]
 
@@ -45,24 +46,24 @@ class Spectrum:
     Attributes:
         values: descending, (K,), in float64.
         kind: ``"exact"``, or ``"circular"`` for those of the circular convolution on a torus, of which the zero-padded
-            one is a part: its k-th value is at least the k-th of the layer.
+            one is a compression: its k-th value is at least the k-th of the layer.
     """
 
     values: Tensor
     kind: str
 
     def at(self, n: int) -> list[float]:
-        """So many of the values at most, at evenly spaced ranks, the largest and the smallest included."""
+        """Return at most n values at evenly spaced ranks, the largest and the smallest included."""
         ranks = torch.linspace(0, len(self.values) - 1, min(n, len(self.values))).round().long()
         return self.values[ranks].tolist()
 
 
 @torch.no_grad()
 def spectrum(layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> Spectrum | None:
-    r"""Singular values of a dense layer or of a convolution on images of a size.
+    r"""Compute the singular values of a dense layer or of a convolution on images of a size.
 
     Args:
-        layer: normalized or not; its weight as it is used in eval mode.
+        layer: normalized or not; its weight is the one of eval mode.
         shape: event shape of its input.
 
     Returns:
@@ -92,14 +93,15 @@ def spectrum(layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> Spectrum |
     fan_out = layer(torch.zeros(1, *shape).to(layer.weight)).shape[1:]
     small, large = sorted((fan_in.numel(), fan_out.numel()))
     if small <= LARGEST_SIDE and small * large <= LARGEST_MATRIX:
-        return Spectrum(_of_gram(_matrix(layer, fan_in, fan_out)), EXACT)
-    if _is_compression(layer, fan_in, fan_out):
-        return Spectrum(_on_torus(weight, (shape[-2], shape[-1])), TORUS)
+        return Spectrum(_singular_values(_matrix(layer, fan_in, fan_out)), EXACT)
+    is_plain = layer.stride == layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
+    if is_plain and fan_in[1:] == fan_out[1:]:  # a compression of the circular convolution on a padded torus
+        return Spectrum(_torus_singular_values(weight, (shape[-2], shape[-1])), TORUS)
     return None
 
 
 def _matrix(layer: nn.Conv2d, fan_in: torch.Size, fan_out: torch.Size) -> Tensor:
-    """The layer as a matrix in float64, transposed or not, with its smaller side first."""
+    """Return the layer as a matrix in float64, transposed if that makes its first side the smaller one."""
     n = min(fan_in.numel(), fan_out.numel())
     basis = torch.eye(n, dtype=torch.float64, device=layer.weight.device)
     product, transposed = _products(layer, basis.new_zeros(n, *fan_in))
@@ -109,7 +111,7 @@ def _matrix(layer: nn.Conv2d, fan_in: torch.Size, fan_out: torch.Size) -> Tensor
 
 
 def _products(layer: nn.Conv2d, x: Tensor) -> tuple[Product, Product]:
-    """The convolution without bias and its transpose, with the weight as it is used, in float64."""
+    """Return the convolution without bias and its transpose, in float64."""
     weight = layer.weight.double()
     if isinstance(layer, LipschitzConv2d):
         return partial(same_conv, weight=weight), partial(same_conv_transpose, weight=weight)
@@ -119,47 +121,41 @@ def _products(layer: nn.Conv2d, x: Tensor) -> tuple[Product, Product]:
     return jacobian.jvp, jacobian.vjp
 
 
-def _of_gram(matrices: Tensor) -> Tensor:  # (..., m, n) with m <= n -> (..., m), descending
+def _singular_values(matrices: Tensor) -> Tensor:  # (..., m, n) with m <= n -> (..., m), descending
     return torch.linalg.eigvalsh(matrices @ matrices.mH).clamp(min=0).sqrt().flip(-1)
 
 
-def _is_compression(layer: nn.Conv2d, fan_in: torch.Size, fan_out: torch.Size) -> bool:
-    """Whether the circular convolution on a torus that the image and its padding fit into contains the layer."""
-    plain = layer.stride == (1, 1) and layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
-    return plain and fan_in[1:] == fan_out[1:]
-
-
-def _on_torus(weight: Tensor, image_size: tuple[int, int]) -> Tensor:  # (K,), descending
-    """Singular values of all frequencies; of conjugate pairs, of which one is given, twice."""
+def _torus_singular_values(weight: Tensor, image_size: tuple[int, int]) -> Tensor:  # (K,), descending
+    """Return the singular values of all frequencies, those of conjugate pairs, of which one is computed, twice."""
     smaller_first = weight if weight.shape[0] <= weight.shape[1] else weight.transpose(0, 1)
-    values = torch.cat([_of_gram(part) for part in torus_matrices(smaller_first, image_size)])
+    values = torch.cat([_singular_values(chunk) for chunk in torus_matrices(smaller_first, image_size)])
     width = image_size[1] + weight.shape[3] - 1
     columns = torch.arange(width // 2 + 1, device=weight.device).repeat(image_size[0] + weight.shape[2] - 1)
-    alone = (columns == 0) | (2 * columns == width)
-    return torch.cat([values, values[~alone]]).flatten().sort(descending=True)[0]
+    own_conjugate = (columns == 0) | (2 * columns == width)
+    return torch.cat([values, values[~own_conjugate]]).flatten().sort(descending=True)[0]
 
 
 # -- layers and blocks -------------------------------------------------------------------------------------------------
 
 
-KEPT = 200
+N_VALUES = 200
 """Singular values of a layer that are kept, at evenly spaced ranks."""
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """What is known of one linear layer.
+    """Bounds and singular values of one linear layer.
 
     Attributes:
         name: path in the model.
         kind: of operator, such as ``"conv 3x3"``.
-        coeff: the norm that it is held at, None for a layer that nothing holds.
-        estimate: the norm that its normalization takes it to have, from below for power iteration; None without one.
-        lower: a stretch that was found by power iteration.
+        coeff: norm that it is normalized to, None for a layer that is not normalized.
+        estimate: norm according to its normalization, a lower bound for power iteration; None without one.
+        lower: norm found by power iteration.
         upper: proved bound.
-        norm: p of the norm of these.
+        norm: p of these norms.
         singular_values: descending, at evenly spaced ranks; empty where they are not affordable.
-        count: how many singular values there are.
+        count: number of singular values.
         spectrum: ``"exact"``, ``"circular"`` (an upper-bounding operator's), or ``"none"``.
     """
 
@@ -180,7 +176,7 @@ class LipschitzAnalysis:
     """Spectra and bounds of a model.
 
     Attributes:
-        layers: one row a linear layer, from the data on.
+        layers: one row for each linear layer, from the data on.
         blocks: bounds of the residual maps, as certified.
         network: bi-Lipschitz constants, None for a network that is no bijection.
     """
@@ -191,12 +187,12 @@ class LipschitzAnalysis:
 
     @property
     def certified(self) -> bool:
-        """Whether every block is proved to contract."""
+        """True if every block is proved to contract."""
         return bool(self.blocks) and all(block.upper < 1 for block in self.blocks)
 
     @property
     def summary(self) -> str:
-        """The main finding in one sentence."""
+        """Main finding in one sentence."""
         if not self.blocks:
             return f"Of {len(self.layers)} linear layers in no residual maps, nothing is proved or found."
         worst = max(self.blocks, key=lambda block: block.upper)
@@ -209,7 +205,7 @@ class LipschitzAnalysis:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
+        """Return plain numbers for JSON."""
         return {"summary": self.summary, "certified": self.certified, **asdict(self)}
 
     def __str__(self) -> str:
@@ -222,7 +218,7 @@ class LipschitzAnalysis:
 def analyze_lipschitz(
     model: nn.Module, shape: tuple[int, ...], *, progress: Callable[[int], None] = lambda done: None
 ) -> LipschitzAnalysis:
-    r"""Take singular values and bounds of every linear layer in the residual maps of a model.
+    r"""Compute singular values and bounds of every linear layer in the residual maps of a model.
 
     Spectra are exact for dense layers, 1x1 convolutions, and convolutions whose matrix is small enough; else those of
     the circular convolution that bounds them. A model without residual blocks has all its layers analyzed.
@@ -244,14 +240,14 @@ def analyze_lipschitz(
     """
     certificate = certify(model)
     rows = []
-    for name, (layer, event) in layers_of(model, shape).items():
+    for name, (layer, event) in linear_layers(model, shape).items():
         rows.append(_row(name, layer, event))
         progress(len(rows))
     return LipschitzAnalysis(tuple(rows), certificate.blocks, certificate.network)
 
 
-def layers_of(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[nn.Linear | nn.Conv2d, tuple[int, ...]]]:
-    r"""The linear layers of the residual maps, in the order of their use, with the event shapes that they meet.
+def linear_layers(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[nn.Linear | nn.Conv2d, tuple[int, ...]]]:
+    r"""Return the linear layers of the residual maps by name, in the order of their use, with their input shapes.
 
     Args:
         model: any module.
@@ -262,11 +258,11 @@ def layers_of(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[nn.Li
     layers = {m: names[m] for g in maps for m in g.modules() if _is_linear(m)}
     found: dict[str, tuple[nn.Linear | nn.Conv2d, tuple[int, ...]]] = {}
 
-    def note(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def record(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         if _is_linear(layer):
             found[layers[layer]] = (layer, tuple(args[0].shape[1:]))
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
     try:
         network = model.bijection if isinstance(model, Flow) else model
         network(torch.zeros(1, *shape).to(next(model.parameters())))
@@ -285,9 +281,9 @@ def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
 def _row(name: str, layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> LayerRow:
     coeff, estimate, norm = None, None, 2.0
     if isinstance(layer, LipschitzLayer) and layer.normalized:
-        part = layer.normalization
-        coeff, norm = part.coeff if math.isfinite(part.coeff) else None, part.norm
-        estimate = float(part.sigma(part.normalize(layer.unnormalized_weight)))
+        normalization = layer.normalization
+        coeff, norm = normalization.coeff if math.isfinite(normalization.coeff) else None, normalization.norm
+        estimate = float(normalization.sigma(normalization.normalize(layer.unnormalized_weight)))
     found = spectrum(layer, shape)
     largest = float(found.values[0]) if found and found.kind == "exact" and norm == 2 else 0.0
     kind = "dense" if isinstance(layer, nn.Linear) else f"conv {layer.kernel_size[0]}x{layer.kernel_size[1]}"
@@ -299,7 +295,7 @@ def _row(name: str, layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> Lay
         lower=max(lower_bound(layer, norm), largest),
         upper=upper_bound(layer, norm),
         norm=norm,
-        singular_values=found.at(KEPT) if found else [],
+        singular_values=found.at(N_VALUES) if found else [],
         count=len(found.values) if found else 0,
         spectrum=found.kind if found else "none",
     )

@@ -19,10 +19,10 @@ __all__ = [
     "check_events",
     "invert",
     "latent_shapes",
+    "trace",
 ]
 
-from iresnet.bijections.actnorm import ActNorm
 from iresnet.bijections.base import Bijection, Chain, Inversion, LogDets, Report, check_dtype, check_events, invert
-from iresnet.bijections.elementwise import Affine, Logit
-from iresnet.bijections.reshape import FactorOut, Flatten, InjectivePad, Squeeze, latent_shapes
+from iresnet.bijections.elementwise import ActNorm, Affine, Logit
+from iresnet.bijections.reshape import FactorOut, Flatten, InjectivePad, Squeeze, latent_shapes, trace
 from iresnet.bijections.residual import RandomChunk, ResidualBlock

@@ -77,7 +77,7 @@ def _early(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor,
     z = x + jacobian.value
     if not logdet.requires_grad:
         return z, logdet
-    inputs, again = jacobian.inputs, jacobian.again
+    inputs, again = jacobian.inputs, jacobian.relinearize
     assert again is not None
     early = _gradients(logdet.sum(), inputs, retain_graph=True)
     return z, _Scaled.apply(logdet.detach(), early, lambda *inputs: finish(again(*inputs)), *inputs)  # pyright: ignore[reportReturnType]
@@ -124,7 +124,7 @@ def linearize_held(g: nn.Module, x: Tensor) -> Linearization:
         return jacobian
     layers = lipschitz_layers(g)
     weights = [layer.weight if (held := layer.normalization.held) is None else held for layer in layers]
-    return replace(jacobian, inputs=(x, *weights, *_others(g, layers)), again=partial(_linearize_with, g))
+    return replace(jacobian, inputs=(x, *weights, *_others(g, layers)), relinearize=partial(_linearize_with, g))
 
 
 def _others(g: nn.Module, layers: Sequence[LipschitzLayer]) -> list[Tensor]:

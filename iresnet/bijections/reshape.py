@@ -1,9 +1,9 @@
 """Maps that move elements and change none: squeeze, factor out, flatten, injective padding."""
 
-__all__ = ["FactorOut", "Flatten", "InjectivePad", "Squeeze", "latent_shapes"]
+__all__ = ["FactorOut", "Flatten", "InjectivePad", "Squeeze", "latent_shapes", "trace"]
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import torch
 import torch.nn.functional as F
@@ -149,12 +149,12 @@ class FactorOut(Bijection):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
-        out, kept = self._split(x)
+        out, kept = self.split(x)
         return torch.cat([out.flatten(1), self.rest(kept)], dim=1)
 
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
-        out, kept = self._split(x)
+        out, kept = self.split(x)
         z, total = self.rest.forward_and_logdet(kept, logdet=logdet)
         return torch.cat([out.flatten(1), z], dim=1), total
 
@@ -170,7 +170,8 @@ class FactorOut(Bijection):
         lower, upper = self.rest.stretch(lipschitz)
         return min(1.0, lower), max(1.0, upper)
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (N, C // 2, H, W), (N, C - C // 2, H, W)
+        """Split the channels into those that leave and those that go on."""
         check_events(x, "FactorOut", self.shape)
         return x.split([self.out_shape[0], self.rest_channels], dim=1)  # pyright: ignore[reportReturnType]
 
@@ -258,3 +259,43 @@ def latent_shapes(bijection: Callable[[Tensor], Tensor]) -> list[tuple[int, ...]
             return [bijection.shape]
         case _:
             return [None]
+
+
+def trace(
+    bijection: Bijection,
+    x: Tensor,  # (N, *E)
+    *,
+    density: bool = True,
+    logdet: LogDets | None = None,
+) -> Generator[tuple[Bijection, tuple[Tensor, ...]], None, Tensor]:
+    """Run a bijection and yield what comes out of each bijection that it consists of, in the order of the data.
+
+    Args:
+        bijection: the map; those that a :class:`Chain` or a :class:`FactorOut` holds are run one by one.
+        x: data.
+        density: whether to compute log-determinants.
+        logdet: replaces the estimators of the residual blocks.
+
+    Yields:
+        The bijection, and its z or (z, logdet).
+
+    Returns:
+        z of the whole.
+
+    Example:
+        >>> chain = Chain([Squeeze(), Flatten((4, 1, 1))])
+        >>> [(type(inner).__name__, tuple(z.shape)) for inner, (z, _) in trace(chain, torch.ones(2, 1, 2, 2))]
+        [('Squeeze', (2, 4, 1, 1)), ('Flatten', (2, 4))]
+    """
+    match bijection:
+        case Chain():
+            for inner in bijection.bijections:
+                x = yield from trace(inner, x, density=density, logdet=logdet)  # pyright: ignore[reportArgumentType]
+            return x
+        case FactorOut():
+            out, kept = bijection.split(x)
+            z = yield from trace(bijection.rest, kept, density=density, logdet=logdet)
+            return torch.cat([out.flatten(1), z], dim=1)
+    outputs = bijection.forward_and_logdet(x, logdet=logdet) if density else (bijection(x),)
+    yield bijection, outputs
+    return outputs[0]

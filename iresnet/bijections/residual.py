@@ -215,8 +215,8 @@ class ResidualBlock(Bijection):
             jacobian = linearize_held(self.g, solution.value)
 
         def equation(x: Tensor, z: Tensor, *inputs: Tensor) -> tuple[Tensor, Product, Product]:
-            assert jacobian.again is not None
-            at = jacobian.again(x, *inputs) if torch.is_grad_enabled() or is_transforming() else jacobian
+            assert jacobian.relinearize is not None
+            at = jacobian.relinearize(x, *inputs) if torch.is_grad_enabled() or is_transforming() else jacobian
             return z - x - at.value, at.jvp, at.vjp
 
         x = z - jacobian.value

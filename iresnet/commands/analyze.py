@@ -1,8 +1,7 @@
-"""``iresnet analyze``: what estimators, bounds, inverses and latents of a run keep of what they promise."""
+"""``iresnet analyze``: estimators, bounds, inverses and latents of a run against what is exact, proved or claimed."""
 
 __all__ = ["analyze"]
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter, validators
 from rich.table import Table
 
-from iresnet.commands.arguments import Count, DataDir, DeviceName, RunFolder, Seed, load_run, open_run
+from iresnet.commands.arguments import Count, DataDir, DeviceName, RunFolder, Seed, flow_of, load_run, open_run
 from iresnet.console import progress, say
 from iresnet.errors import RunError
 from iresnet.files import distinct_names
@@ -19,13 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from iresnet.analysis import InverseAnalysis, LatentAnalysis, LipschitzAnalysis, LogDetAnalysis
-    from iresnet.analysis.inverses import Subject
     from iresnet.runs import Run
 
 Runs = Annotated[list[Path], Parameter(name="RUN", help="Run folders, made by iresnet train.", negative="")]
 
 COEFFICIENTS = (0.5, 0.7, 0.9, 1.2)
-"""Of the rescaled copies of a single run: up to where nothing is proved."""
+"""Coefficients of the rescaled copies of a single run; nothing is proved of the last."""
 
 analyze = App(
     name="analyze",
@@ -44,7 +42,7 @@ def logdet(
     seed: Seed = 0,
     device: DeviceName = "auto",
 ) -> None:
-    """Measure bias and spread of log-determinant estimators against the exact value.
+    """Measure bias and standard deviation of log-determinant estimators against the exact value.
 
     Power series with 1 to 10 terms, Russian roulette, and Krylov with 1 to 6 steps, for values and for the vectors that
     carry the gradient, in float64. The exact value is that of the dense Jacobian of each block, up to 1024 dimensions;
@@ -58,28 +56,24 @@ def logdet(
         data_dir: Folder of data sets.
         seed: Of examples, dequantization noise and probes.
     """
-    from iresnet.analysis import analyze_logdet, bijection_of, examples
+    from iresnet.analysis import analyze_logdet, bijection_of, dequantized_examples
     from iresnet.analysis.figures import draw_logdet
     from iresnet.bijections import ResidualBlock
     from iresnet.devices import device_of
 
-    folder, model, dataset, part = open_run(run, data_dir, split, device)
+    folder, model, dataset, data = open_run(run, data_dir, split, device)
     bijection = bijection_of(model).double()
-    x = examples(part, n or _affordable(part.x[0].numel()), levels=dataset.levels, seed=seed).x.to(device_of(model))
+    n = n or max(1, min(32, 3072 // data.x[0].numel()))  # about a minute
+    x = dequantized_examples(data, n, levels=dataset.levels, seed=seed).x.to(device_of(model))
     blocks = sum(isinstance(module, ResidualBlock) for module in bijection.modules())
     with progress("blocks at examples", blocks * len(x)) as advance:
         analysis = analyze_logdet(bijection, x, draws=draws, seed=seed, progress=advance)
     say(str(analysis))
-    say(_estimators(analysis))
+    say(_estimator_table(analysis))
     _save(folder, "logdet", analysis, draw_logdet(analysis), {"split": split, "seed": seed})
 
 
-def _affordable(dims: int) -> int:
-    """Examples that take about a minute."""
-    return max(1, min(32, 3072 // dims))
-
-
-def _estimators(analysis: "LogDetAnalysis") -> Table:
+def _estimator_table(analysis: "LogDetAnalysis") -> Table:
     table = _table("estimator", "products", "bias, nats", "sd", "bits/dim", "gradient")
     for row in analysis.rows:
         name = row.family if row.size is None else f"{row.family} {row.size}"
@@ -90,7 +84,7 @@ def _estimators(analysis: "LogDetAnalysis") -> Table:
 
 @analyze.command
 def lipschitz(run: RunFolder, *, device: DeviceName = "auto") -> None:
-    """Take singular values of every layer, with bounds from below and above.
+    """Compute singular values of every layer, with bounds from below and above.
 
     Spectra are exact for dense layers, 1x1 convolutions, and convolutions of a small enough matrix; else those of the
     circular convolution that bounds the zero-padded one.
@@ -100,32 +94,30 @@ def lipschitz(run: RunFolder, *, device: DeviceName = "auto") -> None:
     """
     from iresnet.analysis import analyze_lipschitz
     from iresnet.analysis.figures import draw_lipschitz
-    from iresnet.analysis.spectra import layers_of
+    from iresnet.analysis.spectra import linear_layers
 
     folder, model, inputs = load_run(run, device)
-    with progress("layers", len(layers_of(model, inputs.shape))) as advance:
+    with progress("layers", len(linear_layers(model, inputs.shape))) as advance:
         analysis = analyze_lipschitz(model, inputs.shape, progress=advance)
-    say(_layers(analysis))
-    say(_blocks(analysis))
+    say(_layer_table(analysis))
+    say(_block_table(analysis))
     say(str(analysis))
     _save(folder, "lipschitz", analysis, draw_lipschitz(analysis), {})
 
 
-def _layers(analysis: "LipschitzAnalysis") -> Table:
+def _layer_table(analysis: "LipschitzAnalysis") -> Table:
     table = _table("layer", "kind", "coeff", "own", "lower", "upper", "median", "least", "values")
     for row in analysis.layers:
-        numbers = (row.estimate, row.lower, row.upper, *_middle_and_least(row.singular_values))
+        values = row.singular_values  # descending
+        median, least = (values[len(values) // 2], values[-1]) if values else (None, None)
+        numbers = (row.estimate, row.lower, row.upper, median, least)
         coeff = "none" if row.coeff is None else f"{row.coeff:g}"
         cells = ("none" if number is None else f"{number:.4f}" for number in numbers)
         table.add_row(_short(row.name), row.kind, coeff, *cells, row.spectrum)
     return table
 
 
-def _middle_and_least(values: Sequence[float]) -> tuple[float | None, float | None]:  # descending
-    return (values[len(values) // 2], values[-1]) if values else (None, None)
-
-
-def _blocks(analysis: "LipschitzAnalysis") -> Table:
+def _block_table(analysis: "LipschitzAnalysis") -> Table:
     table = _table("block", "lower", "upper", "")
     for row in analysis.blocks:
         verdict = "ok" if row.upper < 1 else "NOT CERTIFIED"
@@ -134,7 +126,7 @@ def _blocks(analysis: "LipschitzAnalysis") -> Table:
 
 
 def _short(name: str) -> str:
-    """A path in a model without what says nothing."""
+    """Shorten the path of a module, which is in a bijection always."""
     return name.replace("bijections.", "").replace("bijection.", "")
 
 
@@ -154,8 +146,8 @@ def inverse(
 ) -> None:
     """Measure errors of inverses against iterations, beside the rate that the certificate proves.
 
-    Of several runs, such as those of several coefficients and the unconstrained twin, each is a curve. Of a single run,
-    copies whose layers are rescaled to other coefficients are curves too: they were not trained so. In float64.
+    Each of several runs, such as those of several coefficients and the unconstrained twin, is a curve. Of a single run
+    there are also curves of copies whose layers are rescaled to other coefficients, without training. In float64.
 
     Args:
         runs: Run folders.
@@ -166,74 +158,46 @@ def inverse(
         data_dir: Folder of data sets.
         seed: Of examples and dequantization noise.
     """
-    from iresnet.analysis import InverseAnalysis
+    from iresnet import analysis
     from iresnet.analysis.figures import draw_inverse
     from iresnet.analysis.inverses import SOLVERS, STEPS
+    from iresnet.devices import device_of
+    from iresnet.inputs import value_range
     from iresnet.runs import Run
 
     if coeff and len(runs) > 1:
         raise RunError("--coeff rescales the layers of a single run; give one run, or leave it out")
-    copies = [] if len(runs) > 1 else coeff or COEFFICIENTS
-    options = {"n": n, "split": split, "data_dir": data_dir, "seed": seed, "device": device}
-    subjects, solvers, points = [], (), len(STEPS)
-    with progress("curves", (len(runs) + len(copies) + len(SOLVERS)) * points) as advance:
+    coeffs = [] if len(runs) > 1 else coeff or COEFFICIENTS
+    networks, solvers = [], ()
+    with progress("curves", (len(runs) + len(coeffs) + len(SOLVERS)) * len(STEPS)) as advance:
         for path, name in zip(runs, distinct_names(runs), strict=True):
-            first = path == runs[0]
-            done = len(subjects) * points
-            found, curves = _inverses(
-                path, name, copies, lambda more, done=done: advance(done + more), solve=first, **options
-            )
-            subjects += found
-            solvers = solvers or curves
-    analysis = InverseAnalysis(tuple(subjects), solvers, n)
-    say(_subjects(analysis))
-    say(str(analysis))
+            _, model, dataset, data = open_run(path, data_dir, split, device)
+            bijection = analysis.bijection_of(model).double()
+            x = analysis.dequantized_examples(data, n, levels=dataset.levels, seed=seed).x.to(device_of(model))
+            options: dict[str, Any] = {
+                "scale": value_range(data.x, dataset.levels),
+                "progress": lambda done: advance(len(networks) * len(STEPS) + done),
+            }
+            networks.append(analysis.analyze_inverse(bijection, x, label=name, **options))
+            own = networks[-1].coeff
+            for other in coeffs if own is not None else ():
+                if other != own:
+                    with analysis.rescaled(bijection, other):
+                        network = analysis.analyze_inverse(bijection, x, label="rescaled", **options)
+                    networks.append(replace(network, coeff=other))
+            if path == runs[0]:
+                solvers = analysis.solver_curves(bijection, x, **options)
+    result = analysis.InverseAnalysis(tuple(networks), solvers, n)
+    say(_network_table(result))
+    say(str(result))
     folder = Run.open(runs[0])
-    target = folder if out is None else Run(out)
     about = {"runs": [str(path) for path in runs], "split": split, "seed": seed}
-    _save(folder, "inverse", analysis, draw_inverse(analysis), about, target=target)
+    _save(folder, "inverse", result, draw_inverse(result), about, target=Run(out) if out else folder)
 
 
-def _inverses(
-    path: Path,
-    name: str,
-    copies: Sequence[float],
-    advance: Any,
-    *,
-    solve: bool,
-    n: int,
-    split: str,
-    data_dir: Path | None,
-    seed: int,
-    device: str,
-) -> "tuple[list[Subject], Any]":
-    """A run and its rescaled copies, and the curves of all solvers when they are wanted."""
-    from iresnet.analysis import analyze_inverse, bijection_of, examples, rescaled, solver_curves
-    from iresnet.analysis.inverses import STEPS
-    from iresnet.devices import device_of
-
-    _, model, dataset, part = open_run(path, data_dir, split, device)
-    bijection = bijection_of(model).double()
-    x = examples(part, n, levels=dataset.levels, seed=seed).x.to(device_of(model))
-    scale = float(dataset.levels or (part.x.max() - part.x.min())) or 1.0
-    subjects: list[Subject] = []
-
-    def advance_by(done: int) -> None:
-        advance(len(subjects) * len(STEPS) + done)
-
-    subjects.append(analyze_inverse(bijection, x, label=name, scale=scale, progress=advance_by))
-    own = subjects[0].coeff
-    for coeff in copies if own is not None else ():
-        if coeff != own:
-            with rescaled(bijection, coeff):
-                copy = analyze_inverse(bijection, x, label="rescaled", scale=scale, progress=advance_by)
-            subjects.append(replace(copy, coeff=coeff))
-    return subjects, solver_curves(bijection, x, scale=scale, progress=advance_by) if solve else ()
-
-
-def _subjects(analysis: "InverseAnalysis") -> Table:
+def _network_table(analysis: "InverseAnalysis") -> Table:
     table = _table("network", "coeff", "bound", "to 1e-3", "to 1e-6", "in the end", "")
-    for row in analysis.subjects:
+    for row in analysis.networks:
         steps = [row.curve.steps_to(error) for error in (1e-3, 1e-6)]
         reached = ("never" if step is None else str(step) for step in steps)
         coeff = "none" if row.coeff is None else f"{row.coeff:g}"
@@ -262,29 +226,27 @@ def latent(
         data_dir: Folder of data sets.
         seed: Of examples and dequantization noise.
     """
-    from iresnet.analysis import analyze_latent, examples
+    from iresnet.analysis import analyze_latent, dequantized_examples
     from iresnet.analysis.figures import draw_latent
     from iresnet.classifiers import Classifier
-    from iresnet.commands.arguments import flow_of
     from iresnet.devices import device_of
 
-    folder, model, dataset, part = open_run(run, data_dir, split, device)
+    folder, model, dataset, data = open_run(run, data_dir, split, device)
     if isinstance(model, Classifier):
         encode, base = model.features, None
     else:
         encode, base = model.bijection, flow_of(model).base
-    chosen = examples(part, n, levels=dataset.levels, seed=seed)
-    with progress("latents", len(chosen)) as advance:
-        x = chosen.x.float().to(device_of(model))
-        analysis = analyze_latent(encode, x, chosen.y, base=base, progress=advance)
+    examples = dequantized_examples(data, n, levels=dataset.levels, seed=seed)
+    x = examples.x.float().to(device_of(model))
+    with progress("latents", len(x)) as advance:
+        analysis = analyze_latent(encode, x, examples.y, base=base, progress=advance)
     if analysis.radius:
-        say(_claims(analysis))
+        say(_claim_table(analysis))
     say(str(analysis))
-    figure = draw_latent(analysis, dataset.class_names)
-    _save(folder, "latent", analysis, figure, {"split": split, "seed": seed})
+    _save(folder, "latent", analysis, draw_latent(analysis, dataset.class_names), {"split": split, "seed": seed})
 
 
-def _claims(analysis: "LatentAnalysis") -> Table:
+def _claim_table(analysis: "LatentAnalysis") -> Table:
     table = _table("claim", "Kolmogorov-Smirnov", "p", "sample", "")
     tests = {f"elements of {scale.name}": scale.elements for scale in analysis.scales}
     if analysis.radius:
@@ -295,13 +257,13 @@ def _claims(analysis: "LatentAnalysis") -> Table:
     return table
 
 
-# -- what all do -----------------------------------------------------------------------------------------------------
+# -- tables and files --------------------------------------------------------------------------------------------------
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
-        number = 0 < i < len(columns) - 1  # never broken, as names and verdicts may be
+        number = 0 < i < len(columns) - 1  # numbers are never broken into lines, names and verdicts may be
         table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
     return table
 
@@ -315,7 +277,7 @@ def _save(
     *,
     target: "Run | None" = None,
 ) -> None:
-    """Write analysis/NAME.png and .json, with the weights that they are of."""
+    """Write analysis/NAME.png and .json, with the hash of the weights."""
     from iresnet.pictures import png, rendered
 
     target = target or folder

@@ -1,4 +1,4 @@
-"""What the commands take, and how a run that is named to them is opened."""
+"""Options that several commands take, and functions that open the run that a command is given."""
 
 __all__ = [
     "BatchSize",
@@ -10,12 +10,11 @@ __all__ = [
     "Processes",
     "RunFolder",
     "Seed",
-    "Several",
+    "SeveralProcesses",
     "flow_of",
-    "found_device",
     "load_run",
     "open_run",
-    "spread",
+    "use_processes",
 ]
 
 from pathlib import Path
@@ -28,11 +27,10 @@ from iresnet.errors import RecipeError, RunError, UnknownNameError
 from iresnet.launch import check_processes, started_together
 
 if TYPE_CHECKING:
-    import torch
-
     from iresnet.data import Dataset, Split
     from iresnet.flows import Flow
-    from iresnet.runs import Inputs, Run
+    from iresnet.inputs import Inputs
+    from iresnet.runs import Run
     from iresnet.zoo import Model
 
 RunFolder = Annotated[Path, Parameter(name="RUN", help="Run folder, made by iresnet train.")]
@@ -72,41 +70,35 @@ Gpus = Annotated[
 ]
 
 
-class Several(Exception):  # noqa: N818
-    """Asks for the command line to be run in several processes."""
+class SeveralProcesses(Exception):  # noqa: N818
+    """Request to run the command line in several processes."""
 
     def __init__(self, n: int):
         self.n = n
 
 
-def spread(processes: int | None, gpus: int | None, device: str) -> None:
+def use_processes(processes: int | None, gpus: int | None, device: str) -> None:
     """Have the command run in several processes, unless this one is already one of them."""
-    if not started_together() and check_processes(processes, gpus, device) > 1:
-        raise Several(check_processes(processes, gpus, device))
-
-
-def found_device(name: str) -> "torch.device":
-    """Find the device of ``--device``, and tell with the results which it is."""
-    from iresnet.devices import choose_device, describe_device
-
-    device = choose_device(name)
-    announce(f"computed on {describe_device(device)}")
-    return device
+    if not started_together() and (n := check_processes(processes, gpus, device)) > 1:
+        raise SeveralProcesses(n)
 
 
 def load_run(path: Path, device: str) -> "tuple[Run, Model, Inputs]":
-    """Open a run folder: the folder, its model on the device, and what the model knows of its data."""
+    """Open a run folder, with its model on the device and the description of the model's inputs."""
+    from iresnet.devices import choose_device, describe_device
+    from iresnet.models import load_model
     from iresnet.runs import Run
 
     folder = Run.open(path)
-    model = folder.load_model()
-    return folder, model.to(found_device(device)), folder.read_config()[1]
+    model, chosen = load_model(folder), choose_device(device)
+    announce(f"computed on {describe_device(chosen)}")
+    return folder, model.to(chosen), folder.read_config()[1]
 
 
 def open_run(path: Path, data_dir: Path | None, split: str, device: str) -> "tuple[Run, Model, Dataset, Split]":
-    """Open a run folder with its data, refused when they are not those it was trained on; the model on the device."""
+    """Open a run folder, with its model on the device and a split of its data; refuse data it was not trained on."""
     from iresnet.data import DATASETS, load
-    from iresnet.runs import is_trained_on
+    from iresnet.models import is_trained_on
 
     splits = ("train", "validation", "test")
     if split not in splits:
@@ -122,7 +114,7 @@ def open_run(path: Path, data_dir: Path | None, split: str, device: str) -> "tup
 
 
 def flow_of(model: "Model") -> "Flow":
-    """The density of a model, refused when it has none."""
+    """Return the density of a model, and refuse a model that has none."""
     from iresnet.classifiers import Classifier, Hybrid
 
     if isinstance(model, Classifier):

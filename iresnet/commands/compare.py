@@ -1,21 +1,35 @@
-"""``iresnet compare``: runs side by side, from what their folders say."""
+"""``iresnet compare`` and ``iresnet report``: runs from what their folders say; both compute nothing, without torch."""
 
-__all__ = ["compare"]
+__all__ = ["compare", "report"]
 
 import csv
 import io
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.table import Table
 
-from iresnet.console import say
-from iresnet.files import distinct_names
+from iresnet.console import complain, say
+from iresnet.errors import RunError
+from iresnet.files import distinct_names, write_atomically
+from iresnet.runs import Contents, read_contents
 
-if TYPE_CHECKING:
-    from iresnet.comparison import Cell, Row
+COMMANDS = {
+    "parameters": "evaluate",
+    "bits/dim": "evaluate",
+    "accuracy": "evaluate",
+    "ECE": "evaluate",
+    "other data": "evaluate --ood DATASET",
+    "block bound": "certify",
+    "reconstruction": "reconstruct",
+    "steps": "",
+    "minutes": "",
+}
+"""Headings in their order, and the command that fills their cells; empty where only training does."""
 
 FORMATS = {
     "parameters": "{:,}",
@@ -25,7 +39,51 @@ FORMATS = {
     "minutes": "{:.1f}",
     "other data": "{}",
 }
-"""How values are written; with four digits where nothing is said."""
+"""Formats of values; four digits where there is none."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Fact about a run.
+
+    Attributes:
+        value: the number or word, None when it is not known.
+        half_width: of its 95 % interval, None without one.
+        note: why it is not to be relied on, such as "stale"; empty otherwise.
+    """
+
+    value: float | str | None = None
+    half_width: float | None = None
+    note: str = ""
+
+    def text(self, form: str) -> str:
+        """Format the cell, a dash when it is missing."""
+        if self.value is None:
+            return "-"
+        text = self.value if isinstance(self.value, str) else form.format(self.value)
+        text += "" if self.half_width is None else f" ± {form.format(self.half_width)}"
+        return f"{text} ({self.note})" if self.note else text
+
+
+@dataclass(frozen=True)
+class Row:
+    """Facts about one run.
+
+    Attributes:
+        run: its folder.
+        recipe: name of the recipe.
+        task: what it was trained for.
+        data: name, shape and levels of its data, and the split that was evaluated: what must agree for a comparison.
+        cells: by heading of :data:`COMMANDS`.
+        missing: by heading, the command that would fill the cell.
+    """
+
+    run: str
+    recipe: str
+    task: str
+    data: str
+    cells: dict[str, Cell]
+    missing: dict[str, str]
 
 
 def compare(
@@ -46,24 +104,117 @@ def compare(
         json_file: Also write the numbers to this JSON file.
         csv_file: Also write the table to this CSV file.
     """
-    from iresnet.comparison import COLUMNS
-    from iresnet.comparison import compare as compare_runs
-    from iresnet.errors import RunError
-
     if not runs:
         raise RunError("name at least one run folder: iresnet compare RUN...")
-    rows = compare_runs(runs)
-    headings = [heading for heading in COLUMNS if any(heading in row.cells for row in rows)]
+    rows = [_row(read_contents(path)) for path in runs]
+    headings = [heading for heading in COMMANDS if any(heading in row.cells for row in rows)]
     say(_table(rows, headings))
     for line in _remarks(rows):
         say(line)
-    for path, text in ((json_file, _json(rows)), (csv_file, _csv(rows, headings))):
-        if path:
-            say(f"wrote {_write(path, text)}")
+    if json_file:
+        write_atomically(json_file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        say(f"wrote {json_file}")
+    if csv_file:
+        write_atomically(csv_file, _csv(rows, headings))
+        say(f"wrote {csv_file}")
 
 
-def _table(rows: "list[Row]", headings: list[str]) -> Table:
-    """Runs from left to right, as there are fewer of them than there are facts."""
+def report(
+    *runs: Annotated[Path, Parameter(name="RUN", help="Run folders, made by iresnet train.")], out: Path | None = None
+) -> int:
+    """Write one self-contained page of what the run folders hold, several of them side by side.
+
+    The page opens from disk in any browser. It shows what was measured and drawn, and names the command for what was
+    not; it computes nothing itself. A damaged run is shown as far as it can be read, with exit status 1.
+
+    Args:
+        runs: Run folders.
+        out: The page, or a folder for it; RUN/report.html for one run, report.html here for several, by default.
+    """
+    if not runs:
+        raise RunError("iresnet report needs a run folder, or several: iresnet report RUN...")
+    from iresnet.report import damages, write_report  # here: jinja2 takes a while to import
+
+    say(f"wrote {write_report(runs, out)}")
+    found = damages(runs)
+    for damage in found:
+        complain(damage, 1)
+    return 1 if found else 0
+
+
+# -- comparison: reading -----------------------------------------------------------------------------------------------
+
+
+def _row(run: Contents) -> Row:
+    """Read the facts about a run, and what to do for those that are missing or stale.
+
+    Raises:
+        RunError: when its configuration is damaged.
+    """
+    config, inputs = run.folder.read_config()
+    results = {"evaluate": run.evaluation, "certify": run.certificate, "reconstruct": run.reconstruction}
+    cells, missing = {}, {}
+    for heading, cell in _cells(run, config.task.kind).items():
+        name, *options = COMMANDS[heading].split(" ")
+        stale = cell.value is not None and run.stale(results.get(name, {}))
+        cells[heading] = Cell(cell.value, cell.half_width, "stale") if stale else cell
+        if name and (cell.value is None or stale):
+            missing[heading] = " ".join([run.folder.command(name), *options])
+    levels = "continuous" if inputs.levels is None else f"{inputs.levels} levels"
+    shape, split = "x".join(map(str, inputs.shape)), run.evaluation.get("split", "test")
+    data = f"{config.data.name}, {shape}, {levels}, {split} split"
+    return Row(str(run.folder.path), config.name, config.task.kind, data, cells, missing)
+
+
+def _cells(run: Contents, kind: str) -> dict[str, Cell]:
+    """Read the cells of a run by heading of :data:`COMMANDS`, those that its task has."""
+    cells = {"parameters": Cell(_at(run.evaluation, "parameters") or _at(run.cost, "parameters"))}
+    if kind != "classify":
+        bits = _at(run.evaluation, "likelihood", "bits_per_dim")
+        cells["bits/dim"] = Cell(_at(bits, "mean"), _at(bits, "half_width"))
+    if kind != "density":
+        found = _at(run.evaluation, "classification")
+        low, high = _at(found, "interval") or (0.0, 0.0)
+        cells["accuracy"] = Cell(_at(found, "accuracy"), (high - low) / 2 if found else None)
+        cells["ECE"] = Cell(_at(found, "calibration", "ece"), _at(found, "calibration", "half_width"))
+    aurocs = []
+    for name, scores in (_at(run.evaluation, "ood") or {}).items():
+        # one score, the same for all densities: the best of several would be chosen by what it is to tell
+        score = "typicality" if "typicality" in scores else "predictive entropy"
+        aurocs.append(f"{name} {_at(scores, score, 'auroc'):.3f} ({score})")
+    cells["other data"] = Cell("; ".join(aurocs) or None)
+    cells["block bound"] = _largest_bound(run.certificate)
+    if "largest" in run.reconstruction:
+        largest = run.reconstruction["largest"]
+        cells["reconstruction"] = Cell("infinite" if largest is None else largest)
+    else:
+        cells["reconstruction"] = Cell()
+    cells["steps"] = Cell(_at(run.metrics[-1], "step") if run.metrics else None)
+    sessions = _at(run.cost, "sessions") or ()
+    cells["minutes"] = Cell(sum(session["wall_seconds"] for session in sessions) / 60 if sessions else None)
+    return cells
+
+
+def _largest_bound(certificate: dict[str, Any]) -> Cell:
+    bounds = [block["upper"] for block in _at(certificate, "blocks") or ()]
+    if not bounds:
+        return Cell()
+    note = "" if _at(certificate, "certified") else "no proof"
+    return Cell("infinite" if None in bounds else max(bounds), note=note)
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    """Look a value up in nested dictionaries, None when it is not there."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+# -- comparison: showing -----------------------------------------------------------------------------------------------
+
+
+def _table(rows: Sequence[Row], headings: Sequence[str]) -> Table:
+    """Show runs from left to right, as there are fewer of them than there are facts."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", no_wrap=True)
     for name in distinct_names([Path(row.run) for row in rows]):
@@ -72,22 +223,13 @@ def _table(rows: "list[Row]", headings: list[str]) -> Table:
     table.add_row("task", *(row.task for row in rows))
     table.add_row("data", *(row.data for row in rows))
     for heading in headings:
+        form = FORMATS.get(heading, "{:.4f}")
         cells = (row.cells.get(heading) for row in rows)
-        table.add_row(heading, *("" if cell is None else _text(heading, cell) for cell in cells))
+        table.add_row(heading, *("" if cell is None else cell.text(form) for cell in cells))
     return table
 
 
-def _text(heading: str, cell: "Cell") -> str:
-    """A cell in words: a dash is missing."""
-    if cell.value is None:
-        return "-"
-    form = FORMATS.get(heading, "{:.4f}")
-    text = cell.value if isinstance(cell.value, str) else form.format(cell.value)
-    text += "" if cell.half_width is None else f" ± {form.format(cell.half_width)}"
-    return f"{text} ({cell.note})" if cell.note else text
-
-
-def _remarks(rows: "list[Row]") -> list[str]:
+def _remarks(rows: Sequence[Row]) -> list[str]:
     commands = dict.fromkeys(command for row in rows for command in row.missing.values())
     remarks = [
         f"{' and '.join(dict.fromkeys(h for row in rows for h, c in row.missing.items() if c == command))}: {command}"
@@ -102,13 +244,7 @@ def _remarks(rows: "list[Row]") -> list[str]:
     return remarks
 
 
-def _json(rows: "list[Row]") -> str:
-    from dataclasses import asdict
-
-    return json.dumps([asdict(row) for row in rows], indent=2) + "\n"
-
-
-def _csv(rows: "list[Row]", headings: list[str]) -> str:
+def _csv(rows: Sequence[Row], headings: Sequence[str]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     columns = [c for heading in headings for c in (heading, f"{heading} ±", f"{heading} note")]
@@ -118,10 +254,3 @@ def _csv(rows: "list[Row]", headings: list[str]) -> str:
         values = [v for cell in cells for v in ((cell.value, cell.half_width, cell.note) if cell else ("", "", ""))]
         writer.writerow([row.run, row.recipe, row.task, row.data, *values])
     return buffer.getvalue()
-
-
-def _write(path: Path, text: str) -> Path:
-    from iresnet.files import write_atomically
-
-    write_atomically(path, text)
-    return path

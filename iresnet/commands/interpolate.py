@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, RunFolder, Seed, open_run, spread
+from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, RunFolder, Seed, open_run, use_processes
 from iresnet.console import is_main, progress, say
 from iresnet.errors import DataError
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from iresnet.data import Column, Dataset, Split
-    from iresnet.evaluation.interpolation import Path as LatentPath
-    from iresnet.runs import Inputs, Run
+    from iresnet.evaluation import Interpolation
+    from iresnet.inputs import Inputs
+    from iresnet.runs import Run
 
 TITLES = {"linear": "linear in the latent", "spherical": "spherical in the standardized latent"}
 
@@ -35,7 +36,7 @@ def interpolate(
     processes: Processes = None,
     gpus: Gpus = None,
 ) -> None:
-    """Go from examples to others through the latent space; draws images or points on the way.
+    """Interpolate between examples through the latent space; draws images or points on the way.
 
     A linear path is straight. A spherical path (slerp) keeps the length that latents of a normal density have, after
     its learned mean is subtracted and its learned standard deviation divided by; a straight one passes through shorter,
@@ -54,14 +55,14 @@ def interpolate(
         data_dir: Folder of data sets.
         seed: Of the pairs and the dequantization noise.
     """
-    spread(processes, gpus, device)
+    use_processes(processes, gpus, device)
+    from iresnet import evaluation
     from iresnet.devices import device_of
-    from iresnet.evaluation import KINDS, paths
 
-    folder, model, dataset, part = open_run(run, data_dir, split, device)
-    first, last = (x.to(device_of(model)) for x in _pairs(dataset, part, n, seed))
-    with progress("paths", n * steps * len(kind or KINDS)) as advance:
-        found = paths(model, first, last, steps=steps, kinds=kind, progress=lambda done: advance(n * done))
+    folder, model, dataset, data = open_run(run, data_dir, split, device)
+    first, last = (x.to(device_of(model)) for x in _pairs(dataset, data, n, seed))
+    with progress("paths", n * steps * len(kind or evaluation.KINDS)) as advance:
+        found = evaluation.interpolate(model, first, last, steps=steps, kinds=kind, progress=advance)
     for path in found:
         if path.bits_per_dim is not None:
             ends, middle = path.bits_per_dim[:, :: steps - 1].mean(), path.bits_per_dim[:, steps // 2].mean()
@@ -75,20 +76,21 @@ def interpolate(
         say(f"wrote {folder.write_json('interpolation.json', tree)}")
 
 
-def _pairs(dataset: "Dataset", part: "Split", n: int, seed: int) -> "tuple[Tensor, Tensor]":
-    """Both ends of n paths, as a density sees them."""
+def _pairs(dataset: "Dataset", data: "Split", n: int, seed: int) -> "tuple[Tensor, Tensor]":
+    """Draw the ends of n paths at random, dequantized."""
     import torch
 
     from iresnet.data import dequantize
 
-    if len(part) < 2 * n:
-        raise DataError(f"{n} pairs need {2 * n} examples, the split has {len(part)}: ask for fewer with -n")
-    x = part.shuffled(seed, 2 * n).x
+    if len(data) < 2 * n:
+        raise DataError(f"{n} pairs need {2 * n} examples, the split has {len(data)}: ask for fewer with -n")
+    x = data.shuffled(seed, 2 * n).x
     x = dequantize(x, levels=dataset.levels, generator=torch.Generator().manual_seed(seed))
     return x[:n], x[n:]
 
 
-def _write(folder: "Run", inputs: "Inputs", found: "list[LatentPath]") -> list[Path]:
+def _write(folder: "Run", inputs: "Inputs", found: "list[Interpolation]") -> list[Path]:
+    """Draw images or points in the plane, and write a table of points and of longer vectors."""
     from iresnet.files import write_atomically, writing
     from iresnet.pictures import image_grid, plane_paths, png, titled
 
@@ -109,8 +111,8 @@ def _write(folder: "Run", inputs: "Inputs", found: "list[LatentPath]") -> list[P
     return [picture, table]
 
 
-def _csv(found: "list[LatentPath]", columns: "Sequence[Column]") -> str:
-    """All points of all paths in the table of the data, with what they are in columns before it."""
+def _csv(found: "list[Interpolation]", columns: "Sequence[Column]") -> str:
+    """Format all points of all paths as a table in the units of the data, with columns kind, pair and step."""
     import torch
 
     from iresnet.data.columns import Column, to_csv
@@ -118,6 +120,6 @@ def _csv(found: "list[LatentPath]", columns: "Sequence[Column]") -> str:
     columns = columns or [Column(f"x{i}", i + 1) for i in range(found[0].x.shape[2])]
     text = to_csv(columns, torch.cat([path.x.flatten(0, 1) for path in found])).splitlines()
     header = text[:1] if any(column.name for column in columns) else [",".join(column.title for column in columns)]
-    places = [(p.kind, i, j) for p in found for i in range(p.x.shape[0]) for j in range(p.x.shape[1])]
-    rows = [f"{kind},{i},{j},{row}" for (kind, i, j), row in zip(places, text[-len(places) :], strict=True)]
+    keys = [(p.kind, i, j) for p in found for i in range(p.x.shape[0]) for j in range(p.x.shape[1])]
+    rows = [f"{kind},{i},{j},{row}" for (kind, i, j), row in zip(keys, text[-len(keys) :], strict=True)]
     return "\n".join([f"kind,pair,step,{header[0]}", *rows]) + "\n"

@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING, Annotated, TypeGuard
 
 from cyclopts import Parameter
 
-from iresnet.commands.arguments import Count, DeviceName, Gpus, Processes, RunFolder, Seed, flow_of, load_run, spread
+from iresnet.commands.arguments import (
+    Count,
+    DeviceName,
+    Gpus,
+    Processes,
+    RunFolder,
+    Seed,
+    flow_of,
+    load_run,
+    use_processes,
+)
 from iresnet.console import is_main, progress, say
 from iresnet.errors import RecipeError, UnknownNameError
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
-
-    from iresnet.runs import Inputs
-    from iresnet.zoo import Model
+    from iresnet.inputs import Inputs
 
 
 def sample(
@@ -50,48 +57,54 @@ def sample(
             samples to one CSV file.
         seed: Of the latents.
     """
-    spread(processes, gpus, device)
+    use_processes(processes, gpus, device)
     import torch
 
     from iresnet import evaluation
     from iresnet.capacity import SAMPLE_BYTES, check_room
+    from iresnet.classifiers import Hybrid
     from iresnet.flows import check_sampling
     from iresnet.pictures import draw, draw_each, write
 
     folder, model, inputs = load_run(run, device)
     _check_out(out, inputs, individual=individual)
-    generator = torch.Generator().manual_seed(seed)
-    name = "samples"
-    flow = flow_of(model)
+    flow, name = flow_of(model), "samples"
     needed = SAMPLE_BYTES * n * flow.base.features
     check_room(needed, torch.device("cpu"), f"drawing {n} samples", "ask for fewer with -n")
+
+    generator = torch.Generator().manual_seed(seed)
     if of_class is None:
         check_sampling(n, temperature)
         z = flow.base.sample(n, temperature=temperature, generator=generator)
     else:
-        label = _label(of_class, inputs)
-        name += f"-{_file_name(inputs.class_names[label])}"
-        z = _of_class(model, label, n, temperature, generator)
+        label = _class_number(of_class, inputs)
+        if not isinstance(model, Hybrid):
+            raise RecipeError("this run is a density without classes; train a hybrid with --task.ce-weight 1")
+        name += "-" + "".join(c if c.isalnum() or c in "-_" else "-" for c in inputs.class_names[label])
+        latents = evaluation.latents_of_class(model, label, n, temperature=temperature, generator=generator)
+        say(f"class {label}: {latents}")
+        z = latents.z
     with progress("samples", n) as advance:
         samples = evaluation.decode(flow, z.detach(), progress=advance)
+
     if not is_main():
         return
     if _is_file(out):
         say(f"wrote {write(samples, inputs, out)}")
         return
-    place = (out or folder.samples) / name
-    paths = [draw(samples, inputs, place)]
+    target = (out or folder.samples) / name
+    paths = [draw(samples, inputs, target)]
     if individual or (inputs.columns and paths[0].suffix != ".csv"):
-        paths.append(draw_each(samples, inputs, place))
+        paths.append(draw_each(samples, inputs, target))
     if out is None:
-        how = {"model_sha256": folder.weights_sha256(), "n": n, "temperature": temperature, "seed": seed}
-        folder.write_json(f"samples/{name}.json", how)
+        about = {"model_sha256": folder.weights_sha256(), "n": n, "temperature": temperature, "seed": seed}
+        folder.write_json(f"samples/{name}.json", about)
     for path in dict.fromkeys(paths):
         say(f"wrote {path}")
 
 
 def _is_file(out: Path | None) -> TypeGuard[Path]:
-    """Whether all samples go to one file; else to a folder, the run's own when there is no other."""
+    """Check whether all samples go to one file rather than to a folder."""
     return out is not None and bool(out.suffix) and not out.is_dir()
 
 
@@ -101,24 +114,14 @@ def _check_out(out: Path | None, inputs: "Inputs", *, individual: bool) -> None:
         return
     if individual:
         raise RecipeError(f"--individual writes several files: give a folder as --out, got {out}")
-    kinds = {3: (".png", ".npz")}.get(len(inputs.shape), (".csv", ".npz", *([".png"] if inputs.shape == (2,) else [])))
-    if out.suffix.lower() not in kinds:
-        raise RecipeError(f"--out {out}: samples of this run go to a folder or a file ending in {', '.join(kinds)}")
+    is_image, is_plane = len(inputs.shape) == 3, inputs.shape == (2,)
+    suffixes = (".png", ".npz") if is_image else (".csv", ".npz", ".png") if is_plane else (".csv", ".npz")
+    if out.suffix.lower() not in suffixes:
+        raise RecipeError(f"--out {out}: samples of this run go to a folder or a file ending in {', '.join(suffixes)}")
 
 
-def _of_class(model: "Model", label: int, n: int, temperature: float, generator: "Generator") -> "Tensor":
-    from iresnet import evaluation
-    from iresnet.classifiers import Hybrid
-
-    if not isinstance(model, Hybrid):
-        raise RecipeError("this run is a density without classes; train a hybrid with --task.ce-weight 1")
-    accepted = evaluation.latents_of_class(model, label, n, temperature=temperature, generator=generator)
-    say(f"class {label}: {accepted}")
-    return accepted.z
-
-
-def _label(of_class: str, inputs: "Inputs") -> int:
-    """The number of a class, from its name, or else from its number."""
+def _class_number(of_class: str, inputs: "Inputs") -> int:
+    """Find a class by its name, or else by its number."""
     names = inputs.class_names
     if of_class in names:
         return names.index(of_class)
@@ -127,7 +130,3 @@ def _label(of_class: str, inputs: "Inputs") -> int:
     if not names:
         raise RecipeError("the data of this run have no classes; leave out --class")
     raise UnknownNameError("class", of_class, names)
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)

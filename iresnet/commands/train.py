@@ -1,17 +1,21 @@
-"""``iresnet train``: a recipe becomes a run folder."""
+"""``iresnet train`` makes a run folder of a recipe, ``iresnet recipes`` lists those there are."""
 
-__all__ = ["train", "train_help"]
+__all__ = ["listing", "recipes", "train", "train_help"]
 
 import inspect
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.table import Table
 
-from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, spread
-from iresnet.config import Config, load_config, options, recipe_names
+from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, use_processes
+from iresnet.config import TRACKERS, Config, load_config, recipe_names
 from iresnet.console import err, say
 from iresnet.errors import Interrupted, RecipeError
+from iresnet.options import Option, flag, options
+
+_TRACKER_HELP = f"Show the run there too, may be repeated: {', '.join(TRACKERS)}; by default tensorboard, if installed."
 
 
 def train(
@@ -23,7 +27,7 @@ def train(
     resume: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     compile: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002 (the name of the option)
-    tracker: Annotated[list[str] | None, Parameter(negative="--no-tracker")] = None,
+    tracker: Annotated[list[str] | None, Parameter(negative="--no-tracker", help=_TRACKER_HELP)] = None,
     verbose: Annotated[bool, Parameter(negative="")] = False,
     device: DeviceName = "auto",
     processes: Processes = None,
@@ -41,8 +45,7 @@ def train(
             longer.
         dry_run: Run real steps of the full model on a few examples, print what the run costs here and on GPUs; no more.
         compile: Short for --train.compile true: compile the residual blocks first, for faster steps.
-        tracker: Show the run there too, may be repeated: tensorboard (the default, if installed), visdom, wandb,
-            mlflow, aim, clearml, comet_ml, dvclive, swanlab, trackio.
+        tracker: Trackers that show the run.
         verbose: At every line of metrics, say what each block does.
     """
     recipe, overrides = _source(recipe, overrides, config, out if resume else None)
@@ -50,47 +53,47 @@ def train(
     if tracker is not None:
         names = [token.strip("[]") for token in tracker]  # several options, or the list of a recipe
         short += ["--tracker", f"[{','.join(filter(None, names))}]"]
-    settings = load_config(recipe, [*overrides, *short], flags=_flags())
+    flags = [name for name, p in inspect.signature(train).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    settings = load_config(recipe, [*overrides, *short], flags=flags)
     from iresnet import training
+    from iresnet.training.progress import BlockLog, ProgressBar
 
     folder = out or Path("runs") / settings.name
     data_dir = data_dir or _data_dir_of(recipe, folder if resume else None)
     if dry_run:
         say(str(training.dry_run(settings, data_dir=data_dir, device=device)))
         return
-    spread(processes, gpus, device)
-    _train(settings, recipe, folder, data_dir, device=device, resume=resume, verbose=verbose)
+    use_processes(processes, gpus, device)
+    callbacks = [ProgressBar(err), *([BlockLog(err)] if verbose else ())]
+    try:
+        result = training.train(settings, folder, data_dir=data_dir, device=device, resume=resume, callbacks=callbacks)
+    except Interrupted as error:
+        raise Interrupted(f"{error}; continue with the same command and --resume") from error
+    say(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")
 
 
 def _source(
     recipe: str, overrides: tuple[str, ...], config: Path | None, run: Path | None
 ) -> tuple[str, tuple[str, ...]]:
-    """Where the settings come from, a recipe, a file, or the run that is continued, and how they are changed."""
+    """Find the settings, of a recipe, a file, or the run that is continued, and what changes them."""
     named = bool(recipe) and not recipe.startswith("--")
     if named and config:
         raise RecipeError(f"give a recipe or --config, not both: got '{recipe}' and --config {config}")
     if named:
         return recipe, overrides
-    source = config or (run and _config_of(run))
+    source = config
+    if run and not config:
+        from iresnet.runs import Run
+
+        source = Run.open(run).config_file
     if source is None:
         known = ", ".join(recipe_names())
         raise RecipeError(f"iresnet train needs a recipe ({known}), --config FILE, or --out RUN --resume")
     return str(source), (recipe, *overrides) if recipe else overrides
 
 
-def _flags() -> list[str]:
-    """The options of the command that are none of the recipe."""
-    return [name for name, p in inspect.signature(train).parameters.items() if p.kind is p.KEYWORD_ONLY]
-
-
-def _config_of(run: Path) -> Path:
-    from iresnet.runs import Run
-
-    return Run.open(run).config_file
-
-
 def _data_dir_of(recipe: str, run: Path | None) -> Path | None:
-    """Where the run that is continued, or that a config.yaml belongs to, found its data."""
+    """Return the folder of data sets of the run that is continued, or that a config.yaml belongs to."""
     from iresnet.runs import Run
 
     origin = run or (Path(recipe).parent if Path(recipe).name == "config.yaml" else None)
@@ -98,31 +101,37 @@ def _data_dir_of(recipe: str, run: Path | None) -> Path | None:
     return Path(folder) if folder else None
 
 
-def _train(
-    config: Config, recipe: str, folder: Path, data_dir: Path | None, *, device: str, resume: bool, verbose: bool
-) -> None:
-    from iresnet import training
-    from iresnet.training.progress import BlockLog, ProgressBar
+# -- what can be trained -----------------------------------------------------------------------------------------------
 
-    callbacks = [ProgressBar(err), *([BlockLog(err)] if verbose else ())]
-    try:
-        result = training.train(config, folder, data_dir=data_dir, device=device, resume=resume, callbacks=callbacks)
-    except Interrupted as error:
-        raise Interrupted(f"{error}; continue with the same command and --resume") from error
-    say(f"trained {recipe}: {result.path}; next: iresnet evaluate {result.path}")
+
+def recipes() -> None:
+    """List the bundled recipes: task, data, expected result and cost."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("recipe", "task", "data", "expected", "cost"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "recipe")
+    for name in recipe_names():
+        config = load_config(name)
+        table.add_row(name, config.task.kind, config.data.name, config.expected, config.cost)
+    say(table)
+
+
+def listing() -> list[Option]:
+    """List every option of a recipe: what its sections declare, and what models take."""
+    from iresnet.signatures import model_options
+
+    declared = [o for o in options(Config) if "." in o.name]
+    data = [o for o in declared if o.name.startswith("data.")]
+    return [*data, *model_options(), *(o for o in declared if o not in data)]
 
 
 def train_help() -> str:
-    """What ``iresnet train --help`` says: every option of a recipe."""
-    lines = [
-        f"--{name.replace('_', '-')}  {doc} (default: {default!r})" for name, default, doc in options() if "." in name
-    ]
-    sections = "\n\n".join(lines)
+    """Describe ``iresnet train`` and every option of a recipe."""
+    lines = []
+    for o in listing():
+        limits = f"{o.limits}; " if str(o.limits) else ""
+        lines.append(f"{flag(o.name)}  {o.help} ({limits}default: {o.default})")
     return (
         "Train a model into a run folder.\n\n"
         "Any option of the recipe can be changed: iresnet train digits-density --train.epochs 3 --model.blocks '[2,2]' "
-        "--optim.lr=1e-3\n\n"
-        "--model.name and --model.OPTION  architecture and its options: blocks, strides, hidden, coeff, activation, "
-        "logdet.name, logdet.n-steps, solver.name, solver.atol, head-hidden, ...\n\n"
-        f"{sections}"
+        "--optim.lr=1e-3\n\n" + "\n\n".join(lines)
     )

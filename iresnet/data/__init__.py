@@ -11,21 +11,22 @@ __all__ = [
     "Stream",
     "StreamedBatches",
     "Toy",
-    "alike",
     "check_columns",
     "check_density",
     "dequantize",
     "flip",
     "load",
+    "match_format",
     "pad_crop",
     "permutation",
     "training_batches",
 ]
 
-from iresnet.data.batches import Batches, Stream, StreamedBatches, training_batches
+from iresnet.data.batches import Batches, StreamedBatches, training_batches
 from iresnet.data.columns import Column
 from iresnet.data.dataset import Dataset, Split, permutation
+from iresnet.data.images import Stream
 from iresnet.data.preparation import check_columns, check_density
 from iresnet.data.registry import DATASETS, load
 from iresnet.data.toys import TOYS, Toy
-from iresnet.data.transforms import PADDINGS, alike, dequantize, flip, pad_crop
+from iresnet.data.transforms import PADDINGS, dequantize, flip, match_format, pad_crop

@@ -1,56 +1,20 @@
-"""Columns of tables: what their features stand for, and the way back to the values of the table."""
+"""Columns of tables: how their values became features, and how features become values of the table again."""
 
 __all__ = ["Column", "describe", "feature_titles", "offsets", "to_columns", "to_csv", "to_values"]
 
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table: one feature, or one for each category.
-
-    Attributes:
-        name: in the header; empty where there is none.
-        position: in the file, from 1.
-        integer: every value is an integer.
-        noisy: uniform noise of one step was added to the values.
-        offset: was subtracted from the values, in double precision, where float32 would run them together.
-        categories: what a feature of zeros and ones stands for, each; none for numbers.
-        missing: how many values were, and were replaced.
-
-    Example:
-        >>> Column("weight", 3).title, Column("", 3).title, Column("kind", 2, categories=("lily", "rose")).width
-        ('weight', 'column 3', 2)
-    """
-
-    name: str
-    position: int
-    integer: bool = False
-    noisy: bool = False
-    offset: float = 0.0
-    categories: tuple[str, ...] = ()
-    missing: int = 0
-
-    @property
-    def title(self) -> str:
-        """What options call it: its name, or ``column 3``."""
-        return self.name or f"column {self.position}"
-
-    @property
-    def width(self) -> int:
-        """How many features it has."""
-        return len(self.categories) or 1
+from iresnet.inputs import Column
 
 
 def feature_titles(columns: Sequence[Column]) -> list[str]:
-    """Names of the features, one for each.
+    """Return a name for each feature.
 
     Example:
         >>> feature_titles([Column("weight", 1), Column("kind", 2, categories=("lily", "rose"))])
@@ -64,10 +28,10 @@ def feature_titles(columns: Sequence[Column]) -> list[str]:
 
 
 def to_columns(columns: Sequence[Column], x: Tensor) -> list[np.ndarray]:  # (N, D)
-    """Turn examples into the values of their table, one array a column.
+    """Turn examples into the values of their table, one array per column.
 
-    Integers that noise was added to are rounded down; of the features of categories the largest counts; all others keep
-    their precision: float32, or float64 where an offset is added.
+    Integers with noise are rounded down; a category is that of the largest feature; all other values keep their
+    precision: float32, or float64 where an offset is added.
 
     Args:
         columns: the columns.
@@ -78,15 +42,19 @@ def to_columns(columns: Sequence[Column], x: Tensor) -> list[np.ndarray]:  # (N,
         >>> [values.tolist() for values in to_columns([kind, year], torch.tensor([[0.2, 0.9, 3.7]]))]
         [['rose'], [2003]]
     """
-    parts = x.detach().cpu().split([column.width for column in columns], dim=1)
-    return [_values(column, part.numpy()) for column, part in zip(columns, parts, strict=True)]
-
-
-def _values(column: Column, x: np.ndarray) -> np.ndarray:  # (N, width) -> (N,)
-    if column.categories:
-        return np.array(column.categories)[x.argmax(1)]
-    values = x[:, 0].astype(np.float64) + column.offset if column.offset else x[:, 0]
-    return np.floor(values.astype(np.float64)).astype(np.int64) if column.integer and column.noisy else values
+    blocks = x.detach().cpu().split([column.width for column in columns], dim=1)
+    found = []
+    for column, block in zip(columns, blocks, strict=True):
+        if column.categories:
+            found.append(np.array(column.categories)[block.numpy().argmax(1)])
+            continue
+        values = block[:, 0].numpy()
+        if column.offset:
+            values = values.astype(np.float64) + column.offset
+        if column.integer and column.noisy:
+            values = np.floor(values.astype(np.float64)).astype(np.int64)
+        found.append(values)
+    return found
 
 
 def to_values(columns: Sequence[Column], x: Tensor) -> np.ndarray:  # (N, D) -> (N, D), float64
@@ -99,15 +67,14 @@ def to_values(columns: Sequence[Column], x: Tensor) -> np.ndarray:  # (N, D) -> 
     """
     if not columns:
         return x.detach().cpu().double().numpy()
-    parts = []
+    features = []
     for column, values in zip(columns, to_columns(columns, x), strict=True):
-        is_it = [values == category for category in column.categories]
-        parts += is_it or [values]
-    return np.stack(parts, axis=1).astype(np.float64)
+        features += [values == category for category in column.categories] or [values]
+    return np.stack(features, axis=1).astype(np.float64)
 
 
 def to_csv(columns: Sequence[Column], x: Tensor) -> str:  # (N, D)
-    """Write examples as a table, below the header that it had, numbers in the fewest digits that tell them apart.
+    """Write examples as a table, below its header, numbers in the fewest digits that tell them apart.
 
     Args:
         columns: the columns; none for vectors without names.
@@ -125,17 +92,16 @@ def to_csv(columns: Sequence[Column], x: Tensor) -> str:  # (N, D)
     writer = csv.writer(buffer, lineterminator="\n")
     if any(column.name for column in columns):
         writer.writerow([column.title for column in columns])
-    writer.writerows(zip(*[_texts(values) for values in to_columns(columns, x)], strict=True))
+    texts = [
+        [text.removesuffix(".0") if values.dtype.kind == "f" else text for text in values.astype(str).tolist()]
+        for values in to_columns(columns, x)
+    ]
+    writer.writerows(zip(*texts, strict=True))
     return buffer.getvalue()
 
 
-def _texts(values: np.ndarray) -> list[str]:
-    texts = values.astype(str).tolist()
-    return [text.removesuffix(".0") for text in texts] if values.dtype.kind == "f" else texts
-
-
 def offsets(columns: Sequence[Column], dims: int) -> Tensor:  # (D,)
-    """What was subtracted from each feature, float64.
+    """Return the offset of each feature, float64; zeros without columns.
 
     Example:
         >>> offsets([Column("time", 1, offset=1.7e9), Column("a", 2)], 2).tolist()
@@ -146,19 +112,19 @@ def offsets(columns: Sequence[Column], dims: int) -> Tensor:  # (D,)
 
 
 def describe(columns: Sequence[Column]) -> list[str]:
-    """Say what was done to the values of a table, a line for each thing done.
+    """Describe the changes to the values of a table, one line for each.
 
     Example:
         >>> describe([Column("age", 2, noisy=True, missing=4), Column("time", 3, offset=1.7e9, noisy=True)])
         ['age: 4 missing values replaced by others', 'time: read less 1700000000, ...', 'noise ... added to age, time']
     """
-    said = []
+    notes = []
     for column in columns:
         if column.missing:
-            said.append(f"{column.title}: {column.missing} missing values replaced by others")
+            notes.append(f"{column.title}: {column.missing} missing values replaced by others")
         if column.categories:
-            said.append(f"{column.title}: a feature for each of {', '.join(column.categories)}")
+            notes.append(f"{column.title}: a feature for each of {', '.join(column.categories)}")
         if column.offset:
-            said.append(f"{column.title}: read less {column.offset:.17g}, so that float32 keeps its values apart")
+            notes.append(f"{column.title}: read less {column.offset:.17g}, so that float32 keeps its values apart")
     noisy = [column.title for column in columns if column.noisy]
-    return [*said, f"noise of one step added to {', '.join(noisy)}"] if noisy else said
+    return [*notes, f"noise of one step added to {', '.join(noisy)}"] if noisy else notes

@@ -1,4 +1,4 @@
-"""Data sets: three splits of tensors, held out the same way every time."""
+"""Data sets: train, validation and test splits of tensors, held out the same way every time."""
 
 __all__ = [
     "Dataset",
@@ -12,18 +12,14 @@ __all__ = [
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from iresnet.data.columns import Column
+from iresnet.data.images import Stream
 from iresnet.errors import DataError
-
-if TYPE_CHECKING:
-    from iresnet.data.batches import Stream
-
 
 # -- permutations ------------------------------------------------------------------------------------------------------
 
@@ -68,9 +64,12 @@ def _mix(z: np.ndarray) -> np.ndarray:  # uint64, wraps modulo 2^64
     return z ^ (z >> np.uint64(31))
 
 
+# -- splits and data sets ----------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Split:
-    """Examples and, where there are any, their class labels.
+    """Examples of one split and, where there are any, their class labels.
 
     Args:
         x: examples, shape ``(N, *E)``: uint8 for images of gray levels or colors, floating point otherwise.
@@ -108,8 +107,11 @@ class Split:
             seed: of the order.
             n: keep so many at most, the first ones; all when None.
         """
-        order = torch.from_numpy(permutation(len(self), seed)[:n]).to(self.x.device)
-        return Split(self.x[order], None if self.y is None else self.y[order])
+        return self.take(torch.from_numpy(permutation(len(self), seed)[:n]).to(self.x.device))
+
+    def take(self, index: Tensor) -> "Split":  # (n,) int64
+        """Return the examples at these positions, in their order."""
+        return Split(self.x[index], None if self.y is None else self.y[index])
 
     def to(self, device: torch.device | str) -> "Split":
         """Return the split with its tensors on ``device``.
@@ -125,19 +127,19 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set with its fixed train, validation and test split.
+    """Data set with its fixed train, validation and test split.
 
     Args:
         name: the registered name, or the file name.
-        train: what a model is fitted on.
-        validation: what settings are chosen on; never part of ``test``.
-        test: what results are reported on.
+        train: examples to fit models on.
+        validation: examples to choose settings on; never part of ``test``.
+        test: examples to report results on.
         levels: number of integer values a component can take (256 for images, 17 for ``digits``), or
             ``None`` for continuous data, which is not dequantized.
         class_names: one name per class, empty without labels.
         source: where it was read from, and whom to credit.
         stream: the training examples, when they are too many for memory; ``train`` is then a sample of them.
-        columns: of a table of the user, what its features stand for; empty otherwise.
+        columns: the columns of the user's table that the features come from; empty otherwise.
 
     Raises:
         DataError: splits of different shapes, or labels outside ``class_names``.
@@ -158,7 +160,7 @@ class Dataset:
     levels: int | None
     class_names: tuple[str, ...] = ()
     source: str = ""
-    stream: "Stream | None" = None
+    stream: Stream | None = None
     columns: tuple[Column, ...] = ()
 
     def __post_init__(self):
@@ -169,8 +171,21 @@ class Dataset:
         if self.columns and (sum(column.width for column in self.columns),) != self.shape:
             raise DataError(f"{self.name}: examples of shape {self.shape} do not go with {len(self.columns)} columns")
         for kind, split in (("train", self.train), ("validation", self.validation), ("test", self.test)):
-            _check_labels(f"{self.name}, {kind}", split.y, len(self.class_names))
-            _check_levels(f"{self.name}, {kind}", split.x, self.levels)
+            self._check_values(f"{self.name}, {kind}", split)
+
+    def _check_values(self, where: str, split: Split) -> None:
+        x, y, n = split.x, split.y, self.n_classes
+        if (y is None) != (n == 0):
+            got = "none" if y is None else "some"
+            raise DataError(f"{where}: labels and class names go together in every split, got {n} names, {got}")
+        if y is not None and not 0 <= int(y.min()) <= int(y.max()) < n:
+            raise DataError(f"{where}: labels must lie in 0..{n - 1}, got {int(y.min())}..{int(y.max())}")
+        if x.is_floating_point() != (self.levels is None):
+            raise DataError(
+                f"{where}: integer examples have levels and others have none, got {x.dtype} and {self.levels}"
+            )
+        if self.levels is not None and int(x.max()) >= self.levels:
+            raise DataError(f"{where}: values must lie in 0..{self.levels - 1}, got {int(x.max())}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -189,25 +204,10 @@ class Dataset:
         return f"{self.name}: {sizes}; {'x'.join(map(str, self.shape))}, {levels}, {labels}"
 
 
-def _check_labels(where: str, y: Tensor | None, n_classes: int) -> None:
-    if (y is None) != (n_classes == 0):
-        got = "none" if y is None else "some"
-        raise DataError(f"{where}: labels and class names go together in every split, got {n_classes} names, {got}")
-    if y is not None and not 0 <= int(y.min()) <= int(y.max()) < n_classes:
-        raise DataError(f"{where}: labels must lie in 0..{n_classes - 1}, got {int(y.min())}..{int(y.max())}")
-
-
-def _check_levels(where: str, x: Tensor, levels: int | None) -> None:
-    if x.is_floating_point() != (levels is None):
-        raise DataError(f"{where}: integer examples have levels and others have none, got {x.dtype} and {levels}")
-    if levels is not None and int(x.max()) >= levels:
-        raise DataError(f"{where}: values must lie in 0..{levels - 1}, got {int(x.max())}")
-
-
 # -- held-out examples -------------------------------------------------------------------------------------------------
 
 
-#: What a reader returns: ``"train"`` and, where the source has them, ``"validation"`` and ``"test"``.
+#: Splits of a source: ``"train"`` and, where it has them, ``"validation"`` and ``"test"``.
 Splits = dict[str, Split]
 
 _LARGEST_VALIDATION = 5000
@@ -221,7 +221,7 @@ def hold_out(splits: Splits, where: str, *, shuffle: bool, seed: int = 0) -> tup
 
     Args:
         splits: at least ``"train"``.
-        where: what to name in an error.
+        where: name of the data in error messages.
         shuffle: take the held-out examples from a fixed random order, for sources that are sorted by
             class; otherwise they are the last ones.
         seed: of that order.
@@ -243,21 +243,18 @@ def hold_out(splits: Splits, where: str, *, shuffle: bool, seed: int = 0) -> tup
     n = len(train)
     n_train, n_validation, n_test = held_out_sizes(n, splits, where)
     order = torch.from_numpy(permutation(n, seed)) if shuffle and n_train < n else torch.arange(n)
-    parts = order.split([n_train, n_validation, n_test])
-    taken = {
-        kind: _take(train, part) for kind, part in zip(("train", "validation", "test"), parts, strict=True) if len(part)
-    }
-    complete = {**splits, **taken}
+    chunks = dict(zip(("train", "validation", "test"), order.split([n_train, n_validation, n_test]), strict=True))
+    complete = {**splits, **{kind: train.take(index) for kind, index in chunks.items() if len(index)}}
     return complete["train"], complete["validation"], complete["test"]
 
 
 def held_out_sizes(n: int, given: Collection[str], where: str) -> tuple[int, int, int]:
-    """How many of n training examples become the train, validation and test split.
+    """Return how many of n training examples become the train, validation and test split.
 
     Args:
         n: training examples in the source.
         given: names of the splits that the source has.
-        where: what to name in an error.
+        where: name of the data in error messages.
 
     Raises:
         DataError: too few to hold any out.
@@ -274,17 +271,13 @@ def held_out_sizes(n: int, given: Collection[str], where: str) -> tuple[int, int
     return n_train, n_validation, n_test
 
 
-def _take(split: Split, index: torch.Tensor) -> Split:
-    return Split(split.x[index], None if split.y is None else split.y[index])
-
-
-def numbered_classes(splits: Splits, where: str, *, known: int = 0) -> tuple[str, ...]:
+def numbered_classes(splits: Splits, where: str, *, n_known: int = 0) -> tuple[str, ...]:
     """Name classes by their numbers, up to the largest label.
 
     Args:
         splits: with labels or without.
-        where: what to name in an error.
-        known: how many classes other examples, which these go with, have.
+        where: name of the data in error messages.
+        n_known: how many classes other examples, which these go with, have.
 
     Returns:
         ``"0"``, ``"1"`` and so on; nothing without labels.
@@ -298,7 +291,7 @@ def numbered_classes(splits: Splits, where: str, *, known: int = 0) -> tuple[str
     """
     largest = max((int(split.y.max()) for split in splits.values() if split.y is not None), default=-1)
     n = len(splits["train"]) if "train" in splits else 0
-    if largest >= max(n, known) > 0:
+    if largest >= max(n, n_known) > 0:
         raise DataError(
             f"{where}: labels up to {largest} are {largest + 1} classes, more than the {n} training examples; number "
             "the classes 0, 1, 2, ... without gaps"

@@ -1,4 +1,4 @@
-"""The published file formats of images: idx, CIFAR (pickled or binary) and SVHN."""
+"""File formats of published images: idx, CIFAR (pickled or binary) and SVHN."""
 
 __all__ = [
     "CIFAR10",
@@ -24,16 +24,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from iresnet.data.dataset import Split, Splits
-from iresnet.data.reading import check_md5, raw_bytes, reading
+from iresnet.data.storage import check_md5, raw_bytes, reading
 from iresnet.errors import DataError
 
 # -- idx ---------------------------------------------------------------------------------------------------------------
 
 
 _UINT8 = 8  # the only element type that these data sets use
-_FILES = {
+_IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
@@ -57,18 +58,21 @@ def read_idx(folder: Path, md5: Mapping[str, str] | None = None) -> Splits | Non
         >>> read_idx(Path("no such folder")) is None
         True
     """
-    found = {name: _find(folder, name) for names in _FILES.values() for name in names}
-    if not any(found.values()):
+    names = [name for pair in _IDX_FILES.values() for name in pair]
+    paths = {name: path for name in names for path in (folder / name, folder / f"{name}.gz") if path.is_file()}
+    if not paths:
         return None
-    missing = [name for name, path in found.items() if path is None]
+    missing = [name for name in names if name not in paths]
     if missing:
         raise DataError(f"{folder}: expected four idx files, {' and '.join(missing)} missing; add them (.gz or not)")
-    arrays = {name: _read_idx_array(path, md5 or {}) for name, path in found.items() if path}
-    return {kind: _idx_split(folder, arrays[images], arrays[labels]) for kind, (images, labels) in _FILES.items()}
-
-
-def _find(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+    arrays = {name: _read_idx_array(paths[name], md5 or {}) for name in names}
+    splits = {}
+    for kind, (images, labels) in _IDX_FILES.items():
+        x, y = arrays[images], arrays[labels]
+        if len(x) != len(y) or len(x) == 0:
+            raise DataError(f"{folder}: expected one label per image, got {len(x)} images and {len(y)} labels")
+        splits[kind] = Split(torch.tensor(x)[:, None], torch.tensor(y, dtype=torch.int64))
+    return splits
 
 
 def _read_idx_array(path: Path, md5: Mapping[str, str]) -> np.ndarray:
@@ -88,12 +92,6 @@ def _read_idx_array(path: Path, md5: Mapping[str, str]) -> np.ndarray:
             f"{path}: expected {prod(shape)} bytes for shape {shape}, got {len(content) - start}; get the file again"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _idx_split(folder: Path, images: np.ndarray, labels: np.ndarray) -> Split:
-    if len(images) != len(labels) or len(images) == 0:
-        raise DataError(f"{folder}: expected one label per image, got {len(images)} images and {len(labels)} labels")
-    return Split(torch.tensor(images)[:, None], torch.tensor(labels, dtype=torch.int64))
 
 
 # -- arrays in pickles -------------------------------------------------------------------------------------------------
@@ -166,7 +164,7 @@ _PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class CifarFiles:
-    """How one of the two data sets is laid out.
+    """Layout of the files of CIFAR-10 or CIFAR-100.
 
     Args:
         archive: stem of the archives' names.
@@ -252,13 +250,13 @@ def read_cifar_binary(folder: Path, files: CifarFiles) -> Splits | None:
     return None if contents is None else _splits(files, contents, ".bin", _parse_binary)
 
 
-_Contents = dict[str, tuple[str, bytes]]  # file name -> (what to call it in an error, content)
+_Contents = dict[str, tuple[str, bytes]]  # file name -> (its name in error messages, content)
 
 
 def _contents(folder: Path, archive: str, inner: str, names: tuple[str, ...]) -> _Contents | None:
-    for place in (folder / inner, folder):
-        if any((place / name).is_file() for name in names):
-            return {name: (str(place / name), raw_bytes(place / name)) for name in names}
+    for parent in (folder / inner, folder):
+        if any((parent / name).is_file() for name in names):
+            return {name: (str(parent / name), raw_bytes(parent / name)) for name in names}
     path = folder / archive
     return _unpack(path, names) if path.is_file() else None
 
@@ -272,7 +270,7 @@ def _unpack(path: Path, names: tuple[str, ...]) -> _Contents:
                 if member.isfile() and name in names:
                     file = archive.extractfile(member)
                     contents[name] = (f"{path}: {member.name}", file.read() if file else b"")
-        while stream.read(1 << 20):  # to the end, where the checksum of the whole is verified
+        while stream.read(1 << 20):  # to the end, where the checksum of the archive is verified
             pass
     missing = [name for name in names if name not in contents]
     if missing:
@@ -280,31 +278,28 @@ def _unpack(path: Path, names: tuple[str, ...]) -> _Contents:
     return contents
 
 
-_Parser = Callable[[CifarFiles, str, bytes], Split]
+_Parser = Callable[[CifarFiles, str, bytes], tuple[Tensor, Tensor]]
 
 
 def _splits(files: CifarFiles, contents: _Contents, suffix: str, parse: _Parser) -> Splits:
-    return {
-        kind: _join([parse(files, *contents[name + suffix]) for name in names])
-        for kind, names in (("train", files.train), ("test", files.test))
-    }
+    splits = {}
+    for kind, names in (("train", files.train), ("test", files.test)):
+        x, y = zip(*[parse(files, *contents[name + suffix]) for name in names], strict=True)
+        splits[kind] = Split(torch.cat(x), torch.cat(y))
+    return splits
 
 
-def _join(parts: list[Split]) -> Split:
-    return Split(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts if part.y is not None]))
-
-
-def _parse_python(files: CifarFiles, where: str, content: bytes) -> Split:
+def _parse_python(files: CifarFiles, where: str, content: bytes) -> tuple[Tensor, Tensor]:
     with reading(where, "pickle of arrays"):
         batch = unpickle_arrays(content)
         images, labels = batch[b"data"], np.asarray(batch[files.labels])
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (_PIXELS,):
         got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise DataError(f"{where}: expected uint8 images of shape (N, {_PIXELS}), got {got}; get the file again")
-    return _cifar_split(where, images, labels)
+    return _cifar_tensors(where, images, labels)
 
 
-def _parse_binary(files: CifarFiles, where: str, content: bytes) -> Split:
+def _parse_binary(files: CifarFiles, where: str, content: bytes) -> tuple[Tensor, Tensor]:
     record = files.label_bytes + _PIXELS
     if not content or len(content) % record:
         raise DataError(
@@ -312,14 +307,13 @@ def _parse_binary(files: CifarFiles, where: str, content: bytes) -> Split:
             f"{len(content) % record} too many; get the file again"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, record)
-    return _cifar_split(where, records[:, files.label_bytes :], records[:, files.label_bytes - 1])
+    return _cifar_tensors(where, records[:, files.label_bytes :], records[:, files.label_bytes - 1])
 
 
-def _cifar_split(where: str, images: np.ndarray, labels: np.ndarray) -> Split:
+def _cifar_tensors(where: str, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise DataError(f"{where}: expected {len(images)} integer labels, got {labels.dtype} {labels.shape}")
-    x = torch.tensor(images).reshape(-1, 3, 32, 32)
-    return Split(x, torch.tensor(labels.astype(np.int64)))
+    return torch.tensor(images).reshape(-1, 3, 32, 32), torch.tensor(labels.astype(np.int64))
 
 
 # -- SVHN --------------------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
-"""Images in files: decode them to one uint8 array, remember the result, and read folders of them."""
+"""Encoded images, in files of their own or in Parquet: decode them, cache the arrays, stream them in batches."""
 
 __all__ = [
-    "Encoded",
-    "Form",
-    "UNCHANGED",
+    "NO_CONVERSION",
+    "EncodedImage",
+    "ImageConversion",
+    "Stream",
+    "decode_cached",
     "decode_images",
-    "read_image_folder",
-    "remembered",
+    "encoded_images",
+    "integer_labels",
 ]
 
 import hashlib
@@ -17,31 +19,32 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
-from iresnet.data.dataset import Split, Splits
-from iresnet.data.reading import reading, user_cache
+from iresnet.data.storage import reading, user_cache
 from iresnet.errors import DataError, UnknownNameError
-
-# -- decoding ----------------------------------------------------------------------------------------------------------
-
 
 _LOSSLESS = {"1": "L", "P": "RGB", "L": "L", "RGB": "RGB"}  # mode of the file -> mode of the array
 _MODES = ("RGB", "L")
-_WORTH_REMEMBERING = 5000
 _BLOCK = 256  # images that one thread decodes at a time
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """An image that is not decoded yet.
+class EncodedImage:
+    """Image that is not decoded yet.
 
     Args:
-        name: what to call it in an error.
+        name: name in error messages.
         read: returns the content of its file.
     """
 
@@ -50,8 +53,8 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Form:
-    """What images are turned into; by default nothing is changed, and what is not alike is refused.
+class ImageConversion:
+    """Size and mode that images are converted to; by default none, and images that differ in either are refused.
 
     Args:
         size: scale the shorter side to this many pixels and cut out the central square.
@@ -75,15 +78,20 @@ class Form:
         return f"{self.size}" + (f" {self.mode}" if self.mode else "")
 
 
-UNCHANGED = Form()
+NO_CONVERSION = ImageConversion()
 
 
-def decode_images(images: Sequence[Encoded], form: Form = UNCHANGED) -> np.ndarray:  # (N, C, H, W)
+# -- decoding ----------------------------------------------------------------------------------------------------------
+
+
+def decode_images(
+    images: Sequence[EncodedImage], conversion: ImageConversion = NO_CONVERSION
+) -> np.ndarray:  # (N, C, H, W)
     """Decode images, all of one size and either all gray or all RGB.
 
     Args:
         images: at least one PNG, JPEG, WebP or other format that Pillow reads.
-        form: what to turn them into first.
+        conversion: applied to each of them first.
 
     Returns:
         The images, uint8, shape ``(N, C, H, W)`` with one channel or three.
@@ -94,18 +102,18 @@ def decode_images(images: Sequence[Encoded], form: Form = UNCHANGED) -> np.ndarr
     Example:
         >>> file = io.BytesIO()
         >>> Image.new("L", (6, 4), 200).save(file, "PNG")
-        >>> x = decode_images([Encoded("a.png", file.getvalue)])
+        >>> x = decode_images([EncodedImage("a.png", file.getvalue)])
         >>> x.shape, int(x.min())
         ((1, 1, 4, 6), 200)
     """
-    first = _decode(images[0], form)
+    first = _decode(images[0], conversion)
     decoded = np.empty((len(images), *first.shape), np.uint8)
 
     def fill(start: int) -> None:
         for i in range(start, min(start + _BLOCK, len(images))):
-            image = _decode(images[i], form)
+            image = _decode(images[i], conversion)
             if image.shape != first.shape:
-                raise DataError(_difference(images[0], first, images[i], image))
+                raise DataError(_difference(images[0].name, first, images[i].name, image))
             decoded[i] = image
 
     with ThreadPoolExecutor() as pool:
@@ -117,7 +125,7 @@ def decode_images(images: Sequence[Encoded], form: Form = UNCHANGED) -> np.ndarr
     return decoded
 
 
-def _decode(encoded: Encoded, form: Form) -> np.ndarray:  # (C, H, W)
+def _decode(encoded: EncodedImage, conversion: ImageConversion) -> np.ndarray:  # (C, H, W)
     with reading(encoded.name, "complete image file"):
         content = io.BytesIO(encoded.read())
         try:
@@ -126,13 +134,16 @@ def _decode(encoded: Encoded, form: Form) -> np.ndarray:  # (C, H, W)
             raise UnidentifiedImageError("of no format that is known") from error
         with opened:
             image = ImageOps.exif_transpose(opened)
-            image = _lossless(encoded.name, image) if form.mode is None else _converted(encoded.name, image, form.mode)
-            if form.size is not None:
-                image = ImageOps.fit(image, (form.size, form.size), Image.Resampling.LANCZOS)
+            if conversion.mode is None:
+                image = _convert_lossless(encoded.name, image)
+            else:
+                image = _convert(encoded.name, image, conversion.mode)
+            if conversion.size is not None:
+                image = ImageOps.fit(image, (conversion.size, conversion.size), Image.Resampling.LANCZOS)
             return np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
 
 
-def _lossless(name: str, image: Image.Image) -> Image.Image:
+def _convert_lossless(name: str, image: Image.Image) -> Image.Image:
     mode = image.mode + (" with transparency" if image.has_transparency_data and image.mode in _LOSSLESS else "")
     if mode not in _LOSSLESS:
         raise DataError(
@@ -142,7 +153,7 @@ def _lossless(name: str, image: Image.Image) -> Image.Image:
     return image.convert(_LOSSLESS[mode])
 
 
-def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
+def _convert(name: str, image: Image.Image, mode: str) -> Image.Image:
     if image.mode in ("F", "I"):
         raise DataError(f"{name}: mode {image.mode} has no range of gray levels; save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):
@@ -153,77 +164,84 @@ def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
     return image.convert("RGB").convert(mode)
 
 
-def _difference(one: Encoded, a: np.ndarray, other: Encoded, b: np.ndarray) -> str:
-    def form(array: np.ndarray) -> str:
-        channels, height, width = array.shape
-        return f"{width}x{height} {'RGB' if channels == 3 else 'gray'}"
-
+def _difference(first: str, a: np.ndarray, other: str, b: np.ndarray) -> str:
+    described = [f"{x.shape[2]}x{x.shape[1]} {'RGB' if len(x) == 3 else 'gray'}" for x in (a, b)]
     modes = "convert them to one mode (--data.mode RGB)"
     remedy = modes if len(a) != len(b) else "give image_size to scale and crop them (--data.image-size 32)"
-    return f"expected images of one form, got {one.name} ({form(a)}) and {other.name} ({form(b)}); {remedy}"
+    return f"expected images of one form, got {first} ({described[0]}) and {other} ({described[1]}); {remedy}"
 
 
-def remembered(
+# -- cache of decoded images -------------------------------------------------------------------------------------------
+
+
+_CACHED_FROM = 5000  # images; fewer are decoded each time
+
+
+def decode_cached(
     identity: str,
     sources: Iterable[Path],
     n_images: int,
-    decode: Callable[[], dict[str, np.ndarray]],
-) -> dict[str, np.ndarray]:
-    """Return what ``decode`` returns, from a file in the user cache if the sources have not changed.
+    images: Callable[[], Sequence[EncodedImage]],
+    conversion: ImageConversion = NO_CONVERSION,
+) -> np.ndarray:  # (N, C, H, W)
+    """Decode images, or read the result from the user cache if the sources have not changed.
 
-    Sets of fewer than 5000 images are decoded anew each time. The file is named by the names, sizes and
+    Sets of fewer than 5000 images are decoded anew each time. The cached file is named by the names, sizes and
     modification times of the sources, is written completely or not at all, and carries checksums: a
     damaged one is decoded anew and replaced. The file for an earlier state of the sources is removed.
 
     Args:
-        identity: what is decoded and how, the same for every state of the sources.
+        identity: which images, the same for every state of the sources.
         sources: the files that are decoded.
         n_images: how many images they hold.
-        decode: decodes them to arrays.
+        images: lists the images; called only where they are decoded.
+        conversion: applied to each of them first.
 
     Returns:
-        The arrays by name.
+        The images, uint8, shape ``(N, C, H, W)``.
 
     Warns:
         UserWarning: the file could not be written.
 
     Example:
-        >>> remembered("three ones", [], 3, lambda: {"x": np.ones(3)})
-        {'x': array([1., 1., 1.])}
+        >>> file = io.BytesIO()
+        >>> Image.new("L", (6, 4), 200).save(file, "PNG")
+        >>> decode_cached("one image", [], 1, lambda: [EncodedImage("a.png", file.getvalue)]).shape
+        (1, 1, 4, 6)
     """
-    if n_images < _WORTH_REMEMBERING:
-        return decode()
+    if n_images < _CACHED_FROM:
+        return decode_images(images(), conversion)
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     prefix = _hash(identity)
     path = user_cache() / "decoded" / f"{prefix}-{_hash(repr(stats))}.npz"
-    arrays = _load(path)
-    if arrays is None:
-        arrays = decode()
-        _store(path, arrays, prefix)
-    return arrays
+    x = _load(path)
+    if x is None:
+        x = decode_images(images(), conversion)
+        _store(path, x, prefix)
+    return x
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _load(path: Path) -> dict[str, np.ndarray] | None:
+def _load(path: Path) -> np.ndarray | None:
     if not path.is_file():
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}  # reading to the end verifies the checksums
+            return stored["x"]  # reading to the end verifies the checksum
     except Exception:  # whatever is wrong with it, it is decoded anew
         return None
 
 
-def _store(path: Path, arrays: dict[str, np.ndarray], prefix: str) -> None:
+def _store(path: Path, x: np.ndarray, prefix: str) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
             temporary = Path(file.name)
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, allow_pickle=False, x=x)
         for earlier in path.parent.glob(f"{prefix}-*.npz"):
             earlier.unlink(missing_ok=True)
         os.replace(temporary, path)
@@ -235,113 +253,107 @@ def _store(path: Path, arrays: dict[str, np.ndarray], prefix: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
-# -- folders -----------------------------------------------------------------------------------------------------------
+# -- columns of Parquet files ------------------------------------------------------------------------------------------
 
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
-
-
-def read_image_folder(folder: Path, *, form: Form = UNCHANGED) -> tuple[Splits, tuple[str, ...]]:
-    """Read a folder of images.
-
-    Folders ``train``, ``validation`` and ``test`` (as far as they are there) give the split; folders
-    inside them, or inside ``folder`` itself, are the classes, which may have folders of their own. Files
-    that are no images are passed over.
+def encoded_images(column: pa.ChunkedArray, where: str) -> list[EncodedImage]:
+    """List the images of a column of structs with encoded ``bytes``.
 
     Args:
-        folder: the folder.
-        form: what to turn the images into.
-
-    Returns:
-        The splits that the folder has, uint8 images of shape ``(C, H, W)``, and the names of the
-        classes, none for images without labels.
+        column: as the Hugging Face hub stores images.
+        where: name of the data in error messages, before the row.
 
     Raises:
-        DataError: no images, images of several sizes or modes, or classes that differ between splits.
-
-    Example:
-        >>> import tempfile
-        >>> from PIL import Image
-        >>> root = Path(tempfile.mkdtemp())
-        >>> for name in ("cat", "dog"):
-        ...     (root / name).mkdir()
-        ...     Image.new("RGB", (12, 8)).save(root / name / "1.png")
-        >>> splits, class_names = read_image_folder(root, form=Form(size=8))
-        >>> splits["train"].x.shape, splits["train"].y.tolist(), class_names
-        (torch.Size([2, 3, 8, 8]), [0, 1], ('cat', 'dog'))
+        DataError: an image is missing.
     """
-    listed = {kind: _list(root) for kind, root in _split_folders(folder).items()}
-    class_names = _class_names(folder, listed)
-    identity = f"folder {folder.resolve()} {form}"
-    splits = {kind: _read(f"{identity} {kind}", files, class_names, form) for kind, files in listed.items()}
-    return splits, class_names
+    content = pc.struct_field(column, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
+    if content.null_count:
+        raise DataError(f"{where}: expected the bytes of every image, {content.null_count} are missing")
+    return [EncodedImage(f"{where}, row {i}", scalar.as_py) for i, scalar in enumerate(content)]
 
 
-_Files = list[tuple[Path, str | None]]  # image files with their class
+def integer_labels(column: pa.ChunkedArray, where: str) -> Tensor:  # (N,) int64
+    """Return a column of class labels.
+
+    Args:
+        column: integers.
+        where: name of the data in error messages.
+
+    Raises:
+        DataError: the column holds anything else, or a label is missing.
+    """
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise DataError(f"{where}: expected an integer label for every image, got {column.type}")
+    return torch.tensor(column.to_numpy().astype(np.int64))
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
-    found = [(kind, folder / name) for name, kind in _SPLITS.items() if (folder / name).is_dir()]
-    splits = dict(found)
-    if len(splits) < len(found):
-        raise DataError(f"{folder}: expected one validation folder, got {', '.join(root.name for _, root in found)}")
-    if splits and "train" not in splits:
-        raise DataError(f"{folder}: expected a folder train beside {', '.join(splits)}; add it or rename them")
-    others = [
-        path for path in _visible(folder) if path.name not in _SPLITS and (_is_image(path) or _images_below(path))
-    ]
-    if splits and others:
-        raise DataError(f"{folder}: expected images only in {', '.join(splits)}, got {others[0].name}; move them")
-    return splits or {"train": folder}
+@dataclass(frozen=True)
+class Stream:
+    """Images, and perhaps labels, of Parquet files, which are read and decoded when they are needed.
 
+    Args:
+        paths: the files, in the layout of the Hugging Face hub.
+        image: column of structs with encoded ``bytes``.
+        label: column of the class labels, or ``None``.
+        n: number of rows, the first ones of the files.
+        n_classes: number of classes.
+        sides: zeros to add left, right, above and below.
+    """
 
-def _list(root: Path) -> _Files:
-    entries = _visible(root)
-    direct: _Files = [(path, None) for path in entries if _is_image(path)]
-    classes = [entry for entry in entries if entry.is_dir()]
-    labeled: _Files = [(path, entry.name) for entry in classes for path in _images_below(entry)]
-    if direct and labeled:
-        raise DataError(
-            f"{root}: expected images or folders of images, got both; move {direct[0][0].name} to its class"
-        )
-    empty = {entry.name for entry in classes} - {name for _, name in labeled}
-    if labeled and empty:
-        raise DataError(f"{root}: no images in the class folder {min(empty)}; fill it or remove it")
-    if not direct and not labeled:
-        raise DataError(
-            f"{root}: no images found; expected files like *.png or *.jpg, or class folders with such files"
-        )
-    return direct or labeled
+    paths: tuple[Path, ...]
+    image: str
+    label: str | None
+    n: int
+    n_classes: int = 0
+    sides: tuple[int, int, int, int] = (0, 0, 0, 0)
 
+    def __len__(self) -> int:
+        return self.n
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    @cached_property
+    def _metadata(self) -> dict[Path, pq.FileMetaData]:
+        return {path: pq.read_metadata(path) for path in self.paths}
 
+    @cached_property
+    def groups(self) -> list[tuple[Path, int, int]]:
+        """Row groups, the units that can be read alone: file, number in the file, and rows."""
+        found, left = [], self.n
+        for path, metadata in self._metadata.items():
+            for i in range(metadata.num_row_groups):
+                rows = min(left, metadata.row_group(i).num_rows)
+                found += [(path, i, rows)] if rows else []
+                left -= rows
+        return found
 
-def _images_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if _is_image(path))
+    def read(self, order: Sequence[int], start: int, stop: int) -> pa.Table:
+        """Read rows ``start`` to ``stop`` of the row groups in an order; of no group more than once."""
+        tables, begin = [], 0
+        for i in order:
+            path, number, rows = self.groups[i]
+            first, last = max(start - begin, 0), min(stop - begin, rows)
+            if first < last:
+                tables.append(self._read_group(path, number).slice(first, last - first))
+            begin += rows
+        return pa.concat_tables(tables)
 
+    def _read_group(self, path: Path, number: int) -> pa.Table:
+        columns = [self.image, *([self.label] if self.label else [])]
+        options = {"metadata": self._metadata[path], "page_checksum_verification": True}
+        with reading(path, "complete Parquet file"), pq.ParquetFile(path, **options) as file:
+            return file.read_row_group(number, columns)
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
+    def decode(self, table: pa.Table) -> tuple[Tensor, Tensor | None]:  # (n, C, H, W), (n,)
+        """Decode rows that were read, and check their labels.
 
-
-def _class_names(folder: Path, listed: dict[str, _Files]) -> tuple[str, ...]:
-    names = {kind: sorted({name for _, name in files if name is not None}) for kind, files in listed.items()}
-    for kind, found in names.items():
-        if odd := set(found) ^ set(names["train"]):
-            raise DataError(f"{folder}: the class {min(odd)} is in only one of train and {kind}; use the same classes")
-    return tuple(names["train"])
-
-
-def _read(identity: str, files: _Files, class_names: tuple[str, ...], form: Form) -> Split:
-    paths = [path for path, _ in files]
-
-    def decode() -> dict[str, np.ndarray]:
-        return {"x": decode_images([Encoded(str(path), path.read_bytes) for path in paths], form=form)}
-
-    x = remembered(identity, paths, len(paths), decode)["x"]
-    labels = {name: i for i, name in enumerate(class_names)}
-    y = torch.tensor([labels[name] for _, name in files if name is not None]) if class_names else None
-    return Split(torch.from_numpy(x), y)
+        Raises:
+            DataError: an image or label is missing or damaged, or a label is none of the classes.
+        """
+        where = str(self.paths[0].parent)
+        images = encoded_images(table.column(self.image), f"{where}, a batch")
+        x = F.pad(torch.from_numpy(decode_images(images)), self.sides)
+        if self.label is None:
+            return x, None
+        y = integer_labels(table.column(self.label), where)
+        if not 0 <= int(y.min()) <= int(y.max()) < self.n_classes:
+            raise DataError(f"{where}: labels must lie in 0..{self.n_classes - 1}, got {int(y.min())}..{int(y.max())}")
+        return x, y

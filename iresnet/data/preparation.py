@@ -1,14 +1,15 @@
-"""Make examples of the values of a table, and refuse columns that have no density."""
+"""Preparation of tables: fill in, add noise, center in float64; refuse data that have no density."""
 
 __all__ = [
     "check_columns",
     "check_density",
+    "find_copies",
     "is_discrete",
     "prepare",
-    "sample",
+    "smallest_step",
 ]
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -18,41 +19,72 @@ from iresnet.data.columns import Column, feature_titles
 from iresnet.data.dataset import Dataset, Split
 from iresnet.errors import DataError
 
-# -- columns without a density -----------------------------------------------------------------------------------------
+# -- discrete columns, and copies --------------------------------------------------------------------------------------
 
 
-_FEW = 10
-"""A column of so many rows for each value has few values, and a value in one of so many rows comes again and again."""
-_FOLLOWS = 1e-10
-"""Share of a column's variance that the columns before it leave open, below which it follows from them."""
-_SHOWN = 8
-"""Columns that a message names."""
-_SCALES = {1.0: "whole numbers", 255.0: "multiples of 1/255", 256.0: "multiples of 1/256"}
-"""What pixels of 8 bits were divided by, and what they became."""
-_TO = 1e-3
-"""Distance of a pixel from a gray level, in levels, that is rounding."""
+_ROWS_PER_VALUE = 10
+"""Rows for each distinct value from which on a column is discrete; so is one with a value in one of so many rows."""
 
 
 def is_discrete(x: Tensor) -> Tensor:  # (N, D) -> (D,)
-    """Whether each column holds integers, or few values, or one value again and again.
+    """Return for each column whether it holds integers, few distinct values, or one value again and again.
 
     Example:
         >>> is_discrete(torch.tensor([[1.0, 0.5], [2.0, 1.0], [2.0, 0.25]])).tolist()
         [True, False]
     """
-    return (x == x.round()).all(0) | _recurs(x)
+    return (x == x.round()).all(0) | _repeats(x)
 
 
-def _recurs(x: Tensor) -> Tensor:  # (N, D) -> (D,)
-    some = sample(x)
+def _repeats(x: Tensor) -> Tensor:  # (N, D) -> (D,)
+    """Return for each column whether it has few distinct values, or one value again and again."""
+    some = _some_rows(x)
     counts = [column.unique(return_counts=True)[1] for column in some.T]
-    few = [len(count) * _FEW <= len(some) or int(count.max()) > max(2, len(some) // _FEW) for count in counts]
+    few = [
+        len(count) * _ROWS_PER_VALUE <= len(some) or int(count.max()) > max(2, len(some) // _ROWS_PER_VALUE)
+        for count in counts
+    ]
     return torch.tensor(few)
 
 
-def sample(x: Tensor) -> Tensor:  # (N, D) -> (n, D)
-    """About ten thousand rows from all over a table, which tell enough of its values."""
+def _some_rows(x: Tensor) -> Tensor:  # (N, D) -> (n, D)
+    """Return about ten thousand rows from all over a table, which are enough to count its values."""
     return x[:: max(1, len(x) // 10_000)]
+
+
+def smallest_step(x: Tensor) -> Tensor:  # (N,) -> ()
+    """Return the smallest distance of two different values.
+
+    Example:
+        >>> float(smallest_step(torch.tensor([0.0, 0.25, 1.0, 0.25])))
+        0.25
+    """
+    return x.unique().diff().min()
+
+
+def find_copies(x: Tensor) -> dict[int, int]:  # (N, D)
+    """Return the columns that equal an earlier one, each with the first such column.
+
+    Example:
+        >>> find_copies(torch.tensor([[1.0, 5.0, 1.0], [2.0, 6.0, 2.0]]))
+        {2: 0}
+    """
+    first: dict[bytes, int] = {}
+    earlier = {i: first.setdefault((column + 0.0).numpy().tobytes(), i) for i, column in enumerate(x.T)}  # -0 is 0
+    return {i: copied for i, copied in earlier.items() if copied != i}
+
+
+# -- data without a density --------------------------------------------------------------------------------------------
+
+
+_DEPENDENT = 1e-10
+"""Fraction of a column's variance that the columns before it leave unexplained, below which it depends on them."""
+_N_NAMED = 8
+"""Columns that a message names."""
+_PIXEL_SCALES = {1.0: "whole numbers", 255.0: "multiples of 1/255", 256.0: "multiples of 1/256"}
+"""Divisors by which pixels of 8 bits become real numbers, and what these are then."""
+_ROUNDING = 1e-3
+"""Distance of a pixel from a gray level, in levels, that is rounding."""
 
 
 def check_columns(dataset: Dataset) -> None:
@@ -67,17 +99,16 @@ def check_columns(dataset: Dataset) -> None:
     values = train.x.transpose(0, 1).flatten(1)
     constant = [i for i, feature in enumerate(values) if bool((feature == feature[0]).all())]
     if constant:
-        titles = _titles(dataset)
+        titles = _feature_names(dataset)
         names = ", ".join(titles[i] for i in constant)
         raise DataError(
             f"{dataset.name}: constant in all {len(train)} training examples, so without a density: {names}"
-            f"{_drop(dataset, constant)}"
+            f"{_drop_advice(dataset, constant)}"
         )
 
 
 def check_density(dataset: Dataset) -> None:
-    """Refuse what has no density, so that a likelihood would have no limit: pixels saved as real numbers, and columns
-    of tables.
+    """Refuse data with an unbounded likelihood: 8-bit pixels saved as real numbers, discrete or dependent columns.
 
     Raises:
         DataError: names the columns, and says what to do.
@@ -86,76 +117,76 @@ def check_density(dataset: Dataset) -> None:
         _check_pixels(dataset)
     if not dataset.columns:
         return
-    discrete = dict(_discrete(dataset))
-    faults = dict(sorted({**discrete, **dict(_dependent(dataset))}.items()))
+    discrete = _discrete_features(dataset)
+    faults = dict(sorted({**discrete, **_dependent_features(dataset)}.items()))
     if faults:
-        titles = _titles(dataset)
-        shown = "; ".join([f"{titles[i]} {fault}" for i, fault in faults.items()][:_SHOWN])
-        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        titles = _feature_names(dataset)
+        named = "; ".join([f"{titles[i]} {fault}" for i, fault in faults.items()][:_N_NAMED])
+        more = f"; and {len(faults) - _N_NAMED} more" if len(faults) > _N_NAMED else ""
         noise = ", or add uniform noise of one step to what is discrete (--data.dequantize true)" if discrete else ""
         raise DataError(
-            f"{dataset.name}: columns without a density, so that a likelihood has no limit: {shown}{more}"
-            f"{_drop(dataset, list(faults))}{noise}"
+            f"{dataset.name}: columns without a density, so that a likelihood has no limit: {named}{more}"
+            f"{_drop_advice(dataset, list(faults))}{noise}"
         )
 
 
 def _check_pixels(dataset: Dataset) -> None:
-    """Refuse images of real numbers all of which are gray levels."""
     x = dataset.train.x
-    for scale, called in _SCALES.items():
-        if all(bool(((image * scale).round() - image * scale).abs().max() < _TO) for image in x):
+    for scale, multiples in _PIXEL_SCALES.items():
+        if all(bool(((image * scale).round() - image * scale).abs().max() < _ROUNDING) for image in x):
             raise DataError(
-                f"{dataset.name}: all pixels are {called}, saved as real numbers, so that a likelihood has no limit; "
-                "save them as uint8 (0..255): noise of one level is then added to them"
+                f"{dataset.name}: all pixels are {multiples}, saved as real numbers, so that a likelihood has no "
+                "limit; save them as uint8 (0..255): noise of one level is then added to them"
             )
 
 
-def _discrete(dataset: Dataset) -> Iterator[tuple[int, str]]:
-    """Columns that got no noise, of integers (before they were rounded to float32) or of values that recur."""
+def _discrete_features(dataset: Dataset) -> dict[int, str]:
+    """Describe the features without noise that are integers (before rounding to float32) or whose values repeat."""
     x = dataset.train.x
-    recurs = _recurs(x)
-    owners = [column for column in dataset.columns for _ in range(column.width)]
-    for i, column in enumerate(owners):
+    repeats = _repeats(x)
+    found = {}
+    for i, column in enumerate(_column_of_features(dataset)):
         if column.noisy:
             continue
         if column.integer or column.categories:
-            yield i, "holds integers"
-        elif recurs[i]:
+            found[i] = "holds integers"
+        elif repeats[i]:
             counts = x[:, i].unique(return_counts=True)[1]
-            yield i, f"takes {len(counts)} values in {len(x)} rows, one of them {int(counts.max())} times"
+            found[i] = f"takes {len(counts)} values in {len(x)} rows, one of them {int(counts.max())} times"
+    return found
 
 
-def _dependent(dataset: Dataset) -> Iterator[tuple[int, str]]:
-    """Columns that are a copy, or an affine function, of those before them."""
-    x, titles = dataset.train.x, _titles(dataset)
+def _dependent_features(dataset: Dataset) -> dict[int, str]:
+    """Describe the features that are a copy, or an affine function, of those before them."""
+    x, titles = dataset.train.x, _feature_names(dataset)
+    found = {}
     dims = x.shape[1]
-    left = torch.corrcoef(x.double().T).reshape(dims, dims).clone()  # what the columns before leave open
+    unexplained = torch.corrcoef(x.double().T).reshape(dims, dims).clone()
     for i in range(dims if len(x) > dims else 0):
-        if float(left[i, i]) < _FOLLOWS:
-            yield i, "follows from the columns before it"
-        else:
-            left[i + 1 :, i + 1 :] -= left[i + 1 :, i, None] * left[i, i + 1 :] / left[i, i]
-    first: dict[bytes, int] = {}
-    for i, column in enumerate(x.T):
-        earlier = first.setdefault(column.contiguous().numpy().tobytes(), i)
-        if earlier != i:
-            yield i, f"is a copy of {titles[earlier]}"
+        if float(unexplained[i, i]) < _DEPENDENT:
+            found[i] = "follows from the columns before it"
+        else:  # one step of elimination
+            rest = slice(i + 1, None)
+            unexplained[rest, rest] -= unexplained[rest, i, None] * unexplained[i, rest] / unexplained[i, i]
+    return found | {i: f"is a copy of {titles[copied]}" for i, copied in find_copies(x).items()}
 
 
-def _titles(dataset: Dataset) -> list[str]:
-    """What to call the features in a message: position and name."""
+def _column_of_features(dataset: Dataset) -> list[Column]:
+    return [column for column in dataset.columns for _ in range(column.width)]
+
+
+def _feature_names(dataset: Dataset) -> list[str]:
+    """Name the features for a message, by position and title."""
     if not dataset.columns:
         kind = "feature" if len(dataset.shape) == 1 else "channel"
         return [f"{kind} {i + 1}" for i in range(dataset.shape[0])]
-    owners = [column for column in dataset.columns for _ in range(column.width)]
-    titles = zip(owners, feature_titles(dataset.columns), strict=True)
+    titles = zip(_column_of_features(dataset), feature_titles(dataset.columns), strict=True)
     return [f"column {column.position} ({title})" if column.name else title for column, title in titles]
 
 
-def _drop(dataset: Dataset, features: list[int]) -> str:
-    """How to leave features out."""
-    owners = [column.title for column in dataset.columns for _ in range(column.width)]
-    names = list(dict.fromkeys(owners[i] for i in features)) if owners else []
+def _drop_advice(dataset: Dataset, features: list[int]) -> str:
+    columns = _column_of_features(dataset)
+    names = list(dict.fromkeys(columns[i].title for i in features)) if columns else []
     return f"; drop the column{'s' * (len(names) > 1)} (--data.drop '[{', '.join(names)}]')" if names else ""
 
 
@@ -165,8 +196,8 @@ def _drop(dataset: Dataset, features: list[int]) -> str:
 _FAR = 1000
 """Standard deviations from 0 beyond which float32 is too coarse for a column: it rounds to a ten-thousandth of one."""
 
-_APART = 0.9
-"""Share of the values of a column that float32 has to keep apart as they are."""
+_KEPT_APART = 0.9
+"""Fraction of the distinct values of a column that have to stay distinct in float32 without an offset."""
 
 
 def prepare(
@@ -177,12 +208,12 @@ def prepare(
     A missing value becomes one of those of the training split, drawn at random: the median of all would be a value that
     comes again and again, and have no density. Noise is uniform on [0, 1) for integers and categories, so that a
     log-density is a bound of the log-probability of what was recorded, and of the smallest distance of two values for
-    other discrete columns. What is subtracted from a column of integers is one, so that they stay integers.
+    other discrete columns. The offset of a column of integers is an integer, so that they stay integers.
 
     Args:
         splits: the training split, and others; examples of shape ``(N, D)``.
         columns: of the table.
-        where: what to name in an error.
+        where: name of the data in error messages.
         dequantize: add noise to discrete columns, the same every time.
 
     Returns:
@@ -198,23 +229,22 @@ def prepare(
         (True, 1)
     """
     sizes = [len(split) for split in splits]
-    values = torch.cat([split.x for split in splits]).split([column.width for column in columns], dim=1)
+    blocks = torch.cat([split.x for split in splits]).split([column.width for column in columns], dim=1)
     generator = Generator().manual_seed(0)
-    parts: list[Tensor] = []
+    features: list[Tensor] = []
     prepared: list[Column] = []
-    for column, part in zip(columns, values, strict=True):
-        x, column = _fill(part.double(), column, sizes[0], where, generator)
-        x, column = _rounded(x, column, sizes[0], generator if dequantize else None)
-        parts.append(x)
+    for column, block in zip(columns, blocks, strict=True):
+        values, column = _fill_missing(block.double(), column, sizes[0], where, generator)
+        values, column = _to_float32(values, column, sizes[0], generator if dequantize else None)
+        features.append(values)
         prepared.append(column)
-    x = torch.cat(parts, dim=1).split(sizes)
-    return [Split(part, split.y) for part, split in zip(x, splits, strict=True)], tuple(prepared)
+    x = torch.cat(features, dim=1).split(sizes)
+    return [Split(rows, split.y) for rows, split in zip(x, splits, strict=True)], tuple(prepared)
 
 
-def _fill(
+def _fill_missing(
     x: Tensor, column: Column, n_train: int, where: str, generator: Generator
 ) -> tuple[Tensor, Column]:  # (N, width)
-    """Put values of the training split in place of those that are missing."""
     gaps = x.isnan().any(1)
     n = int(gaps.sum())
     if n == 0:
@@ -229,39 +259,28 @@ def _fill(
     return x, replace(column, missing=n)
 
 
-def _rounded(x: Tensor, column: Column, n_train: int, noise: Generator | None) -> tuple[Tensor, Column]:  # (N, width)
-    """A column in float32: with noise if it is discrete, and less what would be lost."""
+def _to_float32(x: Tensor, column: Column, n_train: int, noise: Generator | None) -> tuple[Tensor, Column]:
+    """Round a column to float32, with noise if it is discrete and less an offset if its values would merge."""
     column = replace(column, integer=not column.categories and bool((x == x.round()).all()))
-    noisy = noise is not None and _is_discrete_column(x[:n_train])
-    step = _step(x, column) if noisy else 0.0
-    spread = x + step * torch.rand(x.shape, generator=noise, dtype=x.dtype) if noisy else x
-    offset = 0.0 if column.categories else _offset(spread[:n_train], integer=column.integer)
-    rounded = (spread - offset).float()
-    found = _below(rounded, (x + step - offset).float()) if noisy else rounded
-    return found, replace(column, offset=offset, noisy=noisy)
-
-
-def _is_discrete_column(x: Tensor) -> bool:  # (n, width)
-    """Whether a column is discrete; a constant one is nothing at all, with or without noise."""
-    return bool(is_discrete(x).all() and (x != x[0]).any())
-
-
-def _step(x: Tensor, column: Column) -> float:  # (N, width)
-    """The distance of values that follow each other."""
-    return 1.0 if column.integer or column.categories else float(x.unique().diff().min())
+    train = x[:n_train]
+    constant = bool((train == train[0]).all())
+    if noise is None or constant or not bool(is_discrete(train).all()):
+        offset = 0.0 if column.categories else _offset(train, integer=column.integer)
+        return (x - offset).float(), replace(column, offset=offset)
+    step = 1.0 if column.integer or column.categories else float(smallest_step(x))
+    noisy = x + step * torch.rand(x.shape, generator=noise, dtype=x.dtype)
+    offset = 0.0 if column.categories else _offset(noisy[:n_train], integer=column.integer)
+    end = (x + step - offset).float()  # of the interval that holds value plus noise, which rounding must not leave
+    below = torch.nextafter(end, torch.full_like(end, -torch.inf))
+    return torch.minimum((noisy - offset).float(), below), replace(column, offset=offset, noisy=True)
 
 
 def _offset(x: Tensor, *, integer: bool) -> float:  # (n, 1)
-    """What to subtract from a column so that float32 keeps its values apart; 0 for most columns."""
+    """Return the center of a column if float32 merges its values otherwise, and 0 for most columns."""
     median, deviation = float(x.median()), float(x.std(correction=0))
     center = float(round(median)) if integer or deviation > 1 else median
-    some = sample(x)
-    apart = min(len(some.unique()), len((some - center).float().unique()))
-    merged = len(some.float().unique()) < _APART * apart
-    far = apart > 1 and deviation * _FAR < float(x.abs().max())
+    some = _some_rows(x)
+    n_centered = min(len(some.unique()), len((some - center).float().unique()))
+    merged = len(some.float().unique()) < _KEPT_APART * n_centered
+    far = n_centered > 1 and deviation * _FAR < float(x.abs().max())
     return center if merged or far else 0.0
-
-
-def _below(x: Tensor, end: Tensor) -> Tensor:
-    """Keep what was rounded up to the end of its cell within it."""
-    return torch.minimum(x, torch.nextafter(end, torch.full_like(end, -torch.inf)))

@@ -1,12 +1,12 @@
-"""Published data sets: what they are, and how to find and read them."""
+"""Published data sets: their files, classes and credits, and functions that find and read them."""
 
 __all__ = [
     "PUBLISHED",
     "Published",
     "UCI",
+    "add_resolution_noise",
     "load_published",
     "load_uci",
-    "spread",
 ]
 
 from collections.abc import Callable
@@ -19,8 +19,9 @@ from torch import Generator, Tensor
 
 from iresnet.data.dataset import Dataset, Split, Splits, hold_out
 from iresnet.data.formats import CIFAR10, CIFAR100, read_cifar_binary, read_cifar_python, read_idx, read_svhn
-from iresnet.data.parquet import read_parquet
-from iresnet.data.reading import VARIABLE, HubFiles, fetch, roots, user_cache
+from iresnet.data.image_folders import ParquetFiles, find_parquet
+from iresnet.data.preparation import find_copies, smallest_step
+from iresnet.data.storage import VARIABLE, HubFiles, candidate_paths, fetch, user_cache
 from iresnet.data.table import read_table
 from iresnet.errors import DataError
 
@@ -29,16 +30,18 @@ from iresnet.errors import DataError
 
 @dataclass(frozen=True)
 class Published:
-    """A published image data set.
+    """Published image data set.
 
     Args:
         name: the registered name, also the name of its folder.
         shape: ``(C, H, W)``.
         class_names: one per class.
-        readers: one per file format; each returns ``None`` where its files are not in the folder.
+        readers: one per original file format; each returns ``None`` where its files are not in the folder.
         files: the files of the original distribution, for the user who has none.
-        hub: where to download it.
+        hub: the same data in Parquet files, which are downloaded.
         credit: reference and license.
+        label: column of the labels in the Parquet files.
+        subfolders: of a folder of data sets, in which the Parquet files may be.
 
     Example:
         >>> PUBLISHED["cifar10"].shape, PUBLISHED["cifar10"].class_names[3]
@@ -52,6 +55,20 @@ class Published:
     files: str
     hub: HubFiles
     credit: str
+    label: str = "label"
+    subfolders: tuple[str, ...] = ()
+
+    def find_parquet(self, folder: Path) -> ParquetFiles | None:
+        """Look for the Parquet files of the data set; see :func:`~iresnet.data.image_folders.find_parquet`."""
+        return find_parquet(folder, label=self.label, class_names=self.class_names, subfolders=self.subfolders)
+
+    def read(self, folder: Path) -> Splits | None:
+        """Read the data set from a folder, in the first format whose files are there; ``None`` without any."""
+        for reader in self.readers:
+            if (splits := reader(folder)) is not None:
+                return splits
+        files = self.find_parquet(folder)
+        return None if files is None else {kind: files.read(kind) for kind in files.splits}
 
 
 def load_published(spec: Published, data_dir: str | Path | None = None) -> Dataset:
@@ -70,35 +87,12 @@ def load_published(spec: Published, data_dir: str | Path | None = None) -> Datas
     Raises:
         DataError: nowhere to be found, damaged, or not this data set.
     """
-    tried = [folder for root in roots(data_dir) for folder in (root / spec.name, root)]
+    tried = candidate_paths(data_dir, spec.name, ".")
     for folder in tried:
-        splits = _read(spec, folder)
-        if splits is not None:
-            return _assemble(spec, splits, folder)
-    return _download(spec, tried)
-
-
-def _read(spec: Published, folder: Path) -> Splits | None:
-    return next((splits for reader in spec.readers if (splits := reader(folder)) is not None), None)
-
-
-def _download(spec: Published, tried: list[Path]) -> Dataset:
-    folder = user_cache() / spec.name
-    try:
-        fetch(spec.hub, folder)
-    except DataError as error:
-        looked = ", ".join(dict.fromkeys(map(str, tried)))
-        raise DataError(
-            f"{spec.name}: not found; looked in {looked}, and {error}; "
-            f"put {spec.files} into a folder and give it as data_dir or ${VARIABLE}"
-        ) from error
-    splits = _read(spec, folder)
-    if splits is None:
-        raise DataError(f"{folder}: the download of {spec.name} is not readable; delete the folder and try again")
-    return _assemble(spec, splits, folder)
-
-
-def _assemble(spec: Published, splits: Splits, folder: Path) -> Dataset:
+        if (splits := spec.read(folder)) is not None:
+            break
+    else:
+        folder, splits = _download(spec, tried)
     if not {"train", "test"} <= set(splits):
         raise DataError(
             f"{folder}: {spec.name} has a train and a test split, got only {', '.join(splits)}; add the other"
@@ -109,6 +103,21 @@ def _assemble(spec: Published, splits: Splits, folder: Path) -> Dataset:
             raise DataError(f"{folder}: {spec.name} has images of shape {spec.shape}, the {kind} files have {got}")
     train, validation, test = hold_out(splits, str(folder), shuffle=False)
     return Dataset(spec.name, train, validation, test, 256, spec.class_names, f"{folder}: {spec.credit}")
+
+
+def _download(spec: Published, tried: list[Path]) -> tuple[Path, Splits]:
+    folder = user_cache() / spec.name
+    try:
+        fetch(spec.hub, folder)
+    except DataError as error:
+        raise DataError(
+            f"{spec.name}: not found; looked in {', '.join(map(str, tried))}, and {error}; "
+            f"put {spec.files} into a folder and give it as data_dir or ${VARIABLE}"
+        ) from error
+    splits = spec.read(folder)
+    if splits is None:
+        raise DataError(f"{folder}: the download of {spec.name} is not readable; delete the folder and try again")
+    return folder, splits
 
 
 def _hub(repo: str, revision: str, folder: str) -> HubFiles:
@@ -158,10 +167,8 @@ _SPECS = (
         name="mnist",
         shape=(1, 28, 28),
         class_names=_DIGITS,
-        readers=(
-            partial(read_idx, md5=_MNIST_MD5),
-            partial(read_parquet, class_names=_DIGITS, subfolders=("mnist",)),
-        ),
+        readers=(partial(read_idx, md5=_MNIST_MD5),),
+        subfolders=("mnist",),
         files="train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-... or the hub's Parquet files",
         hub=_hub("ylecun/mnist", "77f3279092a1c1579b2250db8eafed0ad422088c", "mnist"),
         credit="The MNIST database of handwritten digits, Y. LeCun, C. Cortes and C. J. C. Burges, 1998, CC BY-SA 3.0",
@@ -170,10 +177,8 @@ _SPECS = (
         name="fashion-mnist",
         shape=(1, 28, 28),
         class_names=_CLOTHES,
-        readers=(
-            partial(read_idx, md5=_FASHION_MNIST_MD5),
-            partial(read_parquet, class_names=_CLOTHES, subfolders=("fashion_mnist",)),
-        ),
+        readers=(partial(read_idx, md5=_FASHION_MNIST_MD5),),
+        subfolders=("fashion_mnist",),
         files="train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-... or the hub's Parquet files",
         hub=_hub("zalando-datasets/fashion_mnist", "531be5e2ccc9dba0c201ad3ae567a4f3d16ecdd2", "fashion_mnist"),
         credit="Fashion-MNIST, H. Xiao, K. Rasul and R. Vollgraf, 2017, arXiv:1708.07747, MIT license",
@@ -182,11 +187,7 @@ _SPECS = (
         name="cifar10",
         shape=(3, 32, 32),
         class_names=_THINGS,
-        readers=(
-            partial(read_cifar_python, files=CIFAR10),
-            partial(read_cifar_binary, files=CIFAR10),
-            partial(read_parquet, class_names=_THINGS),
-        ),
+        readers=(partial(read_cifar_python, files=CIFAR10), partial(read_cifar_binary, files=CIFAR10)),
         files="cifar-10-python.tar.gz, cifar-10-binary.tar.gz or the hub's Parquet files",
         hub=_hub("uoft-cs/cifar10", "0b2714987fa478483af9968de7c934580d0bb9a2", "plain_text"),
         credit="CIFAR-10: Learning multiple layers of features from tiny images, A. Krizhevsky, 2009",
@@ -195,11 +196,9 @@ _SPECS = (
         name="cifar100",
         shape=(3, 32, 32),
         class_names=_THINGS_100,
-        readers=(
-            partial(read_cifar_python, files=CIFAR100),
-            partial(read_cifar_binary, files=CIFAR100),
-            partial(read_parquet, label="fine_label", class_names=_THINGS_100, subfolders=("cifar100",)),
-        ),
+        readers=(partial(read_cifar_python, files=CIFAR100), partial(read_cifar_binary, files=CIFAR100)),
+        label="fine_label",
+        subfolders=("cifar100",),
         files="cifar-100-python.tar.gz, cifar-100-binary.tar.gz or the hub's Parquet files",
         hub=_hub("uoft-cs/cifar100", "aadb3af77e9048adbea6b47c21a81e47dd092ae5", "cifar100"),
         credit="CIFAR-100: Learning multiple layers of features from tiny images, A. Krizhevsky, 2009",
@@ -208,10 +207,8 @@ _SPECS = (
         name="svhn",
         shape=(3, 32, 32),
         class_names=_DIGITS,
-        readers=(
-            read_svhn,
-            partial(read_parquet, class_names=_DIGITS, subfolders=("cropped_digits",)),
-        ),
+        readers=(read_svhn,),
+        subfolders=("cropped_digits",),
         files="train_32x32.mat and test_32x32.mat, or the hub's Parquet files",
         hub=_hub("ufldl-stanford/svhn", "f9e1717d73324ebbc1ece84267ccd80d0aca0690", "cropped_digits"),
         credit="SVHN: Reading digits in natural images with unsupervised feature learning, Y. Netzer, T. Wang, "
@@ -240,11 +237,11 @@ UCI = (
 
 
 def load_uci(name: str, data_dir: str | Path | None = None, *, split_seed: int = 0) -> Dataset:
-    """Read a table, all columns of which are modeled together, targets of regressions too.
+    """Read a table of the UCI repository; all columns are modeled together, targets of regressions too.
 
     Constant columns, and copies of earlier ones, have no density and are left out. All others get uniform noise of the
-    resolution that they were recorded with (:func:`spread`), the same for every model and split. A random tenth of the
-    rows is the test split, and another one the validation split.
+    resolution that they were recorded with (:func:`add_resolution_noise`), the same for every model and split. A random
+    tenth of the rows is the test split, and another one the validation split.
 
     Args:
         name: one of :data:`UCI`.
@@ -257,34 +254,22 @@ def load_uci(name: str, data_dir: str | Path | None = None, *, split_seed: int =
     Raises:
         DataError: the file is not to be found, or no table.
     """
-    tried = [folder / f"{name}.txt.gz" for root in roots(data_dir) for folder in (root / "uci", root)]
+    tried = candidate_paths(data_dir, f"uci/{name}.txt.gz", f"{name}.txt.gz")
     path = next((path for path in tried if path.is_file()), None)
     if path is None:
         looked = ", ".join(map(str, tried))
         raise DataError(f"{name}: not found; looked for {looked}; get the table and set --data-dir or ${VARIABLE}")
     x = read_table(path).split.x.float()
-    kept, left_out = _choose(x)
-    noisy = spread(x[:, kept], generator=Generator().manual_seed(0))
+    left_out = {i: f"{i} (a copy of {copied})" for i, copied in find_copies(x).items()}
+    left_out |= {i: f"{i} (constant)" for i, column in enumerate(x.T) if bool((column == column[0]).all())}
+    kept = [i for i in range(x.shape[1]) if i not in left_out]
+    noisy = add_resolution_noise(x[:, kept], generator=Generator().manual_seed(0))
     train, validation, test = hold_out({"train": Split(noisy)}, str(path), shuffle=True, seed=split_seed)
-    return Dataset(name, train, validation, test, levels=None, source=f"{path}{left_out}")
+    note = f", without columns {', '.join(left_out[i] for i in sorted(left_out))}" if left_out else ""
+    return Dataset(name, train, validation, test, levels=None, source=f"{path}{note}")
 
 
-def _choose(x: Tensor) -> tuple[list[int], str]:  # (N, D)
-    """The columns that have a density, and what is to be said of the others."""
-    kept: list[int] = []
-    said: list[str] = []
-    for i, column in enumerate(x.T):
-        copied = next((j for j in kept if torch.equal(x[:, j], column)), None)
-        if bool((column == column[0]).all()):
-            said.append(f"{i} (constant)")
-        elif copied is not None:
-            said.append(f"{i} (a copy of {copied})")
-        else:
-            kept.append(i)
-    return kept, f", without columns {', '.join(said)}" if said else ""
-
-
-def spread(
+def add_resolution_noise(
     x: Tensor,  # (N, D)
     *,
     generator: Generator | None = None,
@@ -294,9 +279,9 @@ def spread(
     .. math:: x_{ij} + \delta_j u_{ij}, \quad u_{ij} \sim U[0, 1), \quad
         \delta_j = \min_{x_{ij} \ne x_{kj}} |x_{ij} - x_{kj}|
 
-    What was recorded as one of few values has no density: a model that puts ever narrower peaks on them has a
-    likelihood without limit. With the noise a log-density is a bound of the log-probability of what was recorded, plus
-    :math:`\sum_j \log 1 / \delta_j`, as with images.
+    Values recorded at a finite resolution have no density: a model that puts ever narrower peaks on them has an
+    unbounded likelihood. With the noise, a log-density is a lower bound of the log-probability of the recorded values,
+    plus :math:`\sum_j \log 1 / \delta_j`, as with images.
 
     Args:
         x: a table without constant columns.
@@ -307,9 +292,9 @@ def spread(
         https://arxiv.org/abs/1705.07057 (noise on the discrete columns of UCI tables)
 
     Example:
-        >>> y = spread(torch.tensor([[1.0, 0.0], [1.5, 10.0], [4.0, 30.0]]))
+        >>> y = add_resolution_noise(torch.tensor([[1.0, 0.0], [1.5, 10.0], [4.0, 30.0]]))
         >>> bool(((y - torch.tensor([[1.0, 0.0], [1.5, 10.0], [4.0, 30.0]])) <= torch.tensor([0.5, 10.0])).all())
         True
     """
-    resolution = torch.stack([column.unique().diff().min() for column in x.T])
+    resolution = torch.stack([smallest_step(column) for column in x.T])
     return x + resolution * torch.rand(x.shape, generator=generator, dtype=x.dtype)

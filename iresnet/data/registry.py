@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
-from iresnet.data.batches import Stream
 from iresnet.data.columns import Column
 from iresnet.data.dataset import Dataset, Split, held_out_sizes, permutation
-from iresnet.data.parquet import ParquetFiles, find_parquet, read_files, read_parquet
+from iresnet.data.image_folders import ParquetFiles, find_parquet
+from iresnet.data.images import Stream
 from iresnet.data.published import PUBLISHED, UCI, Published, load_published, load_uci
-from iresnet.data.reading import fetch, roots, user_cache
+from iresnet.data.storage import candidate_paths, fetch, user_cache
 from iresnet.data.toys import TOYS, toy_dataset
-from iresnet.data.user import Reading, load_path
+from iresnet.data.user import ReadOptions, load_path
 from iresnet.errors import DataError, UnknownNameError
 from iresnet.renamed import accept_old_names
 
@@ -41,7 +41,7 @@ def digits() -> Dataset:
     """Return the UCI 8x8 handwritten digits, which are part of the package.
 
     1797 gray images with the 17 values 0 to 16 and ten classes: 1297 to train on, 200 for validation
-    and 300 for test. The split is stored with the data; every class has its share of every part.
+    and 300 for test. The split is stored with the data, and stratified by class.
 
     Returns:
         Images of shape ``(1, 8, 8)``, uint8.
@@ -59,10 +59,9 @@ def digits() -> Dataset:
         x = torch.from_numpy(stored["x"][order])[:, None]
         y = torch.from_numpy(stored["y"][order].astype(np.int64))
     sizes = list(_SIZES.values())
-    parts = [Split(*part) for part in zip(x.split(sizes), y.split(sizes), strict=True)]
     return Dataset(
         "digits",
-        *parts,
+        *(Split(*pair) for pair in zip(x.split(sizes), y.split(sizes), strict=True)),
         levels=17,
         class_names=tuple(str(digit) for digit in range(10)),
         source="bundled: Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, 1998, "
@@ -99,11 +98,10 @@ def pad_images(dataset: Dataset, size: int) -> Dataset:
     top, left = (size - height) // 2, (size - width) // 2
     sides = (left, size - width - left, top, size - height - top)
 
-    def pad(split: Split) -> Split:
-        return Split(F.pad(split.x, sides), split.y)
-
-    splits = {"train": pad(dataset.train), "validation": pad(dataset.validation), "test": pad(dataset.test)}
-    return replace(dataset, **splits, stream=dataset.stream and replace(dataset.stream, sides=sides))
+    splits = (dataset.train, dataset.validation, dataset.test)
+    train, validation, test = (Split(F.pad(split.x, sides), split.y) for split in splits)
+    stream = dataset.stream and replace(dataset.stream, sides=sides)
+    return replace(dataset, train=train, validation=validation, test=test, stream=stream)
 
 
 # -- streamed images ---------------------------------------------------------------------------------------------------
@@ -113,11 +111,11 @@ _SAMPLE = 5000
 
 
 def load_streamed(name: str | Path, data_dir: str | Path | None = None) -> Dataset:
-    """Find a published data set, or a folder, of Parquet files of images, and leave its training examples there.
+    """Open a data set of images in Parquet files, and leave the training examples there.
 
     Splits without files of their own are the last training examples, as many as for a data set in memory: of published
-    data the same ones; files of your own should be in random order. Validation and test examples are in memory, and so
-    is a sample of at most 5000 training examples, of whole row groups, in place of the training split.
+    data the same ones; files of the user should be in random order. Validation and test examples are in memory. So is a
+    sample of at most 5000 training examples, of randomly chosen row groups, in place of the training split.
 
     Args:
         name: a published data set, or the path of a folder; it may be relative to the folders of data sets.
@@ -135,51 +133,44 @@ def load_streamed(name: str | Path, data_dir: str | Path | None = None) -> Datas
         iresnet.errors.DataError: digits: --data.stream reads Parquet files of images, and there are none in ...
     """
     spec = PUBLISHED.get(str(name))
-    tried = [folder for root in roots(data_dir) for folder in (root / name, root)] if spec else _places(name, data_dir)
-    files = next((files for folder in tried if (files := _look(folder, spec))), None)
+    tried = candidate_paths(data_dir, name, ".") if spec else _user_paths(name, data_dir)
+    find = spec.find_parquet if spec else find_parquet
+    files = next((files for folder in tried if (files := find(folder))), None)
     if files is None and spec:
         fetch(spec.hub, user_cache() / spec.name)
-        files = _look(user_cache() / spec.name, spec)
+        files = find(user_cache() / spec.name)
     if files is None:
-        looked = ", ".join(dict.fromkeys(map(str, tried)))
+        looked = ", ".join(map(str, tried))
         raise DataError(f"{name}: --data.stream reads Parquet files of images, and there are none in {looked}")
-    return _open(Path(name).name, files, spec)
+    return _open_stream(Path(name).name, files, spec)
 
 
-def _places(name: str | Path, data_dir: str | Path | None) -> list[Path]:
-    return [Path(name).expanduser(), *(root / name for root in roots(data_dir))]
-
-
-def _look(folder: Path, spec: Published | None) -> ParquetFiles | None:
-    """The Parquet files in a folder; of published data with the options of its reader."""
-    options = {}
-    for reader in spec.readers if spec else ():
-        if isinstance(reader, partial) and reader.func is read_parquet:
-            options = {"label": "label", **reader.keywords}
-    return find_parquet(folder, **options)
-
-
-def _open(name: str, files: ParquetFiles, spec: Published | None) -> Dataset:
+def _open_stream(name: str, files: ParquetFiles, spec: Published | None) -> Dataset:
     train = tuple(files.splits.get("train", ()))
     folder = next(iter(files.splits.values()))[0].parent
     if not train:
         raise DataError(f"{folder}: expected training examples, found only {', '.join(sorted(files.splits))}")
+    image, *others = sorted({files.images[path] for path in train})
+    if others:
+        raise DataError(f"{folder}: expected one name for the column of images, got {', '.join([image, *others])}")
     class_names = spec.class_names if spec else files.class_names
     if files.label and not class_names:
         raise DataError(f"{folder}: the files declare no class names for {files.label}; add them as the hub does")
     rows = sum(pq.read_metadata(path).num_rows for path in train)
     n, n_validation, _ = held_out_sizes(rows, files.splits, str(folder))
-    every = Stream(train, files.image, files.label, rows, len(class_names))
-    stream = Stream(train, files.image, files.label, n, len(class_names))
+    every = Stream(train, image, files.label, rows, len(class_names))
+    stream = replace(every, n=n)
+    order = permutation(len(stream.groups), 0).tolist()
+    sample = Split(*stream.decode(stream.read(order, 0, min(n, _SAMPLE))))
     held_out = {"validation": (n, n + n_validation), "test": (n + n_validation, rows)}
-
-    def part(kind: str) -> Split:
-        paths = files.splits.get(kind)
-        return every.split(*held_out[kind]) if paths is None else read_files(paths, files.label, class_names)
-
-    sample = stream.split(0, min(n, _SAMPLE), permutation(len(stream.groups), 0).tolist())
+    validation, test = (
+        files.read(kind)
+        if kind in files.splits
+        else Split(*every.decode(every.read(range(len(every.groups)), start, stop)))
+        for kind, (start, stop) in held_out.items()
+    )
     source = f"{folder}: {spec.credit}" if spec else str(folder)
-    return Dataset(name, sample, part("validation"), part("test"), 256, class_names, source, stream)
+    return Dataset(name, sample, validation, test, 256, class_names, source, stream)
 
 
 # -- by name or path ---------------------------------------------------------------------------------------------------
@@ -226,18 +217,18 @@ def load(
         data_dir: a folder of data sets.
         pad_to: surround images with zeros up to this height and width.
         stream: leave the training examples in their Parquet files, see :func:`~iresnet.data.registry.load_streamed`.
-        split_seed: of the random splits of data that have none of their own: UCI tables and your own files.
+        split_seed: of the random splits of UCI tables, and of files of the user that have no splits.
         image_size: for a folder of images: scale the shorter side to this many pixels, cut out the center.
-        mode: for a folder of images: convert to RGB or to gray (L) whatever is neither, or mixed.
+        mode: for a folder of images: convert all of them to RGB or to gray (L).
         target: for a table: the column of class labels, by name or position.
         columns: for a table: read only these columns, and the target.
         drop: for a table: leave these columns out.
         one_hot: for a table: columns of categories, a feature of zeros and ones for each.
-        impute: for a table: put others of the column, drawn at random, in place of missing values.
+        impute: for a table: replace missing values by others of the column, drawn at random.
         dequantize: for a table: add uniform noise of one step to columns of integers or few values.
         keys: for ``.npz``: the names that ``x``, ``y``, ``train_x``, ... have in the file.
-        test: for your own data: another file or folder, all of which is the test split.
-        like: for a table: columns of another data set, which are read as they were there, and no others.
+        test: for data of the user: another file or folder, all of which is the test split.
+        like: for a table: columns of another data set; these alone are read, in the same way.
 
     Returns:
         The data set on the CPU.
@@ -253,7 +244,7 @@ def load(
         Traceback (most recent call last):
         iresnet.errors.UnknownNameError: unknown data set 'mnits'; did you mean 'mnist'? (valid: 2spirals, ...
     """
-    own = Reading(
+    options = ReadOptions(
         image_size=image_size,
         mode=mode,
         target=target,
@@ -266,33 +257,40 @@ def load(
         test=None if test is None else _find(test, data_dir),
     )
     if stream:
-        _refuse(str(name), own, split_seed, "data that are read in memory, without --data.stream")
+        _refuse_options(str(name), options, split_seed, "data that are read in memory, without --data.stream")
         dataset = load_streamed(name, data_dir)
     elif name in UCI:
-        _refuse(str(name), own)
+        _refuse_options(str(name), options)
         dataset = DATASETS[str(name)](data_dir, split_seed=split_seed)
     elif name in DATASETS:
-        _refuse(str(name), own, split_seed)
+        _refuse_options(str(name), options, split_seed)
         dataset = DATASETS[str(name)](data_dir)
     else:
-        dataset = load_path(_find(name, data_dir), own, split_seed=split_seed, like=like)
+        dataset = load_path(_find(name, data_dir), options, split_seed=split_seed, like=like)
     return dataset if pad_to is None else pad_images(dataset, pad_to)
 
 
-def _refuse(name: str, own: Reading, split_seed: int = 0, to: str = "a folder or file of your own") -> None:
-    for option in [*own.given, *(["split_seed"] if split_seed else [])]:
-        flag = option.replace("_", "-")
-        raise DataError(f"{name}: {option} applies only to {to}, leave it out (--data.{flag})")
+def _refuse_options(
+    name: str, options: ReadOptions, split_seed: int = 0, applies_to: str = "a folder or file of your own"
+) -> None:
+    given = options.names_given + ["split_seed"] * (split_seed != 0)
+    if given:
+        flag = given[0].replace("_", "-")
+        raise DataError(f"{name}: {given[0]} applies only to {applies_to}, leave it out (--data.{flag})")
+
+
+def _user_paths(name: str | Path, data_dir: str | Path | None) -> list[Path]:
+    return list(dict.fromkeys([Path(name).expanduser(), *candidate_paths(data_dir, name)]))
 
 
 def _find(name: str | Path, data_dir: str | Path | None) -> Path:
-    tried = [Path(name).expanduser(), *(root / name for root in roots(data_dir))]
+    tried = _user_paths(name, data_dir)
     found = next((path for path in tried if path.exists()), None)
     if found is not None:
         return found
     if isinstance(name, str) and os.sep not in name and not Path(name).suffix:
         raise UnknownNameError("data set", name, DATASETS)
-    looked = ", ".join(dict.fromkeys(map(str, tried)))
+    looked = ", ".join(map(str, tried))
     raise DataError(
         f"{name}: no such folder or file; looked for {looked}; give its path, or a name: {', '.join(sorted(DATASETS))}"
     )

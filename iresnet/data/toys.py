@@ -15,7 +15,7 @@ _SIZES = {"train": 10_000, "validation": 2_000, "test": 10_000}
 
 
 class Toy(ABC):
-    """A probability density on the plane, most of it within [-4, 4] x [-4, 4].
+    """Probability density on the plane, most of it within [-4, 4] x [-4, 4].
 
     Since the density is known, so is the best possible value of a model's likelihood: the negative
     entropy, which the mean of ``log_prob`` over samples estimates.
@@ -108,7 +108,7 @@ class TwistedGaussians(Toy):
 
 @dataclass(frozen=True)
 class Curve:
-    r"""A curve in polar coordinates: radius :math:`a + b t` at the angle :math:`t + t_0`.
+    r"""Curve in polar coordinates: radius :math:`a + b t` at the angle :math:`t + t_0`.
 
     Args:
         start: first value of :math:`t`.
@@ -116,7 +116,7 @@ class Curve:
         radius: the radius :math:`a` at :math:`t = 0`.
         growth: the growth :math:`b` of the radius per radian.
         turn: the angle :math:`t_0`.
-        center: where the radius is measured from.
+        center: origin of the radius.
     """
 
     start: float
@@ -125,6 +125,13 @@ class Curve:
     growth: float = 0.0
     turn: float = 0.0
     center: tuple[float, float] = (0.0, 0.0)
+
+    def points(self, uniform: Tensor, noise: Tensor) -> Tensor:  # (n,), (n,) -> (n, 2)
+        """Return the points at fractions of the range of :math:`t`, with noise added to the radius."""
+        t = self.start + (self.stop - self.start) * uniform
+        r = self.radius + self.growth * t + noise
+        direction = torch.stack([(t + self.turn).cos(), (t + self.turn).sin()], 1)
+        return r[:, None] * direction + torch.tensor(self.center, dtype=t.dtype, device=t.device)
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ class PolarCurves(Toy):
         which = torch.randint(len(self.curves), (n,), generator=generator, device=device)
         uniform = torch.rand(n, generator=generator, dtype=dtype, device=device)
         noise = self.noise * torch.randn(n, generator=generator, dtype=dtype, device=device)
-        points = torch.stack([_on_curve(curve, uniform, noise) for curve in self.curves])  # (curves, n, 2)
+        points = torch.stack([curve.points(uniform, noise) for curve in self.curves])  # (curves, n, 2)
         return points[which, torch.arange(n, device=device)]
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -194,7 +201,7 @@ class PolarCurves(Toy):
 
 @dataclass(frozen=True)
 class Checkerboard(Toy):
-    """The uniform density on every other square of a board with an even number of squares a side.
+    """Uniform density on every other square of a board with an even number of squares a side.
 
     Args:
         squares: number of squares a side, even.
@@ -251,13 +258,6 @@ def _log_normal(x: Tensor, sd: float) -> Tensor:
     return -0.5 * (x / sd) ** 2 - math.log(sd * math.sqrt(2 * math.pi))
 
 
-def _on_curve(curve: Curve, uniform: Tensor, noise: Tensor) -> Tensor:  # (n,), (n,) -> (n, 2)
-    t = curve.start + (curve.stop - curve.start) * uniform
-    r = curve.radius + curve.growth * t + noise
-    direction = torch.stack([(t + curve.turn).cos(), (t + curve.turn).sin()], 1)
-    return r[:, None] * direction + torch.tensor(curve.center, dtype=t.dtype, device=t.device)
-
-
 _PI = math.pi
 
 #: The toy densities by name.
@@ -289,5 +289,6 @@ def toy_dataset(name: str) -> Dataset:
         >>> print(toy_dataset("moons"))
         moons: 10000 train, 2000 validation, 10000 test; 2, continuous, no labels
     """
-    parts = TOYS[name].sample(sum(_SIZES.values()), torch.Generator().manual_seed(0)).split(list(_SIZES.values()))
-    return Dataset(name, *map(Split, parts), levels=None, source="drawn from iresnet.data.TOYS with seed 0")
+    sizes = list(_SIZES.values())
+    splits = TOYS[name].sample(sum(sizes), torch.Generator().manual_seed(0)).split(sizes)
+    return Dataset(name, *map(Split, splits), levels=None, source="drawn from iresnet.data.TOYS with seed 0")

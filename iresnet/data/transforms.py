@@ -1,11 +1,11 @@
-"""Dequantization and augmentation of batches, and other data in the form of a model's own."""
+"""Transforms: dequantize and augment batches, and bring other data into the format of a model's own."""
 
 __all__ = [
     "PADDINGS",
-    "alike",
     "dequantise",
     "dequantize",
     "flip",
+    "match_format",
     "pad_crop",
 ]
 
@@ -177,35 +177,35 @@ def _check_images(x: Tensor) -> None:
 # -- other data --------------------------------------------------------------------------------------------------------
 
 
-def alike(
+def match_format(
     dataset: Dataset, split: str, shape: tuple[int, ...], levels: int | None, columns: Sequence[Column] = ()
 ) -> tuple[Split, str]:
-    r"""Bring a split of a data set into the form that a model was trained on, without labels.
+    r"""Bring a split of a data set into the format that a model was trained on, without labels.
 
-    Larger images are scaled down (each pixel is the mean of an area), smaller ones are surrounded with zeros; gray ones
-    are repeated on the channels of color images; integer values are spread over the levels; of columns of a table is
-    subtracted what it was of the model's. Nothing else is changed: what does not fit then is refused.
+    Larger images are scaled down (each pixel is the mean of an area), smaller ones are padded with zeros; gray ones
+    are repeated on the channels of color images; integers are rescaled to the levels; columns of a table get the
+    offsets of the model's. Nothing else is changed: data that do not fit then are refused.
 
     Args:
         dataset: the data.
         split: train, validation or test.
         shape: \*E, the event shape to reach.
-        levels: values that an integer component takes, none for continuous data.
+        levels: number of values of an integer component, ``None`` for continuous data.
         columns: those of the table that the model was trained on.
 
     Returns:
-        The examples, and what was done to them, in words; empty when nothing was.
+        The examples, and a description of the changes; empty without any.
 
     Raises:
-        DataError: when the data cannot be brought into this form.
+        DataError: when the data cannot be brought into this format.
 
     Example:
         >>> from iresnet.data.registry import digits
-        >>> other, how = alike(digits(), "test", (1, 12, 12), 256)
+        >>> other, how = match_format(digits(), "test", (1, 12, 12), 256)
         >>> tuple(other.x.shape), how
         ((300, 1, 12, 12), 'padded from 8x8 to 12x12; 17 levels spread over 256')
     """
-    _check(dataset, shape, levels)
+    _check_format(dataset, shape, levels)
     own, others = feature_titles(columns), feature_titles(dataset.columns)
     if own != others and all(any(column.name for column in of) for of in (columns, dataset.columns)):
         raise DataError(f"the model's data have the features {own}, those of {dataset.name} {others}: give the same")
@@ -213,18 +213,18 @@ def alike(
     if dataset.shape[0] != shape[0]:
         notes.append(f"gray repeated on {shape[0]} channels")
     if dataset.shape[1:] != shape[1:]:
-        way = "scaled" if _is_larger(dataset.shape, shape) else "padded"
-        notes.append(f"{way} from {_size(dataset.shape[1:])} to {_size(shape[1:])}")
+        change = "scaled" if _is_larger(dataset.shape, shape) else "padded"
+        notes.append(f"{change} from {_size(dataset.shape[1:])} to {_size(shape[1:])}")
     if dataset.levels != levels:
         notes.append(f"{dataset.levels} levels spread over {levels}")
     x = getattr(dataset, split).x
     if len(shape) == 1:
         x = (x.double() + offsets(dataset.columns, *shape) - offsets(columns, *shape)).to(x.dtype)
-    parts = x.split(1000)
-    return Split(torch.cat([_convert(x, shape, dataset.levels, levels) for x in parts])), "; ".join(notes)
+    converted = [_convert(chunk, shape, dataset.levels, levels) for chunk in x.split(1000)]
+    return Split(torch.cat(converted)), "; ".join(notes)
 
 
-def _check(dataset: Dataset, shape: tuple[int, ...], levels: int | None) -> None:
+def _check_format(dataset: Dataset, shape: tuple[int, ...], levels: int | None) -> None:
     what = f"the model's data have the shape {_size(shape)}, those of {dataset.name} {_size(dataset.shape)}"
     if (dataset.levels is None) != (levels is None):
         kinds = ("continuous", "integers") if levels is None else ("integers", "continuous")

@@ -1,7 +1,7 @@
-"""The user's own data: a folder, an array file or a table."""
+"""Data of the user: a folder of images, an array file or a table."""
 
 __all__ = [
-    "Reading",
+    "ReadOptions",
     "load_path",
     "read_arrays",
 ]
@@ -17,140 +17,24 @@ from torch import Tensor
 from iresnet.data.columns import Column
 from iresnet.data.dataset import Dataset, Split, Splits, hold_out, numbered_classes
 from iresnet.data.formats import read_idx
-from iresnet.data.images import Form, read_image_folder
-from iresnet.data.parquet import read_any_parquet
+from iresnet.data.image_folders import read_image_folder, read_parquet_folder
+from iresnet.data.images import NO_CONVERSION, ImageConversion
 from iresnet.data.preparation import prepare
-from iresnet.data.reading import reading
-from iresnet.data.sources import check_apart
-from iresnet.data.table import Choice, read_table
+from iresnet.data.storage import reading
+from iresnet.data.table import ColumnSelection, read_table
+from iresnet.data.table_files import TABLE_FILES, check_distinct
 from iresnet.errors import DataError, UnknownNameError
 
-# -- NumPy files -------------------------------------------------------------------------------------------------------
-
-
-_KEYS = ("x", "y", *(f"{kind}_{key}" for kind in ("train", "validation", "test") for key in ("x", "y")))
-_CHANNELS = range(1, 5)
-
-
-def read_arrays(path: Path, *, keys: Mapping[str, str] | None = None) -> Splits:
-    """Read examples, and labels if there are any, from a ``.npz`` or ``.npy`` file.
-
-    A ``.npz`` file holds ``x`` and ``y``, or ``train_x``, ``train_y``, ``validation_x``, ``test_x``
-    and so on, or other names that ``keys`` tells; labels may be left out; a ``.npy`` file holds the examples. Integers
-    are images of shape
-    ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with values from 0 to 255; real numbers keep their values
-    and may also be tables, ``(N, D)``. Pickled objects are refused.
-
-    Args:
-        path: the file.
-        keys: names in the file of those of ``x``, ``y``, ``train_x``, ... that have others; the rest is not read.
-
-    Returns:
-        The splits: uint8 images of shape ``(C, H, W)``, images of float32, or vectors of float32 or float64.
-
-    Raises:
-        DataError: damaged, other keys, labels that do not fit, or an array that is neither images nor a table.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "mine.npz"
-        >>> np.savez(path, x=np.zeros((10, 8, 8, 3), np.uint8), y=np.arange(10))
-        >>> splits = read_arrays(path)
-        >>> splits["train"].x.shape, splits["train"].y.shape
-        (torch.Size([10, 3, 8, 8]), torch.Size([10]))
-    """
-    arrays = _load(path, keys or {})
-    names = {name.rpartition("_")[0] or "train" for name in arrays}
-    return {kind: _split(path, kind, arrays) for kind in sorted(names)}
-
-
-def _load(path: Path, keys: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Return arrays named ``train_x`` and so on."""
-    for key in keys:
-        if key not in _KEYS:
-            raise UnknownNameError("array", key, _KEYS)
-    with reading(path, f"{path.suffix} file of plain arrays"), path.open("rb") as file:
-        content = np.load(file, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return {"train_x": content}
-        with content:
-            for name in keys.values():
-                if name not in content.files:
-                    raise UnknownNameError(f"array of {path}", name, content.files)
-            names = keys or {name: name for name in content.files}
-            arrays = {key: content[name] for key, name in names.items() if keys or name in _KEYS}
-            got = ", ".join(sorted(content.files)) or "nothing"
-    renamed = {(f"train_{key}" if key in ("x", "y") else key): array for key, array in arrays.items()}
-    if len(arrays) < len(names) or len(renamed) < len(arrays) or not arrays:
-        raise DataError(
-            f"{path}: expected x (and y), or train_x, train_y, validation_x, ..., test_y, got {got}; rename them, or "
-            "tell which is which, as in --data.keys '[x=images,y=labels]'"
-        )
-    return renamed
-
-
-def _split(path: Path, kind: str, arrays: dict[str, np.ndarray]) -> Split:
-    x, y = arrays.get(f"{kind}_x"), arrays.get(f"{kind}_y")
-    if x is None:
-        raise DataError(f"{path}: expected {kind}_x with {kind}_y; add the examples that the labels belong to")
-    where = f"{path}, {kind} x"
-    return Split(_examples(where, x), None if y is None else _labels(f"{path}, {kind} y", y, len(x)))
-
-
-def _labels(where: str, y: np.ndarray, n: int) -> Tensor:
-    if y.dtype.kind not in "iu" or y.shape not in ((n,), (n, 1)) or y.min() < 0:
-        raise DataError(f"{where}: expected {n} labels, integers from 0, got {y.dtype} of shape {y.shape}")
-    return torch.from_numpy(y.reshape(-1).astype(np.int64))
-
-
-def _examples(where: str, x: np.ndarray) -> Tensor:
-    if x.dtype.kind not in "biuf" or x.size == 0:
-        raise DataError(f"{where}: expected numbers, got {x.dtype} of shape {x.shape}")
-    x = _layout(where, x)
-    if x.dtype.kind != "f" and x.ndim == 4:
-        return torch.from_numpy(_as_uint8(where, x))
-    with np.errstate(over="ignore"):
-        rounded = np.ascontiguousarray(x, np.float32)
-    if not np.isfinite(rounded).all():
-        index = tuple(int(i) for i in np.argwhere(~np.isfinite(rounded))[0])
-        raise DataError(
-            f"{where}: expected finite float32 numbers, got {rounded[index]} at {index}; remove or replace it"
-        )
-    if x.dtype.kind != "f":
-        for i, column in enumerate(x.T):
-            check_apart(f"{where}, column {i + 1}", column.tolist(), column.astype(np.float64), "leave the column out")
-    exact = x.ndim == 2 and x.dtype not in (np.float16, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(x, np.float64) if exact else rounded)
-
-
-def _as_uint8(where: str, x: np.ndarray) -> np.ndarray:
-    if x.min() < 0 or x.max() > 255:
-        raise DataError(f"{where}: expected integer images with values from 0 to 255, got {x.min()} to {x.max()}")
-    return np.ascontiguousarray(x, np.uint8)
-
-
-def _layout(where: str, x: np.ndarray) -> np.ndarray:  # (N, D) or (N, C, H, W)
-    if x.ndim == 2:
-        return x
-    if x.ndim == 3:
-        return x[:, None]
-    first, last = (x.ndim == 4 and x.shape[axis] in _CHANNELS for axis in (1, -1))
-    if first == last:
-        expected = "(N, D), (N, H, W), (N, C, H, W) or (N, H, W, C) with 1 to 4 channels"
-        raise DataError(f"{where}: expected shape {expected}, got {x.shape}{', which can be read in two ways' * first}")
-    return x if first else x.transpose(0, 3, 1, 2)
+_ARRAYS = (".npz", ".npy")
+_TABLES = tuple(TABLE_FILES)
 
 
 # -- any data ----------------------------------------------------------------------------------------------------------
 
 
-_ARRAYS = (".npz", ".npy")
-_TABLES = (".csv", ".tsv", ".txt", ".data", ".dat", ".parquet")
-
-
 @dataclass(frozen=True)
-class Reading:
-    """How files of the user are read.
+class ReadOptions:
+    """Options for reading files of the user.
 
     Args:
         image_size: for folders of image or Parquet files: scale the shorter side and cut out the center.
@@ -177,35 +61,36 @@ class Reading:
     test: str | Path | None = None
 
     @property
-    def given(self) -> list[str]:
-        """Names of the options that say something."""
-        return [f.name for f in fields(self) if getattr(self, f.name) != getattr(Reading(), f.name)]
+    def names_given(self) -> list[str]:
+        """Names of the options that differ from their defaults."""
+        default = ReadOptions()
+        return [f.name for f in fields(self) if getattr(self, f.name) != getattr(default, f.name)]
 
     @property
-    def form(self) -> Form:
-        """Of images."""
-        return Form(self.image_size, self.mode)
+    def conversion(self) -> ImageConversion:
+        """Options for images."""
+        return ImageConversion(self.image_size, self.mode)
 
     @property
-    def choice(self) -> Choice:
-        """Of the columns of a table."""
-        return Choice(self.target, self.columns, self.drop, self.one_hot, self.impute)
+    def selection(self) -> ColumnSelection:
+        """Options for the columns of a table."""
+        return ColumnSelection(self.target, self.columns, self.drop, self.one_hot, self.impute)
 
 
-_IMAGES = "folders of images"
-_IS_FOR = {
-    "image_size": ("image_size", _IMAGES, ("folder",)),
-    "mode": ("mode", _IMAGES, ("folder",)),
-    "target": ("a target column", f"tables ({', '.join(_TABLES)})", _TABLES),
-    **{name: (name, f"tables ({', '.join(_TABLES)})", _TABLES) for name in ("columns", "drop", "one_hot", "impute")},
+_TABLE_DATA = f"tables ({', '.join(_TABLES)})"
+_APPLIES_TO = {
+    "image_size": ("image_size", "folders of images", ("folder",)),
+    "mode": ("mode", "folders of images", ("folder",)),
+    "target": ("a target column", _TABLE_DATA, _TABLES),
+    **{name: (name, _TABLE_DATA, _TABLES) for name in ("columns", "drop", "one_hot", "impute")},
     "dequantize": ("dequantize", "tables and arrays of vectors; images of integers always are", _TABLES + _ARRAYS),
     "keys": ("keys", "the arrays of a .npz file", (".npz",)),
 }
-"""What an option is for: how to call it, for what, and the suffixes of such files."""
+"""Options that apply to some data only: name in a message, these data in words, and the suffixes of such files."""
 
 
 def load_path(
-    path: Path, reading: Reading | None = None, *, split_seed: int = 0, like: Sequence[Column] = ()
+    path: Path, options: ReadOptions | None = None, *, split_seed: int = 0, like: Sequence[Column] = ()
 ) -> Dataset:
     """Load a data set from a folder or file of the user.
 
@@ -214,7 +99,7 @@ def load_path(
     Args:
         path: a folder of images, of idx files or of Parquet files; a ``.npz`` or ``.npy`` file; a table
             in a ``.parquet`` or text file such as ``.csv`` or ``.txt``, also with ``.gz`` after it.
-        reading: how it is read.
+        options: for reading it.
         split_seed: of the random order from which the splits are taken that the source does not have.
         like: columns of another table: those of this one are read, filled and dequantized as they were.
 
@@ -231,86 +116,73 @@ def load_path(
         >>> print(load_path(path))
         plane: 40 train, 5 validation, 5 test; 2, continuous, no labels
     """
-    reading = reading or Reading()
+    options = options or ReadOptions()
     if like and _suffix(path) in _TABLES:
-        reading = replace(reading, one_hot=tuple(column.title for column in like if column.categories), impute=True)
+        options = replace(options, one_hot=tuple(column.title for column in like if column.categories), impute=True)
     if any(column.noisy for column in like):
-        reading = replace(reading, dequantize=True)
-    splits, class_names, columns = _read(path, reading, like)
-    if reading.test is not None:
-        splits["test"] = _test_split(Path(reading.test), path, reading, splits, class_names, columns)
-    parts = hold_out(splits, str(path), shuffle=True, seed=split_seed)
+        options = replace(options, dequantize=True)
+    splits, class_names, columns = _read(path, options, like)
+    if options.test is not None:
+        splits["test"] = _read_test(Path(options.test), path, options, splits, class_names, columns)
+    complete = hold_out(splits, str(path), shuffle=True, seed=split_seed)
     if columns:
-        parts, columns = prepare(parts, columns, str(path), dequantize=reading.dequantize)
-    elif reading.dequantize:
-        raise DataError(_not_for(path, "dequantize", "file of images"))
-    train, validation, test = parts
+        complete, columns = prepare(complete, columns, str(path), dequantize=options.dequantize)
+    elif options.dequantize:
+        raise DataError(_not_applicable(path, "dequantize", "file of images"))
+    train, validation, test = complete
     levels = 256 if train.x.dtype == torch.uint8 else None
     name = path.name.partition(".")[0] or path.name
     return Dataset(name, train, validation, test, levels, class_names, str(path), columns=columns)
 
 
 def _read(
-    path: Path, reading: Reading, like: Sequence[Column] = (), classes: Sequence[str] = ()
+    path: Path, options: ReadOptions, like: Sequence[Column] = (), classes: Sequence[str] = ()
 ) -> tuple[Splits, tuple[str, ...], tuple[Column, ...]]:
-    """Splits, names of the classes, and the columns of vectors."""
+    """Read the splits, names of the classes, and the columns of vectors."""
     suffix = _suffix(path)
-    for option in reading.given:
-        if option in _IS_FOR and suffix not in _IS_FOR[option][2]:
-            raise DataError(_not_for(path, option, f"{suffix} file" if path.is_file() else suffix))
+    for option in options.names_given:
+        if option in _APPLIES_TO and suffix not in _APPLIES_TO[option][2]:
+            raise DataError(_not_applicable(path, option, f"{suffix} file" if path.is_file() else suffix))
     if suffix == "folder":
-        return *_read_folder(path, reading, known=len(classes)), ()
+        return *_read_folder(path, options, len(classes)), ()
     if suffix in _ARRAYS:
-        splits = read_arrays(path, keys=reading.keys)
-        return splits, numbered_classes(splits, str(path), known=len(classes)), _columns_of(splits)
+        splits = read_arrays(path, keys=options.keys)
+        shapes = {split.x.shape[1:] for split in splits.values()}
+        shape = shapes.pop()
+        columns = () if shapes or len(shape) > 1 else tuple(Column("", i + 1) for i in range(*shape))
+        return splits, numbered_classes(splits, str(path), n_known=len(classes)), columns
     if suffix in _TABLES:
-        table = read_table(path, reading.choice, like=like, classes=classes)
+        table = read_table(path, options.selection, like=like, classes=classes)
         return {"train": table.split}, table.class_names, table.columns
     raise DataError(f"{path}: expected a folder or a file ending in {', '.join(_ARRAYS + _TABLES)}, got '{suffix}'")
 
 
-def _suffix(path: Path) -> str:
-    return "folder" if path.is_dir() else Path(path.name.removesuffix(".gz")).suffix.lower()
+def _read_folder(folder: Path, options: ReadOptions, n_known: int) -> tuple[Splits, tuple[str, ...]]:
+    conversion, splits = options.conversion, read_idx(folder)
+    if splits is None:
+        found = read_parquet_folder(folder, conversion=conversion, n_known=n_known)
+        return found or read_image_folder(folder, conversion=conversion)
+    if conversion != NO_CONVERSION:
+        raise DataError(f"{folder}: {options.names_given[0]} is for folders of image files, not for idx files")
+    return splits, numbered_classes(splits, str(folder), n_known=n_known)
 
 
-def _not_for(path: Path, option: str, this: str) -> str:
-    called, what, _ = _IS_FOR[option]
-    flag = option.replace("_", "-")
-    return f"{path}: {called} is for {what}, not for this {this}; leave it out (--data.{flag})"
-
-
-def _read_folder(folder: Path, reading: Reading, *, known: int) -> tuple[Splits, tuple[str, ...]]:
-    splits = read_idx(folder)
-    if splits is not None and reading.form != Form():
-        raise DataError(f"{folder}: {reading.given[0]} is for folders of image files, not for idx files")
-    if splits is not None:
-        return splits, numbered_classes(splits, str(folder), known=known)
-    return read_any_parquet(folder, form=reading.form, known=known) or read_image_folder(folder, form=reading.form)
-
-
-def _columns_of(splits: Splits) -> tuple[Column, ...]:
-    """Columns without names, of vectors; none of images."""
-    shapes = {split.x.shape[1:] for split in splits.values()}
-    shape = shapes.pop()
-    return () if shapes or len(shape) > 1 else tuple(Column("", i + 1) for i in range(*shape))
-
-
-def _test_split(
+def _read_test(
     path: Path,
-    of: Path,
-    reading: Reading,
+    train: Path,
+    options: ReadOptions,
     splits: Splits,
     class_names: tuple[str, ...],
     columns: tuple[Column, ...],
 ) -> Split:
-    """All examples of a file or folder that is of the kind of the training data."""
+    """Read all examples of a file or folder of the same kind as the training data."""
     if "test" in splits:
-        raise DataError(f"{of}: has a test split of its own; leave out --data.test {path}")
+        raise DataError(f"{train}: has a test split of its own; leave out --data.test {path}")
     if not path.exists():
         raise DataError(f"{path}: no such folder or file; give the path of the test examples (--data.test)")
-    if (_suffix(path) in _TABLES) != (_suffix(of) in _TABLES):
-        raise DataError(f"{path}: expected test examples in the form of {of}, got a {_suffix(path)}")
-    found, names, _ = _read(path, replace(reading, test=None), columns, class_names)
+    if (_suffix(path) in _TABLES) != (_suffix(train) in _TABLES):
+        raise DataError(f"{path}: expected test examples in the form of {train}, got a {_suffix(path)}")
+    found, names, _ = _read(path, replace(options, test=None), columns, class_names)
     if set(found) != {"train"}:
         raise DataError(f"{path}: expected one split, the test examples, got {', '.join(sorted(found))}")
     if names and not set(names) <= set(class_names):
@@ -319,3 +191,122 @@ def _test_split(
     if split.y is None or names == class_names:
         return split
     return Split(split.x, torch.tensor([class_names.index(name) for name in names])[split.y])
+
+
+def _suffix(path: Path) -> str:
+    return "folder" if path.is_dir() else Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def _not_applicable(path: Path, option: str, this: str) -> str:
+    called, data, _ = _APPLIES_TO[option]
+    flag = option.replace("_", "-")
+    return f"{path}: {called} is for {data}, not for this {this}; leave it out (--data.{flag})"
+
+
+# -- NumPy files -------------------------------------------------------------------------------------------------------
+
+
+_KEYS = ("x", "y", *(f"{kind}_{key}" for kind in ("train", "validation", "test") for key in ("x", "y")))
+_CHANNELS = range(1, 5)
+
+
+def read_arrays(path: Path, *, keys: Mapping[str, str] | None = None) -> Splits:
+    """Read examples, and labels if there are any, from a ``.npz`` or ``.npy`` file.
+
+    A ``.npz`` file holds ``x`` and ``y``, or ``train_x``, ``train_y``, ``validation_x``, ``test_x`` and so on, or other
+    names according to ``keys``; labels may be left out. A ``.npy`` file holds the examples. Integers are images of
+    shape ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with values from 0 to 255; real numbers keep their values
+    and may also be tables, ``(N, D)``. Pickled objects are refused.
+
+    Args:
+        path: the file.
+        keys: names in the file of those of ``x``, ``y``, ``train_x``, ... that have others; the rest is not read.
+
+    Returns:
+        The splits: uint8 images of shape ``(C, H, W)``, images of float32, or vectors of float32 or float64.
+
+    Raises:
+        DataError: damaged, other keys, labels that do not fit, or an array that is neither images nor a table.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "mine.npz"
+        >>> np.savez(path, x=np.zeros((10, 8, 8, 3), np.uint8), y=np.arange(10))
+        >>> splits = read_arrays(path)
+        >>> splits["train"].x.shape, splits["train"].y.shape
+        (torch.Size([10, 3, 8, 8]), torch.Size([10]))
+    """
+    arrays = _load_arrays(path, keys or {})
+    splits = {}
+    for kind in sorted({name.rpartition("_")[0] for name in arrays}):
+        x, y = arrays.get(f"{kind}_x"), arrays.get(f"{kind}_y")
+        if x is None:
+            raise DataError(f"{path}: expected {kind}_x with {kind}_y; add the examples that the labels belong to")
+        examples = _examples(f"{path}, {kind} x", x)
+        if y is not None and (y.dtype.kind not in "iu" or y.shape not in ((len(x),), (len(x), 1)) or y.min() < 0):
+            raise DataError(
+                f"{path}, {kind} y: expected {len(x)} labels, integers from 0, got {y.dtype} of shape {y.shape}"
+            )
+        labels = None if y is None else torch.from_numpy(y.reshape(-1).astype(np.int64))
+        splits[kind] = Split(examples, labels)
+    return splits
+
+
+def _load_arrays(path: Path, keys: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Return arrays named ``train_x`` and so on."""
+    for key in keys:
+        if key not in _KEYS:
+            raise UnknownNameError("array", key, _KEYS)
+    with reading(path, f"{path.suffix} file of plain arrays"), path.open("rb") as file:
+        content = np.load(file, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return {"train_x": content}
+        with content:
+            for name in keys.values():
+                if name not in content.files:
+                    raise UnknownNameError(f"array of {path}", name, content.files)
+            names = keys or {name: name for name in content.files}
+            arrays = {key: content[name] for key, name in names.items() if keys or name in _KEYS}
+            got = ", ".join(sorted(content.files)) or "nothing"
+    renamed = {(f"train_{key}" if key in ("x", "y") else key): array for key, array in arrays.items()}
+    if len(arrays) < len(names) or len(renamed) < len(arrays) or not arrays:
+        raise DataError(
+            f"{path}: expected x (and y), or train_x, train_y, validation_x, ..., test_y, got {got}; rename them, or "
+            "tell which is which, as in --data.keys '[x=images,y=labels]'"
+        )
+    return renamed
+
+
+def _examples(where: str, x: np.ndarray) -> Tensor:
+    if x.dtype.kind not in "biuf" or x.size == 0:
+        raise DataError(f"{where}: expected numbers, got {x.dtype} of shape {x.shape}")
+    x = _to_channels_first(where, x)
+    if x.dtype.kind != "f" and x.ndim == 4:
+        if x.min() < 0 or x.max() > 255:
+            raise DataError(f"{where}: expected integer images with values from 0 to 255, got {x.min()} to {x.max()}")
+        return torch.from_numpy(np.ascontiguousarray(x, np.uint8))
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(x, np.float32)
+    if not np.isfinite(rounded).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(rounded))[0])
+        raise DataError(
+            f"{where}: expected finite float32 numbers, got {rounded[index]} at {index}; remove or replace it"
+        )
+    if x.dtype.kind != "f":
+        for i, column in enumerate(x.T):
+            called = f"{where}, column {i + 1}"
+            check_distinct(called, column.tolist(), column.astype(np.float64), "leave the column out")
+    exact = x.ndim == 2 and x.dtype not in (np.float16, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(x, np.float64) if exact else rounded)
+
+
+def _to_channels_first(where: str, x: np.ndarray) -> np.ndarray:  # (N, D) or (N, C, H, W)
+    if x.ndim == 2:
+        return x
+    if x.ndim == 3:
+        return x[:, None]
+    first, last = (x.ndim == 4 and x.shape[axis] in _CHANNELS for axis in (1, -1))
+    if first == last:
+        expected = "(N, D), (N, H, W), (N, C, H, W) or (N, H, W, C) with 1 to 4 channels"
+        raise DataError(f"{where}: expected shape {expected}, got {x.shape}{', which can be read in two ways' * first}")
+    return x if first else x.transpose(0, 3, 1, 2)

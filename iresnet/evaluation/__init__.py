@@ -1,17 +1,17 @@
-"""Evaluation: what a trained model is worth, with error bars."""
+"""Evaluation of trained models, with error bars."""
 
 __all__ = [
     "BUDGETS",
     "KINDS",
-    "Accepted",
     "Accuracy",
     "Calibration",
+    "ClassLatents",
     "Detection",
     "Estimate",
+    "Interpolation",
     "Likelihood",
-    "Path",
     "Reconstruction",
-    "Spent",
+    "RoundTrip",
     "Uncertainty",
     "calibration",
     "classification",
@@ -20,9 +20,9 @@ __all__ = [
     "detection",
     "evaluations_to",
     "gaussian_baseline",
+    "interpolate",
     "latents_of_class",
     "likelihood",
-    "paths",
     "reconstruction",
     "solver_errors",
     "true_density",
@@ -31,7 +31,7 @@ __all__ = [
 
 from iresnet.evaluation.classification import Accuracy, Calibration, calibration, classification
 from iresnet.evaluation.detection import Detection, detect, detection
-from iresnet.evaluation.interpolation import KINDS, Path, paths
+from iresnet.evaluation.interpolation import KINDS, Interpolation, interpolate
 from iresnet.evaluation.likelihood import (
     Estimate,
     Likelihood,
@@ -43,10 +43,10 @@ from iresnet.evaluation.likelihood import (
 from iresnet.evaluation.reconstruction import (
     BUDGETS,
     Reconstruction,
-    Spent,
+    RoundTrip,
     evaluations_to,
     reconstruction,
     solver_errors,
 )
-from iresnet.evaluation.sampling import Accepted, decode, latents_of_class
+from iresnet.evaluation.sampling import ClassLatents, decode, latents_of_class
 from iresnet.evaluation.uncertainty import Uncertainty

@@ -7,7 +7,6 @@ __all__ = [
     "ClassAccuracy",
     "calibration",
     "classification",
-    "classifier_input",
     "wilson",
 ]
 
@@ -18,24 +17,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from iresnet.classifiers import Classifier, Hybrid
-from iresnet.data import Batches, Split
+from iresnet.data import Split
 from iresnet.errors import DataError
-from iresnet.evaluation.draws import noisy, shared
+from iresnet.evaluation.batching import evaluate_in_batches, input_batches
 from iresnet.evaluation.likelihood import Estimate, estimate
-from iresnet.lipschitz import hold_weights
 
 # -- intervals ---------------------------------------------------------------------------------------------------------
 
 
 def wilson(proportion: float, n: float, z: float = 1.96) -> tuple[float, float]:
-    """Interval of a proportion that stays inside [0, 1].
+    """Return the interval of a proportion, which stays inside [0, 1].
 
     Args:
         proportion: the share of n trials that succeeded.
-        n: how many trials.
+        n: number of trials.
         z: 1.96 for 95 %.
 
     Reference:
@@ -61,12 +59,12 @@ REPETITIONS = 500
 
 @dataclass(frozen=True)
 class Bin:
-    """The predictions whose confidence lies in one interval.
+    """Predictions whose confidence lies in one interval.
 
     Attributes:
         low: confidences are above this (or 0),
         high: and at most this.
-        n: how many predictions.
+        n: number of predictions.
         confidence: their mean confidence, None without any.
         accuracy: the share that is right, None without any.
     """
@@ -80,7 +78,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far confidences are from the truth.
+    """Difference of a classifier's confidences from its accuracy.
 
     Attributes:
         ece: expected calibration error: distance of accuracy and confidence in a bin, averaged over the predictions.
@@ -114,7 +112,7 @@ def calibration(
     n_bins: int = 15,
     seed: int = 0,
 ) -> Calibration:
-    r"""Expected calibration error of predictions, in bins of equal width.
+    r"""Compute the expected calibration error of predictions, in bins of equal width.
 
     .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{N} |\mathrm{accuracy}_b - \mathrm{confidence}_b|
 
@@ -124,8 +122,8 @@ def calibration(
     Args:
         confidence: the probability of the predicted class, in [0, 1].
         right: whether the prediction is right; of no predictions nothing is known, and all numbers are NaN.
-        n_bins: how many bins.
-        seed: of what is drawn for the error bar and the chance level.
+        n_bins: number of bins.
+        seed: of the random numbers for the error bar and the chance level.
 
     Reference:
         On Calibration of Modern Neural Networks, Guo et al. 2017, https://arxiv.org/abs/1706.04599; Evaluating model
@@ -143,24 +141,20 @@ def calibration(
     def error(members: np.ndarray, gaps: np.ndarray) -> float:
         return float(np.abs(np.bincount(members, gaps, n_bins)).sum()) / len(gaps) if len(gaps) else math.nan
 
-    def resampled() -> float:
+    resampled, by_chance = np.empty(REPETITIONS), np.empty(REPETITIONS)
+    for i in range(REPETITIONS):
         chosen = rng.integers(0, len(p), len(p))
-        return error(bins[chosen], (hits - p)[chosen])
-
-    again = _repeated(resampled)
-    chance = _repeated(lambda: error(bins, (rng.random(len(p)) < p) - p))
-    rows = tuple(_bin(b, n_bins, p[bins == b], hits[bins == b]) for b in range(n_bins))
-    half_width = 1.96 * float(again.std(ddof=1))
-    return Calibration(error(bins, hits - p), half_width, float(chance.mean()), float(np.quantile(chance, 0.95)), rows)
-
-
-def _repeated(draw: Callable[[], float]) -> np.ndarray:
-    return np.array([draw() for _ in range(REPETITIONS)])
-
-
-def _bin(b: int, n_bins: int, p: np.ndarray, hits: np.ndarray) -> Bin:
-    means = (float(p.mean()), float(hits.mean())) if len(p) else (None, None)
-    return Bin(b / n_bins, (b + 1) / n_bins, len(p), *means)
+        resampled[i] = error(bins[chosen], (hits - p)[chosen])
+    for i in range(REPETITIONS):
+        by_chance[i] = error(bins, (rng.random(len(p)) < p) - p)
+    rows = []
+    for b in range(n_bins):
+        inside = bins == b
+        means = (float(p[inside].mean()), float(hits[inside].mean())) if inside.any() else (None, None)
+        rows.append(Bin(b / n_bins, (b + 1) / n_bins, int(inside.sum()), *means))
+    half_width = 1.96 * float(resampled.std(ddof=1))
+    mean, high = float(by_chance.mean()), float(np.quantile(by_chance, 0.95))
+    return Calibration(error(bins, hits - p), half_width, mean, high, tuple(rows))
 
 
 # -- accuracy ----------------------------------------------------------------------------------------------------------
@@ -168,7 +162,7 @@ def _bin(b: int, n_bins: int, p: np.ndarray, hits: np.ndarray) -> Bin:
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """How well the examples of one class are predicted.
+    """Accuracy on the examples of one class.
 
     Attributes:
         n: examples of the class.
@@ -183,16 +177,16 @@ class ClassAccuracy:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well a classifier predicts the labels of a split.
+    """Predictions of a classifier on a split, compared with its labels.
 
     Attributes:
         accuracy: fraction of right predictions.
         interval: its 95 % Wilson interval.
         cross_entropy: negative log-likelihood of the labels, -log p(y | x) in nats.
         n: examples.
-        calibration: whether it is right as often as it says.
+        calibration: of its confidences.
         classes: one entry a class.
-        confusion: how often examples of a class (row) were taken for a class (column).
+        confusion: counts of examples of a class (row) that were taken for a class (column).
     """
 
     accuracy: float
@@ -236,41 +230,25 @@ def classification(
     """
     if split.y is None:
         raise DataError("the split has no labels to predict")
-    parameter = next(model.parameters())
-    generator = Generator().manual_seed(seed)
-    batches = Batches(split.to(parameter.device), batch_size, shuffle=False, drop_last=False).epoch()
-    drawn = (classifier_input(model, x, levels, generator) for x, _ in batches)
-    model.eval()
-    found = []
-    with hold_weights(model):
-        for logits in shared(drawn, lambda x: model(x).double().cpu()):
-            found.append(logits)
-            progress(sum(map(len, found)))
-    return _accuracy(torch.cat(found), split.y.cpu())
-
-
-def classifier_input(model: Classifier | Hybrid, x: Tensor, levels: int | None, generator: Generator) -> Tensor:
-    """Data as a classifier sees them: without noise, but for hybrids."""
-    dtype = next(model.parameters()).dtype
-    return noisy(x, levels, generator, dtype) if isinstance(model, Hybrid) else x.to(dtype)
-
-
-def _accuracy(logits: Tensor, y: Tensor) -> Accuracy:  # (N, n_classes), (N,)
+    noise_levels = levels if isinstance(model, Hybrid) else None
+    batches = input_batches(model, split.x, batch_size, levels=noise_levels, seed=seed)
+    logits = torch.cat(evaluate_in_batches(model, batches, lambda x: model(x).double().cpu(), progress=progress))
+    y = split.y.cpu()
     n, n_classes = logits.shape
-    cross_entropy = estimate(F.cross_entropy(logits, y, reduction="none"))
     confidence, predicted = logits.softmax(1).max(1)
-    pairs = torch.bincount(n_classes * y + predicted, minlength=n_classes**2).view(n_classes, n_classes)
-    accuracy = int(pairs.diagonal().sum()) / n
+    confusion = torch.bincount(n_classes * y + predicted, minlength=n_classes**2).view(n_classes, n_classes)
+    accuracy = int(confusion.diagonal().sum()) / n
+    classes = []
+    for label, row in enumerate(confusion):
+        total, right = int(row.sum()), int(row[label])
+        known = (right / total, wilson(right / total, total)) if total else (None, None)
+        classes.append(ClassAccuracy(total, *known))
     return Accuracy(
         accuracy,
         wilson(accuracy, n),
-        cross_entropy,
+        estimate(F.cross_entropy(logits, y, reduction="none")),
         n,
         calibration(confidence, predicted == y),
-        tuple(_of_class(int(row.sum()), int(row[i])) for i, row in enumerate(pairs)),
-        tuple(tuple(row) for row in pairs.tolist()),
+        tuple(classes),
+        tuple(tuple(row) for row in confusion.tolist()),
     )
-
-
-def _of_class(n: int, right: int) -> ClassAccuracy:
-    return ClassAccuracy(n, right / n, wilson(right / n, n)) if n else ClassAccuracy(0, None, None)

@@ -1,20 +1,20 @@
-"""Detection of other data: scores of a model, and how well they tell two sets of examples apart."""
+"""Detection of other data (out of distribution): scores of a model, and measures of how they separate two sets."""
 
 __all__ = [
     "Detection",
-    "Given",
     "Histogram",
+    "Outputs",
     "auroc",
     "detect",
     "detection",
     "fpr95",
-    "given",
+    "model_outputs",
     "scores",
     "typicality",
 ]
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,26 +25,25 @@ from torch import Generator, Tensor
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.data import Split
 from iresnet.errors import DataError
-from iresnet.evaluation.classification import classifier_input, wilson
-from iresnet.evaluation.draws import finite, noisy, shared
+from iresnet.evaluation.batching import Batch, RandomNumbers, check_finite, evaluate_in_batches, reference_tensor
+from iresnet.evaluation.classification import wilson
 from iresnet.evaluation.likelihood import default_estimator
 from iresnet.flows import Flow
-from iresnet.lipschitz import hold_weights
 from iresnet.logdet import LogDetEstimator
 
-# -- scores ------------------------------------------------------------------------------------------------------------
+# -- two sets of scores ------------------------------------------------------------------------------------------------
 
 
-DRAWS = 10_000
-"""Draws from which the interval of FPR95 comes."""
+N_DRAWS = 10_000
+"""Draws that the interval of FPR95 is taken from."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often scores lie in each of some bins; those beyond the ends are counted in the outermost ones.
+    """Histograms of the scores of two sets; scores beyond the ends are counted in the outermost bins.
 
     Attributes:
-        edges: of the bins, one more than there are bins.
+        edges: of the bins, one more than bins.
         inside: counts of the model's own data.
         outside: counts of other data.
     """
@@ -56,7 +55,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Detection:
-    """How well a score finds examples of other data. Those are the positives, and have the higher scores.
+    """Quality of a score that detects examples of other data. Those are the positives, and have the higher scores.
 
     Attributes:
         auroc: probability that one of other data scores higher than one of the model's own, plus half of that of a tie.
@@ -99,15 +98,12 @@ def detection(inside: Tensor, outside: Tensor, *, seed: int = 0) -> Detection:
     """
     if min(len(inside), len(outside)) < 2:
         raise DataError(f"telling apart needs 2 examples of each kind, got {len(inside)} and {len(outside)}")
-    area, interval = auroc(inside, outside)
-    share, share_interval = fpr95(inside, outside, seed=seed)
-    return Detection(
-        area, interval, share, share_interval, len(inside), len(outside), _histogram(inside.double(), outside.double())
-    )
+    histogram = _histogram(inside.double(), outside.double())
+    return Detection(*auroc(inside, outside), *fpr95(inside, outside, seed=seed), len(inside), len(outside), histogram)
 
 
 def auroc(inside: Tensor, outside: Tensor) -> tuple[float, tuple[float, float]]:
-    r"""Area under the receiver operating characteristic, and its 95 % interval.
+    r"""Compute the area under the receiver operating characteristic, and its 95 % interval.
 
     The variance is DeLong's, from the share :math:`v` of the other set that each example beats,
 
@@ -137,7 +133,7 @@ def auroc(inside: Tensor, outside: Tensor) -> tuple[float, tuple[float, float]]:
 
 
 def fpr95(inside: Tensor, outside: Tensor, *, seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """False positive rate at 95 % true positives, and its 95 % interval.
+    """Compute the false positive rate at 95 % true positives, and its 95 % interval.
 
     The threshold is the highest score that at least 95 % of ``outside`` reach, and the rate is the share of ``inside``
     that reach it. The interval draws the threshold as the same order statistic of a resampled ``outside``, whose rank
@@ -148,7 +144,7 @@ def fpr95(inside: Tensor, outside: Tensor, *, seed: int = 0) -> tuple[float, tup
     k = math.floor(n - 0.95 * n + 1e-9) + 1  # the k-th smallest is the threshold
     reach = m - np.searchsorted(np.sort(inside.double().numpy()), high, side="left")  # of inside, at each threshold
     rng = np.random.default_rng(seed)
-    ranks = np.ceil(n * rng.beta(k, n - k + 1, DRAWS)).astype(int).clip(1, n)
+    ranks = np.ceil(n * rng.beta(k, n - k + 1, N_DRAWS)).astype(int).clip(1, n)
     hits = reach[ranks - 1]
     ends = np.quantile(rng.beta(hits + 0.5, m - hits + 0.5), [0.025, 0.975])
     rate = float(reach[k - 1]) / m
@@ -156,7 +152,7 @@ def fpr95(inside: Tensor, outside: Tensor, *, seed: int = 0) -> tuple[float, tup
 
 
 def _histogram(inside: Tensor, outside: Tensor, n_bins: int = 40) -> Histogram:
-    """Counts between the 0.5 % quantiles at either end of both sets together."""
+    """Count scores in bins between the 0.5 % and the 99.5 % quantile of both sets together."""
     ends = np.quantile(np.concatenate([inside.numpy(), outside.numpy()]), [0.005, 0.995])
     edges = np.linspace(ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1, n_bins + 1)
     counts = (np.histogram(values.numpy().clip(edges[0], edges[-1]), edges)[0] for values in (inside, outside))
@@ -167,7 +163,7 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
-# -- models ------------------------------------------------------------------------------------------------------------
+# -- scores of models --------------------------------------------------------------------------------------------------
 
 
 BATCHES = (1, 10)
@@ -175,8 +171,8 @@ BATCHES = (1, 10)
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a model says of each example.
+class Outputs:
+    """Outputs of a model for each example.
 
     Attributes:
         bits_per_dim: -log p(x) / (D log 2), (N,); None without a density.
@@ -221,27 +217,19 @@ def detect(
         >>> found["far"]["log-likelihood"].auroc
         1.0
     """
-    done = 0
-
-    def ask(split: Split) -> Given:
-        nonlocal done
-        answer = given(
-            model, split, levels=levels, batch_size=batch_size, seed=seed, progress=lambda n: progress(done + n)
-        )
+    outputs, done = [], 0
+    for split in (inside, train, *others.values()):
+        options = {"levels": levels, "batch_size": batch_size, "seed": seed}
+        outputs.append(model_outputs(model, split, **options, progress=lambda n, done=done: progress(done + n)))
         done += len(split)
-        return answer
-
-    own, trained = ask(inside), ask(train)
+    own, trained, *other_outputs = outputs
     return {
-        name: {
-            score: detection(*both, seed=seed) for score, both in scores(own, ask(other), trained, seed=seed).items()
-        }
-        for name, other in others.items()
+        name: {score: detection(*both, seed=seed) for score, both in scores(own, other, trained, seed=seed).items()}
+        for name, other in zip(others, other_outputs, strict=True)
     }
 
 
-@torch.no_grad()
-def given(
+def model_outputs(
     model: Flow | Classifier | Hybrid,
     split: Split,
     *,
@@ -250,17 +238,17 @@ def given(
     batch_size: int = 128,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
-) -> Given:
+) -> Outputs:
     r"""Evaluate a model on each example, in the order of the split.
 
-    Data sets that are to be compared are given to this function with the same arguments: then the estimator, the
-    preparation and the seeds of noise and probes are the same.
+    Data sets are comparable when they are evaluated with the same arguments, so with the same estimator and the same
+    seeds of noise and probes.
 
     Args:
         model: the model.
         split: the examples, in the form of the model's own data: see :func:`iresnet.data.transforms`.
         levels: values that an integer component takes, none for continuous data.
-        logdet: estimator; as :func:`~iresnet.evaluation.likelihood` takes by default when None.
+        logdet: estimator; the default of :func:`~iresnet.evaluation.likelihood` when None.
         batch_size: examples at a time.
         seed: of noise and probes.
         progress: called with the number of examples done after each batch.
@@ -268,45 +256,44 @@ def given(
     Example:
         >>> import iresnet as ir
         >>> flow = ir.Flow(ir.Affine(), ir.StandardNormal(2))
-        >>> given(flow, Split(torch.zeros(3, 2)), levels=None).bits_per_dim
+        >>> model_outputs(flow, Split(torch.zeros(3, 2)), levels=None).bits_per_dim
         tensor([1.3257, 1.3257, 1.3257], dtype=torch.float64)
     """
     dims = split.x[0].numel()
-    of_probes = Generator()
-    estimator = (logdet or default_estimator(dims)).drawing_from(of_probes)
-    parameter = next(model.parameters(), torch.zeros(()))
-    noise, probes = Generator().manual_seed(seed), Generator().manual_seed(seed)
+    tensor = reference_tensor(model)
+    random = RandomNumbers(None if isinstance(model, Classifier) else levels, tensor.dtype, seed=seed)
+    estimator = (logdet or default_estimator(dims)).drawing_from(random.probes)
 
-    def drawn() -> Iterator[tuple[Tensor, int]]:
-        for x in split.x.to(parameter.device).split(batch_size):
-            seen = noisy(x, levels, noise, parameter.dtype)
-            seen = classifier_input(model, x, levels, noise) if isinstance(model, Classifier) else seen
-            yield seen, int(torch.randint(2**31, (), generator=probes))
+    def evaluate(batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        (x,), (probe_seed,) = random.inputs(batch), batch.seeds
+        random.seed_probes(probe_seed)
+        log_prob = logits = bits = entropy = None
+        match model:
+            case Flow():
+                log_prob = model.log_prob(x, logdet=estimator)
+            case Hybrid():
+                log_prob, logits = model.log_prob_and_logits(x, logdet=estimator)
+            case Classifier():
+                logits = model(x)
+        if log_prob is not None:
+            bits = -check_finite(log_prob.double().cpu()) / (dims * math.log(2))
+        if logits is not None:
+            log_p = logits.double().cpu().log_softmax(1)
+            entropy = check_finite(-(log_p.exp() * log_p).sum(1))
+        return bits, entropy
 
-    def evaluate(batch: tuple[Tensor, int]) -> tuple[Tensor | None, Tensor | None]:
-        of_probes.manual_seed(batch[1])
-        torch.manual_seed(batch[1])
-        log_prob, logits = _outputs(model, batch[0], estimator)
-        bits = None if log_prob is None else -finite(log_prob.double().cpu()) / (dims * math.log(2))
-        return bits, None if logits is None else finite(_entropy(logits.double().cpu()))
-
-    model.eval()
-    found, done = [], 0
-    with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []), hold_weights(model):
-        for bits, entropy in shared(drawn(), evaluate):
-            found.append((bits, entropy))
-            done = min(done + batch_size, len(split))
-            progress(done)
-    columns = [None if column[0] is None else torch.cat(column) for column in zip(*found, strict=True)]
-    return Given(*columns)
+    batches = (random.batch(x) for x in split.x.to(tensor.device).split(batch_size))
+    results = evaluate_in_batches(model, batches, evaluate, progress=progress)
+    columns = [None if column[0] is None else torch.cat(column) for column in zip(*results, strict=True)]
+    return Outputs(*columns)
 
 
-def scores(inside: Given, outside: Given, train: Given, *, seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
-    """Scores of both sets by name, (n_in,) and (n_out,): what a model gives, turned so that high is unusual.
+def scores(inside: Outputs, outside: Outputs, train: Outputs, *, seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
+    """Turn outputs into scores that are high for unusual examples: by name, those of both sets, (n_in,) and (n_out,).
 
     ``log-likelihood`` is bits/dim: unlikely examples are taken for others. ``typicality`` is the distance of bits/dim
     from their mean on the training split, of single examples and of batches: those may be too likely as well.
-    ``predictive entropy`` is that of the predicted classes: what is hard to tell is taken for something else.
+    ``predictive entropy`` is that of the predicted classes: uncertain predictions are taken for other data.
 
     Args:
         inside: the model's own data.
@@ -317,7 +304,7 @@ def scores(inside: Given, outside: Given, train: Given, *, seed: int = 0) -> dic
     Reference:
         Detecting Out-of-Distribution Inputs to Deep Generative Models Using Typicality, Nalisnick et al. 2019,
         https://arxiv.org/abs/1906.02994; A Baseline for Detecting Misclassified and Out-of-Distribution Examples,
-        Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136 (what classifiers tell)
+        Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136 (classifiers)
     """
     found = {}
     if inside.bits_per_dim is not None and outside.bits_per_dim is not None and train.bits_per_dim is not None:
@@ -340,7 +327,7 @@ def typicality(
     size: int = 1,
     seed: int = 0,
 ) -> Tensor:  # (N // size,)
-    r"""Distance of the mean of a batch from that of the training split.
+    r"""Compute the distance of the mean of a batch from that of the training split.
 
     .. math:: \epsilon = \left| \frac{1}{M} \sum_{m=1}^{M} -\log p(x_m) - \hat H \right|
 
@@ -358,20 +345,3 @@ def typicality(
         bits = bits[torch.randperm(len(bits), generator=Generator().manual_seed(seed))]
     n = len(bits) // size
     return (bits[: n * size].view(n, size).mean(1) - mean).abs()
-
-
-def _outputs(
-    model: Flow | Classifier | Hybrid, x: Tensor, estimator: LogDetEstimator
-) -> tuple[Tensor | None, Tensor | None]:
-    match model:
-        case Flow():
-            return model.log_prob(x, logdet=estimator), None
-        case Hybrid():
-            return model.log_prob_and_logits(x, logdet=estimator)
-        case Classifier():
-            return None, model(x)
-
-
-def _entropy(logits: Tensor) -> Tensor:  # (N, n_classes) -> (N,)
-    log_p = logits.log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1)

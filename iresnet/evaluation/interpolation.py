@@ -1,6 +1,6 @@
-"""Paths between examples, through the latent space."""
+"""Interpolation between examples, through the latent space."""
 
-__all__ = ["KINDS", "Path", "paths", "slerp"]
+__all__ = ["KINDS", "Interpolation", "interpolate", "slerp"]
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,18 +11,17 @@ from torch import Tensor
 
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.errors import IResNetError, UnknownNameError
-from iresnet.evaluation.draws import shared
+from iresnet.evaluation.batching import evaluate_in_batches, evaluation_mode
 from iresnet.evaluation.likelihood import default_estimator
 from iresnet.flows import Flow
-from iresnet.lipschitz import hold_weights
 
 KINDS = ("linear", "spherical")
-"""Ways through the latent space."""
+"""Kinds of paths through the latent space."""
 
 
 @dataclass(frozen=True)
-class Path:
-    r"""Examples on the way between pairs of examples.
+class Interpolation:
+    r"""Examples on paths between pairs of examples.
 
     Attributes:
         kind: one of :data:`KINDS`.
@@ -36,7 +35,7 @@ class Path:
 
 
 @torch.no_grad()
-def paths(
+def interpolate(
     model: Flow | Classifier | Hybrid,
     first: Tensor,  # (n, *E)
     last: Tensor,  # (n, *E)
@@ -44,20 +43,20 @@ def paths(
     steps: int = 9,
     kinds: Sequence[str] | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> list[Path]:
-    r"""Go from one example to another through the latent space, in equal steps.
+) -> list[Interpolation]:
+    r"""Interpolate between pairs of examples through the latent space, in equal steps.
 
     ``linear`` paths are straight, :math:`(1 - t) z_0 + t z_1`. In many dimensions the points of a normal density lie
     near a sphere, and a straight path leaves it: at its middle the latent is shorter than any sample. ``spherical``
     paths stay near the sphere (:func:`slerp`), in standardized coordinates: a learned mean is subtracted and a learned
     standard deviation divided by, or there would be no sphere. A classifier has no density, so its paths are straight,
-    through its features; with injective padding those in between may have no example, and what the
-    inverse gives is shown.
+    through its features; with injective padding features in between may
+    belong to no example, and are inverted all the same.
 
     Args:
         model: the model.
-        first: where paths begin, on the scale of the data.
-        last: where they end.
+        first: examples at which paths begin, on the scale of the data.
+        last: examples at which they end.
         steps: examples on a path, with both ends.
         kinds: of :data:`KINDS`; all that the model has when None.
         progress: called with the number of examples decoded.
@@ -72,7 +71,8 @@ def paths(
     Example:
         >>> import iresnet as ir
         >>> flow = ir.Flow(ir.Affine(), ir.StandardNormal(2))
-        >>> path = paths(flow, torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), steps=3, kinds=["linear"])[0]
+        >>> ends = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> (path,) = interpolate(flow, *ends, steps=3, kinds=["linear"])
         >>> path.x[0].tolist()
         [[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]]
     """
@@ -81,34 +81,43 @@ def paths(
     bijection = model.bijection
     flow = None if isinstance(model, Classifier) else model.flow if isinstance(model, Hybrid) else model
     kinds = kinds or (KINDS if flow else ("linear",))
-    ways = {kind: _way(kind, flow) for kind in kinds}
-    found, done = [], 0
-    with hold_weights(model):
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UnknownNameError("kind of path", kind, KINDS)
+        if kind == "spherical" and flow is None:
+            raise IResNetError("this model has no density, and so no sphere to stay on: use --kind linear")
+    found = []
+    with evaluation_mode(model):
         ends = bijection(first), bijection(last)
-        t = torch.linspace(0, 1, steps, dtype=ends[0].dtype, device=ends[0].device)
-        for kind, way in ways.items():
-            z = torch.stack([way(*ends, float(at)) for at in t], 1)
-            x = []
-            for part in shared(list(z), bijection.inverse):
-                x.append(part)
-                progress(done := done + steps)
-            x = torch.stack(x) if x else first.new_empty(0, steps, *first.shape[1:])
-            found.append(Path(kind, x, None if flow is None else _bits(flow, x)))
+        t = torch.linspace(0, 1, steps, dtype=ends[0].dtype, device=ends[0].device).tolist()
+        for i, kind in enumerate(kinds):
+            if kind == "linear" or flow is None:
+                z = torch.stack([(1 - at) * ends[0] + at * ends[1] for at in t], 1)
+            else:
+                mean, std = flow.base.moments()
+                a, b = ((end - mean) / std for end in ends)
+                z = torch.stack([mean + std * slerp(a, b, at) for at in t], 1)
+            before = i * steps * len(first)
+            rows = evaluate_in_batches(
+                model, list(z), bijection.inverse, progress=lambda done, before=before: progress(before + done)
+            )
+            x = torch.stack(rows) if rows else first.new_empty(0, steps, *first.shape[1:])
+            found.append(Interpolation(kind, x, None if flow is None else _bits_per_dim(flow, x)))
     return found
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:  # (n, D), (n, D) -> (n, D)
-    r"""Go along the arc between two vectors.
+    r"""Interpolate along the arc between two vectors (spherical linear interpolation).
 
     .. math:: \frac{\sin((1 - t) \omega)}{\sin \omega} a + \frac{\sin(t \omega)}{\sin \omega} b, \quad
         \omega = \angle(a, b)
 
-    Vectors that point in the same or in opposite directions have no arc of their own: between them it is straight.
+    Between vectors that point in the same or in opposite directions, where the arc is not unique, it is linear.
 
     Args:
-        a: where it begins.
-        b: where it ends.
-        t: how far, from 0 to 1.
+        a: vectors at t = 0.
+        b: vectors at t = 1.
+        t: position, from 0 to 1.
 
     Example:
         >>> slerp(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), 0.5)
@@ -124,18 +133,7 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:  # (n, D), (n, D) -> (n, D)
     return left * a + right * b
 
 
-def _way(kind: str, flow: Flow | None) -> Callable[[Tensor, Tensor, float], Tensor]:
-    if kind not in KINDS:
-        raise UnknownNameError("kind of path", kind, KINDS)
-    if kind == "linear":
-        return lambda a, b, t: (1 - t) * a + t * b
-    if flow is None:
-        raise IResNetError("this model has no density, and so no sphere to stay on: use --kind linear")
-    mean, std = flow.base.moments()
-    return lambda a, b, t: mean + std * slerp((a - mean) / std, (b - mean) / std, t)
-
-
-def _bits(flow: Flow, x: Tensor) -> Tensor:  # (n, steps, *E) -> (n, steps)
+def _bits_per_dim(flow: Flow, x: Tensor) -> Tensor:  # (n, steps, *E) -> (n, steps)
     dims = math.prod(x.shape[2:])
     estimator = default_estimator(dims).drawing_from(torch.Generator().manual_seed(0))
     log_prob = flow.log_prob(x.flatten(0, 1), logdet=estimator)

@@ -13,31 +13,43 @@ __all__ = [
 ]
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from iresnet.data import TOYS, Dataset, Split
 from iresnet.errors import DataError, IResNetError
-from iresnet.evaluation.draws import Drawn, Draws, check_draws, finite, importance_weighted, noisy, shared
-from iresnet.evaluation.uncertainty import Record, Uncertainty, components, recording, weight_noise
+from iresnet.evaluation.batching import (
+    Batch,
+    RandomNumbers,
+    check_draws,
+    check_finite,
+    evaluate_in_batches,
+    evaluation_mode,
+    importance_weighted,
+    model_inputs,
+    reference_tensor,
+)
+from iresnet.evaluation.uncertainty import Record, Uncertainty, recording, variance_components, weight_noise
 from iresnet.flows import Flow
-from iresnet.lipschitz import hold_weights
 from iresnet.logdet import EXACT_LIMIT, Exact, Krylov, LogDetEstimator
 from iresnet.renamed import accept_old_names
+
+LogProb = Callable[[Tensor], Tensor]
 
 # -- likelihood --------------------------------------------------------------------------------------------------------
 
 
 FEWEST = 64
-"""Images, in two batches at least, before a standard error is good enough to stop on."""
+"""Examples, in at least two batches, before a standard error is reliable enough to stop on."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over examples with its 95 % interval (normal approximation).
+    """Mean over examples with its 95 % interval (normal approximation).
 
     Attributes:
         mean: the mean.
@@ -49,7 +61,7 @@ class Estimate:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean."""
+        """Standard error of the mean."""
         return self.half_width / 1.96
 
     def __str__(self) -> str:
@@ -58,7 +70,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How well a density predicts a split.
+    """Negative log-likelihood of a split under a density.
 
     Attributes:
         bits_per_dim: -log p / (D log 2).
@@ -67,7 +79,7 @@ class Likelihood:
         dims: D.
         estimator: of the log-determinant, or how else the density was evaluated.
         dequantize_samples: noise draws for each example.
-        uncertainty: where the interval comes from, and what it leaves out; None for closed forms.
+        uncertainty: sources of the interval, and the bias that it leaves out; None for closed forms.
         classes: bits/dim of each class of labeled data; None for one with fewer than two examples.
     """
 
@@ -108,7 +120,7 @@ def likelihood(
         \ge E \log p(x + u),
 
     and its expectation only improves with K. The interval covers images, noise and probes together, each example with
-    its own; ``uncertainty`` tells their parts apart, from a few examples that are evaluated repeatedly.
+    its own; ``uncertainty`` estimates the share of each from a few examples that are evaluated repeatedly.
 
     All draws of an example meet the same probes: what errors of the log-determinant they share cancels in the
     importance weights. What is left makes the bound too good, by at most ``uncertainty.weights``;
@@ -145,105 +157,134 @@ def likelihood(
         >>> abs(result.nats.mean - math.log(2 * math.pi) - 1) < 0.2
         True
     """
-    _check(standard_error, n_repeated=n_repeated, batch_size=batch_size)
+    if standard_error is not None and not standard_error > 0:
+        raise IResNetError(f"standard_error is in bits/dim and must be positive, got {standard_error}")
+    for name, count in (("n_repeated", n_repeated), ("batch_size", batch_size)):
+        if count < 1:
+            raise IResNetError(f"{name} must be at least 1, got {count}")
+    check_draws(dequantize_samples, levels)
     dims = split.x[0].numel()
+    bit = dims * math.log(2)
     estimator = logdet or default_estimator(dims)
-    draws = Draws(flow, levels, dequantize_samples, seed)
+    tensor = reference_tensor(flow)
+    random = RandomNumbers(levels, tensor.dtype, n_draws=dequantize_samples, seed=seed)
     split = split.shuffled(seed)
-    x = split.x.to(draws.device)
-    target = None if standard_error is None else standard_error * dims * math.log(2)
-    flow.eval()
-    with (
-        torch.random.fork_rng(devices=[draws.device] if draws.device.type == "cuda" else []),
-        hold_weights(flow),
-        recording(flow, estimator.drawing_from(draws.of_probes)) as record,
-    ):
-        nats, total = _evaluate(draws, x.split(batch_size), record, target, progress)
-        spent = total.mean(len(nats), dequantize_samples)
-        n_noise, n_probes = 1 if levels is None else 2, 1 if isinstance(estimator, Exact) else 2
-        repeated = x[: min(n_repeated, len(nats))].split(batch_size)
-        repeats = torch.cat([draws.repeat(batch, n_noise, n_probes) for batch in repeated], dim=-1)
+    x = split.x.to(tensor.device)
+    record = Record()
+    target = None if standard_error is None else standard_error * bit
+    n_noise, n_probes = 1 if levels is None else 2, 1 if isinstance(estimator, Exact) else 2
+    with evaluation_mode(flow):
+        log_prob = partial(flow.log_prob, logdet=recording(flow, estimator.drawing_from(random.probes), record))
+        nats, total = _evaluate(flow, log_prob, x, batch_size, random, record, target, progress)
+        few = x[: min(n_repeated, len(nats))]
+        repeats = _evaluate_repeatedly(flow, log_prob, few, batch_size, random, n_noise, n_probes)
     result = summarize(nats, dims, str(estimator), dequantize_samples)
-    classes = () if split.y is None else _by_class(nats / (dims * math.log(2)), split.y)
-    return replace(result, uncertainty=_uncertainty(nats, repeats, spent, dims), classes=classes)
+    uncertainty = _uncertainty(nats, repeats, total.mean(len(nats), dequantize_samples), bit)
+    return replace(result, uncertainty=uncertainty, classes=_class_means(nats / bit, split.y))
 
 
 def default_estimator(dims: int) -> LogDetEstimator:
-    """The dense log-determinant where it is cheap, else Krylov until it has converged."""
+    """Return the estimator for evaluation: the dense log-determinant where it is cheap, else converged Krylov."""
     return Exact() if dims <= EXACT_LIMIT else Krylov(tol=1e-2)
 
 
 def _evaluate(
-    draws: Draws, batches: Sequence[Tensor], record: Record, target: float | None, progress: Callable[[int], None]
-) -> tuple[Tensor, Record]:  # (N,)
-    """Negative log-likelihoods, of all batches or until their mean has the standard error that is asked for."""
-    states: list[tuple[Tensor, Tensor]] = []
+    flow: Flow,
+    log_prob: LogProb,
+    x: Tensor,  # (N, *E)
+    batch_size: int,
+    random: RandomNumbers,
+    record: Record,
+    target: float | None,
+    progress: Callable[[int], None],
+) -> tuple[Tensor, Record]:  # (n,)
+    """Return negative log-likelihoods, of all examples or until their mean has a standard error of ``target``."""
 
-    def drawn() -> Iterator[Drawn]:
-        for batch in batches:
-            taken = draws.draw(batch)
-            states.append(draws.state())
-            yield taken
+    def evaluate(batch: Batch) -> tuple[Tensor, Record]:
+        return importance_weighted(_log_probs(log_prob, batch, random)[:, 0]), record.take()
 
-    def evaluate(batch: Drawn) -> tuple[Tensor, Record]:
-        return importance_weighted(draws.log_probs(batch)[:, 0]), record.taken()
+    def is_precise(results: list[tuple[Tensor, Record]]) -> bool:
+        nats = torch.cat([values for values, _ in results])
+        enough = len(results) > 1 and len(nats) >= FEWEST
+        return enough and target is not None and float(nats.std()) <= target * math.sqrt(len(nats))
 
-    nats, total = torch.empty(0, dtype=torch.float64), Record()
-    for i, (values, spent) in enumerate(shared(drawn(), evaluate)):
-        nats, total = torch.cat([nats, values]), total.plus(spent)
-        progress(len(nats))
-        enough = i > 0 and len(nats) >= FEWEST
-        if enough and target is not None and float(nats.std()) <= target * math.sqrt(len(nats)):
-            draws.rewind(states[i])  # other processes may have gone further
-            break
-    return nats, total
-
-
-def _by_class(bits: Tensor, y: Tensor) -> tuple[Estimate | None, ...]:  # (n,), (N,)
-    """Means of the examples of each class, of the first n, which were evaluated."""
-    members = [bits[y[: len(bits)].cpu() == label] for label in range(int(y.max()) + 1)]
-    return tuple(estimate(values) if len(values) > 1 else None for values in members)
+    batches = (random.batch(examples) for examples in x.split(batch_size))
+    stop = None if target is None else is_precise
+    results = evaluate_in_batches(flow, batches, evaluate, stop=stop, progress=progress)
+    random.rewind(len(results))  # batches may have been made for other processes after the last one
+    total = Record()
+    for _, counted in results:
+        total = total.plus(counted)
+    return torch.cat([values for values, _ in results]), total
 
 
-def _uncertainty(nats: Tensor, repeats: Tensor, spent: Record, dims: int) -> Uncertainty:  # (N,), (R, K, L, M)
-    bit = dims * math.log(2)
-    variances = components(importance_weighted(repeats, dim=1), float(nats.var()))
+def _evaluate_repeatedly(
+    flow: Flow,
+    log_prob: LogProb,
+    x: Tensor,  # (M, *E)
+    batch_size: int,
+    random: RandomNumbers,
+    n_noise: int,
+    n_probes: int,
+) -> Tensor:  # (R, K, L, M)
+    """Evaluate R sets of K noise draws of each example, each set with its own L probes."""
+    batches = ([random.batch(examples, n_probes) for _ in range(n_noise)] for examples in x.split(batch_size))
+    repeats = evaluate_in_batches(
+        flow, batches, lambda sets: torch.stack([_log_probs(log_prob, batch, random) for batch in sets])
+    )
+    return torch.cat(repeats, dim=-1)
+
+
+def _log_probs(log_prob: LogProb, batch: Batch, random: RandomNumbers) -> Tensor:  # (K, L, N)
+    """Evaluate a batch under each of its K noise draws and L sets of probes."""
+    rows = []
+    for x in random.inputs(batch):
+        row = []
+        for seed in batch.seeds:
+            random.seed_probes(seed)
+            row.append(check_finite(log_prob(x).double().cpu()))
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def _uncertainty(nats: Tensor, repeats: Tensor, spent: Record, bit: float) -> Uncertainty:  # (N,), (R, K, L, M)
+    variances = variance_components(importance_weighted(repeats, dim=1), float(nats.var()))
     images, noise, probes = (1.96 * math.sqrt(variance / len(nats)) / bit for variance in variances)
     bias = spent.bias if math.isfinite(spent.bias) else None
     weights = weight_noise(repeats) / bit
     return Uncertainty(images, noise, probes, None if bias is None else bias / bit, bias, weights, spent.n_products)
 
 
-def _check(standard_error: float | None, **counts: int) -> None:
-    if standard_error is not None and not standard_error > 0:
-        raise IResNetError(f"standard_error is in bits/dim and must be positive, got {standard_error}")
-    for name, count in counts.items():
-        if count < 1:
-            raise IResNetError(f"{name} must be at least 1, got {count}")
+def _class_means(bits: Tensor, y: Tensor | None) -> tuple[Estimate | None, ...]:  # (n,), (N,)
+    """Average over the evaluated examples of each class, which are the first n."""
+    if y is None:
+        return ()
+    members = [bits[y[: len(bits)].cpu() == label] for label in range(int(y.max()) + 1)]
+    return tuple(estimate(values) if len(values) > 1 else None for values in members)
 
 
 def summarize(nats: Tensor, dims: int, estimator: str, dequantize_samples: int = 1) -> Likelihood:  # (N,)
-    """Mean and interval of negative log-likelihoods."""
+    """Return mean and interval of negative log-likelihoods in nats."""
     bits = estimate(nats / (dims * math.log(2)))
     return Likelihood(bits, estimate(nats), len(nats), dims, estimator, dequantize_samples)
 
 
 def estimate(values: Tensor) -> Estimate:  # (N,)
-    """Mean and 95 % interval of a number that every example has."""
+    """Return mean and 95 % interval of a number that every example has."""
     if len(values) < 2:
         raise DataError("an error bar needs at least 2 examples, the split has 1; evaluate another split")
-    return Estimate(float(finite(values).mean()), 1.96 * float(values.std()) / math.sqrt(len(values)))
+    return Estimate(float(check_finite(values).mean()), 1.96 * float(values.std()) / math.sqrt(len(values)))
 
 
 # -- baselines ---------------------------------------------------------------------------------------------------------
 
 
 def uniform_baseline(dataset: Dataset, split: Split) -> Likelihood:
-    """The uniform density on [0, levels): log2(levels) bits/dim for integer data.
+    """Evaluate the uniform density on [0, levels): log2(levels) bits/dim for integer data.
 
     Args:
         dataset: names the levels.
-        split: what is evaluated.
+        split: the examples that are evaluated.
 
     Raises:
         DataError: for continuous data, which have no levels.
@@ -255,11 +296,11 @@ def uniform_baseline(dataset: Dataset, split: Split) -> Likelihood:
 
 
 def true_density(dataset: Dataset, split: Split) -> Likelihood:
-    """The law that a toy data set was drawn from: what no model beats but by chance.
+    """Evaluate the density that a toy data set was drawn from, which no model beats except by chance.
 
     Args:
         dataset: one of :data:`iresnet.data.TOYS`.
-        split: what is evaluated.
+        split: the examples that are evaluated.
 
     Raises:
         DataError: for data whose law is not known.
@@ -270,14 +311,14 @@ def true_density(dataset: Dataset, split: Split) -> Likelihood:
 
 
 def gaussian_baseline(dataset: Dataset, split: Split, *, dequantize_samples: int = 1, seed: int = 0) -> Likelihood:
-    """A normal density with full covariance, fitted to the dequantized training split.
+    """Evaluate a normal density with full covariance, fitted to the dequantized training split.
 
     Dequantization adds 1/12 to the variances and 1/2 to the means, exactly; the split is dequantized as in
     :func:`~iresnet.evaluation.likelihood`, with one draw by the very same noise.
 
     Args:
         dataset: whose training split is fitted.
-        split: what is evaluated.
+        split: the examples that are evaluated.
         dequantize_samples: K, noise draws for each example.
         seed: of order and noise.
 
@@ -292,24 +333,23 @@ def gaussian_baseline(dataset: Dataset, split: Split, *, dequantize_samples: int
             f"no Gaussian baseline: from {len(x)} training examples the covariance of {dims} dimensions is singular or "
             f"noise; it takes {2 * dims}"
         )
-    shift, spread = (0.5, 1 / 12) if dataset.levels else (0.0, 0.0)
-    covariance = torch.cov(x.T).reshape(dims, dims) + spread * torch.eye(dims, dtype=x.dtype)
+    shift, variance = (0.5, 1 / 12) if dataset.levels else (0.0, 0.0)
+    covariance = torch.cov(x.T).reshape(dims, dims) + variance * torch.eye(dims, dtype=x.dtype)
     factor, info = torch.linalg.cholesky_ex(covariance)
-    unexplained = (
-        factor.diagonal().square() / covariance.diagonal()
-    )  # share of a feature's variance, by those before it
+    # The share of each feature's variance that the features before it do not explain.
+    unexplained = factor.diagonal().square() / covariance.diagonal()
     if int(info) or not float(unexplained.min()) > 1e-10:
         raise DataError(f"no Gaussian baseline: the covariance of {len(x)} examples in {dims} dimensions is singular")
     noise = torch.Generator().manual_seed(seed)
     examples = split.shuffled(seed).x
     log_probs = []
     for _ in range(dequantize_samples):
-        y = noisy(examples, dataset.levels, noise, torch.float64).flatten(1)
+        y = model_inputs(examples, dataset.levels, noise, torch.float64).flatten(1)
         log_probs.append(_normal_log_prob(y - x.mean(0) - shift, factor))
     return summarize(importance_weighted(torch.stack(log_probs)), dims, "closed form", dequantize_samples)
 
 
 def _normal_log_prob(x: Tensor, factor: Tensor) -> Tensor:  # (N, D), (D, D) -> (N,)
-    """Log-density of a normal law with mean 0 and covariance ``factor @ factor.T``."""
+    """Return the log-density of a normal law with mean 0 and covariance ``factor @ factor.T``."""
     z = torch.linalg.solve_triangular(factor, x.T, upper=False)
     return -0.5 * z.square().sum(0) - factor.diagonal().log().sum() - 0.5 * len(factor) * math.log(2 * math.pi)

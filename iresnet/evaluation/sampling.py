@@ -1,7 +1,7 @@
 """Samples of a density, in batches, and latents of one class."""
 
 __all__ = [
-    "Accepted",
+    "ClassLatents",
     "decode",
     "latents_of_class",
 ]
@@ -15,16 +15,14 @@ from torch import Generator, Tensor
 from iresnet.classifiers import Hybrid
 from iresnet.devices import random_device
 from iresnet.errors import IResNetError
-from iresnet.evaluation.draws import shared
+from iresnet.evaluation.batching import evaluate_in_batches, evaluation_mode
 from iresnet.flows import Flow, check_sampling
-from iresnet.lipschitz import hold_weights
 
 
-@torch.no_grad()
 def decode(
     flow: Flow, z: Tensor, *, batch_size: int = 32, progress: Callable[[int], None] = lambda done: None
 ) -> Tensor:
-    r"""Map latents, (n, D), to data, (n, \*E), in batches that several processes share out.
+    r"""Map latents, (n, D), to data, (n, \*E), in batches that are shared out among the processes.
 
     Args:
         flow: the density.
@@ -39,31 +37,27 @@ def decode(
         >>> torch.equal(decode(flow, z, batch_size=2), flow.decode(z))
         True
     """
-    found = []
-    for x in shared(z.split(batch_size), flow.decode):
-        found.append(x)
-        progress(sum(map(len, found)))
-    return torch.cat(found)
+    return torch.cat(evaluate_in_batches(flow, z.split(batch_size), flow.decode, progress=progress))
 
 
-# -- classes -----------------------------------------------------------------------------------------------------------
+# -- latents of a class ------------------------------------------------------------------------------------------------
 
 
-FIRST = 100_000
-"""Latents that are tried before a class is given up as hopeless."""
+MIN_TRIED = 100_000
+"""Latents that are tried before the share accepted is trusted, and a class may be refused as too improbable."""
 
-MOST = 5_000_000
-"""Latents that are tried at most."""
+MAX_TRIED = 5_000_000
+"""Latents that may have to be tried; a class for which the expected number is larger is refused."""
 
 
 @dataclass(frozen=True)
-class Accepted:
+class ClassLatents:
     """Latents of one class.
 
     Attributes:
         z: the latents, (n, D).
         rate: share of the latents tried that were accepted, an estimate of the class's probability under the model.
-        n_tried: how many were tried.
+        n_tried: number of latents tried.
     """
 
     z: Tensor
@@ -83,7 +77,7 @@ def latents_of_class(
     temperature: float = 1.0,
     generator: Generator | None = None,
     batch_size: int = 4096,
-) -> Accepted:
+) -> ClassLatents:
     r"""Draw latents from the joint model, given the class, by rejection.
 
     .. math:: p(z \mid y) \propto p(z) \, p(y \mid z)
@@ -95,8 +89,8 @@ def latents_of_class(
     Args:
         model: the hybrid.
         label: y, from 0.
-        n: how many.
-        temperature: multiplies the standard deviation of the base density, before the class is looked at.
+        n: number of latents.
+        temperature: multiplies the standard deviation of the base density.
         generator: source of randomness; torch's global one when None.
         batch_size: latents that are tried together.
 
@@ -111,27 +105,20 @@ def latents_of_class(
         torch.Size([10, 2])
     """
     check_sampling(n, temperature)
-    taken, n_taken, n_tried = [], 0, 0
-    with hold_weights(model):
-        while n_taken < n:
+    accepted, n_accepted, n_tried = [], 0, 0
+    with evaluation_mode(model):
+        while n_accepted < n:
             z = model.flow.base.sample(batch_size, temperature=temperature, generator=generator)
             probabilities = model.head(z).softmax(1)
-            _check_label(label, probabilities.shape[1])
+            n_classes = probabilities.shape[1]
+            if not 0 <= label < n_classes:
+                raise IResNetError(f"the classes are 0 to {n_classes - 1}, got {label}")
             coins = torch.rand(batch_size, dtype=z.dtype, device=random_device(generator, z), generator=generator)
-            taken.append(z[coins.to(z.device) < probabilities[:, label]])
-            n_taken, n_tried = n_taken + len(taken[-1]), n_tried + batch_size
-            _check_hope(n, n_taken, n_tried, label)
-    return Accepted(torch.cat(taken)[:n], n_taken / n_tried, n_tried)
-
-
-def _check_label(label: int, n_classes: int) -> None:
-    if not 0 <= label < n_classes:
-        raise IResNetError(f"the classes are 0 to {n_classes - 1}, got {label}")
-
-
-def _check_hope(n: int, n_taken: int, n_tried: int, label: int) -> None:
-    if n_tried >= FIRST and n_taken * MOST < n * n_tried:
-        raise IResNetError(
-            f"class {label} is too improbable under the model: of {n_tried} latents {n_taken} were accepted; ask for "
-            "fewer samples (-n), raise --temperature, or train with a larger --task.ce-weight"
-        )
+            accepted.append(z[coins.to(z.device) < probabilities[:, label]])
+            n_accepted, n_tried = n_accepted + len(accepted[-1]), n_tried + batch_size
+            if n_tried >= MIN_TRIED and n_accepted * MAX_TRIED < n * n_tried:
+                raise IResNetError(
+                    f"class {label} is too improbable under the model: of {n_tried} latents {n_accepted} were "
+                    "accepted; ask for fewer samples (-n), raise --temperature, or train with a larger --task.ce-weight"
+                )
+    return ClassLatents(torch.cat(accepted)[:n], n_accepted / n_tried, n_tried)

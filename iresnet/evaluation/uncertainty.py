@@ -1,10 +1,9 @@
-"""Where the uncertainty of a likelihood comes from: images, noise, probes, and the bias of log-determinants."""
+"""Sources of uncertainty of a likelihood: images, noise, probes, and the bias of log-determinants."""
 
-__all__ = ["Record", "Uncertainty", "components", "recording", "weight_noise"]
+__all__ = ["Record", "Uncertainty", "recording", "variance_components", "weight_noise"]
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from iresnet.logdet import LogDetEstimate, LogDetEstimator
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """What a mean of bits/dim owes to chance and to approximation; all but the products and nats in bits/dim.
+    """Contributions of chance and of approximation to a mean of bits/dim; all but products and nats in bits/dim.
 
     Attributes:
         images: half-width of a 95 % interval if only the choice of the examples were random.
@@ -56,7 +55,7 @@ class Uncertainty:
 # -- chance ----------------------------------------------------------------------------------------------------------
 
 
-def components(
+def variance_components(
     values: Tensor,  # (R, L, N)
     total: float,
 ) -> tuple[float, float, float]:
@@ -84,7 +83,7 @@ def components(
 
 
 def weight_noise(log_probs: Tensor) -> float:  # (R, K, L, N)
-    r"""By how many nats noisy log-determinants may make an importance-weighted bound too good.
+    r"""Bound the nats by which noisy log-determinants may make an importance-weighted bound too good.
 
     With errors :math:`\varepsilon_k` of the log-densities, the weights are multiplied with
     :math:`e^{\varepsilon_k}`, whose mean is above 1. An error that all draws share only shifts the bound, by 0 on
@@ -110,7 +109,7 @@ def weight_noise(log_probs: Tensor) -> float:  # (R, K, L, N)
 
 @dataclass
 class Record:
-    """What estimators reported, summed over blocks and samples.
+    """Sum of the reports of estimators over blocks and samples.
 
     Attributes:
         bias: sizes of biases in nats.
@@ -126,22 +125,22 @@ class Record:
         self.n_products += report.n_products * len(report.value)
 
     def plus(self, other: "Record") -> "Record":
-        """Both together."""
+        """Add another record."""
         return Record(self.bias + other.bias, self.n_products + other.n_products)
 
-    def taken(self) -> "Record":
-        """What was counted since this was last asked for."""
+    def take(self) -> "Record":
+        """Return what was counted since the last call."""
         counted = replace(self)
         self.bias = self.n_products = 0.0
         return counted
 
     def mean(self, n_examples: int, n_draws: int) -> "Record":
-        """Bias of one log-density, and products for all draws of one example."""
+        """Return the bias of one log-density, and the products for all draws of one example."""
         return Record(self.bias / (n_examples * n_draws), self.n_products / n_examples)
 
 
 class _Recorder(LogDetEstimator):
-    """Another estimator, whose reports on one block are counted; without gradients."""
+    """Estimator that counts the reports of another one on one block; without gradients."""
 
     def __init__(self, inner: LogDetEstimator, lipschitz: float, record: Record):
         self.inner = inner
@@ -159,22 +158,15 @@ class _Recorder(LogDetEstimator):
         return self.inner.estimate(jacobian, lipschitz=lipschitz)
 
 
-@contextmanager
-def recording(model: nn.Module, estimator: LogDetEstimator) -> Iterator[Record]:
-    """Give every residual block of a model this estimator, and count what it reports, until the end of the context.
+def recording(model: nn.Module, estimator: LogDetEstimator, record: Record) -> dict[nn.Module, LogDetEstimator]:
+    """Return an estimator for each residual block of a model, which counts its reports.
 
     Each block's own Lipschitz bound goes to the estimator, for bounds of the bias that need one.
 
     Args:
-        model: any module; its residual blocks are found inside, and have their own estimators back afterwards.
+        model: any module; its residual blocks are found inside.
         estimator: of the log-determinants.
+        record: counts the reports of all blocks.
     """
-    record = Record()
-    own = [(block, block.logdet) for block in model.modules() if isinstance(block, ResidualBlock)]
-    try:
-        for block, _ in own:
-            block.logdet = _Recorder(estimator, upper_bound(block.g), record)
-        yield record
-    finally:
-        for block, logdet in own:
-            block.logdet = logdet
+    blocks = (module for module in model.modules() if isinstance(module, ResidualBlock))
+    return {block: _Recorder(estimator, upper_bound(block.g), record) for block in blocks}

@@ -1,9 +1,6 @@
-"""Trained models: those that come with the package, each a folder here, those of run folders, and those of the hub."""
+"""Trained models: of run folders, of the package (each a folder here), and of the hub."""
 
-__all__ = [
-    "load",
-    "pretrained_names",
-]
+__all__ = ["load", "pretrained_names"]
 
 import re
 from importlib import resources
@@ -14,15 +11,16 @@ import torch
 from iresnet.bijections import ResidualBlock
 from iresnet.devices import choose_device
 from iresnet.errors import RunError, nearest
+from iresnet.models import load_model
 from iresnet.runs import Run
 from iresnet.zoo import Model
 
 FILES = ("config.yaml", "model.safetensors")
-"""What is needed of a run folder to rebuild its model."""
+"""Files of a run folder that are needed to rebuild its model."""
 
 
 def pretrained_names() -> list[str]:
-    """Names of the models that come with the package, sorted.
+    """List the models that come with the package, sorted.
 
     Example:
         >>> "digits-density" in pretrained_names()
@@ -56,7 +54,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
         Traceback (most recent call last):
         iresnet.errors.RunError: digits-densty is not a run folder (no config.yaml in it), nor ...; did you mean ...
     """
-    model = _find(path).load_model().to(choose_device(device))
+    model = load_model(_find(path)).to(choose_device(device))
     for module in model.modules():
         if isinstance(module, ResidualBlock):
             module.logdet = None  # that of the recipe is for training

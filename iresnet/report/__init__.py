@@ -1,4 +1,4 @@
-"""The report: one self-contained page of what a run folder holds; reads files, computes nothing, needs no torch."""
+"""Report: one self-contained page of what run folders hold. Reads files, computes nothing, imports no torch."""
 
 __all__ = ["damages", "write_report"]
 

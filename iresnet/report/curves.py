@@ -1,13 +1,6 @@
 """Curves of training: metrics.jsonl as charts, laid out here and drawn as SVG by the template."""
 
-__all__ = [
-    "HEIGHT",
-    "Line",
-    "WIDTH",
-    "curves",
-    "lay_out",
-    "ticks",
-]
+__all__ = ["HEIGHT", "WIDTH", "Line", "curves", "lay_out", "ticks"]
 
 import math
 from collections.abc import Sequence
@@ -29,42 +22,158 @@ from iresnet.report.elements import (
     Text,
     Tick,
 )
-from iresnet.report.reading import RunFiles, evenly
-from iresnet.report.words import finite, label, number, quantity
+from iresnet.report.formatting import evenly_spaced, finite, label, number, quantity
+from iresnet.runs import Contents
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+_MAX_ROWS = 60
+
+
+@dataclass(frozen=True)
+class ChartStyle:
+    """Appearance of the chart of a metric, see :func:`lay_out`."""
+
+    note: str = ""
+    log: bool = False
+    limit: float | None = None
+
+
+_STYLES = {
+    "bits_per_dim": ChartStyle("lower is better"),
+    "loss": ChartStyle("what is minimized"),
+    "accuracy": ChartStyle("share of examples classified right"),
+    "log_prior": ChartStyle("log-density of the latent, nats an example"),
+    "logdet": ChartStyle("nats an example"),
+    "grad_norm": ChartStyle("before clipping, logarithmic", log=True),
+    "lr": ChartStyle(),
+    "reconstruction_error": ChartStyle("of 16 validation examples, logarithmic", log=True),
+    "largest_block_bound": ChartStyle("below 1 is invertible", limit=1.0),
+}
+"""Metrics in the order in which they are shown; others follow."""
+
+
+def curves(runs: Sequence[Contents], letters: Sequence[str]) -> Section:
+    """Show charts of everything that was measured in training, those of several runs over each other.
+
+    Args:
+        runs: the runs.
+        letters: their names in the charts, empty for a single run.
+    """
+    lines = [line for run in runs for line in _lines(run, "train", "validation")]
+    axis = "epoch" if all(finite(line.get("epoch")) is not None for line in lines) else "step"
+    found = {key for line in lines for key, value in line.items() if finite(value) is not None} - {"step", "epoch"}
+    if all(line.get("loss") == line.get("bits_per_dim") for line in lines):
+        found.discard("loss")
+    keys = [key for key in _STYLES if key in found] + sorted(found - _STYLES.keys())
+    charts = [_chart(key, runs, letters, axis) for key in keys]
+    panels = [Panel(None, [Charts(charts, axis)])] if charts else []
+    panels += [Panel(i, blocks) for i, run in enumerate(runs) if (blocks := _notes(run))]
+    return Section("curves", "Training", panels)
+
+
+def _lines(run: Contents, *splits: str) -> list[dict[str, Any]]:
+    return [line for line in run.metrics if line.get("split") in splits]
+
+
+def _chart(key: str, runs: Sequence[Contents], letters: Sequence[str], axis: str) -> Chart:
+    drawn = []
+    for i, run in enumerate(runs):
+        for color, (split, name) in enumerate((("train", "training"), ("validation", "validation"))):
+            measured = [line for line in _lines(run, split) if key in line]
+            points = [(x, finite(line[key])) for line in measured if (x := finite(line.get(axis))) is not None]
+            drawn.append(
+                Line(
+                    f"{letters[i]} {name}".strip(),
+                    points,
+                    i if len(runs) > 1 else color,  # colors tell splits apart in one run, and runs in several
+                    thin=split == "train",
+                    letter=letters[i],
+                )
+            )
+    marks = [x for run in runs for line in _lines(run, "skipped") if (x := finite(line.get(axis))) is not None]
+    style = _STYLES.get(key, ChartStyle())
+    return lay_out(label(key), style.note, drawn, log=style.log, limit=style.limit, marks=marks)
+
+
+def _notes(run: Contents) -> list[Block]:
+    """Show what the charts of one run do not."""
+    if not _lines(run, "train", "validation"):
+        return [Hint("No metrics of training yet: run", run.folder.resume_command)]
+    blocks: list[Block] = []
+    skipped, excess = _lines(run, "skipped"), _lines(run, "excess")
+    if skipped:
+        rows = [[_step_cell(line), Cell(str(line.get("reason", "")))] for line in skipped[:_MAX_ROWS]]
+        blocks.append(Text(f"{quantity(len(skipped), 'step')} not finite and skipped, marked by ▼ in the charts."))
+        blocks.append(Fold("Skipped steps", [Table("Skipped steps", ("step", "reason"), rows)]))
+    if excess:
+        rows = [[_step_cell(line), Cell(_rescaled_layers(line))] for line in excess[:_MAX_ROWS]]
+        title = "Layers that had left their coefficient when the model was saved, and were rescaled"
+        blocks.append(Fold(title, [Table(title, ("step", "layers, their bound and coefficient"), rows)]))
+    if snapshots := evenly_spaced(_lines(run, "validation"), _MAX_ROWS):
+        blocks.append(Fold("Numbers at snapshots", [_snapshot_table(snapshots)]))
+    return blocks
+
+
+def _step_cell(line: dict[str, Any]) -> Cell:
+    return Cell(number(line.get("step")), "number")
+
+
+def _rescaled_layers(line: dict[str, Any]) -> str:
+    layers = line.get("layers")
+    found = layers.items() if isinstance(layers, dict) else ()
+    bounds = [(name, bound) for name, bound in found if isinstance(bound, dict)]
+    return "; ".join(f"{name} {number(b.get('bound'))} for {number(b.get('coeff'))}" for name, b in bounds)
+
+
+def _snapshot_table(lines: Sequence[dict[str, Any]]) -> Table:
+    keys = ["epoch", *dict.fromkeys(key for line in lines for key in line if key not in ("split", "epoch"))]
+    rows = []
+    for line in lines:
+        values = [line.get(key) for key in keys]
+        texts = [("yes" if x else "no") if isinstance(x, bool) else number(x) for x in values]
+        rows.append([Cell(text, "number") for text in texts])
+    return Table("Validation at snapshots", ["epoch", *map(label, keys[1:])], rows)
+
 
 # -- layout ------------------------------------------------------------------------------------------------------------
-
 
 WIDTH, HEIGHT = 360, 216
 LEFT, RIGHT, TOP, BOTTOM = 50, 342, 10, 190
 
-_MOST_POINTS = 300
-_MOST_DOTS = 30
+_MAX_POINTS, _MAX_DOTS = 300, 30
 _LABEL_GAP = 12
 
 
 @dataclass(frozen=True)
 class Line:
-    """What is to be drawn.
+    """Line of a chart, in the units of the data.
 
     Attributes:
         name: what it is, for the description.
         points: x and y; a y of None interrupts the line.
-        tone: number of its color.
+        color: number of its color in the style sheet.
         thin: whether it stays in the background; others show their points.
         letter: to stand at its end.
     """
 
     name: str
     points: Sequence[tuple[float, float | None]]
-    tone: int
+    color: int
     thin: bool = False
     letter: str = ""
 
     @property
     def known(self) -> list[tuple[float, float]]:
-        """The points that have a value."""
+        """Points that have a value."""
         return [(x, y) for x, y in self.points if y is not None]
+
+    @property
+    def description(self) -> str:
+        """Values of the line in words, for those who do not see it."""
+        values = [y for _, y in self.known]
+        start = f"from {number(values[0])} to {number(values[-1])}" if len(values) > 1 else number(values[0])
+        return f"{self.name}: {start}, least {number(min(values))}, largest {number(max(values))}"
 
 
 def lay_out(
@@ -88,7 +197,8 @@ def lay_out(
     """
     lines = [replace(line, points=[(x, _drawable(y, log=log)) for x, y in line.points]) for line in lines]
     lines = [line for line in lines if line.known]
-    shown = [line for line in lines if not _hidden(line, lines)]
+    front = {line.color for line in lines if not line.thin}
+    shown = [line for line in lines if not (line.letter and line.thin and line.color in front)]
     xs = [x for line in lines for x, _ in line.known] + list(marks)
     low, high, cut = _range([line.known for line in lines], log=log, limit=limit)
     across, up = _Axis(min(0.0, *xs), max(xs), LEFT, RIGHT), _Axis(low, high, BOTTOM, TOP, log=log)
@@ -97,7 +207,7 @@ def lay_out(
     return Chart(
         title=title,
         note=note,
-        description=f"{title}. " + "; ".join(_in_words(line) for line in lines) + ".",
+        description=f"{title}. " + "; ".join(line.description for line in lines) + ".",
         values=" · ".join(f"{line.letter or line.name} {number(line.known[-1][1])}" for line in shown),
         curves=[_curve(line, across, up) for line in lines],
         x_ticks=[Tick(across(x), text) for x, text in ticks(across.low, across.high)],
@@ -108,14 +218,14 @@ def lay_out(
     )
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[tuple[float, str]]:
-    """Round numbers between two, written alike.
+def ticks(low: float, high: float, n: int = 5) -> list[tuple[float, str]]:
+    """Find round numbers between two others, and write them with the same number of decimals.
 
     Example:
         >>> ticks(0.4, 1.9)
         [(0.5, '0.5'), (1.0, '1.0'), (1.5, '1.5')]
     """
-    rough = (high - low) / most
+    rough = (high - low) / n
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
@@ -126,7 +236,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[tuple[float, str]]:
 
 
 class _Axis:
-    """From values to places on the page."""
+    """Axis, which maps values to positions on the page."""
 
     def __init__(self, low: float, high: float, start: float, end: float, *, log: bool = False):
         self.low, self.high = (low, high) if high > low else (low, low + 1)
@@ -134,14 +244,14 @@ class _Axis:
 
     def __call__(self, value: float) -> float:
         scale = math.log10 if self.log else float
-        share = (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
-        return round(self.start + min(max(share, -5.0), 5.0) * (self.end - self.start), 1)
+        fraction = (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
+        return round(self.start + min(max(fraction, -5.0), 5.0) * (self.end - self.start), 1)
 
 
 def _range(
     lines: Sequence[Sequence[tuple[float, float]]], *, log: bool, limit: float | None
 ) -> tuple[float, float, float | None]:
-    """Lowest and highest value of the axis, and the highest value when the start of a line is left above it."""
+    """Choose both ends of the axis; also return the largest value when the start of a line is left above it."""
     values = [y for line in lines for _, y in line] + ([] if limit is None else [limit])
     low, high, cut = min(values), max(values), None
     if log:
@@ -156,30 +266,19 @@ def _range(
 
 
 def _drawable(y: float | None, *, log: bool) -> float | None:
-    """The value, unless an axis cannot hold it."""
+    """Return the value, None when an axis cannot hold it."""
     if y is None or abs(y) > 1e100 or (log and y < 1e-100):
         return None
     return y if abs(y) > 1e-100 else 0.0
 
 
 def _decades(low: float, high: float) -> list[tuple[float, str]]:
-    """Powers of ten between two numbers, with halves of decades where they are few."""
+    """Find powers of ten between two numbers, and twice and five times them where they are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if len(powers) <= 3 else (1,)
     every = math.ceil(len(powers) / 6)
     found = [f * 10.0**k for k in powers[::every] for f in factors]
     return [(y, number(y, 1)) for y in found if low <= y <= high]
-
-
-def _hidden(line: Line, lines: Sequence[Line]) -> bool:
-    """Whether a line stays in the background of another of the same run."""
-    return bool(line.letter) and line.thin and any(not other.thin and other.tone == line.tone for other in lines)
-
-
-def _in_words(line: Line) -> str:
-    values = [y for _, y in line.known]
-    start = f"from {number(values[0])} to {number(values[-1])}" if len(values) > 1 else number(values[0])
-    return f"{line.name}: {start}, least {number(min(values))}, largest {number(max(values))}"
 
 
 def _curve(line: Line, across: _Axis, up: _Axis) -> Curve:
@@ -190,16 +289,16 @@ def _curve(line: Line, across: _Axis, up: _Axis) -> Curve:
         else:
             path.append(f"{pen}{across(x):g} {up(y):g}")
             pen = "L"
-    show = len(line.known) <= (1 if line.thin else _MOST_DOTS)
+    show = len(line.known) <= (1 if line.thin else _MAX_DOTS)
     dots = [(across(x), up(y)) for x, y in line.known] if show else []
-    return Curve("".join(path), dots, line.tone, line.thin)
+    return Curve("".join(path), dots, line.color, line.thin)
 
 
 def _thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
-    """Least and largest of every stretch, where there are more points than can be seen."""
-    if len(points) <= _MOST_POINTS:
+    """Keep the least and the largest of every stretch, where there are more points than can be seen."""
+    if len(points) <= _MAX_POINTS:
         return list(points)
-    size = math.ceil(2 * len(points) / _MOST_POINTS)
+    size = math.ceil(2 * len(points) / _MAX_POINTS)
     kept: list[tuple[float, float | None]] = []
     for start in range(0, len(points), size):
         stretch = points[start : start + size]
@@ -211,7 +310,7 @@ def _thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, 
 
 
 def _labels(lines: Sequence[Line], across: _Axis, up: _Axis) -> list[Label]:
-    """Letters at the ends, moved apart where they would meet."""
+    """Place letters at the ends of lines, moved apart where they would meet."""
     ends = sorted(
         ((up(line.known[-1][1]), across(line.known[-1][0]), line) for line in lines if line.letter),
         key=lambda end: end[:2],
@@ -219,126 +318,6 @@ def _labels(lines: Sequence[Line], across: _Axis, up: _Axis) -> list[Label]:
     labels, lowest = [], -math.inf
     for y, x, line in ends:
         lowest = max(y, lowest + _LABEL_GAP)
-        labels.append(Label(x + 7, lowest + 4, line.letter, line.tone))
+        labels.append(Label(x + 7, lowest + 4, line.letter, line.color))
     overflow = max((label.y for label in labels), default=0) - (BOTTOM + 4)
-    return [Label(lb.x, lb.y - max(0.0, overflow), lb.text, lb.tone) for lb in labels]
-
-
-# -- curves ------------------------------------------------------------------------------------------------------------
-
-
-_MOST_ROWS = 60
-
-
-@dataclass(frozen=True)
-class _Look:
-    """How a metric is drawn."""
-
-    note: str = ""
-    log: bool = False
-    limit: float | None = None
-
-
-_LOOKS = {
-    "bits_per_dim": _Look("lower is better"),
-    "loss": _Look("what is minimized"),
-    "accuracy": _Look("share of examples classified right"),
-    "log_prior": _Look("log-density of the latent, nats an example"),
-    "logdet": _Look("nats an example"),
-    "grad_norm": _Look("before clipping, logarithmic", log=True),
-    "lr": _Look(),
-    "reconstruction_error": _Look("of 16 validation examples, logarithmic", log=True),
-    "largest_block_bound": _Look("below 1 is invertible", limit=1.0),
-}
-"""Metrics in the order in which they are shown; others follow."""
-
-
-def curves(runs: Sequence[RunFiles], letters: Sequence[str]) -> Section:
-    """Charts of everything that was measured in training, those of several runs over each other.
-
-    Args:
-        runs: the runs.
-        letters: their names in the charts, empty for a single run.
-    """
-    axis = "epoch" if all(finite(line.get("epoch")) is not None for run in runs for line in _measured(run)) else "step"
-    charts = [_chart(key, runs, letters, axis) for key in _keys(runs)]
-    panels = [Panel(None, [Charts(charts, axis)])] if charts else []
-    panels += [Panel(i, blocks) for i, run in enumerate(runs) if (blocks := _notes(run))]
-    return Section("curves", "Training", panels)
-
-
-def _measured(run: RunFiles, *splits: str) -> list[dict[str, Any]]:
-    return [line for line in run.metrics if line.get("split") in (splits or ("train", "validation"))]
-
-
-def _keys(runs: Sequence[RunFiles]) -> list[str]:
-    """Names of the metrics that have a value anywhere."""
-    lines = [line for run in runs for line in _measured(run)]
-    found = {key for line in lines for key, value in line.items() if finite(value) is not None} - {"step", "epoch"}
-    if all(line.get("loss") == line.get("bits_per_dim") for line in lines):
-        found.discard("loss")
-    return [key for key in _LOOKS if key in found] + sorted(found - _LOOKS.keys())
-
-
-def _chart(key: str, runs: Sequence[RunFiles], letters: Sequence[str], axis: str) -> Chart:
-    look = _LOOKS.get(key, _Look())
-    lines = [
-        _line(run, key, split, axis, tone=_tone(i, split, runs), letter=letters[i])
-        for i, run in enumerate(runs)
-        for split in ("train", "validation")
-    ]
-    marks = [x for run in runs for line in _measured(run, "skipped") if (x := finite(line.get(axis))) is not None]
-    return lay_out(label(key), look.note, lines, log=look.log, limit=look.limit, marks=marks)
-
-
-def _tone(run: int, split: str, runs: Sequence[RunFiles]) -> int:
-    """Colors tell splits apart in one run, and runs in several."""
-    return run if len(runs) > 1 else ("train", "validation").index(split)
-
-
-def _line(run: RunFiles, key: str, split: str, axis: str, *, tone: int, letter: str) -> Line:
-    lines = [line for line in _measured(run, split) if key in line]
-    points = [(x, finite(line[key])) for line in lines if (x := finite(line.get(axis))) is not None]
-    name = {"train": "training", "validation": "validation"}[split]
-    return Line(f"{letter} {name}".strip(), points, tone, thin=split == "train", letter=letter)
-
-
-def _notes(run: RunFiles) -> list[Block]:
-    """What the charts of one run do not show."""
-    if not _measured(run):
-        return [Hint("No metrics of training yet: run", run.resume_command)]
-    blocks: list[Block] = []
-    skipped, excess = _measured(run, "skipped"), _measured(run, "excess")
-    if skipped:
-        reasons = [[_place(line), Cell(str(line.get("reason", "")))] for line in skipped[:_MOST_ROWS]]
-        blocks.append(Text(f"{quantity(len(skipped), 'step')} not finite and skipped, marked by ▼ in the charts."))
-        blocks.append(Fold("Skipped steps", [Table("Skipped steps", ("step", "reason"), reasons)]))
-    if excess:
-        rows = [[_place(line), Cell(_layers(line.get("layers")))] for line in excess[:_MOST_ROWS]]
-        title = "Layers that had left their coefficient when the model was saved, and were rescaled"
-        blocks.append(Fold(title, [Table(title, ("step", "layers, their bound and coefficient"), rows)]))
-    snapshots = evenly(_measured(run, "validation"), _MOST_ROWS)
-    if snapshots:
-        blocks.append(Fold("Numbers at snapshots", [_snapshots(snapshots)]))
-    return blocks
-
-
-def _snapshots(lines: Sequence[dict[str, Any]]) -> Table:
-    keys = [key for key in dict.fromkeys(key for line in lines for key in line) if key not in ("split", "epoch")]
-    rows = [[Cell(_shown(line.get(key)), "number") for key in ["epoch", *keys]] for line in lines]
-    return Table("Validation at snapshots", ["epoch", *map(label, keys)], rows)
-
-
-def _shown(value: Any) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else number(value)
-
-
-def _place(line: dict[str, Any]) -> Cell:
-    return Cell(number(line.get("step")), "number")
-
-
-def _layers(layers: Any) -> str:
-    if not isinstance(layers, dict):
-        return ""
-    found = [(name, bound) for name, bound in layers.items() if isinstance(bound, dict)]
-    return "; ".join(f"{name} {number(b.get('bound'))} for {number(b.get('coeff'))}" for name, b in found)
+    return [Label(lb.x, lb.y - max(0.0, overflow), lb.text, lb.color) for lb in labels]

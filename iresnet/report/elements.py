@@ -21,28 +21,25 @@ __all__ = [
     "Tile",
     "Tiles",
     "details",
-    "interval",
     "pairs",
 ]
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from iresnet.report.words import DASH, clipped, estimate, finite, label, number, plus_minus, span
-
-# -- elements ----------------------------------------------------------------------------------------------------------
+from iresnet.report.formatting import DASH, clipped, estimate, finite, interval, label, number, plus_minus, span
 
 
 class Block:
-    """One piece of a page; ``kind`` names the macro of the template that writes it."""
+    """Piece of a page; ``kind`` names the case of the template that writes it."""
 
     kind: ClassVar[str]
 
 
 @dataclass(frozen=True)
 class Text(Block):
-    """A paragraph."""
+    """Paragraph."""
 
     kind: ClassVar[str] = "text"
     text: str
@@ -50,7 +47,7 @@ class Text(Block):
 
 @dataclass(frozen=True)
 class Heading(Block):
-    """A heading within a section."""
+    """Heading within a section."""
 
     kind: ClassVar[str] = "heading"
     text: str
@@ -58,7 +55,7 @@ class Heading(Block):
 
 @dataclass(frozen=True)
 class Hint(Block):
-    """Says in one line what is missing, and the command that adds it."""
+    """Line about something that is missing, with the command that adds it."""
 
     kind: ClassVar[str] = "hint"
     text: str
@@ -75,25 +72,25 @@ class Code(Block):
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table.
+    """Cell of a table.
 
     Attributes:
         text: what it says.
-        look: ``number``, ``code``, ``differs``, ``best``, or the margin of a bound: ``wide``, ``moderate``, ``thin``,
+        style: ``number``, ``code``, ``differs``, ``best``, or the margin of a bound: ``wide``, ``moderate``, ``thin``,
             ``none``.
         note: what stands below it, smaller.
         bar: interval to draw, in hundredths of the width.
     """
 
     text: str
-    look: str = ""
+    style: str = ""
     note: str = ""
     bar: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Table(Block):
-    """A table; the first cell of a row is its heading.
+    """Table; the first cell of a row is its heading.
 
     Attributes:
         caption: what it shows, read out first.
@@ -110,15 +107,15 @@ class Table(Block):
 
     @property
     def numeric(self) -> list[bool]:
-        """Which columns are numbers, to be aligned."""
+        """Mask of the columns of numbers, which are aligned."""
         columns = zip(*self.rows, strict=False)
-        found = [all(cell.look == "number" or cell.text == DASH for cell in column) for column in columns]
+        found = [all(cell.style == "number" or cell.text == DASH for cell in column) for column in columns]
         return found or [False] * len(self.headings)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture within the page.
+    """Picture within the page.
 
     Attributes:
         uri: the file, as a data URI.
@@ -148,7 +145,7 @@ class Gallery(Block):
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: where, and its number."""
+    """Mark on an axis: its position and its number."""
 
     at: float
     text: str
@@ -156,28 +153,28 @@ class Tick:
 
 @dataclass(frozen=True)
 class Label:
-    """The letter of a run at the end of its curve."""
+    """Letter of a run at the end of its curve."""
 
     x: float
     y: float
     text: str
-    tone: int
+    color: int
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve of a chart, in its coordinates.
+    """Curve of a chart, in its coordinates.
 
     Attributes:
         path: of an SVG.
         dots: where its points are to be seen.
-        tone: number of its color.
+        color: number of its color in the style sheet.
         thin: whether it stays in the background.
     """
 
     path: str
     dots: Sequence[tuple[float, float]]
-    tone: int
+    color: int
     thin: bool
 
 
@@ -221,19 +218,19 @@ class Charts(Block):
 
 @dataclass(frozen=True)
 class Tile:
-    """A headline number.
+    """Headline number.
 
     Attributes:
         label: what it is.
         value: the number.
         note: its interval, or what to compare it with.
-        look: as of a :class:`Cell`.
+        style: as of a :class:`Cell`.
     """
 
     label: str
     value: str
     note: str = ""
-    look: str = ""
+    style: str = ""
 
 
 @dataclass(frozen=True)
@@ -255,7 +252,7 @@ class Fold(Block):
 
 @dataclass(frozen=True)
 class Panel:
-    """What one run has to show in a section; ``run`` is its place, None for what is of all runs."""
+    """Blocks of one run in a section; ``run`` is its index, None for blocks of all runs together."""
 
     run: int | None
     blocks: Sequence[Block]
@@ -263,87 +260,66 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page."""
+    """Section of the page."""
 
     id: str
     title: str
     panels: Sequence[Panel] = field(default_factory=tuple)
 
 
-# -- any tree as tables ------------------------------------------------------------------------------------------------
+# -- nested results as tables -----------------------------------------------------------------------------------------
 
-
-_MOST_ROWS = 60
-_MOST_COLUMNS = 16
-_MOST_TABLES = 30
-_DEEPEST = 6
+_MAX_ROWS, _MAX_COLUMNS, _MAX_TABLES, _MAX_DEPTH = 60, 16, 30, 6
 
 
 def details(tree: Any, title: str) -> list[Block]:
-    """Tables of everything in a tree.
+    """Make tables of everything in nested results.
 
     A dictionary, or list, of dictionaries becomes one table, the rest a table of names and values.
 
     Args:
-        tree: what was read.
+        tree: dictionaries, lists and values, as read from a file.
         title: of the first table, and the beginning of the others'.
     """
-    return list(_tables(tree, title, 0))[:_MOST_TABLES]
+    return list(_tables(tree, title, 0))[:_MAX_TABLES]
 
 
 def pairs(caption: str, entries: Iterable[tuple[str, Any]], *, plain: bool = False) -> Table:
-    """A table of names and values."""
+    """Make a table of names and values."""
     return Table(caption, ("what", "value"), [[Cell(name), _cell(value)] for name, value in entries], plain)
-
-
-def interval(value: Any) -> str | None:
-    """The text of an interval, a list of two numbers."""
-    if isinstance(value, list) and len(value) == 2 and None not in map(finite, value):
-        return span(*value)
-    return None
 
 
 def _tables(tree: Any, title: str, depth: int) -> Iterable[Block]:
     if isinstance(tree, list):
         tree = {str(i + 1): item for i, item in enumerate(tree)}
-    if not isinstance(tree, dict) or not tree or depth > _DEEPEST:
+    if not isinstance(tree, dict) or not tree or depth > _MAX_DEPTH:
         return
-    records = {key: value for key, value in tree.items() if _is_record(value)}
-    plain = {key: value for key, value in tree.items() if key not in records and _is_leaf(value)}
+    records = {
+        key: value
+        for key, value in tree.items()
+        if isinstance(value, dict) and estimate(value) is None and any(map(_fits_cell, value.values()))
+    }
+    plain = {key: value for key, value in tree.items() if key not in records and _fits_cell(value)}
     if plain:
-        yield pairs(title, [(label(key), value) for key, value in _first(plain).items()])
+        yield pairs(title, [(label(key), plain[key]) for key in list(plain)[:_MAX_ROWS]])
     if records:
-        yield _of_records(_first(records), title)
-        for key, record in _first(records).items():
-            inner = {k: v for k, v in record.items() if not _is_leaf(v)}
+        shown = {key: records[key] for key in list(records)[:_MAX_ROWS]}
+        keys = list(dict.fromkeys(k for record in shown.values() for k, v in record.items() if _fits_cell(v)))
+        keys = keys[:_MAX_COLUMNS]
+        rows = [[Cell(label(name)), *(_cell(record.get(key)) for key in keys)] for name, record in shown.items()]
+        yield Table(title, ["", *map(label, keys)], rows)
+        for key, record in shown.items():
+            inner = {k: v for k, v in record.items() if not _fits_cell(v)}
             yield from _tables(inner, f"{title}: {label(key)}", depth + 1)
     for key, value in tree.items():
         if key not in records and key not in plain:
             yield from _tables(value, f"{title}: {label(key)}", depth + 1)
 
 
-def _of_records(records: Mapping[str, dict[str, Any]], title: str) -> Table:
-    keys = list(dict.fromkeys(k for record in records.values() for k, v in record.items() if _is_leaf(v)))[
-        :_MOST_COLUMNS
-    ]
-    rows = [[Cell(label(name)), *(_cell(record.get(key)) for key in keys)] for name, record in records.items()]
-    return Table(title, ["", *map(label, keys)], rows)
-
-
-def _first(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(list(tree.items())[:_MOST_ROWS])
-
-
-def _is_leaf(value: Any) -> bool:
-    """Whether a value fits into a cell."""
+def _fits_cell(value: Any) -> bool:
     if isinstance(value, list):
         return all(not isinstance(item, (dict, list)) for item in value)
     return not isinstance(value, dict) or estimate(value) is not None
-
-
-def _is_record(value: Any) -> bool:
-    """Whether a value is a row of a table."""
-    return isinstance(value, dict) and estimate(value) is None and any(map(_is_leaf, value.values()))
 
 
 def _cell(value: Any) -> Cell:
@@ -355,15 +331,11 @@ def _cell(value: Any) -> Cell:
         return Cell("yes" if value else "no")
     if isinstance(value, (int, float)):
         return Cell(number(value), "number")
-    if isinstance(value, list):
-        return _list_cell(value)
-    return Cell(DASH if value is None else clipped(str(value)))
-
-
-def _list_cell(values: list[Any]) -> Cell:
-    if text := interval(values):
-        return Cell(text, "number")
-    numbers = [x for x in map(finite, values) if x is not None]
-    if len(values) > 8 and len(numbers) == len(values):
-        return Cell(f"{len(values)} numbers, {number(min(numbers))} to {number(max(numbers))}")
-    return Cell(clipped(", ".join(_cell(value).text for value in values)) or DASH)
+    if not isinstance(value, list):
+        return Cell(DASH if value is None else clipped(str(value)))
+    if ends := interval(value):
+        return Cell(span(*ends), "number")
+    numbers = [x for x in map(finite, value) if x is not None]
+    if len(value) > 8 and len(numbers) == len(value):
+        return Cell(f"{len(value)} numbers, {number(min(numbers))} to {number(max(numbers))}")
+    return Cell(clipped(", ".join(_cell(item).text for item in value)) or DASH)

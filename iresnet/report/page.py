@@ -1,9 +1,9 @@
-"""The report: runs as one page that needs nothing else."""
+"""Page of the report: all sections of one or several runs, in one file that needs no other."""
 
 __all__ = ["damages", "render", "write_report"]
 
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from iresnet.errors import RunError
 from iresnet.files import distinct_names, write_atomically
 from iresnet.report.curves import HEIGHT, WIDTH, curves
-from iresnet.report.elements import Section
-from iresnet.report.overview import certificate, overview
-from iresnet.report.reading import RunFiles, read_run
-from iresnet.report.results import analyses, evaluation
+from iresnet.report.elements import Block, Panel, Section
+from iresnet.report.formatting import clipped
+from iresnet.report.overview import overview
+from iresnet.report.results import analyses, certificate, evaluation
 from iresnet.report.samples import DamagedPictureError, interpolation, read_picture, reconstructions, samples
-from iresnet.report.setup import cost, environment, rerun, setup, when
-from iresnet.report.words import clipped
+from iresnet.report.setup import cost, environment, rerun, setup, start_date
+from iresnet.runs import Contents, read_contents
 
 LETTERS = "ABCDEFGHIJKL"
 """Names of several runs in charts, and so the most that a page holds."""
@@ -39,7 +39,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
     """
     if not 0 < len(paths) <= len(LETTERS):
         raise RunError(f"a report is of 1 to {len(LETTERS)} run folders, got {len(paths)}")
-    page = render([read_run(path) for path in paths])
+    page = render([read_contents(path) for path in paths])
     folder = paths[0] if len(paths) == 1 else Path()
     target = out or folder
     target = target / "report.html" if target.is_dir() else target
@@ -48,7 +48,7 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def damages(paths: Sequence[Path]) -> list[str]:
-    """What of run folders cannot be read, each in one line.
+    """List what cannot be read of run folders, each in one line.
 
     Args:
         paths: run folders.
@@ -56,64 +56,62 @@ def damages(paths: Sequence[Path]) -> list[str]:
     Raises:
         RunError: when one is no run folder.
     """
-    runs = [read_run(path) for path in paths]
-    return [f"{run.path}: {what}" for run in runs for what in (*run.troubles, *_damaged_pictures(run))]
+    found = []
+    for run in map(read_contents, paths):
+        found += [f"{run.folder.path}: {problem}" for problem in run.problems]
+        for path in sorted(run.folder.path.glob("*/*.png")):
+            try:
+                read_picture(path, "", "")
+            except DamagedPictureError as error:
+                found.append(f"{run.folder.path}: {error}")
+    return found
 
 
-def _damaged_pictures(run: RunFiles) -> Iterator[str]:
-    for path in sorted(run.path.glob("*/*.png")):
-        try:
-            read_picture(path, "", "")
-        except DamagedPictureError as error:
-            yield str(error)
-
-
-def render(runs: Sequence[RunFiles]) -> str:
-    """The page, a function of the files and nothing else.
+def render(runs: Sequence[Contents]) -> str:
+    """Render the page, a function of the files and nothing else.
 
     Args:
-        runs: what was read.
+        runs: contents of the run folders.
     """
-    names = [clipped(name) for name in distinct_names([run.path for run in runs])]
+    names = [clipped(name) for name in distinct_names([run.folder.path for run in runs])]
     letters = list(LETTERS[: len(runs)]) if len(runs) > 1 else [""]
     return _template().render(
         title=names[0] if len(runs) == 1 else f"{len(runs)} runs side by side",
-        lead=_lead(runs),
+        lead=clipped(str(runs[0].settings.get("description") or "")) if len(runs) == 1 else "",
         runs=[{"name": name, "letter": letter} for name, letter in zip(names, letters, strict=True)],
         sections=_sections(runs, names, letters),
-        dates=list(dict.fromkeys(filter(None, map(when, runs)))),
+        dates=list(dict.fromkeys(filter(None, map(start_date, runs)))),
         version=metadata.version("iresnet"),
         chart={"width": WIDTH, "height": HEIGHT},
     )
 
 
+def _sections(runs: Sequence[Contents], names: Sequence[str], letters: Sequence[str]) -> list[Section]:
+    headings = [f"{letter} {name}".strip() for letter, name in zip(letters, names, strict=True)]
+    contents: dict[str, tuple[str, Callable[[Contents], Iterable[Block]]]] = {
+        "setup": ("What was trained", partial(setup, alone=len(runs) == 1)),
+        "samples": ("Samples over time", samples),
+        "reconstructions": ("Reconstructions", reconstructions),
+        "interpolation": ("Interpolation", interpolation),
+        "evaluation": ("Evaluation", evaluation),
+        "certificate": ("Certificate", certificate),
+        "analyses": ("Analyses", analyses),
+        "cost": ("Cost", cost),
+        "environment": ("Environment", environment),
+        "rerun": ("Run it again", rerun),
+    }
+    sections = [
+        Section(name, title, [Panel(i, list(show(run))) for i, run in enumerate(runs)])
+        for name, (title, show) in contents.items()
+    ]
+    return [overview(runs, headings), sections[0], curves(runs, letters), *sections[1:]]
+
+
 @cache
 def _template() -> Template:
-    """The page without its contents; all that comes into it is escaped."""
+    """Load the template of the page, which escapes everything that comes into it."""
     loader = PackageLoader("iresnet.report")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("page.html")
-
-
-def _sections(runs: Sequence[RunFiles], names: Sequence[str], letters: Sequence[str]) -> list[Section]:
-    headings = [f"{letter} {name}".strip() for letter, name in zip(letters, names, strict=True)]
-    return [
-        overview(runs, headings),
-        setup(runs),
-        curves(runs, letters),
-        samples(runs),
-        reconstructions(runs),
-        interpolation(runs),
-        evaluation(runs),
-        certificate(runs),
-        analyses(runs),
-        cost(runs),
-        environment(runs),
-        rerun(runs),
-    ]
-
-
-def _lead(runs: Sequence[RunFiles]) -> str:
-    return clipped(str(runs[0].settings.get("description") or "")) if len(runs) == 1 else ""

@@ -1,8 +1,8 @@
-"""Training: what is minimized, how, and what is written on the way."""
+"""Training: the loss, the loop with its callbacks, and predictions of its cost."""
 
-__all__ = ["Callback", "Task", "dry_run", "train"]
+__all__ = ["Callback", "Task", "Trainer", "dry_run", "train"]
 
 from iresnet.training.callbacks import Callback
 from iresnet.training.dryrun import dry_run
-from iresnet.training.loop import train
 from iresnet.training.task import Task
+from iresnet.training.trainer import Trainer, train

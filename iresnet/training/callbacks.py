@@ -1,4 +1,4 @@
-"""Events of a training run, and the callbacks that follow them: metrics, block states, pictures and cost."""
+"""Events of a training run and the callbacks that record them: metrics, states of blocks, pictures and cost."""
 
 __all__ = [
     "BadStep",
@@ -35,14 +35,15 @@ from torch import Tensor, nn
 from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.certificates import Certificate, Excess
 from iresnet.classifiers import Classifier, Hybrid
+from iresnet.collectives import world_size
 from iresnet.data import dequantize
 from iresnet.errors import RunWarning
 from iresnet.files import writing
+from iresnet.inputs import Inputs, value_range
 from iresnet.lipschitz import LipschitzLayer
 from iresnet.pictures import draw, image_grid, scatter
-from iresnet.processes import world_size
-from iresnet.runs import Inputs, Run
-from iresnet.training.parts import whole
+from iresnet.runs import Run
+from iresnet.training.optim import full_tensor
 from iresnet.zoo import Model
 
 # -- states of blocks --------------------------------------------------------------------------------------------------
@@ -50,13 +51,13 @@ from iresnet.zoo import Model
 
 @dataclass(frozen=True)
 class BlockState:
-    """One residual block after a training step.
+    """State of a residual block after a training step.
 
     Attributes:
         name: path of the block in the model, as in a certificate.
-        sigmas: by path of each Lipschitz layer, the estimated norm of its weight before normalization: the layer
-            divides by it, over its coefficient, where it is above the coefficient.
-        grad_norm: norm of the gradient of its parameters as it was applied, clipped; NaN without one.
+        sigmas: estimated norm of the unnormalized weight of each Lipschitz layer, by path; normalization scales the
+            weight down where it exceeds the coefficient.
+        grad_norm: norm of the clipped gradient of its parameters; NaN without a gradient.
         logdet: mean of the last log-determinants in this process, in nats; NaN when none were computed.
     """
 
@@ -68,10 +69,10 @@ class BlockState:
 
 @torch.no_grad()
 def block_states(model: nn.Module) -> list[BlockState]:
-    """Look at every residual block; this waits for the device once. Processes that share a model do so together.
+    """Read the states of all residual blocks, waiting for the device once; all processes have to take part.
 
     Args:
-        model: as the last step left it, with the gradients.
+        model: with the gradients of the last step.
 
     Example:
         >>> import iresnet as ir
@@ -82,37 +83,27 @@ def block_states(model: nn.Module) -> list[BlockState]:
         (3, True)
     """
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, ResidualBlock)}
-    layers = {name: _sigmas(name, block) for name, block in blocks.items()}
+    sigmas = {
+        name: {
+            path: layer.normalization.sigma(full_tensor(layer.unnormalized_weight))
+            for path, layer in block.named_modules(prefix=name)
+            if isinstance(layer, LipschitzLayer) and layer.normalized
+        }
+        for name, block in blocks.items()
+    }
     scalars: list[Tensor] = []
     for name, block in blocks.items():
-        scalars += [_grad_norm(block), _mean_logdet(block), *layers[name].values()]
+        nan = torch.full((), torch.nan, device=next(block.parameters()).device)
+        gradients = [p.grad for p in block.parameters() if p.grad is not None]
+        scalars.append(full_tensor(nn.utils.get_total_norm(gradients)) if gradients else nan)
+        scalars.append(nan if block.last_logdet is None else block.last_logdet.mean())
+        scalars += sigmas[name].values()
     numbers = iter(torch.stack([s.float() for s in scalars]).tolist() if scalars else [])
     states = []
     for name in blocks:
         grad_norm, logdet = next(numbers), next(numbers)
-        states.append(BlockState(name, {layer: next(numbers) for layer in layers[name]}, grad_norm, logdet))
+        states.append(BlockState(name, {path: next(numbers) for path in sigmas[name]}, grad_norm, logdet))
     return states
-
-
-def _sigmas(name: str, block: ResidualBlock) -> dict[str, Tensor]:
-    found = {}
-    for path, layer in block.named_modules(prefix=name):
-        if isinstance(layer, LipschitzLayer) and layer.normalized:
-            found[path] = layer.normalization.sigma(whole(layer.unnormalized_weight))
-    return found
-
-
-def _grad_norm(block: ResidualBlock) -> Tensor:
-    gradients = [p.grad for p in block.parameters() if p.grad is not None]
-    return whole(nn.utils.get_total_norm(gradients)) if gradients else _nan(block)
-
-
-def _mean_logdet(block: ResidualBlock) -> Tensor:
-    return _nan(block) if block.last_logdet is None else block.last_logdet.mean()
-
-
-def _nan(block: ResidualBlock) -> Tensor:
-    return torch.full((), torch.nan, device=next(block.parameters()).device)
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
@@ -124,14 +115,14 @@ N_RECONSTRUCTED = 16
 
 @dataclass(frozen=True)
 class Drawing:
-    r"""Examples on the scale of the data, of shape (n, \*E).
+    r"""Samples and reconstructions of a model on the scale of the data, each of shape (n, \*E).
 
     Attributes:
-        inputs: what the data are.
-        n: pictures that are wanted of each kind, at most.
+        inputs: facts about the data.
+        n: most pictures of each kind.
         samples: drawn from the model; None for a classifier, or when none are wanted.
         data: validation examples.
-        reconstructions: the same, through the latent and back; None for a plain network, which has no way back.
+        reconstructions: the same, encoded and decoded; None for a plain network, which has no inverse.
     """
 
     inputs: Inputs
@@ -142,14 +133,14 @@ class Drawing:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The largest ``reconstruction_error``, if any, in units of the data's range: 1 is from black to white."""
+        """Largest ``reconstruction_error`` in units of the data's range, if there are reconstructions."""
         if self.reconstructions is None:
             return {}
-        scale = float(self.inputs.levels or (self.data.max() - self.data.min())) or 1.0
+        scale = value_range(self.data, self.inputs.levels)
         return {"reconstruction_error": float((self.reconstructions - self.data).abs().max()) / scale}
 
     def sheets(self) -> dict[str, tuple[Tensor, int | None]]:
-        """What to draw, by name, with the columns of a grid of images."""
+        """Return the examples to draw by name, with the columns of a grid of images."""
         found: dict[str, tuple[Tensor, int | None]] = {}
         if self.samples is not None:
             found["samples"] = self.samples, None
@@ -159,7 +150,7 @@ class Drawing:
         return found
 
     def pictures(self) -> dict[str, Image.Image]:
-        """The sheets as pictures; none of data that are neither images nor points in the plane."""
+        """Draw the sheets, unless the data are neither images nor points in the plane."""
         sheets = {name: (x.detach().float().cpu(), columns) for name, (x, columns) in self.sheets().items()}
         if len(self.inputs.shape) == 3:
             return {name: image_grid(x, levels=self.inputs.levels, columns=n) for name, (x, n) in sheets.items()}
@@ -168,12 +159,12 @@ class Drawing:
 
 @torch.no_grad()
 def make_drawing(model: Model, inputs: Inputs, x: Tensor, n: int) -> Drawing:
-    """Sample and reconstruct, from the same latents and noise each time.
+    """Sample and reconstruct, with the same latents and noise at each call.
 
     Args:
-        model: the model, sealed.
-        inputs: what the data are.
-        x: examples, as stored; the first :data:`N_RECONSTRUCTED` are reconstructed, whatever n is.
+        model: the sealed model.
+        inputs: facts about the data.
+        x: examples, as stored; the first :data:`N_RECONSTRUCTED` are reconstructed, for any n.
         n: samples to draw, and pictures to show.
     """
     x = x[:N_RECONSTRUCTED]
@@ -192,13 +183,16 @@ def make_drawing(model: Model, inputs: Inputs, x: Tensor, n: int) -> Drawing:
 
 @dataclass(frozen=True)
 class Started:
-    """Training begins, or continues, after ``step`` of ``n_steps`` steps; the first may need compiling.
+    """Start of a training, or its continuation after ``step`` of ``total_steps`` steps.
 
-    ``device`` is the name of the device, for a person; ``notes`` tell what was done to the data.
+    Attributes:
+        compiled: whether the first step compiles the blocks.
+        device: description of the device.
+        notes: changes that were made to the data.
     """
 
     step: int
-    n_steps: int
+    total_steps: int
     steps_per_epoch: int
     batch_size: int
     compiled: bool = False
@@ -208,11 +202,11 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A step was done.
+    """Step that was done.
 
     Attributes:
-        metrics: means since they were last given, every ``log_every`` steps; None in between.
-        blocks: what each residual block did in this step, when metrics are given.
+        metrics: means over the steps since the last metrics, every ``log_every`` steps; None in between.
+        blocks: states of the residual blocks, whenever there are metrics.
     """
 
     step: int
@@ -223,7 +217,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class BadStep:
-    """A step was skipped, since its loss or gradient is not finite: ``total`` of them so far."""
+    """Step that was skipped since its loss or gradient is not finite, one of ``total`` so far."""
 
     step: int
     epoch: float
@@ -233,7 +227,7 @@ class BadStep:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A sealed copy of the model was saved and validated; ``excesses`` are what the sealing had to mend."""
+    """Sealed copy of the model that was saved and validated, with the excesses that sealing repaired."""
 
     step: int
     epoch: float
@@ -246,7 +240,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Stopped:
-    """Training is over, complete or interrupted."""
+    """End of a training, complete or interrupted."""
 
     complete: bool
 
@@ -255,19 +249,19 @@ Event = Started | Stepped | BadStep | Snapshot | Stopped
 
 
 class Callback(ABC):
-    """Follows a training run; called by the main process only."""
+    """Callback of a training run, in the main process only."""
 
     @abstractmethod
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
+        """Handle an event."""
 
 
 class JsonlMetrics(Callback):
-    """Appends every set of metrics to ``metrics.jsonl``, one JSON object a line.
+    """Writer of ``metrics.jsonl``, one JSON object a line.
 
     Args:
         run: the run folder.
-        size: bytes to keep of a file that is there: what follows was written by steps that are done again.
+        size: bytes to keep of an existing file: the rest was written by steps that are done again.
     """
 
     def __init__(self, run: Run, size: int = 0):
@@ -286,10 +280,9 @@ class JsonlMetrics(Callback):
                 self._write({"split": "train", "step": step, "epoch": round(epoch, 4), **metrics})
             case Snapshot(step, epoch, _, certificate, metrics, drawing, excesses):
                 worst = max((b.upper for b in certificate.blocks), default=math.inf)
-                proved = worst if math.isfinite(worst) else None  # JSON has no infinity
                 line = {"split": "validation", "step": step, "epoch": round(epoch, 4), **metrics}
                 line |= drawing.metrics
-                self._write({**line, "certified": certificate.certified, "largest_block_bound": proved})
+                self._write({**line, "certified": certificate.certified, "largest_block_bound": worst})
                 if excesses:
                     layers = {e.name: {"bound": e.bound, "coeff": e.coeff} for e in excesses}
                     self._write({"split": "excess", "step": step, "epoch": round(epoch, 4), "layers": layers})
@@ -300,18 +293,14 @@ class JsonlMetrics(Callback):
                 pass
 
     def _write(self, line: dict[str, Any]) -> None:
-        line = {name: _finite(value) for name, value in line.items()}
+        # JSON has no infinity and no NaN.
+        line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 class Pictures(Callback):
-    """Writes what the model draws at every snapshot into ``samples/``.
+    """Writer of pictures into ``samples/`` at every snapshot.
 
     Args:
         run: the run folder.
@@ -321,7 +310,7 @@ class Pictures(Callback):
         self.run = run
 
     def __call__(self, event: Event) -> None:
-        """Write at snapshots."""
+        """Draw at snapshots."""
         if isinstance(event, Snapshot):
             for name, (x, columns) in event.drawing.sheets().items():
                 path = self.run.samples / f"{name}-epoch-{round(event.epoch):04d}"
@@ -332,14 +321,14 @@ class Pictures(Callback):
 
 
 PERIOD = 60.0
-"""Seconds between notes, besides those at snapshots."""
+"""Seconds between writes, besides those at snapshots."""
 
 
 class Spending(Callback):
-    """Keeps ``cost.json``: parameters, and for every process that trained the run its steps and seconds.
+    """Writer of ``cost.json``: parameters, and the steps and seconds of every session that trained the run.
 
-    A process that was killed has noted all but its last minute. One that does no step notes nothing. Of several
-    processes the first notes its own CPU time, and how many they were.
+    A session that was killed has written all but its last minute; one that does no step writes nothing. Of several
+    processes the first writes its own CPU time, and their number.
 
     Args:
         run: the run folder.
@@ -347,41 +336,37 @@ class Spending(Callback):
 
     def __init__(self, run: Run):
         self.run = run
-        noted = run.read_json("cost.json")
-        self.parameters: int | None = noted.get("parameters")
-        sessions = noted.get("sessions")
+        saved = run.read_json("cost.json")
+        self.parameters: int | None = saved.get("parameters")
+        sessions = saved.get("sessions")
         self.before = sessions if isinstance(sessions, list) else []
 
     def __call__(self, event: Event) -> None:
-        """Count steps; write at snapshots, every minute and at the end."""
+        """Count steps, and write at snapshots, every minute and at the end."""
         match event:
             case Started(step):
-                self.first = self.step = self.written = step
+                self.first_step = self.step = self.written_step = step
                 self.started = datetime.now(UTC).isoformat(timespec="seconds")
-                self.begun = self.noted = time.monotonic(), time.process_time()
+                self.start = self.last_write = time.monotonic(), time.process_time()
             case Stepped(step):
                 self.step = step
-                if time.monotonic() - self.noted[0] > PERIOD:
+                if time.monotonic() - self.last_write[0] > PERIOD:
                     self._write()
             case Snapshot(_, _, model):
-                self.parameters = _count(model)
+                self.parameters = sum(parameter.numel() for parameter in model.parameters())
                 self._write()
-            case Stopped() if self.step > self.written:
+            case Stopped() if self.step > self.written_step:
                 self._write()
 
     def _write(self) -> None:
-        self.written, self.noted = self.step, (time.monotonic(), time.process_time())
-        wall, cpu = (round(now - then, 1) for now, then in zip(self.noted, self.begun, strict=True))
+        self.written_step, self.last_write = self.step, (time.monotonic(), time.process_time())
+        wall, cpu = (round(now - then, 1) for now, then in zip(self.last_write, self.start, strict=True))
         session = {
             "started": self.started,
-            "from_step": self.first,
+            "from_step": self.first_step,
             "to_step": self.step,
             "wall_seconds": wall,
             "cpu_seconds": cpu,
             "processes": world_size(),
         }
         self.run.write_json("cost.json", {"parameters": self.parameters, "sessions": [*self.before, session]})
-
-
-def _count(model: Model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

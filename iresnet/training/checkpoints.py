@@ -1,12 +1,12 @@
-"""Checkpoints: the states from which a run continues, each a folder that is there whole or not at all."""
+"""Checkpoints: states from which a run continues, each a folder that is written completely or not at all."""
 
 __all__ = [
     "Checkpoint",
     "FORMAT",
     "checkpoint_folders",
-    "pack",
+    "deserialize",
     "read_checkpoint",
-    "unpack",
+    "serialize",
     "write_checkpoint",
 ]
 
@@ -30,100 +30,97 @@ from iresnet.files import remove_folder, write_folder_atomically
 from iresnet.renamed import with_current_names
 from iresnet.runs import Run
 
-# -- nested containers as JSON -----------------------------------------------------------------------------------------
+# -- nested containers of tensors as JSON ------------------------------------------------------------------------------
 
 
-_KIND = "$"
-"""Key of the JSON objects that stand for something that JSON does not have."""
+_TYPE = "$"
+"""Key of the JSON objects that stand for a type that JSON lacks."""
 
 
-def pack(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """Turn nested containers into what JSON can hold.
+def serialize(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """Convert nested containers to JSON, with the tensors aside.
 
     Args:
-        tree: dictionaries, lists and tuples of tensors, numbers, strings, booleans and None.
-        tensors: receives the tensors, by their path in the tree: copies on the CPU, contiguous.
-        path: of the tree in a larger one.
+        value: dictionaries, lists and tuples of tensors, numbers, strings, booleans and None.
+        tensors: receives the tensors by their path in the containers: contiguous copies on the CPU.
+        path: of the value in the outermost container.
 
     Raises:
         TypeError: for any other object.
 
     Example:
         >>> tensors = {}
-        >>> packed = pack({"state": {0: torch.ones(2)}, "betas": (0.9, 0.99)}, tensors)
-        >>> list(tensors), unpack(packed, tensors)
+        >>> serialized = serialize({"state": {0: torch.ones(2)}, "betas": (0.9, 0.99)}, tensors)
+        >>> list(tensors), deserialize(serialized, tensors)
         (['state/0'], {'state': {0: tensor([1., 1.])}, 'betas': (0.9, 0.99)})
     """
-    match tree:
+    match value:
         case Tensor():
-            return _pack_tensor(tree, tensors, path)
+            # Dimensions in the order of memory, so that a channels-last tensor is one again when it is read: what is
+            # computed from it may differ in the last bit with the layout.
+            order = sorted(range(value.dim()), key=value.stride, reverse=True)
+            ordered = value.detach().permute(order)
+            contiguous = torch.empty_like(ordered, device="cpu", memory_format=torch.contiguous_format)
+            tensors[path] = contiguous.copy_(ordered)
+            return {_TYPE: "tensor", "name": path, "order": order}
         case dict():
-            items = [[key, pack(value, tensors, f"{path}/{key}".lstrip("/"))] for key, value in tree.items()]
-            plain = all(isinstance(key, str) and key != _KIND for key in tree)
-            return dict(items) if plain else {_KIND: "dict", "items": items}
+            items = [[key, serialize(entry, tensors, f"{path}/{key}".lstrip("/"))] for key, entry in value.items()]
+            plain = all(isinstance(key, str) and key != _TYPE for key in value)
+            return dict(items) if plain else {_TYPE: "dict", "items": items}
         case list():
-            return [pack(value, tensors, f"{path}/{i}".lstrip("/")) for i, value in enumerate(tree)]
+            return [serialize(entry, tensors, f"{path}/{i}".lstrip("/")) for i, entry in enumerate(value)]
         case tuple():
-            return {_KIND: "tuple", "items": pack(list(tree), tensors, path)}
+            return {_TYPE: "tuple", "items": serialize(list(value), tensors, path)}
         case None | bool() | int() | float() | str():
-            return tree
-    raise TypeError(f"'{path}' is a {type(tree).__name__}; a checkpoint holds tensors, numbers and containers of them")
+            return value
+    raise TypeError(f"'{path}' is a {type(value).__name__}; a checkpoint holds tensors, numbers and containers of them")
 
 
-def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Turn back what :func:`pack` gave.
+def deserialize(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Reverse :func:`serialize`.
 
     Raises:
-        LookupError, TypeError, ValueError: when it is not that.
+        LookupError, TypeError, ValueError: when the value was not serialized so.
     """
-    match tree:
+    match value:
         case {"$": "tensor", "name": name, "order": order}:
             return tensors[name].permute([order.index(i) for i in range(len(order))])
         case {"$": "dict", "items": items}:
-            return {key: unpack(value, tensors) for key, value in items}
+            return {key: deserialize(entry, tensors) for key, entry in items}
         case {"$": "tuple", "items": items}:
-            return tuple(unpack(value, tensors) for value in items)
+            return tuple(deserialize(entry, tensors) for entry in items)
         case dict():
-            return {key: unpack(value, tensors) for key, value in tree.items()}
+            return {key: deserialize(entry, tensors) for key, entry in value.items()}
         case list():
-            return [unpack(value, tensors) for value in tree]
-    return tree
-
-
-def _pack_tensor(tensor: Tensor, tensors: dict[str, Tensor], path: str) -> Any:
-    # Dimensions in the order of memory, so that a channels-last tensor is one again when it is read: what is computed
-    # from it may differ in the last bit with the layout.
-    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    in_order = tensor.detach().permute(order)
-    tensors[path] = torch.empty_like(in_order, device="cpu", memory_format=torch.contiguous_format).copy_(in_order)
-    return {_KIND: "tensor", "name": path, "order": order}
+            return [deserialize(entry, tensors) for entry in value]
+    return value
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
 FORMAT = 1
-"""Number of this layout; one that is higher was written by a newer version."""
+"""Version of the layout; a higher one was written by a newer iresnet."""
 
 _MANIFEST, _STATE = "manifest.json", "state.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State between two steps: containers of tensors and plain values.
+    """State of a training between two steps: containers of tensors and plain values.
 
     Attributes:
         step: steps done.
         model: state of the model, unsealed.
         optimizer: state of the optimizer.
-        average: state of the averaged weights, none without them.
-        scaler: state of the scale of the loss in fp16, none without one.
-        random: states of the random generators, one of each process.
+        average: state of the averaged weights, None without them.
+        scaler: state of the loss scaler of fp16, None without one.
+        random: states of the random generators of each process.
         window: metrics of the last steps that are not in ``metrics.jsonl`` yet.
         metrics_size: bytes of ``metrics.jsonl`` that belong to the steps done.
         best: the best snapshot so far.
         skipped: counts of the steps that were skipped.
-        world_size: of how many processes this is one's shard; none when it is the state of all.
+        world_size: processes over which the state is sharded, None when it is the full state.
     """
 
     step: int
@@ -145,7 +142,7 @@ def write_checkpoint(run: Run, checkpoint: Checkpoint, *, keep: int, also: int |
     Args:
         run: the run folder.
         checkpoint: what to write.
-        keep: how many of the last checkpoints stay, this one included; older ones are removed when it is safe.
+        keep: how many of the last checkpoints stay, this one included; older ones are removed afterwards.
         also: step whose checkpoint stays as well.
 
     Returns:
@@ -158,7 +155,10 @@ def write_checkpoint(run: Run, checkpoint: Checkpoint, *, keep: int, also: int |
     manifest = {name: _sha256(content) for name, content in files.items()}
     folder = run.state / f"step-{checkpoint.step:08d}"
     write_folder_atomically(folder, {**files, _MANIFEST: json.dumps(manifest, indent=1).encode()})
-    _prune(run, checkpoint.step, keep, also)
+    steps = {_step_of(folder): folder for folder in checkpoint_folders(run)}
+    last = [step for step in steps if step <= checkpoint.step][-keep:]
+    for step in steps.keys() - {*last, also}:  # damaged ones of steps that are still to come too
+        remove_folder(steps[step])
     return folder
 
 
@@ -175,7 +175,7 @@ def read_checkpoint(run: Run, step: int | None = None, *, world_size: int | None
 
     Raises:
         RunError: when no checkpoint is sound or the one that is asked for is not there, or the newest was written by a
-            newer version or by another number of processes, each of which wrote a part of it.
+            newer version, or is sharded over another number of processes.
 
     Warns:
         RunWarning: names each damaged checkpoint that is passed over.
@@ -200,50 +200,55 @@ def read_checkpoint(run: Run, step: int | None = None, *, world_size: int | None
 
 
 def checkpoint_folders(run: Run) -> list[Path]:
-    """The folders of all checkpoints, oldest first, sound or not."""
+    """List the folders of all checkpoints, oldest first, sound or damaged."""
     folders = (path for path in run.state.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
     return sorted(folders, key=_step_of)
 
 
-# -- one folder ------------------------------------------------------------------------------------------------------
+# -- one folder --------------------------------------------------------------------------------------------------------
 
 
 class _Damage(Exception):  # noqa: N818 (what was found)
-    """What is wrong with a checkpoint."""
+    """Damaged checkpoint; the message says what is wrong with it."""
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """Contents by name: one safetensors file for each part with tensors, and one JSON file."""
+    """Return file contents by name: a safetensors file for each field with tensors, and one JSON file."""
     files, state = {}, {}
     for field in fields(checkpoint):
         tensors: dict[str, Tensor] = {}
-        state[field.name] = pack(getattr(checkpoint, field.name), tensors)
+        state[field.name] = serialize(getattr(checkpoint, field.name), tensors)
         if tensors:
             files[f"{field.name}.safetensors"] = save(tensors)
-    tree = {"format": FORMAT, "iresnet": metadata.version("iresnet"), "state": state}
-    return {**files, _STATE: json.dumps(tree).encode()}
+    content = {"format": FORMAT, "iresnet": metadata.version("iresnet"), "state": state}
+    return {**files, _STATE: json.dumps(content).encode()}
 
 
 def _read(folder: Path, world_size: int | None) -> Checkpoint:
     files = _verified(folder)
     try:
-        tree = json.loads(files.pop(_STATE))
-        newer = tree["iresnet"] if tree["format"] > FORMAT else None
+        content = json.loads(files.pop(_STATE))
+        newer = content["iresnet"] if content["format"] > FORMAT else None
         if newer is None:
-            tensors = {name.removesuffix(".safetensors"): load(content) for name, content in files.items()}
-            state = {part: unpack(packed, tensors.get(part, {})) for part, packed in tree["state"].items()}
+            tensors = {name.removesuffix(".safetensors"): load(data) for name, data in files.items()}
+            state = {name: deserialize(value, tensors.get(name, {})) for name, value in content["state"].items()}
             checkpoint = Checkpoint(**with_current_names(state))
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise _Damage(f"{folder} is damaged: it does not hold a checkpoint") from error
     if newer is not None:
         this = metadata.version("iresnet")
         raise RunError(f"{folder} was written by iresnet {newer}, this is {this}: install the newer version")
-    _check_world_size(folder, checkpoint.world_size, world_size)
+    saved = checkpoint.world_size
+    if None not in (saved, world_size) and saved != world_size:
+        raise RunError(
+            f"{folder} is sharded over {saved} processes, this run has {world_size}: continue with "
+            f"torchrun --nproc_per_node={saved} (times the nodes)"
+        )
     return checkpoint
 
 
 def _verified(folder: Path) -> dict[str, bytes]:
-    """Contents of the files of a checkpoint, if they are what its manifest says."""
+    """Read the files of a checkpoint, and check them against its manifest."""
     try:
         manifest = dict(json.loads((folder / _MANIFEST).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
@@ -261,16 +266,8 @@ def _verified(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _check_world_size(folder: Path, saved: int | None, world_size: int | None) -> None:
-    if None not in (saved, world_size) and saved != world_size:
-        raise RunError(
-            f"{folder} is sharded over {saved} processes, this run has {world_size}: continue with "
-            f"torchrun --nproc_per_node={saved} (times the nodes)"
-        )
-
-
 def _check_fresh(run: Run) -> None:
-    """A run without checkpoints is one that was stopped early, unless they were taken away."""
+    """Refuse a run whose checkpoints were removed; without any it was stopped before the first one."""
     if (run.state / "checkpoint.pt").exists():
         raise RunError(
             f"{run.state / 'checkpoint.pt'} is a pickle, which could run any code: it is not read; remove the folder "
@@ -286,11 +283,3 @@ def _sha256(content: bytes) -> str:
 
 def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
-
-
-def _prune(run: Run, step: int, keep: int, also: int | None) -> None:
-    """Remove the checkpoints before the last ones, and damaged ones of steps that are still to come."""
-    steps = {_step_of(folder): folder for folder in checkpoint_folders(run)}
-    last = [s for s in steps if s <= step][-keep:]
-    for s in steps.keys() - {*last, also}:
-        remove_folder(steps[s])

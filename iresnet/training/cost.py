@@ -1,4 +1,4 @@
-"""Count the work of a training step, and predict what a run would take on other devices."""
+"""Cost model: count the work of a training step, and predict a run on other devices."""
 
 __all__ = [
     "Count",
@@ -30,12 +30,12 @@ from torch.utils.flop_counter import flop_registry
 
 @dataclass(frozen=True)
 class Count:
-    """What some work does.
+    """Operations, traffic, kernels and memory of some work.
 
     Attributes:
         flops: operations of matrix products and convolutions, by the formulas of torch's counter.
-        bytes: read and written, when every kernel reads its inputs and writes its outputs once.
-        kernels: launched; views are none.
+        bytes: read and written, if every kernel reads its inputs and writes its outputs once.
+        kernels: launched; views launch none.
         in_use: bytes of the tensors that were made and are still in use, after each kernel.
     """
 
@@ -46,12 +46,12 @@ class Count:
 
     @property
     def memory(self) -> int:
-        """The most bytes that the tensors made have at any time; what was there before is not among them."""
+        """Most bytes in use at any time, without tensors that existed before."""
         return max(self.in_use, default=0)
 
 
 def count(run: Callable[[], Any]) -> Count:
-    """Do some work and count it; takes about twice its time.
+    """Run some work and count it, which takes about twice its time.
 
     Args:
         run: the work, uncompiled.
@@ -69,13 +69,13 @@ def count(run: Callable[[], Any]) -> Count:
 
 
 class _Counter(TorchDispatchMode):
-    """Sees every operation, those of the backward pass too."""
+    """Dispatch mode that counts every operation, including those of the backward pass."""
 
     def __init__(self):
         super().__init__()
         self.flops = self.bytes = 0
         self.in_use: list[int] = []
-        self._sizes: dict[int, int] = {}  # of the storages made that are in use
+        self._sizes: dict[int, int] = {}  # of the storages that were made and are in use
         self._total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -87,12 +87,13 @@ class _Counter(TorchDispatchMode):
         if formula:
             self.flops += formula(*args, **kwargs, out_val=out)
         inputs, outputs = _tensors((args, kwargs)), _tensors(out)
-        self.bytes += sum(_size(tensor) for tensor in inputs + outputs)
-        self._keep_account(inputs, outputs)
+        # An expanded tensor has more elements than its storage.
+        self.bytes += sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in inputs + outputs)
+        self._track_memory(inputs, outputs)
         return out
 
-    def _keep_account(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        # An operation in place returns what was there before.
+    def _track_memory(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        # An operation in place returns a storage that existed before.
         known = {tensor.untyped_storage()._cdata for tensor in inputs}
         for storage in [tensor.untyped_storage() for tensor in outputs]:
             key = storage._cdata
@@ -110,19 +111,14 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _size(tensor: Tensor) -> int:
-    """Bytes of a tensor in memory; those of an expanded one are fewer than its elements."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
-
-
 @dataclass(frozen=True)
 class StepCounts:
-    """Counts of one step on two batches, from which those on any batch follow: all of them are linear in the examples.
+    """Counts of one step on two batches, from which those of any batch follow: all are linear in the examples.
 
     Attributes:
         sizes: examples of the two batches.
-        small: counted on the first.
-        large: counted on the second.
+        small: count of the first.
+        large: count of the second.
     """
 
     sizes: tuple[int, int]
@@ -130,10 +126,10 @@ class StepCounts:
     large: Count
 
     def at(self, n: int) -> Count:
-        """The count of a step on n examples.
+        """Return the count of a step on n examples.
 
-        Exact, the memory too, when both batches met the same kernels: what is in use after each of them is linear, and
-        the most of it need not be. Steps of random length (Russian roulette) are told roughly: each is one of many.
+        It is exact, the memory too, when both batches launched the same kernels: the memory in use after each kernel
+        is linear, its maximum need not be. Steps of random length (Russian roulette) are estimated from one draw.
         """
         a, b = self.small, self.large
         same = len(a.in_use) == len(b.in_use)
@@ -154,16 +150,16 @@ class StepCounts:
 
 
 EFFICIENCY = 0.5
-"""The one assumption about kernels and links: they sustain half of the published peak rates."""
+"""Share of the published peak rates that kernels and links sustain: the one assumption."""
 
 LAUNCH = 21e-6
-"""Seconds of the host for an operation launched from Python, autograd included: as measured, see docs/scaling.md."""
+"""Seconds of the host to launch an operation from Python, autograd included, as measured in docs/scaling.md."""
 
 FLOOR = 2.8e-6
-"""Seconds of the device for an operation however small, as measured beside a GPU's peak rates, see docs/scaling.md."""
+"""Seconds of the device for the smallest operation, as measured in docs/scaling.md."""
 
 BACKWARD = 0.5
-"""Share of a step behind which gradients travel, being ready one by one: the backward pass."""
+"""Share of the backward pass in a step, during which gradients are exchanged as they become ready."""
 
 BUCKET = 25 * 2**20
 """Bytes of gradients that ``DistributedDataParallel`` exchanges at once."""
@@ -171,12 +167,12 @@ BUCKET = 25 * 2**20
 
 @dataclass(frozen=True)
 class Device:
-    """A kind of device, and how many of them are connected. Rates are peaks, in units a second.
+    """Type of device and its connections. Rates are peaks, in units a second.
 
     Attributes:
         flops: dense operations, by precision of the recipe.
         bandwidth: bytes to and from its memory.
-        memory: bytes that it has.
+        memory: its size in bytes.
         link: bytes to the devices of the same machine, in one direction.
         network: bytes to other machines, for each device, in one direction.
         link_latency: seconds of a message within the machine.
@@ -184,8 +180,8 @@ class Device:
         per_machine: devices of a machine.
         efficiency: share of all peak rates that is sustained.
         launch: seconds of the host for a kernel.
-        floor: seconds of the device for a kernel, besides what its rates give.
-        asynchronous: whether the host launches kernels while others run; it does not where they run on it.
+        floor: seconds of the device for a kernel, in addition to the time by its rates.
+        asynchronous: whether the host launches kernels while others run, unlike on the CPU.
     """
 
     flops: dict[str, float]
@@ -202,21 +198,21 @@ class Device:
     asynchronous: bool = True
 
     def seconds(self, count: Count, precision: str = "float32") -> float:
-        """Time of counted work: the longer one of :meth:`run_seconds` and :meth:`launch_seconds`, or both in turns."""
+        """Return the time of counted work: the longer of running and launching, or their sum if not asynchronous."""
         times = self.run_seconds(count, precision), self.launch_seconds(count)
         return max(times) if self.asynchronous else sum(times)
 
     def run_seconds(self, count: Count, precision: str = "float32") -> float:
-        r"""Time of K kernels, :math:`F / (e \hat{F}) + B / (e \hat{B}) + K t_0` for F operations and B bytes."""
+        r"""Return :math:`F / (e \hat{F}) + B / (e \hat{B}) + K t_0`, for F operations, B bytes and K kernels."""
         work = count.flops / self.flops[precision] + count.bytes / self.bandwidth
         return work / self.efficiency + count.kernels * self.floor
 
     def launch_seconds(self, count: Count) -> float:
-        """Time that the host takes to launch all kernels."""
+        """Return the time of the host to launch all kernels."""
         return count.kernels * self.launch
 
     def exchange_seconds(self, sent: float, n: int) -> float:
-        """Time in which each of n devices sends so many bytes around a ring, whose slowest link all wait for."""
+        """Return the time in which each of n devices sends so many bytes around a ring with one slowest link."""
         local = n <= self.per_machine
         rate, latency = (self.link, self.link_latency) if local else (self.network, self.network_latency)
         messages = 2 * (n - 1) * -(-sent // BUCKET)
@@ -246,7 +242,7 @@ DEVICES: dict[str, Device] = {
         network=50e9,
     ),
 }
-"""By name.
+"""Devices by name.
 
 References:
     NVIDIA A100 Tensor Core GPU, data sheet 2021 (SXM, 80 GB), and DGX A100, data sheet (200 Gb/s for each),
@@ -259,20 +255,20 @@ References:
 
 @dataclass(frozen=True)
 class Workload:
-    """A training run, in numbers that do not depend on where it runs.
+    """Work of a training run, independent of the device.
 
     Attributes:
-        counts: of its step, in terms of the examples.
+        counts: of a step, as a function of the examples.
         batch_size: examples of a step, on all devices together.
-        n_steps: of the run.
-        parameters: numbers that are trained, float32.
+        total_steps: of the run.
+        parameters: number of trained parameters, in float32.
         resident_bytes: weights, buffers, optimizer state and training data, of which every device has a copy.
         precision: of the recipe.
     """
 
     counts: StepCounts
     batch_size: int
-    n_steps: int
+    total_steps: int
     parameters: int
     resident_bytes: int
     precision: str
@@ -280,18 +276,18 @@ class Workload:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run would take; a prediction and not a measurement.
+    """Predicted cost of a run on some devices.
 
     Attributes:
         device: name of the device.
-        n: how many of them.
-        memory: bytes of the tensors of each device at their most.
+        n: number of devices.
+        memory: most bytes of tensors on each device at any time.
         fits: whether the device has as many.
         exchanged: bytes that each device sends in a step.
         kernel_seconds: time of the kernels of a step.
         launch_seconds: time of the host to launch them.
-        exchange_seconds: time to wait for others.
-        step_seconds: time of a step: the longer of the first two, and the third.
+        exchange_seconds: time to wait for the exchange of gradients.
+        step_seconds: time of a step: the longer of the first two, plus the third.
         total_seconds: time of all steps.
     """
 
@@ -308,24 +304,24 @@ class Prediction:
 
 
 def exchanged_bytes(parameters: int, n: int) -> int:
-    r"""Bytes of gradients that each of n devices sends around a ring: :math:`2 (n - 1) / n * 4 P` for P parameters."""
+    r"""Return :math:`2 (n - 1) / n * 4 P`, the bytes of gradients of P parameters that each of n devices sends."""
     return 2 * (n - 1) * 4 * parameters // n
 
 
 def predict(workload: Workload, device: str, n: int) -> Prediction:
-    """Predict what a run would take on n devices that share its batches.
+    """Predict the cost of a run on n devices that share its batches.
 
-    The exchange of gradients hides behind the backward pass, all but its last bucket; sealing, validation and pictures
+    The exchange of gradients overlaps with the backward pass, all but its last bucket; sealing, validation and pictures
     at snapshots are not counted.
 
     Args:
         workload: the run.
         device: a name in :data:`DEVICES`.
-        n: how many of them.
+        n: number of devices.
     """
-    kind, sent = DEVICES[device], exchanged_bytes(workload.parameters, n)
+    spec, sent = DEVICES[device], exchanged_bytes(workload.parameters, n)
     count = workload.counts.at(workload.batch_size // n)
-    compute, exchange = kind.seconds(count, workload.precision), kind.exchange_seconds(sent, n)
+    compute, exchange = spec.seconds(count, workload.precision), spec.exchange_seconds(sent, n)
     last = exchange / max(1, -(-sent // BUCKET))
     waiting = max(last, exchange - BACKWARD * compute)
     buckets = 4 * workload.parameters if n > 1 else 0
@@ -334,18 +330,18 @@ def predict(workload: Workload, device: str, n: int) -> Prediction:
         device=device,
         n=n,
         memory=memory,
-        fits=memory <= kind.memory,
+        fits=memory <= spec.memory,
         exchanged=sent,
-        kernel_seconds=kind.run_seconds(count, workload.precision),
-        launch_seconds=kind.launch_seconds(count),
+        kernel_seconds=spec.run_seconds(count, workload.precision),
+        launch_seconds=spec.launch_seconds(count),
         exchange_seconds=waiting,
         step_seconds=compute + waiting,
-        total_seconds=(compute + waiting) * workload.n_steps,
+        total_seconds=(compute + waiting) * workload.total_steps,
     )
 
 
 def table(predictions: Iterable[Prediction]) -> str:
-    """Lines of text, one for each prediction, under a line of headings: times are those of a step."""
+    """Format predictions as a text table; times are those of a step."""
     headings = ("devices", "memory each", "kernels", "launching", "waiting", "step", "sent by each", "full run")
     rows = [headings, *(_cells(prediction) for prediction in predictions)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -366,7 +362,7 @@ def _cells(p: Prediction) -> tuple[str, ...]:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit in which it reads well."""
+    """Format a time in a readable unit."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -1,10 +1,10 @@
-"""Training in several processes: accelerate, and weights that are replicated or sharded."""
+"""Strategies of training in several processes: weights that are replicated (DDP) or sharded (FSDP2)."""
 
 __all__ = [
     "Replicated",
     "SHARDINGS",
     "Sharded",
-    "Weights",
+    "Strategy",
     "make_accelerator",
     "quietly",
 ]
@@ -23,12 +23,13 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from iresnet.bijections import ResidualBlock
+from iresnet.collectives import is_main, world_size
 from iresnet.config import Config
 from iresnet.devices import kept_random_state
 from iresnet.errors import RecipeError
+from iresnet.inputs import Inputs
+from iresnet.models import build_model
 from iresnet.precision import PRECISIONS
-from iresnet.processes import is_main, world_size
-from iresnet.runs import Inputs, build_model
 from iresnet.training.optim import make_optimizer
 from iresnet.training.task import Task
 from iresnet.zoo import Model
@@ -37,7 +38,7 @@ from iresnet.zoo import Model
 
 
 def make_accelerator(precision: str, device: torch.device) -> Accelerator:
-    """An accelerator for this process, whether it is alone or one of several.
+    """Make the accelerator of this process, which is alone or one of several.
 
     Args:
         precision: a key of :data:`iresnet.precision.PRECISIONS`.
@@ -50,46 +51,47 @@ def make_accelerator(precision: str, device: torch.device) -> Accelerator:
     cpu = world_size() > 1 and device.type == "cpu"
     # It would hold all runs of this process to the precision and the device of the first.
     AcceleratorState._reset_state(reset_partial_state=True)
-    with _environment(ACCELERATE_TORCH_DEVICE=str(device)):
+    with _environment_variable("ACCELERATE_TORCH_DEVICE", str(device)):
         return Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=[ddp])
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+def _environment_variable(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep from the user what torch says of options that accelerate passes, and of the layout of gradients."""
+    """Hide warnings of torch about options that accelerate passes, and about the strides of gradients."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-        # Of 1x1 kernels, whose layout has two descriptions.
+        # The strides of 1x1 kernels have two descriptions.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         yield
 
 
-# -- weights -----------------------------------------------------------------------------------------------------------
+# -- strategies --------------------------------------------------------------------------------------------------------
 
 
 State = dict[str, Any]
 Batch = tuple[Tensor, Tensor | None]
 
 
-class Weights(ABC):
-    """The task and the optimizer of a run, ready to be used, and their states as a whole.
+class Strategy(ABC):
+    """Placement of a model and its optimizer on the processes.
+
+    All processes have to call each method, and the first one gets what it returns.
 
     Attributes:
-        task: as accelerate prepared it.
-        optimizer: the same.
+        task: prepared by accelerate.
+        optimizer: prepared by accelerate.
     """
 
     task: nn.Module
@@ -97,30 +99,30 @@ class Weights(ABC):
 
     @abstractmethod
     def model_state(self) -> State:
-        """The state of the whole model, in the first process; all have to ask for it."""
+        """Return the full state of the model."""
 
     @abstractmethod
     def optimizer_state(self) -> State:
-        """The state of the whole optimizer, in the first process; all have to ask for it."""
+        """Return the full state of the optimizer."""
 
     @abstractmethod
     def load(self, model: State, optimizer: State) -> None:
-        """Restore states of the whole, which all processes have."""
+        """Restore full states, which all processes pass."""
 
     @abstractmethod
-    def model(self) -> Model:
-        """The whole model, to be copied, in the first process; all have to ask for it."""
+    def full_model(self) -> Model:
+        """Return the model with all its weights, to be copied."""
 
 
-class Replicated(Weights):
-    """Every process has all weights, and the gradients are averaged (DDP).
+class Replicated(Strategy):
+    """Copies of all weights in every process, with averaged gradients (DDP).
 
     Args:
         accelerator: of this process.
         task: not prepared.
         config: the recipe.
-        inputs: not needed.
-        first: not needed.
+        inputs: unused.
+        first_batch: unused.
     """
 
     def __init__(
@@ -129,80 +131,80 @@ class Replicated(Weights):
         task: Task,
         config: Config,
         inputs: Inputs,  # noqa: ARG002
-        first: Callable[[], Batch],  # noqa: ARG002
+        first_batch: Callable[[], Batch],  # noqa: ARG002
     ):
         self.own = task.to(accelerator.device)  # before there is an optimizer of its parameters
         self.task, self.optimizer = accelerator.prepare(task, make_optimizer(task.model, config.optim))
 
     def model_state(self) -> State:
-        """See :meth:`Weights.model_state`."""
+        """Implement :meth:`Strategy.model_state`."""
         return self.own.model.state_dict()
 
     def optimizer_state(self) -> State:
-        """See :meth:`Weights.optimizer_state`."""
+        """Implement :meth:`Strategy.optimizer_state`."""
         return self.optimizer.state_dict()
 
     def load(self, model: State, optimizer: State) -> None:
-        """See :meth:`Weights.load`."""
+        """Implement :meth:`Strategy.load`."""
         self.own.model.load_state_dict(model)
         self.optimizer.load_state_dict(optimizer)
 
-    def model(self) -> Model:
-        """See :meth:`Weights.model`."""
+    def full_model(self) -> Model:
+        """Implement :meth:`Strategy.full_model`."""
         return self.own.model  # pyright: ignore[reportReturnType]
 
 
-class Sharded(Weights):
-    """Each process keeps a part of the weights, their gradients and the optimizer's state (FSDP2).
+class Sharded(Strategy):
+    """Shard of the weights, their gradients and the optimizer's state in each process (FSDP2).
 
-    Each residual block is gathered when it is used, forward and backward, and given back. So its weights are normalized
-    by the block itself, and not for the whole model at once. ActNorm is initialized before, on the CPU, where the whole
-    model is built: what a forward pass writes into gathered weights is lost.
+    Each residual block is gathered when it is used, forward and backward, and freed again. So its weights are
+    normalized by the block itself, and not for the whole model at once. ActNorm is initialized before sharding, on the
+    CPU, where the model is built: what a forward pass writes into gathered weights is lost.
 
     Args:
         accelerator: of this process.
         task: not prepared, on the CPU.
         config: the recipe.
-        inputs: what the model knows of its data.
-        first: gives the first batch.
+        inputs: facts about the data that the model needs.
+        first_batch: returns the first batch.
 
     Raises:
         RecipeError: when there is one process.
     """
 
     def __init__(
-        self, accelerator: Accelerator, task: Task, config: Config, inputs: Inputs, first: Callable[[], Batch]
+        self, accelerator: Accelerator, task: Task, config: Config, inputs: Inputs, first_batch: Callable[[], Batch]
     ):
         if world_size() == 1:
             raise RecipeError("--train.sharding fsdp spreads a model over processes: use --processes N, or torchrun")
         self.own, self.config, self.inputs = task, config, inputs
-        _initialize(task, *first())
+        _initialize(task, *first_batch())
         _shard(task, accelerator.device.type)
         optimizer = make_optimizer(task.model, config.optim)
         self.task = accelerator.prepare_model(task, device_placement=False, evaluation_mode=True)  # not DDP
         self.optimizer = accelerator.prepare_optimizer(optimizer)
 
     def model_state(self) -> State:
-        """See :meth:`Weights.model_state`."""
+        """Implement :meth:`Strategy.model_state`."""
         from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-        return get_model_state_dict(self.own.model, options=_whole_states())
+        return get_model_state_dict(self.own.model, options=_full_states())
 
     def optimizer_state(self) -> State:
-        """See :meth:`Weights.optimizer_state`."""
+        """Implement :meth:`Strategy.optimizer_state`."""
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-        return get_optimizer_state_dict(self.own, self.optimizer.optimizer, options=_whole_states())
+        return get_optimizer_state_dict(self.own, self.optimizer.optimizer, options=_full_states())
 
     def load(self, model: State, optimizer: State) -> None:
-        """See :meth:`Weights.load`."""
+        """Implement :meth:`Strategy.load`."""
         from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 
-        set_model_state_dict(self.own.model, model, options=_whole_states())
-        set_optimizer_state_dict(self.own, self.optimizer.optimizer, optimizer, options=_whole_states())
+        set_model_state_dict(self.own.model, model, options=_full_states())
+        set_optimizer_state_dict(self.own, self.optimizer.optimizer, optimizer, options=_full_states())
 
-    def model(self) -> Model:
-        """See :meth:`Weights.model`."""
+    def full_model(self) -> Model:
+        """Implement :meth:`Strategy.full_model`."""
         state = self.model_state()
         if not is_main():
             return self.own.model  # pyright: ignore[reportReturnType]
@@ -212,7 +214,7 @@ class Sharded(Weights):
         return model
 
 
-def _whole_states() -> Any:
+def _full_states() -> Any:
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
     return StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -239,5 +241,5 @@ def _shard(task: Task, device: str) -> None:
     fully_shard(task, mesh=mesh)
 
 
-SHARDINGS: dict[str, Callable[..., Weights]] = {"ddp": Replicated, "fsdp": Sharded}
-"""By the name of the option ``train.sharding``."""
+SHARDINGS: dict[str, Callable[..., Strategy]] = {"ddp": Replicated, "fsdp": Sharded}
+"""Strategies by the value of the option ``train.sharding``."""

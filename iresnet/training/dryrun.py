@@ -1,4 +1,4 @@
-"""Measure what a recipe would cost, and refuse what does not fit into memory, before training."""
+"""Dry runs, which measure the cost of a recipe, and checks that a training fits into memory."""
 
 __all__ = [
     "DryRun",
@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,40 +21,43 @@ from torch import Tensor
 
 from iresnet import zoo
 from iresnet.capacity import SAMPLE_BYTES, check_room, parameter_bytes
-from iresnet.config import Config
+from iresnet.collectives import world_size
+from iresnet.config import Config, check
 from iresnet.data import Dataset, training_batches
 from iresnet.data import load as load_data
 from iresnet.devices import choose_device, describe_device, kept_random_state
 from iresnet.errors import IResNetError
+from iresnet.inputs import Inputs
+from iresnet.models import inputs_of, model_options
 from iresnet.normalization import PowerIteration
 from iresnet.precision import use_precision
-from iresnet.processes import world_size
-from iresnet.runs import Inputs, inputs_of, model_options
-from iresnet.training.cost import DEVICES, Count, Prediction, StepCounts, Workload, count, duration, predict, table
+from iresnet.training.cost import DEVICES, Prediction, StepCounts, Workload, count, duration, predict, table
 from iresnet.training.optim import make_optimizer
-from iresnet.training.settings import check_settings
 from iresnet.training.task import Task, make_task
+from iresnet.training.tracking import check_trackers
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
+Batch = tuple[Tensor, Tensor | None]
+
 COPIES = 3
-"""Numbers that a training keeps for each parameter, at least: itself, its gradient, and a sealed copy at snapshots."""
+"""Tensors that a training keeps of each parameter, at least: itself, its gradient, and a sealed copy at snapshots."""
 
 SIZES = (2, 3)
-"""Examples of the two batches from which the memory of a step on any batch follows; a head needs two."""
+"""Examples of the two batches from which the memory of a step on any batch follows; a classifier's head needs two."""
 
 
 def check_model_fits(config: Config, inputs: Inputs, device: torch.device) -> None:
     """Refuse a model too large to be trained, without building it.
 
     Raises:
-        RecipeError: says how much memory it takes, how much there is, and what to lower.
+        RecipeError: names the memory that it takes, the memory that there is, and the options to lower.
     """
     name, options = model_options(config, inputs)
     try:
         size = parameter_bytes(name, inputs.shape, options) if name in zoo.ARCHITECTURES else 0.0
-    except IResNetError:  # which is told when it is built
+    except IResNetError:  # is raised again when the model is built
         return
     except OverflowError:  # of the count itself
         size = math.inf
@@ -64,16 +66,19 @@ def check_model_fits(config: Config, inputs: Inputs, device: torch.device) -> No
 
 
 def check_step_fits(task: Task, config: Config, dataset: Dataset, device: torch.device) -> None:
-    """Refuse a batch too large for a step, from steps of a copy of the task on a few examples; and too many pictures.
+    """Refuse a batch too large for a step, judged by steps of a copy on a few examples, and too many pictures.
 
     Raises:
-        RecipeError: says how much memory a step takes, how much there is, and what to lower.
+        RecipeError: names the memory that a step takes, the memory that there is, and the options to lower.
     """
     n = -(-config.train.batch_size // (world_size() * config.train.accumulate))
     with kept_random_state(), torch.compiler.set_stance("force_eager"):
-        own = copy.deepcopy(task).to(device).train()
-        counted = [_count_step(own, config, dataset, size, device) for size in SIZES]
-    memory = StepCounts(SIZES, *counted).at(n).memory
+        task = copy.deepcopy(task).to(device).train()
+        counts = []
+        for batch in [_first_examples(dataset, size, device) for size in SIZES]:
+            task.zero_grad()
+            counts.append(count(lambda batch=batch: _backward(task, batch, config.train.precision)))
+    memory = StepCounts(SIZES, *counts).at(n).memory
     remedy = "lower --train.batch-size"
     if n > 2:
         remedy += ", or raise --train.accumulate"
@@ -84,25 +89,23 @@ def check_step_fits(task: Task, config: Config, dataset: Dataset, device: torch.
     )
 
 
-def _count_step(task: Task, config: Config, dataset: Dataset, size: int, device: torch.device) -> Count:
+def _first_examples(dataset: Dataset, n: int, device: torch.device) -> Batch:
     y = dataset.train.y
-    batch = dataset.train.x[:size].to(device), None if y is None else y[:size].to(device)
+    return dataset.train.x[:n].to(device), None if y is None else y[:n].to(device)
 
-    def step() -> None:
-        task.zero_grad()
-        with use_precision(config.train.precision, device):
-            loss, _ = task(*batch)
-        loss.backward()
 
-    return count(step)
+def _backward(task: Task, batch: Batch, precision: str) -> Tensor:
+    with use_precision(precision, batch[0].device):
+        loss, _ = task(*batch)
+    loss.backward()
+    return loss.detach()
 
 
 # -- dry runs ----------------------------------------------------------------------------------------------------------
 
 
-Batch = tuple[Tensor, Tensor | None]
 NUMBERS = (1, 8, 64)
-"""Numbers of devices that predictions are made for."""
+"""Numbers of devices for which predictions are made."""
 
 
 @dataclass(frozen=True)
@@ -110,16 +113,16 @@ class DryRun:
     """Cost of a recipe, measured on this machine and predicted for others.
 
     Attributes:
-        parameters: how many the model has.
+        parameters: number of parameters of the model.
         loss: of the step that was run.
         state_bytes: weights, gradients and optimizer state.
-        example_bytes: what one example adds to the tensors of a step, where they are most.
-        seconds: time of a step of the whole batch; None where it does not fit into the device's memory.
-        timed: whether such a step was run, and the time is not drawn from two smaller ones.
+        example_bytes: bytes that one example adds to the peak memory of a step.
+        seconds: time of a step on a full batch; None if it does not fit into the device's memory.
+        timed: whether such a step was timed, and not extrapolated from two smaller ones.
         batch_size: of the recipe.
-        n_steps: of the whole run.
-        device: where it was measured.
-        workload: what the run does, counted.
+        total_steps: of the whole run.
+        device: on which it was measured.
+        workload: counted work of the run.
     """
 
     parameters: int
@@ -129,12 +132,12 @@ class DryRun:
     seconds: float | None
     timed: bool
     batch_size: int
-    n_steps: int
+    total_steps: int
     device: str
     workload: Workload
 
     def predictions(self) -> Iterator[Prediction]:
-        """For each kind and number of devices that the batch can be divided among."""
+        """Predict the cost on each type and number of devices that the batch can be divided among."""
         for device in DEVICES:
             for n in NUMBERS:
                 if self.batch_size % n == 0:
@@ -154,8 +157,8 @@ class DryRun:
                 f"({self.state_bytes / 2**20:.0f} MiB of weights and optimizer, "
                 f"{self.example_bytes / 2**20:.1f} MiB an example)",
                 f"time per step   {self._time()}",
-                f"full run        {self.n_steps:,} steps"
-                + ("" if self.seconds is None else f", {duration(self.seconds * self.n_steps)}"),
+                f"full run        {self.total_steps:,} steps"
+                + ("" if self.seconds is None else f", {duration(self.seconds * self.total_steps)}"),
             ]
         )
 
@@ -190,20 +193,21 @@ def dry_run(
     """Build the full model of a recipe, run real training steps, and estimate the whole run.
 
     Steps on two small batches are counted: operations, bytes and memory are linear in the examples, and
-    :mod:`iresnet.training.cost` predicts from them what the run takes elsewhere. Where the device is not the CPU, steps
-    of the whole batch are timed, since a few examples do not fill it; on the CPU, where they may take minutes, those of
-    the two batches tell the time of a step from that of its examples. Nothing is written.
+    :mod:`iresnet.training.cost` predicts from them the cost on other devices. On a GPU, steps on a full batch are
+    timed, since a few examples do not fill it; on the CPU, where those may take minutes, their time is extrapolated
+    from the two batches. Nothing is written.
 
     Args:
         config: the recipe.
         data_dir: where data sets are looked for first.
         device: where to run, see :func:`~iresnet.devices.choose_device`.
-        sizes: the two batch sizes, the first of which takes one more step to warm up.
+        sizes: the two batch sizes; the first takes one more step to warm up.
 
     Raises:
         IResNetError: as in training.
     """
-    check_settings(config)
+    check(config)
+    check_trackers(config)
     dataset = load_data(config.data.name, data_dir, **config.data.options)
     device = choose_device(device)
     inputs = inputs_of(dataset, config.task.kind)
@@ -211,18 +215,29 @@ def dry_run(
     task = make_task(config, dataset, inputs).to(device).train()
     optimizer = make_optimizer(task.model, config.optim)
     batches = [_first_examples(dataset, size, device) for size in sizes]
-    step = partial(_step, task, optimizer, precision=config.train.precision)
+
+    def step(batch: Batch) -> tuple[float, float]:
+        """Run one training step as the loop does, and return the loss and the seconds."""
+        start, precision = time.perf_counter(), config.train.precision
+        with use_precision("float32" if precision == "float32" else "tf32", device):  # backward too
+            optimizer.zero_grad()
+            loss = _backward(task, batch, precision)
+            optimizer.step()
+        value = float(loss)  # waits for the device
+        return value, time.perf_counter() - start
+
     loss, _ = step(batches[0])
-    few = [step(batch)[1] for batch in batches]
+    seconds = [step(batch)[1] for batch in batches]
     slots = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
     state_bytes = 2 * _bytes(task.parameters()) + _bytes(slots)
     batch_size, on_cpu = config.train.batch_size, device.type == "cpu"
+    resident = () if dataset.stream else (dataset.train.x, dataset.train.y)  # a stream is moved batch by batch
     workload = Workload(
         counts=_counts(task, step, batches),
         batch_size=batch_size,
-        n_steps=config.train.epochs * len(training_batches(dataset, batch_size)),
+        total_steps=config.train.epochs * len(training_batches(dataset, batch_size)),
         parameters=sum(p.numel() for p in task.parameters()),
-        resident_bytes=state_bytes + _bytes([*task.buffers(), *_resident(dataset)]),
+        resident_bytes=state_bytes + _bytes([*task.buffers(), *resident]),
         precision=config.train.precision,
     )
     return DryRun(
@@ -230,52 +245,29 @@ def dry_run(
         loss=loss,
         state_bytes=state_bytes,
         example_bytes=workload.counts.at(batch_size).memory // batch_size,
-        seconds=_extrapolated(few, sizes, batch_size)
+        seconds=_extrapolated(seconds, sizes, batch_size)
         if on_cpu
         else _timed(step, _first_examples(dataset, batch_size, device)),
         timed=not on_cpu,
         batch_size=batch_size,
-        n_steps=workload.n_steps,
+        total_steps=workload.total_steps,
         device=describe_device(device),
         workload=workload,
     )
 
 
 def _extrapolated(seconds: Sequence[float], sizes: tuple[int, int], n: int) -> float:
-    """Time of a step on n examples, linear in them, from those on two batches."""
+    """Return the time of a step on n examples, linear in them, from those on two batches."""
     of_example = max(0.0, (seconds[1] - seconds[0]) / (sizes[1] - sizes[0]))
     return max(0.0, seconds[0] - sizes[0] * of_example) + n * of_example
 
 
 def _timed(step: Callable[[Batch], tuple[float, float]], batch: Batch) -> float | None:
-    """Median time of five steps after one to warm up; None when the device's memory does not hold one."""
+    """Return the median time of five steps after one to warm up, None if the batch does not fit into memory."""
     try:
         return median([step(batch)[1] for _ in range(6)][1:])
     except torch.OutOfMemoryError:
         return None
-
-
-def _first_examples(dataset: Dataset, n: int, device: torch.device) -> Batch:
-    y = dataset.train.y
-    return dataset.train.x[:n].to(device), None if y is None else y[:n].to(device)
-
-
-def _resident(dataset: Dataset) -> tuple[Tensor | None, ...]:
-    """The examples that are on the device all the time: streamed ones come when they are needed."""
-    return () if dataset.stream else (dataset.train.x, dataset.train.y)
-
-
-def _step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, precision: str) -> tuple[float, float]:
-    """Run one training step as the loop does; return the loss and the seconds."""
-    start = time.perf_counter()
-    with use_precision("float32" if precision == "float32" else "tf32", batch[0].device):  # backward too
-        with use_precision(precision, batch[0].device):
-            loss, _ = task(*batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    value = float(loss.detach())  # waits for the device
-    return value, time.perf_counter() - start
 
 
 def _counts(task: Task, step: Callable[[Batch], Any], batches: Sequence[Batch]) -> StepCounts:

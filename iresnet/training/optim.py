@@ -7,24 +7,51 @@ __all__ = [
     "Muon",
     "OPTIMIZERS",
     "SCHEDULES",
+    "full_tensor",
     "learning_rate",
     "make_optimizer",
     "orthogonalize",
     "set_learning_rate",
+    "shard_like",
+    "warn_of_new_rates",
 ]
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from iresnet.config import OptimConfig
-from iresnet.errors import RecipeError, UnknownNameError
+from iresnet.config import Config, OptimConfig, check
+from iresnet.errors import RunWarning
 from iresnet.lipschitz import lipschitz_layers
-from iresnet.training.parts import placed_like, whole
+
+# -- sharded tensors ---------------------------------------------------------------------------------------------------
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor, and return any other as it is. All processes have to take part."""
+    if not dist.is_initialized():
+        return tensor
+    from torch.distributed.tensor import DTensor  # slow to import
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(reference: Tensor, tensor: Tensor) -> Tensor:
+    """Shard a full tensor like ``reference``."""
+    if not dist.is_initialized():
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(reference, DTensor):
+        return tensor
+    return distribute_tensor(tensor, reference.device_mesh, reference.placements)
+
 
 # -- Muon --------------------------------------------------------------------------------------------------------------
 
@@ -43,7 +70,7 @@ _QUINTICS = (
 def orthogonalize(
     matrices: Tensor,  # (*, m, n)
 ) -> Tensor:
-    r"""Replace all singular values by about 1: the polar factor, from matrix products alone.
+    r"""Replace all singular values by about 1, which gives the polar factor, from matrix products alone.
 
     .. math:: U S V^T \mapsto U V^T
 
@@ -72,7 +99,7 @@ def orthogonalize(
 
 
 class Muon(torch.optim.Optimizer):
-    r"""Steepest descent in the spectral norm for Lipschitz weights, Adam for all other parameters.
+    r"""Muon: steepest descent in the spectral norm for Lipschitz weights, and Adam for all other parameters.
 
     A Lipschitz weight W, a kernel as the matrix (out, in kh kw), moves by
 
@@ -80,8 +107,8 @@ class Muon(torch.optim.Optimizer):
         M \leftarrow \mu M + (1 - \mu) G, \quad
         W \leftarrow W - \eta \sqrt{\max(1, m/n)} \; \mathrm{polar}((1 - \mu) G + \mu M),
 
-    and is then replaced by its normalized self, which leaves the function of the layer as it is. Otherwise W would
-    grow, since nothing in the loss holds its size, and steps of one size would turn it ever less.
+    and is then replaced by its normalized weight, which does not change the function of the layer. Otherwise W would
+    grow, since the loss does not depend on its norm, and steps of one size would turn it ever less.
 
     Args:
         model: all its parameters are trained; its Lipschitz layers are found inside.
@@ -127,7 +154,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Move all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -139,19 +166,22 @@ class Muon(torch.optim.Optimizer):
 
     def _step_spectral(self, group: dict[str, Any]) -> None:
         layers = [layer for layer in self.layers if layer.unnormalized_weight.grad is not None]
-        for weights in _by_shape(layer.unnormalized_weight for layer in layers):
+        by_shape: dict[torch.Size, list[Tensor]] = {}  # weights of one shape are orthogonalized together
+        for layer in layers:
+            by_shape.setdefault(layer.unnormalized_weight.shape, []).append(layer.unnormalized_weight)
+        for weights in by_shape.values():
             grads = [weight.grad for weight in weights if weight.grad is not None]
             averages = [self._average(weight, "average") for weight in weights]
             torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
-            directions = map(whole, torch._foreach_lerp(grads, averages, group["momentum"]))
+            directions = map(full_tensor, torch._foreach_lerp(grads, averages, group["momentum"]))
             steps = orthogonalize(torch.stack(list(directions)).flatten(2))
             size = group["lr"] * math.sqrt(max(1.0, steps.shape[-2] / steps.shape[-1]))
             for weight, step in zip(weights, steps, strict=True):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.sub_(placed_like(weight, step.view(weight.shape)), alpha=size)
+                weight.sub_(shard_like(weight, step.view(weight.shape)), alpha=size)
         for layer in layers:
             weight = layer.unnormalized_weight
-            weight.copy_(placed_like(weight, layer.normalization.normalize(whole(weight))))
+            weight.copy_(shard_like(weight, layer.normalization.normalize(full_tensor(weight))))
 
     def _step_adam(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]
@@ -171,19 +201,11 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_addcdiv_(params, first, sizes, -group["lr"] / (1 - beta1 ** group["step"]))
 
     def _average(self, parameter: Tensor, name: str) -> Tensor:
-        """A running average of the parameter's gradients, 0 at first."""
+        """Return a running average of the parameter's gradients, 0 at first."""
         state = self.state[parameter]
         if name not in state:
             state[name] = torch.zeros_like(parameter)
         return state[name]
-
-
-def _by_shape(weights: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Weights of one shape are orthogonalized together."""
-    groups: dict[tuple[int, ...], list[Tensor]] = {}
-    for weight in weights:
-        groups.setdefault(tuple(weight.shape), []).append(weight)
-    return list(groups.values())
 
 
 # -- averaged weights --------------------------------------------------------------------------------------------------
@@ -193,11 +215,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Ema(Generic[M]):
-    r"""Exponential moving average of weights, which validates and samples better than the last ones while they move.
+    r"""Exponential moving average of weights, which gives better likelihoods and samples than the last weights.
 
     .. math:: \bar w \leftarrow d \bar w + (1 - d) w, \quad d = \min(\mathrm{decay}, n / (n + 9))
 
-    at the n-th update, from 0, so that the first weights are soon forgotten. Buffers are copied.
+    at the n-th update, counted from 0, so that the first weights are soon forgotten. Buffers are copied.
 
     Args:
         model: whose weights are averaged.
@@ -220,7 +242,7 @@ class Ema(Generic[M]):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the model's present weights."""
+        """Update the average with the current weights of the model."""
         decay = min(self.decay, self.n_updates / (self.n_updates + 9))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
         for mine, other in zip(self.model.buffers(), model.buffers(), strict=True):
@@ -228,11 +250,11 @@ class Ema(Generic[M]):
         self.n_updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an update depends on."""
+        """Return everything that an update depends on."""
         return {"n_updates": self.n_updates, "model": self.model.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore a state from :meth:`state_dict`."""
         self.n_updates = state["n_updates"]
         self.model.load_state_dict(state["model"])
 
@@ -257,25 +279,13 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
     Raises:
         UnknownNameError: for an unknown optimizer or schedule.
-        RecipeError: for a learning rate that is not positive, or Nesterov momentum without momentum.
+        RecipeError: for a value out of its limits, or Nesterov momentum without momentum.
 
     Example:
         >>> type(make_optimizer(nn.Linear(2, 2), OptimConfig(name="sgd"))).__name__
         'SGD'
     """
-    if config.name not in OPTIMIZERS:
-        raise UnknownNameError("optimizer", config.name, OPTIMIZERS)
-    if config.schedule not in SCHEDULES:
-        raise UnknownNameError("schedule", config.schedule, SCHEDULES)
-    if not min(config.lr, config.adam_lr) > 0 or config.weight_decay < 0:
-        raise RecipeError(
-            f"--optim.lr and --optim.adam-lr must be positive and --optim.weight-decay not negative, got {config.lr}, "
-            f"{config.adam_lr} and {config.weight_decay}"
-        )
-    if config.nesterov and (config.name != "sgd" or config.momentum == 0):
-        raise RecipeError(
-            f"--optim.nesterov is for sgd with momentum, got {config.name} with --optim.momentum {config.momentum}"
-        )
+    check(Config(optim=config))
     optimizer = OPTIMIZERS[config.name](model, config)
     for group in optimizer.param_groups:
         group["lr_ratio"] = group["lr"] / config.lr
@@ -283,13 +293,9 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of an optimizer from :func:`make_optimizer`; groups with a rate of their own keep its ratio."""
+    """Set the rate of an optimizer from :func:`make_optimizer`; groups with their own rate keep the ratio."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_ratio"]
-
-
-def _constant(config: OptimConfig, epoch: float, epochs: int) -> float:  # noqa: ARG001
-    return 1.0
 
 
 def _cosine(config: OptimConfig, epoch: float, epochs: int) -> float:
@@ -297,28 +303,20 @@ def _cosine(config: OptimConfig, epoch: float, epochs: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
 
-def _linear(config: OptimConfig, epoch: float, epochs: int) -> float:
-    return min(1.0, (1 - epoch / epochs) / max(1 - config.decay_from, 1e-9))
-
-
-def _step(config: OptimConfig, epoch: float, epochs: int) -> float:  # noqa: ARG001
-    return config.factor ** sum(epoch >= milestone for milestone in config.milestones)
-
-
 SCHEDULES: dict[str, Callable[[OptimConfig, float, int], float]] = {
-    "constant": _constant,
+    "constant": lambda c, epoch, epochs: 1.0,
     "cosine": _cosine,
-    "linear": _linear,
-    "step": _step,
+    "linear": lambda c, epoch, epochs: min(1.0, (1 - epoch / epochs) / max(1 - c.decay_from, 1e-9)),
+    "step": lambda c, epoch, epochs: c.factor ** sum(epoch >= milestone for milestone in c.milestones),
 }
-"""Factor of the learning rate at a fractional epoch of a run of so many epochs, apart from warm-up."""
+"""Factors of the learning rate by name, as functions of the options, the fractional epoch and the epochs of the run."""
 
 
 def learning_rate(config: OptimConfig, epoch: float, epochs: int) -> float:
-    """Learning rate at a point of the run: a pure function, so that a resumed run has no schedule to restore.
+    """Return the learning rate at a point of the run, a pure function: a resumed run has no schedule to restore.
 
     Args:
-        config: the schedule.
+        config: options of the optimizer.
         epoch: epochs done, with fraction.
         epochs: epochs of the whole run.
 
@@ -329,3 +327,25 @@ def learning_rate(config: OptimConfig, epoch: float, epochs: int) -> float:
     """
     warmup = min(1.0, epoch / config.warmup_epochs) if config.warmup_epochs else 1.0
     return config.lr * warmup * SCHEDULES[config.schedule](config, epoch, epochs)
+
+
+def warn_of_new_rates(config: OptimConfig, epoch: float, before: int, epochs: int) -> None:
+    """Warn when a run that is extended goes on with other learning rates, as schedules that know its end do.
+
+    Args:
+        config: options of the optimizer.
+        epoch: epochs done.
+        before: epochs that the run was started for.
+        epochs: epochs of the extended run.
+
+    Warns:
+        RunWarning: names both rates.
+    """
+    old, new = learning_rate(config, epoch, before), learning_rate(config, epoch, epochs)
+    if old != new:
+        warnings.warn(
+            f"the run goes on to {epochs} epochs in place of {before}: from here on its learning rate is that of the "
+            f"{config.schedule} schedule over all of them, {new:.3g} after epoch {epoch:g} where it was {old:.3g}",
+            RunWarning,
+            stacklevel=2,
+        )

@@ -1,4 +1,4 @@
-"""What a training run shows on the terminal."""
+"""Progress of a training run on the terminal."""
 
 __all__ = ["BlockLog", "ProgressBar"]
 
@@ -16,21 +16,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from iresnet.certificates import Excess
-from iresnet.training.callbacks import BadStep, BlockState, Callback, Event, Snapshot, Started, Stepped, Stopped
+from iresnet.training.callbacks import BadStep, Callback, Event, Snapshot, Started, Stepped, Stopped
 
 
 class ProgressBar(Callback):
-    """Shows loss, bits/dim or accuracy, throughput and time left; on no terminal, one line a snapshot.
+    """Progress bar with loss, bits/dim or accuracy, throughput and time left; one line a snapshot without a terminal.
 
     Args:
-        console: where to show it.
+        console: to print to.
     """
 
     def __init__(self, console: Console):
         self.console = console
         self.batch_size = 0
-        self.compiling: float | None = None  # since when
+        self.compiling: float | None = None  # time of its start
         self.bar = Progress(
             SpinnerColumn(),
             BarColumn(bar_width=20),
@@ -45,7 +44,7 @@ class ProgressBar(Callback):
         )
 
     def __call__(self, event: Event) -> None:
-        """Follow the run."""
+        """Show an event."""
         match event:
             case Started():
                 self.batch_size = event.batch_size
@@ -56,7 +55,7 @@ class ProgressBar(Callback):
                     self.console.print("compiling: the first step takes minutes, unless the code is on disk")
                     self.compiling = time.monotonic()
                 self.bar.start()
-                self.bar.add_task("train", total=event.n_steps, completed=event.step, numbers="", throughput="")
+                self.bar.add_task("train", total=event.total_steps, completed=event.step, numbers="", throughput="")
             case Stepped(_, _, metrics):
                 if self.compiling is not None:
                     self.console.print(f"first step, with compilation: {time.monotonic() - self.compiling:.0f} s")
@@ -65,32 +64,31 @@ class ProgressBar(Callback):
                 throughput = f"{speed * self.batch_size:.0f}/s" if speed else ""
                 self.bar.update(self.bar.tasks[0].id, advance=1, throughput=throughput)
                 if metrics:
-                    self.bar.update(self.bar.tasks[0].id, numbers=_shown(metrics))
+                    self.bar.update(self.bar.tasks[0].id, numbers=_format(metrics))
             case BadStep(step, _, reason, total):
                 self.console.print(f"step {step} skipped: {reason} ({total} skipped so far)")
             case Snapshot(step, epoch, _, certificate, metrics, _, excesses):
                 verdict = "certified" if certificate.certified else "NOT certified"
-                self.console.print(f"epoch {epoch:g}, step {step}: validation {_shown(metrics)}, {verdict}")
+                self.console.print(f"epoch {epoch:g}, step {step}: validation {_format(metrics)}, {verdict}")
                 if excesses:
-                    self.console.print(_told(excesses))
+                    worst = max(excesses, key=lambda e: e.bound / e.coeff)
+                    more = f", and {len(excesses) - 1} more layers theirs" if len(excesses) > 1 else ""
+                    self.console.print(
+                        f"before sealing, '{worst.name}' had left its coefficient {worst.coeff:g}: "
+                        f"bound {worst.bound:.4f}{more}"
+                    )
             case Stopped():
                 self.bar.stop()
 
 
-def _told(excesses: tuple[Excess, ...]) -> str:
-    worst = max(excesses, key=lambda e: e.bound / e.coeff)
-    more = f", and {len(excesses) - 1} more layers theirs" if len(excesses) > 1 else ""
-    return f"before sealing, '{worst.name}' had left its coefficient {worst.coeff:g}: bound {worst.bound:.4f}{more}"
-
-
 class BlockLog(Callback):
-    """Says what every block does, each time that metrics are given.
+    """Log of the states of all residual blocks at every line of metrics.
 
     A line for each block: the estimated norms of its layers before normalization, the bound that the last snapshot
     proved, the norm of its gradient, and the mean of its log-determinants.
 
     Args:
-        console: where to say it.
+        console: to print to.
     """
 
     def __init__(self, console: Console):
@@ -98,23 +96,22 @@ class BlockLog(Callback):
         self.bounds: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
-        """Follow the run."""
+        """Print the states of the blocks."""
         match event:
             case Snapshot():
                 self.bounds = {block.name: block.upper for block in event.certificate.blocks}
             case Stepped(step, _, dict(metrics), blocks):
-                self.console.print(f"step {step}: {_shown(metrics)}, gradient {metrics['grad_norm']:.3g}")
+                self.console.print(f"step {step}: {_format(metrics)}, gradient {metrics['grad_norm']:.3g}")
                 for state in blocks:
-                    self.console.print(self._line(state))
+                    sigmas = " ".join(f"{sigma:.3f}" for sigma in state.sigmas.values())
+                    numbers = {"bound": self.bounds.get(state.name, math.nan), "gradient": state.grad_norm}
+                    numbers |= {"log-det": state.logdet}
+                    shown = ", ".join(
+                        f"{name} {number:.3g}" for name, number in numbers.items() if not math.isnan(number)
+                    )
+                    self.console.print(f"  {state.name}: sigma {sigmas}, {shown}")
 
-    def _line(self, state: BlockState) -> str:
-        sigmas = " ".join(f"{sigma:.3f}" for sigma in state.sigmas.values())
-        numbers = {"bound": self.bounds.get(state.name, math.nan), "gradient": state.grad_norm}
-        numbers |= {"log-det": state.logdet}
-        shown = ", ".join(f"{name} {number:.3g}" for name, number in numbers.items() if not math.isnan(number))
-        return f"  {state.name}: sigma {sigmas}, {shown}"
 
-
-def _shown(metrics: dict[str, float]) -> str:
+def _format(metrics: dict[str, float]) -> str:
     formats = {"loss": "loss {:.4f}", "bits_per_dim": "{:.4f} bits/dim", "accuracy": "accuracy {:.2%}"}
     return ", ".join(text.format(metrics[name]) for name, text in formats.items() if name in metrics)

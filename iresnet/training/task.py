@@ -1,9 +1,9 @@
-"""What is trained: the loss of a model on a batch, as one module."""
+"""Loss of a model on a batch, as one module."""
 
 __all__ = ["AUGMENTATIONS", "Task", "make_task"]
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,33 +11,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iresnet.bijections import RandomChunk, ResidualBlock
+from iresnet.bijections import Bijection, RandomChunk, ResidualBlock, trace
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.config import Config, TaskConfig
 from iresnet.data import Dataset, dequantize, flip, pad_crop
+from iresnet.devices import random_state, set_random_state
 from iresnet.errors import UnknownNameError
 from iresnet.flows import Density, Flow
+from iresnet.inputs import Inputs
 from iresnet.lipschitz import hold_weights
 from iresnet.logdet import LogDetEstimator, default_logdet
-from iresnet.runs import Inputs, build_model
+from iresnet.models import build_model
 
 AUGMENTATIONS = {"pad-crop": lambda x: pad_crop(x, padding=4, mode="symmetric"), "flip": flip}
 """Random changes of a batch of training images, by name."""
 
 
 class Task(nn.Module):
-    r"""The loss of a batch; the whole of it is this module's ``forward``, as distributed training needs.
+    r"""Loss of a model on a batch, all of it in ``forward``, as distributed training needs.
 
     .. math:: w_{nll} \cdot \mathrm{bits/dim}(x) + w_{ce} \cdot \mathrm{crossentropy}(y \mid x)
 
     Args:
         model: a :class:`~iresnet.Flow`, :class:`~iresnet.Classifier` or :class:`~iresnet.Hybrid`.
         weights: the two weights.
-        levels: values that an integer component takes, none for continuous data.
+        levels: number of values that an integer component takes, None for continuous data.
         augment: names in :data:`AUGMENTATIONS`, applied in train mode.
         logdet_chunks: in train mode, estimate log-determinants on a :class:`~iresnet.bijections.RandomChunk` of each
             batch, one of so many, drawn for each block.
         hold: whether a step normalizes all weights at once; else each block normalizes its own, when it is used.
+        generator: source of randomness of the estimators in eval mode; torch's global one, of all processes together,
+            when None.
 
     Raises:
         UnknownNameError: for an unknown augmentation.
@@ -59,6 +63,7 @@ class Task(nn.Module):
         augment: Sequence[str] = (),
         logdet_chunks: int = 1,
         hold: bool = True,
+        generator: torch.Generator | None = None,
     ):
         super().__init__()
         for name in augment:
@@ -70,6 +75,7 @@ class Task(nn.Module):
         self.augment = tuple(augment)
         self.logdet_chunks = logdet_chunks
         self.hold = hold
+        self.generator = generator
 
     def forward(
         self,
@@ -77,6 +83,7 @@ class Task(nn.Module):
         y: Tensor | None,  # (N,)
         *,
         iterate: bool = True,
+        report: Callable[[Bijection, tuple[Tensor, ...]], None] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss and batch means, where they apply.
 
@@ -85,10 +92,14 @@ class Task(nn.Module):
         Args:
             x: examples.
             y: their labels.
-            iterate: whether power iterations advance in train mode; once for each step of the optimizer.
+            iterate: whether power iterations advance in train mode: they do once for each step of the optimizer.
+            report: called first with each bijection and its outputs, in a pass of its own with the same random numbers.
         """
         x = self.augmented(x) if self.training else x
         with hold_weights(self.model, iterate=iterate) if self.hold else nullcontext():
+            x = x.float() if isinstance(self.model, Classifier) else dequantize(x, levels=self.levels)
+            if report:
+                self._report(x, report)
             density, logits = self._outputs(x)
         loss, metrics = x.new_zeros((), dtype=next(self.model.parameters()).dtype), {}
         if density is not None:
@@ -108,29 +119,40 @@ class Task(nn.Module):
         return x
 
     def _outputs(self, x: Tensor) -> tuple[Density | None, Tensor | None]:
-        """Return densities and logits, as far as the model has them."""
+        """Return densities and logits, None where the model has none."""
         match self.model:
             case Flow():
-                return self.model.density(dequantize(x, levels=self.levels), logdet=self._logdets()), None
+                return self.model.density(x, logdet=self._logdets()), None
             case Hybrid():
-                return self.model.density_and_logits(dequantize(x, levels=self.levels), logdet=self._logdets())
+                return self.model.density_and_logits(x, logdet=self._logdets())
             case Classifier():
-                return None, self.model(x.float())
+                return None, self.model(x)
             case _:
                 raise TypeError(f"a Task trains a Flow, Classifier or Hybrid, got {type(self.model).__name__}")
 
     def _logdets(self) -> dict[nn.Module, LogDetEstimator] | None:
-        """Return estimators on random chunks for all residual blocks, or None for their own."""
-        if not self.training or self.logdet_chunks == 1:
-            return None
-        blocks = (module for module in self.model.modules() if isinstance(module, ResidualBlock))
-        return {
-            block: RandomChunk(block.logdet or default_logdet(1, training=True), self.logdet_chunks) for block in blocks
-        }
+        """Return estimators for the residual blocks, or None for their own."""
+        blocks = [module for module in self.model.modules() if isinstance(module, ResidualBlock)]
+        if self.training and self.logdet_chunks > 1:
+            default = default_logdet(1, training=True)
+            return {block: RandomChunk(block.logdet or default, self.logdet_chunks) for block in blocks}
+        if not self.training and self.generator is not None:
+            return {block: block.logdet.drawing_from(self.generator) for block in blocks if block.logdet}
+        return None
+
+    @torch.no_grad()
+    def _report(self, x: Tensor, report: Callable[[Bijection, tuple[Tensor, ...]], None]) -> None:
+        """Report the outputs of every bijection, and restore the random state."""
+        random, density = random_state(), not isinstance(self.model, Classifier)
+        network: Any = self.model.bijection if density else self.model.network
+        if isinstance(network, Bijection):
+            for bijection, outputs in trace(network, x, density=density, logdet=self._logdets()):
+                report(bijection, outputs)
+        set_random_state(random)
 
 
 class _Mean(torch.autograd.Function):
-    """The mean, whose gradient is one number that is expanded: that all examples weigh the same is seen from it."""
+    """Mean whose gradient is one expanded number, from which estimators see that all examples weigh the same."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:  # (N,) -> ()
@@ -143,12 +165,12 @@ class _Mean(torch.autograd.Function):
 
 
 def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
-    """Build the model of a recipe, with the weights of its seed, and the loss of it.
+    """Build the model of a recipe, with the weights of its seed, and its loss.
 
     Args:
         config: the recipe.
         dataset: the data, on which the augmentations are tried.
-        inputs: what the model needs to know of the data.
+        inputs: facts about the data that the model needs.
 
     Raises:
         IResNetError: when model, task, augmentations and data do not go together.
@@ -159,7 +181,7 @@ def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
         config.task,
         levels=dataset.levels,
         augment=config.data.augment,
-        logdet_chunks=config.train.logdet_parts,
+        logdet_chunks=config.train.logdet_chunks,
         hold=config.train.sharding == "ddp",  # sharded weights are there when their block is used
     )
     task.augmented(dataset.train.x[:1])

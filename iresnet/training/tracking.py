@@ -1,8 +1,8 @@
-"""Trackers: programs beside the training that show it, told from threads of their own."""
+"""Trackers: TensorBoard, visdom and others, each told of a training by a thread of its own."""
 
 __all__ = [
-    "Kind",
     "TRACKERS",
+    "TrackerSpec",
     "Tracking",
     "check_trackers",
     "chosen_trackers",
@@ -25,9 +25,8 @@ from accelerate import tracking
 from accelerate.tracking import GeneralTracker
 from PIL import Image
 
-from iresnet.certificates import Certificate
 from iresnet.config import Config, leaves, to_yaml
-from iresnet.errors import RecipeError, TrackerWarning, UnknownNameError
+from iresnet.errors import RecipeError, TrackerWarning
 from iresnet.runs import Run
 from iresnet.training.callbacks import BadStep, BlockState, Callback, Event, Snapshot, Started, Stepped, Stopped
 from iresnet.training.visdom import VisdomTracker
@@ -35,84 +34,84 @@ from iresnet.training.visdom import VisdomTracker
 # -- by name -----------------------------------------------------------------------------------------------------------
 
 
-def _store_settings(tracker: Any, config: Config) -> None:
+def _log_settings(tracker: Any, config: Config) -> None:
     plain = {key: str(value) if isinstance(value, list) else value for key, value in leaves(asdict(config))}
     tracker.store_init_configuration(plain)
 
 
-def _store_text(tracker: Any, config: Config) -> None:
-    """As text, where accelerate would start a second run in a folder of its own for the settings."""
+def _log_text(tracker: Any, config: Config) -> None:
+    """Log the settings as text, since accelerate's TensorBoard would put them into a second run folder."""
     tracker.log({"config": textwrap.indent(to_yaml(config), "    ")}, step=0)
 
 
 @dataclass(frozen=True)
-class Kind:
-    """How to make a tracker.
+class TrackerSpec:
+    """Specification of a tracker.
 
     Attributes:
         module: the module that has to be importable.
-        install: what to tell ``pip install`` when it is not.
-        make: from the run folder, the configuration, and the step that a resumed run continues after.
-        show: hands pictures by name, at a step, to the tracker; None when it takes none.
-        describe: hands the configuration to the tracker.
+        install: argument of ``pip install`` that provides it.
+        make: makes the tracker from the run folder, its name, the configuration, and the step that a resumed run
+            continues after.
+        log_pictures: logs pictures by name, at a step; None when the tracker takes none.
+        log_config: logs the configuration.
     """
 
     module: str
     install: str
-    make: Callable[[Run, Config, int], tracking.GeneralTracker]
-    show: Callable[[Any, Mapping[str, Image.Image], int], None] | None = None
-    describe: Callable[[Any, Config], None] = _store_settings
+    make: Callable[[Run, str, Config, int], tracking.GeneralTracker]
+    log_pictures: Callable[[Any, Mapping[str, Image.Image], int], None] | None = None
+    log_config: Callable[[Any, Config], None] = _log_settings
 
 
-def _tensorboard(run: Run, config: Config, step: int) -> tracking.GeneralTracker:  # noqa: ARG001
-    """Event files in ``tensorboard/``; what was logged after the step is done again, and hidden."""
-    return tracking.TensorBoardTracker("tensorboard", run.path, purge_step=step + 1 if step else None)
+def _accelerate(tracker: str, **options: Any) -> tracking.GeneralTracker:
+    return tracking.LOGGER_TYPE_TO_CLASS[tracker]("iresnet", **options)
 
 
-def _visdom(run: Run, config: Config, step: int) -> tracking.GeneralTracker:  # noqa: ARG001
-    where = config.visdom
-    return VisdomTracker(where.server, where.port, where.env or run.path.absolute().name, run.metrics_file)
+def _log_lists(tracker: Any, pictures: Mapping[str, Image.Image], step: int) -> None:
+    tracker.log_images({name: [picture] for name, picture in pictures.items()}, step=step)
 
 
-def _of_accelerate(name: str, /, **options: Callable[[Run], Any]) -> Callable[[Run, Config, int], Any]:
-    """A tracker of accelerate for the project ``iresnet``, with options that depend on the run folder."""
-
-    def make(run: Run, config: Config, step: int) -> Any:  # noqa: ARG001
-        return tracking.LOGGER_TYPE_TO_CLASS[name]("iresnet", **{key: of(run) for key, of in options.items()})
-
-    return make
-
-
-def _run_name(run: Run) -> str:
-    return run.path.absolute().name
-
-
-def _show_arrays(tracker: Any, pictures: Mapping[str, Image.Image], step: int) -> None:
+def _log_arrays(tracker: Any, pictures: Mapping[str, Image.Image], step: int) -> None:
     arrays = {name: np.asarray(picture)[None] for name, picture in pictures.items()}
     tracker.log_images(arrays, step=step, dataformats="NHWC")
 
 
-def _show_lists(tracker: Any, pictures: Mapping[str, Image.Image], step: int) -> None:
-    tracker.log_images({name: [picture] for name, picture in pictures.items()}, step=step)
-
-
-TRACKERS: dict[str, Kind] = {
-    "aim": Kind("aim", "aim", _of_accelerate("aim", logging_dir=lambda run: run.path)),
-    "clearml": Kind("clearml", "clearml", _of_accelerate("clearml", task_name=_run_name)),
-    "comet_ml": Kind("comet_ml", "comet-ml", _of_accelerate("comet_ml")),
-    "dvclive": Kind("dvclive", "dvclive", _of_accelerate("dvclive", dir=lambda run: str(run.path / "dvclive"))),
-    "mlflow": Kind("mlflow", "mlflow", _of_accelerate("mlflow", run_name=_run_name)),
-    "swanlab": Kind("swanlab", "swanlab", _of_accelerate("swanlab", experiment_name=_run_name), _show_lists),
-    "tensorboard": Kind("tensorboard", "iresnet[tensorboard]", _tensorboard, _show_arrays, _store_text),
-    "trackio": Kind("trackio", "trackio", _of_accelerate("trackio", name=_run_name)),
-    "visdom": Kind("visdom", "iresnet[trackers]", _visdom, VisdomTracker.log_images),
-    "wandb": Kind("wandb", "wandb", _of_accelerate("wandb", name=_run_name), _show_lists),
+TRACKERS: dict[str, TrackerSpec] = {
+    "aim": TrackerSpec("aim", "aim", lambda run, *_: _accelerate("aim", logging_dir=run.path)),
+    "clearml": TrackerSpec("clearml", "clearml", lambda run, name, *_: _accelerate("clearml", task_name=name)),
+    "comet_ml": TrackerSpec("comet_ml", "comet-ml", lambda *_: _accelerate("comet_ml")),
+    "dvclive": TrackerSpec("dvclive", "dvclive", lambda run, *_: _accelerate("dvclive", dir=str(run.path / "dvclive"))),
+    "mlflow": TrackerSpec("mlflow", "mlflow", lambda run, name, *_: _accelerate("mlflow", run_name=name)),
+    "swanlab": TrackerSpec(
+        "swanlab", "swanlab", lambda run, name, *_: _accelerate("swanlab", experiment_name=name), _log_lists
+    ),
+    "tensorboard": TrackerSpec(
+        "tensorboard",
+        "iresnet[tensorboard]",
+        # Points after the step of a resumed run are logged again; the old ones are hidden.
+        lambda run, name, config, step: tracking.TensorBoardTracker(
+            "tensorboard", run.path, purge_step=step + 1 if step else None
+        ),
+        _log_arrays,
+        _log_text,
+    ),
+    "trackio": TrackerSpec("trackio", "trackio", lambda run, name, *_: _accelerate("trackio", name=name)),
+    "visdom": TrackerSpec(
+        "visdom",
+        "iresnet[trackers]",
+        lambda run, name, config, step: VisdomTracker(
+            config.visdom.server, config.visdom.port, config.visdom.env or name, run.metrics_file
+        ),
+        VisdomTracker.log_images,
+    ),
+    "wandb": TrackerSpec("wandb", "wandb", lambda run, name, *_: _accelerate("wandb", name=name), _log_lists),
 }
-"""Trackers by name: ``visdom`` is ours, the others are accelerate's."""
+"""Trackers by name: ``visdom`` is :class:`~iresnet.training.visdom.VisdomTracker`, the others are accelerate's."""
 
 
 def chosen_trackers(config: Config) -> tuple[str, ...]:
-    """Names of the trackers of a configuration: ``tensorboard`` where none are named and it is installed.
+    """Return the names of the trackers of a configuration: ``tensorboard`` if none are named and it is installed.
 
     Example:
         >>> chosen_trackers(Config(tracker=("visdom", "tensorboard", "visdom")))
@@ -124,63 +123,52 @@ def chosen_trackers(config: Config) -> tuple[str, ...]:
 
 
 def check_trackers(config: Config) -> None:
-    """Refuse trackers that do not exist or are not installed.
+    """Refuse trackers that are not installed.
 
     Raises:
-        UnknownNameError: for an unknown name.
-        RecipeError: for a missing package, with what installs it, and a port that is none.
-
-    Example:
-        >>> check_trackers(Config(tracker=("tensorbord",)))
-        Traceback (most recent call last):
-        ...
-        iresnet.errors.UnknownNameError: unknown tracker 'tensorbord'; did you mean 'tensorboard'? (valid: aim, ...)
+        RecipeError: for a missing package, with what installs it.
     """
     for name in chosen_trackers(config):
-        if name not in TRACKERS:
-            raise UnknownNameError("tracker", name, TRACKERS)
         if not _installed(name):
             raise RecipeError(
                 f"the tracker '{name}' needs the package {TRACKERS[name].module}, which is not installed: pip install "
                 f"'{TRACKERS[name].install}'"
             )
-    if not 0 < config.visdom.port < 2**16:
-        raise RecipeError(f"--visdom.port must be between 1 and {2**16 - 1}, got {config.visdom.port}")
 
 
 def _installed(name: str) -> bool:
     return importlib.util.find_spec(TRACKERS[name].module) is not None
 
 
-# -- telling them ------------------------------------------------------------------------------------------------------
+# -- callbacks ---------------------------------------------------------------------------------------------------------
 
 
 Job = Callable[[Any], None]
 
 MOST_JOBS = 1000
-"""Messages that wait for a tracker, at most."""
+"""Most messages that wait for a tracker."""
 
 PAUSES = (60.0, 3600.0)
-"""Seconds for which a tracker is left alone after its first failure, and at most."""
+"""Seconds until a tracker that failed is tried again, after its first failure and at most."""
 
 PATIENCE = 30.0
-"""Seconds to wait for a tracker at the end."""
+"""Seconds to wait for a tracker at the end of the training."""
 
 
 def make_trackings(config: Config, run: Run) -> "list[Tracking]":
-    """The callbacks that tell the trackers of a configuration."""
+    """Make the callbacks for the trackers of a configuration."""
     return [Tracking(name, TRACKERS[name], config, run) for name in chosen_trackers(config)]
 
 
 class Tracking(Callback):
-    """Tells a tracker of metrics, blocks, certificates and pictures.
+    """Callback that logs metrics, states of blocks, certificates and pictures with a tracker.
 
-    The tracker is connected when there is something to tell. When it fails it is warned of once, left alone for a
-    while that doubles with every failure, then connected again. What it then has missed is in ``metrics.jsonl``.
+    The tracker is connected when there is something to log. When it fails, a warning is given once, and it is tried
+    again after a pause that doubles with every failure. What it missed is in ``metrics.jsonl``.
 
     Args:
         name: of the tracker, for the warning.
-        kind: how to make it, and to talk to it.
+        spec: of the tracker.
         config: of the run.
         run: the run folder.
 
@@ -188,35 +176,35 @@ class Tracking(Callback):
         TrackerWarning: when the tracker fails or does not answer.
     """
 
-    def __init__(self, name: str, kind: Kind, config: Config, run: Run):
-        self.name = name
-        self.kind = kind
+    def __init__(self, name: str, spec: TrackerSpec, config: Config, run: Run):
+        self.name, self.spec = name, spec
         self.config, self.run = config, run
         self.clock = _Clock()
         self.worker = _Worker()
         self.warned = False
 
     def __call__(self, event: Event) -> None:
-        """Pass an event on."""
+        """Hand an event to the thread of the tracker."""
         match event:
             case Started():
-                step = event.step
+                step, name = event.step, self.run.path.absolute().name
                 self.clock = _Clock(event.batch_size)
-                self.worker.start(lambda: self.kind.make(self.run, self.config, step))
-                self.described = event.step > 0
+                self.worker.start(lambda: self.spec.make(self.run, name, self.config, step))
+                self.config_logged = event.step > 0
             case Stepped(step, _, metrics, blocks):
                 self.clock.steps += 1
                 if metrics is not None:
                     shown = {**metrics, "examples_per_second": self.clock.restart()}
-                    self._log(step, {**_under("train", shown), **_of_blocks(blocks)})
+                    self._log(step, {**_prefixed("train", shown), **_block_values(blocks)})
             case Snapshot(step, _, _, certificate, metrics, drawing):
                 shown = {**metrics, **drawing.metrics}
-                self._log(step, {**_under("validation", shown), **_bounds(certificate)})
-                if (show := self.kind.show) and (pictures := drawing.pictures()):
-                    self.worker.put(lambda tracker: show(tracker, pictures, step))
-                self.clock.restart()  # validation is no training
+                bounds = {bound.name: bound.upper for bound in (*certificate.layers, *certificate.blocks)}
+                self._log(step, {**_prefixed("validation", shown), **_prefixed("bound", bounds)})
+                if (log_pictures := self.spec.log_pictures) and (pictures := drawing.pictures()):
+                    self.worker.put(lambda tracker: log_pictures(tracker, pictures, step))
+                self.clock.restart()  # validation does not count as training
             case BadStep(step, _, _, total):
-                self._log(step, _under("train", {"skipped_steps": total}))
+                self._log(step, {"train/skipped_steps": total})
             case Stopped():
                 self.worker.finish()
         if self.worker.trouble and not self.warned:
@@ -224,37 +212,33 @@ class Tracking(Callback):
             warnings.warn(f"the tracker {self.name} {self.worker.trouble}", TrackerWarning, stacklevel=2)
 
     def _log(self, step: int, values: dict[str, float]) -> None:
-        if not self.described:
-            self.described = True
-            self.worker.put(lambda tracker: self.kind.describe(tracker, self.config))
+        if not self.config_logged:
+            self.config_logged = True
+            self.worker.put(lambda tracker: self.spec.log_config(tracker, self.config))
         self.worker.put(lambda tracker: tracker.log(values, step=step))
 
 
-def _under(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
+def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
-def _of_blocks(blocks: Sequence[BlockState]) -> dict[str, float]:
+def _block_values(blocks: Sequence[BlockState]) -> dict[str, float]:
     values = {}
     for state in blocks:
-        values |= _under("sigma", state.sigmas)
+        values |= _prefixed("sigma", state.sigmas)
         values |= {f"grad_norm/{state.name}": state.grad_norm, f"logdet/{state.name}": state.logdet}
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
-def _bounds(certificate: Certificate) -> dict[str, float]:
-    return {f"bound/{bound.name}": bound.upper for bound in (*certificate.layers, *certificate.blocks)}
-
-
 class _Clock:
-    """Counts examples, and the seconds that they take."""
+    """Clock for the throughput: examples and the seconds that they take."""
 
     def __init__(self, batch_size: int = 0):
         self.batch_size = batch_size
         self.steps, self.since = 0, time.monotonic()
 
     def restart(self) -> float:
-        """Examples a second since the last restart."""
+        """Return the examples a second since the last restart."""
         now = time.monotonic()
         rate = self.steps * self.batch_size / max(now - self.since, 1e-9)
         self.steps, self.since = 0, now
@@ -262,7 +246,7 @@ class _Clock:
 
 
 class _Worker:
-    """A thread that does jobs with a tracker, one after the other, and connects it before the first."""
+    """Thread that does jobs with a tracker, one after the other, and connects it before the first."""
 
     def __init__(self):
         self.pause, self.longest_pause = PAUSES
@@ -273,19 +257,19 @@ class _Worker:
         self.trouble: str | None = None  # the first
 
     def start(self, make: Callable[[], GeneralTracker]) -> None:
-        """Begin; ``make`` makes the tracker, in the thread."""
+        """Start the thread, in which ``make`` makes the tracker."""
         self.thread = threading.Thread(target=self._work, args=(make,), name="tracker", daemon=True)
         self.thread.start()
 
     def put(self, job: Job) -> None:
-        """Add a job; drop it when the tracker is far behind."""
+        """Add a job, or drop it when the tracker is far behind."""
         try:
             self.jobs.put_nowait(job)
         except queue.Full:
             self._report(f"does not keep up: {MOST_JOBS} messages wait, others are dropped")
 
     def finish(self) -> None:
-        """Let the tracker finish, within :data:`PATIENCE`."""
+        """Let the tracker finish within :data:`PATIENCE`."""
         try:
             self.jobs.put(None, timeout=PATIENCE)
         except queue.Full:

@@ -1,4 +1,4 @@
-"""Live windows on a visdom server."""
+"""Tracker that draws live curves and images on a visdom server."""
 
 __all__ = ["IMAGES", "WINDOWS", "VisdomTracker"]
 
@@ -6,7 +6,7 @@ import functools
 import importlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ WINDOWS: dict[str, tuple[str, str]] = {
     "logdet": ("log-det", "nats"),
     "reconstruction_error": ("reconstruction error", "largest, of the data's range"),
 }
-"""Windows by metric: the title, and what is on the vertical axis. Each has a line for training and for validation."""
+"""Title and label of the vertical axis by metric. Each window has a line for training and one for validation."""
 
 COLORS = {"train": np.array([[31, 119, 180]]), "validation": np.array([[255, 127, 14]])}
-"""Of the lines of a window."""
+"""Colors of the lines of a window."""
 
 LOGARITHMIC = ("reconstruction_error",)
 """Windows with a logarithmic axis."""
@@ -35,14 +35,14 @@ IMAGES = ("samples", "reconstructions")
 
 
 class VisdomTracker(GeneralTracker):
-    """Shows the curves of :data:`WINDOWS` and the latest :data:`IMAGES` in an environment of a visdom server.
+    """Tracker that draws the curves of :data:`WINDOWS` and the latest :data:`IMAGES` on a visdom server.
 
-    At every start, after a break too, the curves are drawn anew from the metrics file, so they have no gap.
+    At every start, after a failure too, the curves are drawn again from the metrics file, so they have no gap.
 
     Args:
         server: host, with or without ``http://``.
         port: of the server.
-        env: environment to show the run in.
+        env: visdom environment of the run.
         metrics_file: ``metrics.jsonl`` of the run.
         timeout: seconds to wait for an answer.
     """
@@ -55,17 +55,17 @@ class VisdomTracker(GeneralTracker):
         self.address: dict[str, Any] = {"server": server, "port": port, "env": env}
         self.metrics_file = metrics_file
         self.timeout = timeout
-        self.last_step = {"train": 0, "validation": 0}  # of what is drawn
+        self.last_step = {"train": 0, "validation": 0}  # that is drawn
         self.drawn: set[str] = set()  # windows of curves
         self.client: Any = None
 
     @property
     def tracker(self) -> Any:
-        """The visdom client."""
+        """Client of the visdom server."""
         return self.client
 
     def start(self) -> None:
-        """Connect, and draw what the metrics file holds, in place of what windows of these names show.
+        """Connect, and replace the windows by curves of the metrics file.
 
         Raises:
             ConnectionError: when there is no server.
@@ -73,13 +73,17 @@ class VisdomTracker(GeneralTracker):
         self.client = self._connect()
         self.drawn.clear()
         self.last_step = dict.fromkeys(self.last_step, 0)
-        history = self._history()
+        history: dict[str, list[dict[str, Any]]] = {split: [] for split in self.last_step}
+        with self.metrics_file.open(encoding="utf-8") as file:
+            for text in file:
+                if text.endswith("\n") and (line := json.loads(text))["split"] in history:  # else it is being written
+                    history[line["split"]].append(line)
         for window in () if any(history.values()) else (*WINDOWS, *IMAGES):
             self.client.close(window)  # of another run of this name
         for split, lines in history.items():
             curves: dict[str, list[tuple[int, float]]] = {}
             for line in lines:
-                for name, number in _shown(line).items():
+                for name, number in _with_window(line).items():
                     curves.setdefault(name, []).append((line["step"], number))
                 self.last_step[split] = line["step"]
             for name, points in curves.items():
@@ -96,7 +100,7 @@ class VisdomTracker(GeneralTracker):
                 f"no visdom server at {self.address['server']}, port {port}; start one there with: visdom -port {port}"
             ) from error
         client.session.request = functools.partial(client.session.request, timeout=self.timeout)
-        # Asked before each point; the client's own way costs a request, and prints where there is no answer.
+        # Called before each point; the client's own sends a request, and prints when there is no answer.
         client.win_exists = lambda win, env=None: win in self.drawn
         return client
 
@@ -104,11 +108,11 @@ class VisdomTracker(GeneralTracker):
         """Add points to the curves.
 
         Args:
-            values: numbers by ``train/NAME`` and ``validation/NAME``; those without a window are passed over.
+            values: numbers by ``train/NAME`` and ``validation/NAME``; those without a window are skipped.
             step: of the training.
         """
         for split, last in self.last_step.items():
-            shown = _shown({name: values.get(f"{split}/{name}") for name in WINDOWS})
+            shown = _with_window({name: values.get(f"{split}/{name}") for name in WINDOWS})
             if step is None or step <= last or not shown:
                 continue
             for name, number in shown.items():
@@ -128,20 +132,13 @@ class VisdomTracker(GeneralTracker):
         self.drawn.add(name)
 
     def _check(self, answer: Any, window: str) -> None:
-        """The client hands on whatever the server says; a window's name means that it was drawn."""
+        """Refuse an answer other than the name of the window, which means that it was drawn."""
         if answer != window:
             raise ConnectionError(f"the visdom server answered '{' '.join(str(answer).split())[:100]}'")
 
-    def _history(self) -> dict[str, list[dict[str, Any]]]:
-        lines: dict[str, list[dict[str, Any]]] = {split: [] for split in self.last_step}
-        for line in _whole_lines(self.metrics_file):
-            if line["split"] in lines:
-                lines[line["split"]].append(line)
-        return lines
 
-
-def _shown(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics that have windows; not a loss that is the bits/dim."""
+def _with_window(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics that have windows, without a loss that equals the bits/dim."""
     shown = {name: metrics[name] for name in WINDOWS if metrics.get(name) is not None}
     if shown.get("loss") == shown.get("bits_per_dim"):
         shown.pop("loss", None)
@@ -149,7 +146,7 @@ def _shown(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _options(split: str, name: str) -> dict[str, Any]:
-    """How a curve looks: points are marked where there are few, and nothing lies under the window's buttons."""
+    """Return the plot options of a curve: validation has few points, so they are marked."""
     title, unit = WINDOWS[name]
     size = {"width": 400, "height": 320, "margintop": 90, "marginbottom": 50, "marginright": 20}
     legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
@@ -157,9 +154,3 @@ def _options(split: str, name: str) -> dict[str, Any]:
     layout = {"legend": legend, "yaxis": vertical, "xaxis": {"title": "step"}}
     marks = {"markers": split == "validation", "markersize": 6, "linecolor": COLORS[split], "showlegend": True}
     return {"title": title, **size, **marks, "layoutopts": {"plotly": layout}}
-
-
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines that are written to their end: another one may be under way."""
-    with path.open(encoding="utf-8") as file:
-        yield from (json.loads(line) for line in file if line.endswith("\n"))

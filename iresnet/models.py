@@ -1,0 +1,167 @@
+"""Models of run folders: described by their data, built, saved and loaded."""
+
+__all__ = ["build_model", "inputs_of", "is_trained_on", "load_model", "model_options", "save_model"]
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from iresnet import zoo
+from iresnet.capacity import check_room
+from iresnet.certificates import Certificate, seal
+from iresnet.config import Config
+from iresnet.data import Dataset, check_columns, check_density
+from iresnet.errors import DataError, RecipeError, RunError
+from iresnet.files import write_atomically
+from iresnet.inputs import Inputs, level_scale
+from iresnet.options import check_types
+from iresnet.runs import Run
+from iresnet.zoo import Model
+
+_TOLERANCE = 1e-8
+"""Standard deviations by which moments of the same data differ at most."""
+
+# -- what a model knows of its data ------------------------------------------------------------------------------------
+
+
+def inputs_of(dataset: Dataset, kind: str) -> Inputs:
+    """Describe a data set to a model.
+
+    Integer data of densities is centered and scaled by its number of levels, as published; all other data is
+    standardized with the moments of each channel or feature of the training split.
+
+    Args:
+        dataset: the data.
+        kind: ``density``, ``classify`` or ``hybrid``.
+
+    Raises:
+        DataError: when a task needs labels that are not there, a feature is constant, or a density is asked of columns
+            that have none.
+    """
+    if kind != "density" and not dataset.n_classes:
+        remedy = "--task.ce-weight 0" + (" --task.nll-weight 1" if kind == "classify" else "")
+        raise DataError(f"{dataset.name} has no labels, which the task '{kind}' needs; use {remedy}")
+    if dataset.levels is None or kind == "classify":
+        check_columns(dataset)
+    if dataset.levels is None and kind != "classify":
+        check_density(dataset)
+    return Inputs(dataset.shape, dataset.levels, dataset.class_names, *_scale(dataset, kind), dataset.columns)
+
+
+def is_trained_on(dataset: Dataset, kind: str, inputs: Inputs) -> bool:
+    """Check that a data set is the one that a model was trained on, by all that the model knows of it.
+
+    Moments are compared to a hundred-millionth of a standard deviation: sums in another order differ by less, those
+    with another row by more.
+
+    Args:
+        dataset: the data, as they are now.
+        kind: ``density``, ``classify`` or ``hybrid``.
+        inputs: what the model knows.
+    """
+    # runs of earlier versions have no columns
+    columns = inputs.columns or tuple(replace(column, offset=0.0) for column in dataset.columns)
+    known = (inputs.shape, inputs.levels, inputs.class_names, columns)
+    if (dataset.shape, dataset.levels, dataset.class_names, dataset.columns) != known:
+        return False
+    mean, std = _scale(dataset, kind)
+    tolerance = [_TOLERANCE * value for value in inputs.std]
+    triples = zip([*mean, *std], [*inputs.mean, *inputs.std], [*tolerance, *tolerance], strict=True)
+    return all(abs(now - then) <= most for now, then, most in triples)
+
+
+def _scale(dataset: Dataset, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and std of :class:`~iresnet.inputs.Inputs`."""
+    if dataset.levels is not None and kind != "classify":
+        mean, std = level_scale(dataset.levels)
+        return (mean,), (std,)
+    values = dataset.train.x.transpose(0, 1).flatten(1).double()
+    return tuple(values.mean(dim=1).tolist()), tuple(values.std(dim=1).tolist())
+
+
+# -- building ----------------------------------------------------------------------------------------------------------
+
+
+def model_options(config: Config, inputs: Inputs) -> tuple[str, dict[str, Any]]:
+    """Read the name of the architecture of a recipe, and its options, of the right types.
+
+    Raises:
+        RecipeError: when an option is of another type, or follows from the data.
+    """
+    options = dict(config.model)
+    name = str(options.pop("name", "iresnet" if len(inputs.shape) == 3 else "toy-mlp"))
+    for key in options.keys() & {"shape", "task", "n_classes", "mean", "std"}:
+        raise RecipeError(f"--model.{key.replace('_', '-')} follows from the data and the task; leave it out")
+    for option, default, registry in (("logdet", "krylov", zoo.LOGDETS), ("solver", "anderson", zoo.SOLVERS)):
+        if isinstance(options.get(option), dict):
+            options[option] = spec = {"name": default, **options[option]}
+            if str(spec["name"]) in registry:
+                check_types(zoo.options_of(registry[str(spec["name"])]), spec, f"model.{option}.")
+    if name in zoo.ARCHITECTURES:
+        check_types(zoo.options_of(zoo.ARCHITECTURES[name]), options, "model.")
+    return name, options
+
+
+def build_model(config: Config, inputs: Inputs) -> Model:
+    """Build the model of a recipe for the given data.
+
+    Raises:
+        RecipeError: when the architecture does not fit the data or has no such option.
+    """
+    name, options = model_options(config, inputs)
+    return zoo.build(
+        name,
+        shape=inputs.shape,
+        task=config.task.kind,
+        n_classes=len(inputs.class_names),
+        mean=_per_channel(inputs.mean, inputs.shape),
+        std=_per_channel(inputs.std, inputs.shape),
+        **options,
+    )
+
+
+def _per_channel(numbers: tuple[float, ...], shape: tuple[int, ...]) -> float | Tensor:
+    return numbers[0] if len(numbers) == 1 else torch.tensor(numbers).view(-1, *[1] * (len(shape) - 1))
+
+
+# -- saving and loading ------------------------------------------------------------------------------------------------
+
+
+def save_model(run: Run, model: Model) -> tuple[Model, Certificate]:
+    """Seal a copy of the model and save its weights in a run folder.
+
+    Returns:
+        The sealed copy, in eval mode, and its certificate.
+    """
+    sealed = copy.deepcopy(model).eval()
+    certificate = seal(sealed)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sealed.state_dict().items()}
+    write_atomically(run.model_file, save(tensors))
+    return sealed, certificate
+
+
+def load_model(run: Run) -> Model:
+    """Rebuild the model of a run folder from its configuration and weights, in eval mode.
+
+    Raises:
+        RunError: when the weights are missing, damaged, or of another model.
+    """
+    config, inputs = run.read_config()
+    resume = f"with --resume: {run.resume_command}"
+    if not run.model_file.is_file():
+        raise RunError(f"{run.path} has no model yet; continue its training {resume}")
+    check_room(run.model_file.stat().st_size, torch.device("cpu"), f"{run.model_file}", "free some of it")
+    model = build_model(config, inputs)
+    try:
+        model.load_state_dict(load_file(run.model_file))
+    except SafetensorError as error:
+        raise RunError(f"{run.model_file} is damaged: {error}; continue the run {resume}") from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(f"{run.model_file} does not fit config.yaml: {reason}") from error
+    return model.eval()
