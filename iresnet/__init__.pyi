@@ -8,6 +8,7 @@ __all__ = [
     "Certificate",
     "Chain",
     "Classifier",
+    "Dataset",
     "DiagonalNormal",
     "Exact",
     "FactorOut",
@@ -33,18 +34,23 @@ __all__ = [
     "Solver",
     "Squeeze",
     "StandardNormal",
+    "Trainer",
     "certify",
+    "data",
     "dequantise",
     "dequantize",
+    "errors",
+    "hold_weights",
     "linearize",
     "load",
+    "load_config",
     "networks",
     "seal",
     "use_precision",
     "zoo",
 ]
 
-from . import networks, zoo
+from . import data, errors, networks, zoo
 from .accelerated import Anderson, NewtonKrylov
 from .activations import LipSwish, MaxMin
 from .bijections import (
@@ -62,12 +68,15 @@ from .bijections import (
 )
 from .certificates import Certificate, certify, seal
 from .classifiers import Classifier, Hybrid
+from .config import load_config
+from .data.dataset import Dataset
 from .data.transforms import dequantise, dequantize
 from .flows import DiagonalNormal, Flow, StandardNormal
 from .jacobian import linearize
-from .lipschitz import LipschitzConv2d, LipschitzLinear
+from .lipschitz import LipschitzConv2d, LipschitzLinear, hold_weights
 from .logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator
 from .precision import use_precision
 from .pretrained import load
 from .series import PowerSeries, RussianRoulette
 from .solvers import FixedPointIteration, Solution, Solver
+from .training.trainer import Trainer

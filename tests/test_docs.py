@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 from pyarrow import feather
 from test_recipes import dataset_of
 
@@ -274,3 +275,20 @@ PAGES = [*DOCS.glob("*.md"), DOCS.parent / "README.md", *Path(iresnet.__file__).
 def test_brackets_are_quoted_for_shells_that_take_them_for_patterns():
     bare = re.compile(r"(?<![\w-])--[a-z][\w.-]*[ =]\[.*")
     assert [(page.name, command) for page in PAGES for command in bare.findall(page.read_text())] == []
+
+
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
+    """As it stands there, but for the number of steps and epochs."""
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS.parent / "README.md").read_text()
+    for long, short in (
+        ("range(1000)", "range(2)"),
+        (
+            'load_config("digits-density")',
+            'load_config("digits-density", ["--train.epochs", "1", "--model.blocks", "[1,1]"])',
+        ),
+    ):
+        assert text.count(long) == 1
+        text = text.replace(long, short)
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(block, {"torch": torch, "ir": iresnet})

@@ -47,7 +47,7 @@ ALLOWED = {
     "launch": {"errors"},
     "collectives": {"errors", "launch"},
     "console": {"launch", "collectives"},
-    "__init__": MODELS | {"data", "pretrained"},
+    "__init__": MODELS | {"config", "data", "errors", "pretrained", "training"},
     "interrupts": set(),
     "__main__": {"cli", "interrupts"},
 }
