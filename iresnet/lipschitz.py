@@ -23,7 +23,7 @@ from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, linearize_inner, linearizes
 from iresnet.normalization import Normalization, make_normalization
 from iresnet.operators import same_conv, same_conv_transpose
-from iresnet.renamed import accept_old_names
+from iresnet.renamed import accept_old_names, old_attribute
 
 
 def lipschitz_layers(module: nn.Module) -> "list[LipschitzLayer]":
@@ -125,6 +125,10 @@ class LipschitzLayer(nn.Module):
     def unnormalized_weight(self) -> Tensor:
         """The trained parameter, before normalization."""
         return self.parametrizations.weight.original  # pyright: ignore
+
+    normalisation = old_attribute("normalisation", "normalization")
+    normalised = old_attribute("normalised", "normalized")
+    unnormalised_weight = old_attribute("unnormalised_weight", "unnormalized_weight")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Reduce to the class before torch replaced it, its state, the weight and the normalization."""

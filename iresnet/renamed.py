@@ -1,6 +1,6 @@
-"""Old names of arguments and keys, accepted with a warning for one release."""
+"""Old names of arguments, attributes and keys, accepted with a warning for one release."""
 
-__all__ = ["RENAMED", "accept_old_names", "current_name", "with_current_names"]
+__all__ = ["RENAMED", "accept_old_names", "current_name", "old_attribute", "with_current_names"]
 
 import functools
 import warnings
@@ -39,6 +39,24 @@ def accept_old_names(function: F) -> F:
         return function(*args, **kwargs)
 
     return renamed  # type: ignore[return-value]
+
+
+def old_attribute(old: str, new: str) -> property:
+    """Return a property that reads an attribute by its old name too.
+
+    Example:
+        >>> class Layer:
+        ...     normalization = "power"
+        ...     normalisation = old_attribute("normalisation", "normalization")
+        >>> Layer().normalisation
+        'power'
+    """
+
+    def read(self: Any) -> Any:
+        warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
+        return getattr(self, new)
+
+    return property(read)
 
 
 def with_current_names(tree: Any) -> Any:

@@ -33,6 +33,18 @@ def test_names_of_arguments_and_functions():
     )
 
 
+def test_attributes_of_layers():
+    layer = ir.LipschitzLinear(3, 3)
+    with pytest.warns(DeprecationWarning, match="unnormalised_weight is now unnormalized_weight"):
+        assert layer.unnormalised_weight is layer.unnormalized_weight
+    with pytest.warns(DeprecationWarning, match="normalisation is now normalization"):
+        assert layer.normalisation is layer.normalization
+    with pytest.warns(DeprecationWarning, match="normalised is now normalized"):
+        assert layer.normalised
+    with pytest.warns(DeprecationWarning, match="initialised is now initialized"):
+        assert not ir.ActNorm(3).initialised
+
+
 def test_options_of_recipes(tmp_path):
     (tmp_path / "old.yaml").write_text("base: digits-density\nmodel: {normalisation: gram}\n")
     assert load_config(tmp_path / "old.yaml").model["normalization"] == "gram"

@@ -20,6 +20,7 @@ from iresnet.bounds import upper_bound
 from iresnet.devices import is_readable, is_transforming
 from iresnet.errors import IResNetError
 from iresnet.precision import without_autocast
+from iresnet.renamed import old_attribute
 from iresnet.solvers import Solver
 
 # -- fixed -------------------------------------------------------------------------------------------------------------
@@ -191,6 +192,7 @@ class ActNorm(Bijection):
     """
 
     initialized: Tensor
+    initialised = old_attribute("initialised", "initialized")
 
     def __init__(self, channels: int):
         super().__init__()
