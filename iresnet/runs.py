@@ -206,7 +206,8 @@ class Run:
     @property
     def data_dir(self) -> str | None:
         """Folder in which the data was looked for first when the run was made, None when it is not known."""
-        return self.read_json("env.json").get("data_dir")
+        folder = self.read_json("env.json").get("data_dir")
+        return folder if isinstance(folder, str) else None
 
     def check_version(self) -> None:
         """Refuse a run that a newer version of iresnet made.

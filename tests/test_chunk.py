@@ -108,3 +108,16 @@ def test_a_task_divides_batches_in_training_only():
     drawn = {float(bits) for bits in (task.train()(x, None)[0] for _ in range(20))}
     assert len(drawn) == 4  # two choices in each of two blocks
     assert len({float(task.eval()(x, None)[0]) for _ in range(20)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("estimator", "n_chunks", "expected"),
+    [
+        (ir.Exact(), 0, "n_chunks must be an integer of at least 1, got 0"),
+        (ir.Exact(), 2.5, "n_chunks must be an integer of at least 1, got 2.5"),
+        ("exact", 2, "a log-determinant is computed by an object such as logdet=ir.Exact\\(\\), got 'exact'"),
+    ],
+)
+def test_refused(estimator, n_chunks, expected):
+    with pytest.raises(ir.errors.IResNetError, match=expected):
+        RandomChunk(estimator, n_chunks)

@@ -450,6 +450,29 @@ def test_stale_results_are_called_stale_and_different_data_apart(copied, call):
     assert "not comparable" not in call("compare", toy, toy)[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("evaluation.json", {"likelihood": [1], "classification": 3, "ood": [2], "parameters": "x", "split": 4}),
+        ("evaluation.json", {"likelihood": {"bits_per_dim": {"mean": "x", "half_width": []}}, "ood": {"a": 3}}),
+        ("evaluation.json", {"parameters": [], "ood": {"a": {"typicality": {"auroc": None}}, "b": {"typicality": {}}}}),
+        ("certificate.json", {"blocks": [1], "certified": 3}),
+        ("certificate.json", {"blocks": 3}),
+        ("cost.json", {"sessions": [{}, 3]}),
+        ("cost.json", {"sessions": 3}),
+        ("reconstruction.json", {"largest": [1]}),
+        ("env.json", {"data_dir": 3}),
+    ],
+)
+def test_results_of_other_contents_are_missing(name, content, copied, call):
+    density = copied("density")
+    (density / name).write_text(json.dumps(content))
+    status, out, err = call("compare", density)
+    assert (status, err) == (0, "")
+    assert {row.split()[0]: row.split()[-1] for row in out.splitlines()[:9]}["bits/dim"] == "-"
+    assert Run(density).data_dir is None
+
+
 def test_nothing_to_compare(call, tmp_path):
     check_refused(call("compare"), "name at least one run folder")
     check_refused(call("compare", tmp_path), "is not a run folder")

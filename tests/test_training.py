@@ -81,6 +81,11 @@ FALLS = {
 """Learning rates, and by how much the loss falls in three epochs."""
 
 
+def test_a_trainer_takes_a_configuration():
+    with pytest.raises(IResNetError, match=r"takes a configuration, got 'toy-density'; make one with ir.load_config"):
+        ir.Trainer("toy-density")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_falls(kind, tiny, tmp_path):
     lr, fall = FALLS[kind]

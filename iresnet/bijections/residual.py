@@ -252,6 +252,9 @@ class RandomChunk(LogDetEstimator):
         estimator: of the log-determinants of the chunk.
         n_chunks: n, in how many chunks a batch is divided; a smaller batch is not.
 
+    Raises:
+        IResNetError: when the estimator is none, or the number of chunks is not a positive integer.
+
     Example:
         >>> import iresnet as ir
         >>> block = ir.ResidualBlock(ir.networks.mlp(2, 8))
@@ -261,6 +264,9 @@ class RandomChunk(LogDetEstimator):
     """
 
     def __init__(self, estimator: LogDetEstimator, n_chunks: int):
+        _check_kind(estimator, LogDetEstimator, "a log-determinant", "logdet=ir.Exact()")
+        if not isinstance(n_chunks, int) or n_chunks < 1:
+            raise IResNetError(f"n_chunks must be an integer of at least 1, got {n_chunks}")
         self.estimator = estimator
         self.n_chunks = n_chunks
 

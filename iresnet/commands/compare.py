@@ -168,46 +168,61 @@ def _row(run: Contents) -> Row:
 
 def _cells(run: Contents, kind: str) -> dict[str, Cell]:
     """Read the cells of a run by heading of :data:`COMMANDS`, those that its task has."""
-    cells = {"parameters": Cell(_at(run.evaluation, "parameters") or _at(run.cost, "parameters"))}
+    cells = {"parameters": Cell(_number(run.evaluation, "parameters") or _number(run.cost, "parameters"))}
     if kind != "classify":
         bits = _at(run.evaluation, "likelihood", "bits_per_dim")
-        cells["bits/dim"] = Cell(_at(bits, "mean"), _at(bits, "half_width"))
+        cells["bits/dim"] = Cell(_number(bits, "mean"), _number(bits, "half_width"))
     if kind != "density":
         found = _at(run.evaluation, "classification")
-        low, high = _at(found, "interval") or (0.0, 0.0)
-        cells["accuracy"] = Cell(_at(found, "accuracy"), (high - low) / 2 if found else None)
-        cells["ECE"] = Cell(_at(found, "calibration", "ece"), _at(found, "calibration", "half_width"))
+        low, high = _number(found, "interval", 0), _number(found, "interval", 1)
+        half_width = None if low is None or high is None else (high - low) / 2
+        cells["accuracy"] = Cell(_number(found, "accuracy"), half_width)
+        cells["ECE"] = Cell(_number(found, "calibration", "ece"), _number(found, "calibration", "half_width"))
     aurocs = []
-    for name, scores in (_at(run.evaluation, "ood") or {}).items():
+    for name, scores in _items(_at(run.evaluation, "ood")):
         # one score, the same for all densities: the best of several would be chosen by what it is to tell
-        score = "typicality" if "typicality" in scores else "predictive entropy"
-        aurocs.append(f"{name} {_at(scores, score, 'auroc'):.3f} ({score})")
+        score = "typicality" if _at(scores, "typicality") else "predictive entropy"
+        if (auroc := _number(scores, score, "auroc")) is not None:
+            aurocs.append(f"{name} {auroc:.3f} ({score})")
     cells["other data"] = Cell("; ".join(aurocs) or None)
     cells["block bound"] = _largest_bound(run.certificate)
     if "largest" in run.reconstruction:
-        largest = run.reconstruction["largest"]
-        cells["reconstruction"] = Cell("infinite" if largest is None else largest)
+        infinite = run.reconstruction["largest"] is None
+        cells["reconstruction"] = Cell("infinite" if infinite else _number(run.reconstruction, "largest"))
     else:
         cells["reconstruction"] = Cell()
-    cells["steps"] = Cell(_at(run.metrics[-1], "step") if run.metrics else None)
-    sessions = _at(run.cost, "sessions") or ()
-    cells["minutes"] = Cell(sum(session["wall_seconds"] for session in sessions) / 60 if sessions else None)
+    cells["steps"] = Cell(_number(run.metrics[-1], "step") if run.metrics else None)
+    seconds = [_number(session, "wall_seconds") for _, session in _items(_at(run.cost, "sessions"))]
+    known = [s for s in seconds if s is not None]
+    cells["minutes"] = Cell(sum(known) / 60 if known else None)
     return cells
 
 
 def _largest_bound(certificate: dict[str, Any]) -> Cell:
-    bounds = [block["upper"] for block in _at(certificate, "blocks") or ()]
+    blocks = [block for _, block in _items(_at(certificate, "blocks"))]
+    bounds = [_number(block, "upper") for block in blocks]
     if not bounds:
         return Cell()
     note = "" if _at(certificate, "certified") else "no proof"
-    return Cell("infinite" if None in bounds else max(bounds), note=note)
+    return Cell("infinite" if None in bounds else max(b for b in bounds if b is not None), note=note)
 
 
-def _at(tree: Any, *keys: str) -> Any:
-    """Look a value up in nested dictionaries, None when it is not there."""
+def _at(tree: Any, *keys: str | int) -> Any:
+    """Look a value up in nested dictionaries and lists, None when it is not there."""
     for key in keys:
-        tree = tree.get(key) if isinstance(tree, dict) else None
+        tree = dict(_items(tree)).get(key)
     return tree
+
+
+def _items(tree: Any) -> list[tuple[Any, Any]]:
+    """Return the entries of a dictionary or a list, none of anything else."""
+    return list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ())
+
+
+def _number(tree: Any, *keys: str | int) -> float | None:
+    """Look a number up as :func:`_at` does, None for anything else: a file may have been damaged, or edited."""
+    value = _at(tree, *keys)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 # -- comparison: showing -----------------------------------------------------------------------------------------------

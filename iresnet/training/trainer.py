@@ -20,7 +20,7 @@ from iresnet.data import Batches, training_batches
 from iresnet.data import load as load_data
 from iresnet.data.columns import describe
 from iresnet.devices import choose_device, describe_device, deterministic_algorithms, kept_random_state, seed_all
-from iresnet.errors import Interrupted, RunError, RunWarning
+from iresnet.errors import Interrupted, RecipeError, RunError, RunWarning
 from iresnet.files import locked
 from iresnet.inputs import Inputs
 from iresnet.interrupts import stop_requests
@@ -134,6 +134,8 @@ class Trainer:
         device: str | torch.device = "auto",
         callbacks: Sequence[Callback] = (),
     ):
+        if not isinstance(config, Config):
+            raise RecipeError(f"a trainer takes a configuration, got {config!r}; make one with ir.load_config(RECIPE)")
         self.config, self.data_dir, self.callbacks = config, data_dir, callbacks
         with quietly(), deterministic_algorithms(config.train.deterministic):
             self._build(choose_device(device))
