@@ -16,7 +16,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from iresnet.errors import ConvergenceWarning, IResNetError
 from iresnet.jacobian import Linearization, linearize
 from iresnet.operators import at_least_float32, to_events, to_vectors
 from iresnet.precision import use_precision
+from iresnet.renamed import moved
 
 Jacobian = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
 """From x, (n, D), and the indices of its samples to the products v -> J v."""
@@ -382,3 +383,8 @@ def _advice_on_rounding(solution: Solution, solver: Solver) -> str:
 
 ROUNDING_UNITS = 8
 """Units of rounding of the largest element that a map in that type makes at the most; more are of another precision."""
+
+
+def __getattr__(name: str) -> Any:
+    """Find accelerated solvers where the last release had them."""
+    return moved(__name__, name, "iresnet.accelerated", ("Anderson", "NewtonKrylov"))
