@@ -1,6 +1,6 @@
 """Old names of arguments and keys, accepted with a warning for one release."""
 
-__all__ = ["RENAMED", "accept_old_names", "current_name", "moved", "with_current_names"]
+__all__ = ["MODULES", "RENAMED", "OldModules", "accept_old_names", "current_name", "moved", "with_current_names"]
 
 import functools
 import importlib
