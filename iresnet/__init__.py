@@ -1,6 +1,12 @@
 """Invertible residual networks: models z = x + g(x) with Lip(g) < 1 that classify, estimate densities and generate."""
 
+import sys
+
 import lazy_loader
+
+from iresnet.renamed import OldModules
+
+sys.meta_path.append(OldModules())
 
 # The public names stand in __init__.pyi. They are imported at first use, so that `iresnet --help` does not wait for
 # torch.

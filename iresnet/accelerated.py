@@ -47,7 +47,7 @@ class Anderson(Solver):
         return _AndersonStepper(x, self.window)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _AndersonState(State):
     dr: Tensor  # (n, window, D), differences of residuals, of norm 1; unused slots are zero
     df: Tensor  # of f, divided by the same numbers

@@ -127,7 +127,7 @@ class TrainConfig:
     batch_size: int = option(64, "examples a step, over all processes", at_least=1)
     seed: int = option(0, "of weights, order, noise and probes", at_least=0, below=2**63, changes="run")
     sharding: str = option(
-        "ddp", "ddp: all weights in each process; fsdp: a part in each, for models beyond a device", choices=SHARDINGS
+        "ddp", "ddp: all weights in each process; fsdp: a shard in each, for models beyond a device", choices=SHARDINGS
     )
     precision: str = option(
         "tf32", "precision of products; tf32 is float32 where the device has none", choices=PRECISIONS
@@ -151,7 +151,7 @@ class TrainConfig:
         3, "how many of the last checkpoints are kept, besides that of the best snapshot", at_least=1, changes="files"
     )
     accumulate: int = option(
-        1, "parts in which a batch is differentiated, one after the other, to save memory", at_least=1
+        1, "microbatches into which a batch is divided, one after the other, to save memory", at_least=1
     )
     ema: float | None = option(
         None, "decay of averaged weights, validated and saved instead of the last, as 0.999", at_least=0, below=1
@@ -223,7 +223,7 @@ def _conflicts(config: Config) -> Iterator[str]:
     if train.batch_size < smallest:
         yield f"--train.batch-size must be at least 2 for the batch norm of a classifier, got '{train.batch_size}'"
     if train.accumulate > most_chunks:
-        size = f"each part of a batch of {train.batch_size} has {smallest} or more"
+        size = f"each microbatch of a batch of {train.batch_size} has {smallest} or more"
         yield f"--train.accumulate must be at most {most_chunks}, so that {size}, got '{train.accumulate}'"
     if optim.nesterov and (optim.name != "sgd" or optim.momentum == 0):
         yield f"--optim.nesterov is for sgd with momentum, got {optim.name} with --optim.momentum {optim.momentum}"

@@ -1,10 +1,23 @@
 """Old names of arguments, attributes and keys, accepted with a warning for one release."""
 
-__all__ = ["RENAMED", "accept_old_names", "current_name", "old_attribute", "with_current_names"]
+__all__ = [
+    "MODULES",
+    "RENAMED",
+    "OldModules",
+    "accept_old_names",
+    "current_name",
+    "moved",
+    "old_attribute",
+    "with_current_names",
+]
 
 import functools
+import importlib
 import warnings
 from collections.abc import Callable
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -18,6 +31,30 @@ RENAMED = {
     "optimiser": "optimizer",
 }
 """Old names of arguments, options and file keys, with the names that replace them."""
+
+MODULES = {
+    "batchnorm": "networks",
+    "bijections.actnorm": "bijections.elementwise",
+    "bijections.inversion": "bijections.base",
+    "data.arrays": "data.user",
+    "data.cifar": "data.formats",
+    "data.idx": "data.formats",
+    "data.order": "data.dataset",
+    "data.split": "data.dataset",
+    "data.svhn": "data.formats",
+    "data.uci": "data.published",
+    "distributions": "flows",
+    "evaluation.baselines": "evaluation.likelihood",
+    "evaluation.ood": "evaluation.detection",
+    "normalisation": "normalization",
+    "pretrained.loading": "pretrained",
+    "processes": "collectives",
+    "resnet": "networks",
+    "training.ema": "training.optim",
+    "training.loop": "training.trainer",
+    "training.muon": "training.optim",
+}
+"""Modules within the package: the old name, and the module that holds what was in it."""
 
 
 def accept_old_names(function: F) -> F:
@@ -82,3 +119,48 @@ def current_name(key: Any) -> Any:
     """
     head, dot, last = str(key).rpartition(".")
     return f"{head}{dot}{RENAMED[last]}" if last in RENAMED else key
+
+
+class OldModules(MetaPathFinder, Loader):
+    """Finder of modules by their old names: imports the new module in their place.
+
+    Example:
+        >>> import iresnet.distributions, iresnet.flows
+        >>> iresnet.distributions is iresnet.flows
+        True
+    """
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:  # noqa: ARG002
+        """Return a specification for an old name, and None for any other."""
+        is_old = name.removeprefix("iresnet.") in MODULES and name.startswith("iresnet.")
+        return ModuleSpec(name, self) if is_old else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Import the new module."""
+        new = f"iresnet.{MODULES[spec.name.removeprefix('iresnet.')]}"
+        warnings.warn(f"{spec.name} is now {new}", DeprecationWarning, stacklevel=2)
+        module = importlib.import_module(new)
+        self.spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give the module its own specification back; it has run already."""
+        module.__spec__ = self.spec
+
+
+def moved(module: str, name: str, new: str, names: tuple[str, ...]) -> Any:
+    """Return what has moved to another module, for the ``__getattr__`` of the one where it was.
+
+    Args:
+        module: where it was.
+        name: of what is asked for.
+        new: where it is.
+        names: all that has moved there.
+
+    Raises:
+        AttributeError: for any other name.
+    """
+    if name not in names:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    warnings.warn(f"{module}.{name} is now {new}.{name}", DeprecationWarning, stacklevel=3)
+    return getattr(importlib.import_module(new), name)

@@ -16,7 +16,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from iresnet.errors import ConvergenceWarning, IResNetError
 from iresnet.jacobian import Linearization, linearize
 from iresnet.operators import at_least_float32, to_events, to_vectors
 from iresnet.precision import use_precision
+from iresnet.renamed import moved
 
 Jacobian = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
 """From x, (n, D), and the indices of its samples to the products v -> J v."""
@@ -197,7 +198,7 @@ class Solver(ABC):
         return f"{type(self).__name__}(atol={self.atol}, max_steps={self.max_steps})"
 
 
-@dataclass(frozen=True)
+@dataclass
 class State:
     """Tensors that a solve keeps of its active samples, one row for each.
 
@@ -280,17 +281,15 @@ class Stepper:
         fell = size <= state.mark / 8
         self.learn(x, r)
         worse = ~state.plain & ~(ratio <= rate)
-        noted = {
-            "lowest": torch.where(halved, size, state.lowest),
-            "highest": torch.maximum(state.highest, size),
-            "mark": torch.where(fell, size, state.mark),
-            "marked_at": torch.where(fell, self.observed, state.marked_at),
-        }
+        state.lowest = torch.where(halved, size, state.lowest)
+        state.highest = torch.maximum(state.highest, size)
+        state.mark = torch.where(fell, size, state.mark)
+        state.marked_at = torch.where(fell, self.observed, state.marked_at)
         if bool(worse.any()):
             x = torch.where(worse[:, None], state.x, x)
             r = torch.where(worse[:, None], state.r, r)
             size = torch.where(worse, state.size, size)
-        self.state = replace(state, x=x, r=r, size=size, growth=growth, rate=rate, plain=worse, **noted)
+        state.x, state.r, state.size, state.growth, state.rate, state.plain = x, r, size, growth, rate, worse
         return growth > self.growth_allowed
 
     def stands_still(self, diverges: Tensor) -> Tensor:  # (n,) -> (n,)
@@ -311,7 +310,7 @@ class Stepper:
         step = self.state.x + self.state.r
         accelerated = None if bool(plain.all()) else self.accelerate(active)
         if accelerated is None:
-            self.state = replace(self.state, plain=torch.ones_like(plain))
+            self.state.plain = torch.ones_like(plain)
             return step
         return torch.where(plain[:, None], step, accelerated) if bool(plain.any()) else accelerated
 
@@ -384,3 +383,8 @@ def _advice_on_rounding(solution: Solution, solver: Solver) -> str:
 
 ROUNDING_UNITS = 8
 """Units of rounding of the largest element that a map in that type makes at the most; more are of another precision."""
+
+
+def __getattr__(name: str) -> Any:
+    """Find accelerated solvers where the last release had them."""
+    return moved(__name__, name, "iresnet.accelerated", ("Anderson", "NewtonKrylov"))

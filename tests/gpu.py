@@ -38,7 +38,7 @@ from iresnet.training.step import Step
 from iresnet.training.task import make_task
 
 TESTS = Path(__file__).resolve().parent
-LAWS = ("jacobian", "solvers", "normalization", "lipschitz", "certificates", "logdet", "bijections", "memory", "part")
+LAWS = ("jacobian", "solvers", "normalization", "lipschitz", "certificates", "logdet", "bijections", "memory", "chunk")
 LAWS += ("flows", "inversion", "bf16", "float32", "devices")
 DIGITS = ("digits-density", "--model.blocks", "[2,2]", "--model.hidden", "32", "--train.n-pictures", "4")
 DIGITS += ("--train.epochs", "2", "--tracker", "[]", "--train.deterministic", "true", "--train.log-every", "7")

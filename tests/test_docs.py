@@ -242,6 +242,24 @@ def test_the_table_of_options_is_what_is_declared():
     assert runpy.run_path(str(DOCS.parent / "tools" / "option_table.py"))["updated"](page) == page
 
 
+# -- architecture ----------------------------------------------------------------------------------------------------
+
+
+def test_the_layout_names_every_file():
+    """Those of a folder beside its name, those of the package by themselves."""
+    page = (DOCS / "architecture.md").read_text()
+    layout = re.findall(r"^## Layout\n+```\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]
+    package, *folders = re.split(r"^    (\w+)/ ", layout.partition("benchmarks/")[0], flags=re.MULTILINE)
+    named = set(re.findall(r"\w+\.py", package))
+    for folder, text in zip(folders[::2], folders[1::2], strict=True):
+        inside, *after = re.split(r"^    (?=\w)", text, flags=re.MULTILINE)
+        named |= {f"{folder}/{name}" for name in re.findall(r"\w+\.py", inside)}
+        named |= {name for line in after for name in re.findall(r"\w+\.py", line)}
+    root = Path(iresnet.__file__).parent
+    files = {str(path.relative_to(root)) for path in root.rglob("*.py") if not path.stem.startswith("__")}
+    assert named == files
+
+
 # -- your own data ---------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The script that measures the organization of the package counts what it says."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,8 @@ def test_it_traces_a_log_determinant_and_a_training_step():
     rows, lines = measured(ROOT, "--trace", "--list")
     assert 1 < int(rows["files entered by one log-determinant"]) < int(rows["files entered by one training step"])
     assert "  iresnet/bijections/residual.py" in lines[lines.index("files entered by one log-determinant:") :]
+    entered = lines[lines.index("files entered by one training step:") + 1 :]
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    walk = re.findall(r"^## Follow one training step\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)[0]
+    named = {f"iresnet/{name}" for name in re.findall(r"`([\w/]+\.py)", walk)}
+    assert named == {line.strip() for line in entered if line}

@@ -1,12 +1,17 @@
 """Names of the last release still work, with a warning, and files that it wrote are still read."""
 
+import importlib
+import sys
+
 import pytest
 import torch
 
 import iresnet as ir
+from iresnet import solvers
 from iresnet.cli import run
 from iresnet.config import load_config
 from iresnet.models import load_model
+from iresnet.renamed import MODULES
 from iresnet.runs import Run
 
 
@@ -68,3 +73,25 @@ def test_run_folders(copied, capsys):
     assert folder.read_json("evaluation.json")["likelihood"]["dequantize_samples"] == 2
     assert run(["analyse", "lipschitz", str(folder.path)]) == 0
     assert "lipschitz.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("old", MODULES)
+def test_modules(old):
+    new = importlib.import_module(f"iresnet.{MODULES[old]}")
+    spec = new.__spec__
+    sys.modules.pop(f"iresnet.{old}", None)
+    with pytest.warns(DeprecationWarning, match=rf"iresnet\.{old} is now"):
+        assert importlib.import_module(f"iresnet.{old}") is new
+    assert new.__spec__ is spec
+
+
+def test_other_modules_are_not_found():
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("iresnet.no_such_module")
+
+
+def test_what_has_moved():
+    with pytest.warns(DeprecationWarning, match="is now iresnet.accelerated.Anderson"):
+        assert solvers.Anderson is ir.Anderson
+    with pytest.raises(AttributeError, match="no_such_solver"):
+        solvers.no_such_solver  # noqa: B018

@@ -395,8 +395,8 @@ def fail():
 
 def use(monkeypatch, spy):
     show = lambda tracker, pictures, step: tracker._tell("show", pictures, step)  # noqa: E731
-    monkeypatch.setitem(TRACKERS, "spy", TrackerSpec("json", "spy", lambda *_: spy, show))
-    return tracked("spy")
+    monkeypatch.setitem(TRACKERS, "aim", TrackerSpec("json", "spy", lambda *_: spy, show))
+    return tracked("aim")
 
 
 def test_a_tracker_is_told_of_the_configuration_the_metrics_and_the_pictures(tiny, tmp_path, monkeypatch):
@@ -413,7 +413,7 @@ def test_a_tracker_is_told_of_the_configuration_the_metrics_and_the_pictures(tin
 def test_a_tracker_that_fails_leaves_the_training_alone(trouble, tiny, tmp_path, monkeypatch):
     untracked = train(settings(tiny, "toy", *tracked()), tmp_path / "untracked")
     spy = Spy(trouble, fail)
-    with pytest.warns(TrackerWarning, match=r"^the tracker spy fails \(OSError: no space left\); the tr") as caught:
+    with pytest.warns(TrackerWarning, match=r"^the tracker aim fails \(OSError: no space left\); the tr") as caught:
         run = train(settings(tiny, "toy", *use(monkeypatch, spy)), tmp_path / "run")
     assert one_warning(caught)
     assert [told[0] for told in spy.told].count(trouble) == 1  # left alone, for a minute at least
@@ -436,7 +436,7 @@ def test_a_tracker_that_hangs_leaves_the_training_alone(tiny, tmp_path, monkeypa
     monkeypatch.setattr("iresnet.training.tracking.PATIENCE", 0.1)
     release = threading.Event()
     spy = Spy("log", lambda: release.wait(60))
-    with pytest.warns(TrackerWarning, match=r"the tracker spy did not finish within 0.1 s") as caught:
+    with pytest.warns(TrackerWarning, match=r"the tracker aim did not finish within 0.1 s") as caught:
         run = train(settings(tiny, "toy", *use(monkeypatch, spy)), tmp_path / "run")
     release.set()
     assert one_warning(caught)

@@ -38,8 +38,8 @@ class ResidualBlock(Bijection):
             mode: see :func:`iresnet.logdet.default_logdet`.
         solver: solver of the inverse.
         memory: what is kept for backward: ``"keep"`` everything; ``"early"`` differentiates the log-determinant in
-            forward and keeps the graph of the plain network, at no cost while all samples have the same upstream
-            weight; ``"recompute"`` keeps x and the probes, and runs forward again in backward.
+            forward and keeps the graph of the plain network, for about a quarter more time, and more where samples have
+            different upstream weights; ``"recompute"`` keeps x and the probes, and runs forward again in backward.
 
     Attributes:
         last_logdet: the last log-determinants, (N,), without gradient, for those who watch a training; None before.
