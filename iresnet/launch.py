@@ -70,8 +70,9 @@ def launch(tokens: Sequence[str], n: int, complain: Callable[[str, int], int]) -
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    for name in ("torch.distributed.elastic", "torch.distributed.run"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is told in one line, here or by the process
+    for name in list(logging.root.manager.loggerDict):  # each has a level of its own
+        if name.startswith(("torch.distributed.elastic", "torch.distributed.run")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is told in one line, here or by the process
     # What torchrun leaves to its user: one thread each is too few, all cores each are too many.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
     try:

@@ -1,13 +1,16 @@
 """What several processes have to agree on, seen in two real ones."""
 
+import logging
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed import run
 
 import iresnet as ir
 from iresnet.errors import RecipeError
-from iresnet.launch import check_processes
+from iresnet.launch import check_processes, launch
 
 
 def _lengths(rank: int, folder: str) -> None:
@@ -63,3 +66,13 @@ def test_numbers_of_processes(case, monkeypatch):
     else:
         with pytest.raises(RecipeError, match=expected):
             check_processes(processes, gpus)
+
+
+def test_the_launcher_says_nothing_of_its_own(monkeypatch, caplog):
+    loggers = [logging.getLogger(f"torch.distributed.{name}") for name in ("run", "elastic.agent.server.api")]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logging.WARNING)
+    monkeypatch.setattr(run, "run", lambda _: [logger.warning("received a signal") for logger in loggers])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert launch(["recipes"], 2, lambda *_: 1) == 0
+    assert not caplog.records
