@@ -26,6 +26,7 @@ def same(new, old):
 def test_names_of_arguments_and_functions():
     x = torch.randint(8, (5, 3))
     assert same(lambda: ir.dequantize(x, levels=8), lambda: ir.dequantise(x, levels=8))
+    assert ir.data.dequantise is ir.dequantise
     layers = {"in_features": 3, "out_features": 3}
     assert same(
         lambda: ir.LipschitzLinear(**layers, normalization="gram").weight,

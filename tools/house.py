@@ -183,7 +183,8 @@ def entered(root: Path, work: Callable[[Callable[[], None]], object]) -> list[st
     folder, names, marks = f"{root / PACKAGE}/", [], []
 
     def profile(frame, event: str, arg: object) -> None:  # noqa: ARG001
-        if event == "call" and frame.f_code.co_filename.startswith(folder):
+        is_import = frame.f_code.co_name == "find_spec"  # of torch, at the first use of something
+        if event == "call" and frame.f_code.co_filename.startswith(folder) and not is_import:
             names.append(frame.f_code.co_filename)
 
     sys.setprofile(profile)

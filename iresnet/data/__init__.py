@@ -13,6 +13,7 @@ __all__ = [
     "Toy",
     "check_columns",
     "check_density",
+    "dequantise",
     "dequantize",
     "flip",
     "load",
@@ -29,4 +30,4 @@ from iresnet.data.images import Stream
 from iresnet.data.preparation import check_columns, check_density
 from iresnet.data.registry import DATASETS, load
 from iresnet.data.toys import TOYS, Toy
-from iresnet.data.transforms import PADDINGS, dequantize, flip, match_format, pad_crop
+from iresnet.data.transforms import PADDINGS, dequantise, dequantize, flip, match_format, pad_crop
