@@ -170,7 +170,7 @@ class Run:
             tree = None
         tree = with_current_names(tree) if isinstance(tree, dict) else {}
         # nothing is written without content, and the inputs stand at the end of a configuration
-        complete = "inputs" in tree if name == "config.yaml" else bool(tree)
+        complete = isinstance(tree.get("inputs"), dict) if name == "config.yaml" else bool(tree)
         remedy = _REMEDIES.get(name) or f"write it again with: {self.command(_COMMANDS.get(name, 'train'))}"
         return tree, "" if complete else f"{name} is damaged; {remedy}"
 

@@ -303,3 +303,13 @@ def test_a_part_without_a_name_is_the_default_one():
     model = build_model(config, inputs_of(load("digits"), "density"))
     solvers = [m.solver for m in model.modules() if isinstance(m, ir.ResidualBlock)]
     assert [(type(s), s.atol) for s in solvers] == [(ir.Anderson, 1e-7)] * 2
+
+
+@pytest.mark.parametrize("inputs", ["[1]", "null", "text"])
+def test_inputs_that_are_no_section_are_damage(copied, inputs):
+    folder = Run(copied("density"))
+    text = folder.config_file.read_text()
+    folder.config_file.write_text(f"{text[: text.index('inputs:')]}inputs: {inputs}\n")
+    assert folder.read_tree("config.yaml")[1].startswith("config.yaml is damaged")
+    with pytest.raises(RunError, match=r"config\.yaml"):
+        folder.read_config()
