@@ -307,7 +307,7 @@ def test_a_part_without_a_name_is_the_default_one():
 
 @pytest.mark.parametrize("inputs", ["[1]", "null", "text"])
 def test_inputs_that_are_no_section_are_damage(copied, inputs):
-    folder = Run(copied("density"))
+    folder = copied("density")
     text = folder.config_file.read_text()
     folder.config_file.write_text(f"{text[: text.index('inputs:')]}inputs: {inputs}\n")
     assert folder.read_tree("config.yaml")[1].startswith("config.yaml is damaged")
