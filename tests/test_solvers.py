@@ -392,3 +392,13 @@ def test_newton_krylov_converges_quadratically():
     few = ir.NewtonKrylov(atol=1e-12, n_steps=expected[0].numel()).solve(f, torch.zeros_like(expected))
     assert few.converged.all()
     assert int(few.steps.max()) <= 6
+
+
+@pytest.mark.parametrize("name", ["anderson", "newton-krylov"])
+def test_the_scale_of_one_sample_does_not_slow_another(name):
+    matrix = 0.9 * torch.linalg.qr(torch.randn(12, 12))[0] @ torch.diag(torch.linspace(0.1, 1, 12))
+    b = torch.randn(2, 12) * torch.tensor([[1.0], [1e6]])
+    solver = make_solver({"name": name, "atol": 1e-4})
+    together = solver.solve(lambda x, active: x @ matrix.T + b[active], torch.zeros(2, 12))
+    alone = solver.solve(lambda x, active: x @ matrix.T + b[:1], torch.zeros(1, 12))
+    assert together.steps[0] == alone.steps[0]

@@ -28,8 +28,11 @@ GROUPS: dict[str, str] = {
     "jacobian.py activations.py": "test_jacobian.py",
     "lipschitz.py normalization.py operators.py bounds.py": "test_lipschitz.py test_normalization.py",
     "solvers.py accelerated.py precision.py": "test_solvers.py test_precision.py test_float32.py",
-    "bijections/*.py": "test_bijections.py test_inversion.py test_memory.py test_chunk.py test_hybrids.py",
-    "certificates.py flows.py flows.py": "test_certificates.py test_flows.py",
+    "bijections/*.py": (
+        "test_bijections.py test_inversion.py test_memory.py test_chunk.py test_hybrids.py test_certificates.py "
+        "test_inputs.py"
+    ),
+    "certificates.py flows.py": "test_certificates.py test_flows.py",
     "evaluation/classification.py evaluation/detection.py evaluation/uncertainty.py": (
         "test_detection.py test_uncertainty.py test_evaluation.py"
     ),
