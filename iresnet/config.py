@@ -208,8 +208,11 @@ def check(config: Config) -> None:
         iresnet.errors.RecipeError: --train.epochs must be at least 1, got '0'
     """
     from_dict(Config, asdict(config))
-    conflict = next(_conflicts(config), None)
-    if conflict:
+    _refuse_conflicts(config)
+
+
+def _refuse_conflicts(config: Config) -> None:
+    if conflict := next(_conflicts(config), None):
         raise RecipeError(conflict)
 
 
@@ -269,9 +272,8 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = (), *, flags: Seq
         set_value(tree, key, value)
         changed.add(key)
     config = from_dict(Config, tree)
-    config = replace(config, **dict.fromkeys(_outdated(before, config) - changed, ""))
-    check(config)
-    return config
+    _refuse_conflicts(config)
+    return replace(config, **dict.fromkeys(_outdated(before, config) - changed, ""))
 
 
 def _check_known(key: str, flags: Sequence[str]) -> None:

@@ -25,21 +25,13 @@ from iresnet.runs import Contents
 
 
 @dataclass(frozen=True)
-class Headline:
-    """Headline number of one run.
+class Headline(Tile):
+    """Headline number that can be compared between runs.
 
     Attributes:
-        label: what it is.
-        value: the number.
-        note: its interval, or what to compare it with.
-        style: as of a :class:`~iresnet.report.elements.Cell`.
         rank: small when the number is good, None when it is not to be compared.
     """
 
-    label: str
-    value: str
-    note: str = ""
-    style: str = ""
     rank: float | None = None
 
     def cell(self, best: float | None) -> Cell:
@@ -59,8 +51,9 @@ def overview(runs: Sequence[Contents], names: Sequence[str]) -> Section:
     headlines = [list(_headlines(run)) for run in runs]
     problems = [Panel(i, [Hint(text + ".") for text in run.problems]) for i, run in enumerate(runs) if run.problems]
     if len(runs) == 1:
-        tiles = [Tile(headline.label, headline.value, headline.note, headline.style) for headline in headlines[0]]
-        return Section("overview", "At a glance", [Panel(None, [Tiles(tiles)] if tiles else []), *problems])
+        return Section(
+            "overview", "At a glance", [Panel(None, [Tiles(headlines[0])] if headlines[0] else []), *problems]
+        )
     data = {(str(run.settings.get("data.name")), run.shape, str(run.evaluation.get("split"))) for run in runs}
     blocks: list[Block] = [_comparison(headlines, names, comparable=len(data) == 1)]
     different = differences(runs)

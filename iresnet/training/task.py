@@ -132,7 +132,7 @@ class Task(nn.Module):
 
     def _logdets(self) -> dict[nn.Module, LogDetEstimator] | None:
         """Return estimators for the residual blocks, or None for their own."""
-        blocks = [module for module in self.model.modules() if isinstance(module, ResidualBlock)]
+        blocks = (module for module in self.model.modules() if isinstance(module, ResidualBlock))  # walked if needed
         if self.training and self.logdet_chunks > 1:
             default = default_logdet(1, training=True)
             return {block: RandomChunk(block.logdet or default, self.logdet_chunks) for block in blocks}
