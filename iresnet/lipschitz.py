@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, linearize_inner, linearizes
-from iresnet.normalization import Normalization, make_normalization
+from iresnet.normalization import Normalization, make_normalization, normalize_all
 from iresnet.operators import same_conv, same_conv_transpose
 from iresnet.renamed import accept_old_names, old_attribute
 
@@ -56,17 +56,15 @@ def hold_weights(module: nn.Module, *, iterate: bool = True) -> Iterator[None]:
         ...     layer.weight is layer.weight
         True
     """
-    held = []
+    layers = [layer for layer in lipschitz_layers(module) if layer.normalization.held is None]
+    normalizations = [layer.normalization for layer in layers]
+    weights = normalize_all(normalizations, [layer.unnormalized_weight for layer in layers], advance=iterate)
     try:
-        for layer in lipschitz_layers(module):
-            if layer.normalization.held is not None:
-                continue
-            weight = layer.weight if iterate else layer.normalization.normalize(layer.unnormalized_weight)
-            layer.normalization.hold(weight)
-            held.append(layer.normalization)
+        for normalization, weight in zip(normalizations, weights, strict=True):
+            normalization.hold(weight)
         yield
     finally:
-        for normalization in held:
+        for normalization in normalizations:
             normalization.hold(None)
 
 

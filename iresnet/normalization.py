@@ -10,13 +10,14 @@ __all__ = [
     "PerThread",
     "PowerIteration",
     "make_normalization",
+    "normalize_all",
 ]
 
 import inspect
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from iresnet.devices import is_transforming
 from iresnet.errors import IResNetError, UnknownNameError
-from iresnet.operators import apply, apply_transpose, largest_absolute_sum, torus_matrices
+from iresnet.operators import WeightStack, largest_absolute_sum, torus_matrices
 from iresnet.precision import use_precision
 
 
@@ -119,12 +120,16 @@ class Normalization(nn.Module, ABC):
         """
         if self.held is not None:
             return self.held
-        # Outside of backward passes the graph task is -1, which compiled code cannot read.
-        if self.training and (
-            torch.compiler.is_compiling() or (torch._C._current_graph_task_id() == -1 and not is_transforming())
-        ):
+        if self._advances():
             self.advance(weight)
         return self.normalize(weight)
+
+    def _advances(self) -> bool:
+        """Return whether a use updates the state."""
+        # Outside of backward passes the graph task is -1, which compiled code cannot read.
+        return self.training and (
+            torch.compiler.is_compiling() or (torch._C._current_graph_task_id() == -1 and not is_transforming())
+        )
 
     def normalize(self, weight: Tensor) -> Tensor:
         """Scale the weight with the present state."""
@@ -189,15 +194,13 @@ class PowerIteration(Normalization):
         # A 1x1 convolution is the same matrix at every pixel: one pixel has its norm.
         pixels = () if weight.dim() == 2 else (1, 1) if weight.shape[2:] == (1, 1) else image_size
         u = torch.randn(1, weight.shape[1], *pixels, dtype=weight.dtype, device=weight.device)
-        self.register_buffer("u", _unit(u))
+        self.register_buffer("u", _units(u))
         self.converge(weight, tol=1e-2, max_steps=20)
 
     def sigma(self, weight: Tensor) -> Tensor:
         """Return :math:`|W u|`, a lower bound of the norm."""
-        # A copy, since backward may run after the next iteration; normalized, since a mean of unit vectors is shorter.
-        u = _unit(self.u.to(weight.dtype))
         with use_precision("float32", weight.device):
-            return apply(weight, u).norm()
+            return _sigmas(WeightStack(weight[None]), self.u.to(weight.dtype))[0]
 
     def advance(self, weight: Tensor) -> None:
         """Run power iterations until u changes by less than ``tol``, at most ``n_steps``."""
@@ -207,14 +210,7 @@ class PowerIteration(Normalization):
     def iterate(self, weight: Tensor, n_steps: int, tol: float = 0.0) -> None:
         """Run ``n_steps`` power iterations on the buffer, or fewer once it changes by less than ``tol``."""
         with use_precision("float32", weight.device):
-            for _ in range(n_steps):
-                u = apply_transpose(weight, apply(weight, self.u))
-                # A zero weight maps u to 0, where it would stay for ever; any old direction does as well.
-                u = torch.where(u.norm() > torch.finfo(u.dtype).tiny, _unit(u), self.u)
-                converged = tol > 0 and bool((u - self.u).norm() < tol)
-                self.u.copy_(u)
-                if converged:
-                    return
+            self.u.copy_(_iterated(WeightStack(weight[None]), self.u, n_steps, tol))
 
     @torch.no_grad()
     def converge(self, weight: Tensor, *, tol: float = 1e-6, max_steps: int = 2000) -> None:
@@ -227,6 +223,35 @@ class PowerIteration(Normalization):
                 return
             last = sigma
 
+    def alike(self, weight: Tensor) -> Hashable:
+        """Return a key that is the same for all whose weights :meth:`normalize_stack` can normalize together."""
+        settings = self.coeff, self.n_steps, self.tol, self.training
+        return weight.shape, weight.dtype, weight.device, self.u.shape, self.u.dtype, settings
+
+    def normalize_stack(
+        self,
+        normalizations: "Sequence[PowerIteration]",
+        weights: Tensor,  # (G, *W)
+        *,
+        advance: bool,
+    ) -> Tensor:  # (G, *W)
+        """Normalize each of a stack of weights; iterations stop when no u changes by ``tol`` any more.
+
+        Args:
+            normalizations: one for each weight, :meth:`alike` with this one.
+            weights: unnormalized.
+            advance: whether the iterations advance first in train mode.
+        """
+        us = torch.cat([normalization.u for normalization in normalizations])
+        with use_precision("float32", weights.device):
+            stack = WeightStack(weights)
+            if advance and self._advances():
+                with torch.no_grad():
+                    us = _iterated(stack, us, self.n_steps, self.tol if weights.is_cpu else 0.0)
+                    torch._foreach_copy_([normalization.u for normalization in normalizations], list(us.split(1)))
+            sigmas = _sigmas(stack, us.to(weights.dtype))
+            return weights / _broadcast(torch.clamp(sigmas / self.coeff, min=1.0), weights)
+
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Take a weight that is assigned to the layer as the unnormalized one."""
         if weight.shape[1:2] != self.u.shape[1:2]:
@@ -238,8 +263,29 @@ class PowerIteration(Normalization):
         return f"coeff={self.coeff}, n_steps={self.n_steps}"
 
 
-def _unit(u: Tensor) -> Tensor:
-    return u / u.norm().clamp(min=torch.finfo(u.dtype).tiny)
+def _sigmas(stack: WeightStack, us: Tensor) -> Tensor:  # (G, in, ...) -> (G,)
+    # Of unit vectors, since a mean of those, as in averaged weights, is shorter; and of a copy, since backward may run
+    # after the next iteration.
+    return stack.apply(_units(us)).flatten(1).norm(dim=1)
+
+
+def _iterated(stack: WeightStack, us: Tensor, n_steps: int, tol: float) -> Tensor:  # (G, in, ...)
+    """Run power iterations from unit vectors, until none changes by ``tol``."""
+    first = us
+    for _ in range(n_steps):
+        last, us = us, _units(stack.apply_transpose(stack.apply(us)))
+        if tol > 0 and bool(((us - last).flatten(1).norm(dim=1) < tol).all()):
+            break
+    # A zero weight maps u to 0, where it would stay for ever; any old direction does as well.
+    return torch.where(_broadcast(us.flatten(1).norm(dim=1) > 0.5, us), us, first)
+
+
+def _units(us: Tensor) -> Tensor:  # (G, ...)
+    return us / _broadcast(us.flatten(1).norm(dim=1).clamp(min=torch.finfo(us.dtype).tiny), us)
+
+
+def _broadcast(numbers: Tensor, like: Tensor) -> Tensor:  # (G,), (G, ...) -> (G, 1, ...)
+    return numbers.view(-1, *[1] * (like.dim() - 1))
 
 
 class GramIteration(Normalization):
@@ -369,6 +415,37 @@ class InfinityNorm(AbsoluteSums):
     """
 
     norm = math.inf
+
+
+def normalize_all(
+    normalizations: Sequence[Normalization], weights: Sequence[Tensor], *, advance: bool = True
+) -> list[Tensor]:
+    """Normalize each weight by its normalization, those of one shape together, in a few batched products.
+
+    Args:
+        normalizations: one for each weight.
+        weights: unnormalized.
+        advance: whether states are updated first in train mode.
+
+    Example:
+        >>> weights = list(torch.eye(3).expand(4, 3, 3))
+        >>> normalizations = [PowerIteration(weight, coeff=0.5, image_size=(1, 1)) for weight in weights]
+        >>> [round(float(weight.trace()), 2) for weight in normalize_all(normalizations, weights)]
+        [1.5, 1.5, 1.5, 1.5]
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for i, (normalization, weight) in enumerate(zip(normalizations, weights, strict=True)):
+        alone = type(normalization) is not PowerIteration
+        groups.setdefault(i if alone else normalization.alike(weight), []).append(i)
+    found: dict[int, Tensor] = {}
+    for group in groups.values():
+        members: list[Any] = [normalizations[i] for i in group]
+        if len(group) == 1:
+            normalized = [(members[0] if advance else members[0].normalize)(weights[group[0]])]
+        else:
+            normalized = members[0].normalize_stack(members, torch.stack([weights[i] for i in group]), advance=advance)
+        found.update(zip(group, normalized, strict=True))
+    return [found[i] for i in range(len(weights))]
 
 
 NORMALIZATIONS: dict[str, Callable[..., Normalization]] = {

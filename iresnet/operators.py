@@ -1,8 +1,7 @@
 """Linear operators given by weights, zero-padded convolutions and dense layers, and the memory layout of images."""
 
 __all__ = [
-    "apply",
-    "apply_transpose",
+    "WeightStack",
     "at_least_float32",
     "channels_last",
     "largest_absolute_sum",
@@ -14,7 +13,7 @@ __all__ = [
 ]
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -98,14 +97,62 @@ def same_conv_transpose(y: Tensor, weight: Tensor) -> Tensor:
     return full[..., top : top + y.shape[2], left : left + y.shape[3]]
 
 
-def apply(weight: Tensor, u: Tensor) -> Tensor:
-    """Apply the operator of a weight, without bias: a dense layer for two dimensions, else a convolution."""
-    return F.linear(u, weight) if weight.dim() == 2 else same_conv(u, weight)
+class WeightStack:
+    r"""Operators of several weights of one shape, without bias, each applied to its own vector in batched products.
+
+    A convolution reads the side with fewer channels in windows, one for each pixel, so that a matrix does the rest.
+
+    Args:
+        weights: of dense layers, (G, out, in), or "same" convolutions, (G, out, in, kh, kw).
+
+    Example:
+        >>> stack = WeightStack(torch.stack([torch.eye(2), 3 * torch.eye(2)]))
+        >>> stack.apply(torch.ones(2, 2))
+        tensor([[1., 1.],
+                [3., 3.]])
+    """
+
+    def __init__(self, weights: Tensor):
+        out, fan_in, *kernel = weights.shape[1:]
+        self.kernel = kernel if math.prod(kernel) > 1 else []  # none where each pixel is on its own
+        self.reads_input = not self.kernel or fan_in <= out
+        if self.reads_input:
+            self.matrices = weights.flatten(2)  # (G, out, in kh kw)
+        else:  # those of the transposed convolution, whose kernel is turned around
+            self.matrices = weights.flip(3, 4).transpose(1, 2).flatten(2)  # (G, in, out kh kw)
+        self.before = [(k - 1) // 2 if self.reads_input else k // 2 for k in self.kernel]
+
+    def apply(self, u: Tensor) -> Tensor:  # (G, in) or (G, in, H, W)
+        """Apply each operator."""
+        return self._from_windows(u) if self.reads_input else self._to_windows(u)
+
+    def apply_transpose(self, v: Tensor) -> Tensor:  # (G, out) or (G, out, H, W)
+        """Apply the transpose of each operator."""
+        return self._to_windows(v) if self.reads_input else self._from_windows(v)
+
+    def _from_windows(self, u: Tensor) -> Tensor:
+        columns = _windows(u, self.kernel, self.before) if self.kernel else u.view(*u.shape[:2], -1)
+        return (self.matrices @ columns).view(len(u), -1, *u.shape[2:])
+
+    def _to_windows(self, v: Tensor) -> Tensor:
+        columns = self.matrices.mT @ v.reshape(*v.shape[:2], -1)
+        if not self.kernel:
+            return columns.view(len(v), -1, *v.shape[2:])
+        return _overlap(columns, self.kernel, self.before, v.shape[2:])
 
 
-def apply_transpose(weight: Tensor, v: Tensor) -> Tensor:
-    """Apply the transpose of the operator of a weight."""
-    return F.linear(v, weight.t()) if weight.dim() == 2 else same_conv_transpose(v, weight)
+def _windows(u: Tensor, kernel: Sequence[int], before: Sequence[int]) -> Tensor:  # (N, C kh kw, H W)
+    """Copy the window of each pixel, of zeros outside of the image, ``before`` of which are above and to the left."""
+    (kh, kw), (top, left) = kernel, before
+    padded = F.pad(u, (left, kw - 1 - left, top, kh - 1 - top))
+    return padded.unfold(2, kh, 1).unfold(3, kw, 1).permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
+
+
+def _overlap(columns: Tensor, kernel: Sequence[int], before: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Add up windows where they lie: the transpose of :func:`_windows`."""
+    (kh, kw), (top, left), (height, width) = kernel, before, size
+    whole = F.fold(columns, (height + kh - 1, width + kw - 1), (kh, kw))
+    return whole[..., top : top + height, left : left + width]
 
 
 def torus_matrices(

@@ -1,5 +1,7 @@
 """Every normalization against dense singular values."""
 
+import copy
+
 import pytest
 import torch
 from laws import close
@@ -7,8 +9,9 @@ from laws import close
 import iresnet as ir
 from iresnet import normalization
 from iresnet.errors import IResNetError, UnknownNameError
-from iresnet.normalization import NORMALIZATIONS, AbsoluteSums, GramIteration
-from iresnet.operators import same_conv, torus_matrices
+from iresnet.lipschitz import hold_weights
+from iresnet.normalization import NORMALIZATIONS, AbsoluteSums, GramIteration, normalize_all
+from iresnet.operators import WeightStack, same_conv, same_conv_transpose, torus_matrices
 
 pytestmark = pytest.mark.usefixtures("default_device")
 
@@ -125,14 +128,89 @@ def test_the_zoo_builds_with_every_normalization(name):
     assert sum(isinstance(m, NORMALIZATIONS[name]) for m in model.modules()) == 6
 
 
+# -- weights of one shape together -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 2), (2, 5), (3, 4, 1, 1), (4, 2, 3, 3), (2, 4, 3, 3), (3, 2, 4, 2), (2, 3, 2, 5)]
+)
+def test_a_stack_applies_each_operator_and_its_transpose(shape):
+    weights = torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
+    size = (6, 5) if len(shape) == 4 else ()
+    u = torch.randn(3, shape[1], *size, dtype=torch.float64)
+    v = torch.randn(3, shape[0], *size, dtype=torch.float64)
+    stack = WeightStack(weights)
+    for found, operator, of in ((stack.apply, same_conv, u), (stack.apply_transpose, same_conv_transpose, v)):
+        if not size:
+            expected = torch.einsum("goi,gi->go" if of is u else "goi,go->gi", weights, of)
+        else:
+            expected = torch.cat([operator(of[i : i + 1], weights[i]) for i in range(3)])
+        close(found(of), expected)
+        upstream = torch.randn_like(expected)
+        close(*(torch.autograd.grad(y, weights, upstream, retain_graph=True)[0] for y in (found(of), expected)))
+
+
+def layers_of_two_shapes(kind, n_steps=3):
+    layers = [LAYERS[kind]("power").double() for _ in range(3)] + [ir.LipschitzLinear(3, 3).double()]
+    for layer in layers:
+        layer.normalization.n_steps, layer.normalization.tol = n_steps, 0.0
+        layer.weight = 5 * torch.randn_like(layer.unnormalized_weight)
+    return torch.nn.ModuleList(layers)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_weights_of_one_shape_are_normalized_together_as_each_alone(kind, training):
+    together = layers_of_two_shapes(kind).train(training)
+    alone = copy.deepcopy(together)
+    with hold_weights(together):
+        found = [layer.weight for layer in together]
+    expected = [layer.weight for layer in alone]
+    for a, b in zip(found, expected, strict=True):
+        close(a, b)
+    for layers, weights in ((together, found), (alone, expected)):
+        sum((weight**3).sum() for weight in weights).backward()
+        assert all(layer.unnormalized_weight.grad.abs().sum() > 0 for layer in layers)
+    for a, b in zip(together, alone, strict=True):
+        close(a.normalization.u, b.normalization.u)
+        close(a.unnormalized_weight.grad, b.unnormalized_weight.grad)
+
+
+def test_those_of_other_settings_or_classes_are_normalized_apart():
+    class Halved(normalization.PowerIteration):
+        def sigma(self, weight):
+            return 2 * super().sigma(weight)
+
+    weights = list(4 * torch.eye(3).expand(4, 3, 3))
+    options = {"image_size": (1, 1)}
+    parts = [normalization.PowerIteration(weights[0], coeff=0.8, **options) for _ in range(2)]
+    parts += [Halved(weights[0], coeff=0.8, **options), GramIteration(weights[0], coeff=0.4, **options)]
+    parts[1].coeff = 0.6
+    found = [float(weight[0, 0]) for weight in normalize_all(parts, weights)]
+    assert found == pytest.approx([0.8, 0.6, 0.4, 0.4 / 3**0.5**7], rel=1e-2)
+
+
+def test_a_weight_that_is_zero_or_not_finite_leaves_its_vector_and_the_others():
+    layers = layers_of_two_shapes("3x3")
+    before = [layer.normalization.u.clone() for layer in layers]
+    for layer, value in zip(layers, (0.0, float("nan")), strict=False):
+        layer.unnormalized_weight.data.fill_(value)
+    with hold_weights(layers):
+        weights = [layer.weight.detach() for layer in layers]
+    assert torch.equal(layers[0].normalization.u, before[0])
+    assert torch.equal(layers[1].normalization.u, before[1])
+    assert not torch.equal(layers[2].normalization.u, before[2])
+    assert [bool(torch.isfinite(weight).all()) for weight in weights] == [True, False, True, True]
+
+
 # -- power iteration to a tolerance ----------------------------------------------------------------------------------
 
 
 def test_power_iteration_stops_when_its_vector_stands_still(monkeypatch):
     layer = ir.LipschitzLinear(20, 20, n_steps=500).double().train()
     part, products = layer.normalization, []
-    original = normalization.apply
-    monkeypatch.setattr(normalization, "apply", lambda *args: products.append(1) or original(*args))
+    original = WeightStack.apply
+    monkeypatch.setattr(WeightStack, "apply", lambda *args: products.append(1) or original(*args))
     part.u.copy_(torch.nn.functional.normalize(torch.randn_like(part.u)))
     part.advance(layer.unnormalized_weight)
     cold = len(products)
@@ -148,8 +226,8 @@ def test_power_iteration_stops_when_its_vector_stands_still(monkeypatch):
 
 def test_the_cap_holds_and_a_tolerance_of_zero_runs_all(monkeypatch):
     products = []
-    original = normalization.apply
-    monkeypatch.setattr(normalization, "apply", lambda *args: products.append(1) or original(*args))
+    original = WeightStack.apply
+    monkeypatch.setattr(WeightStack, "apply", lambda *args: products.append(1) or original(*args))
     part = normalization.PowerIteration(torch.eye(3), coeff=0.5, image_size=(1, 1), n_steps=7, tol=0.0)
     products.clear()
     part.advance(torch.eye(3))

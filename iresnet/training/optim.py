@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from iresnet.config import Config, OptimConfig, check
 from iresnet.errors import RunWarning
 from iresnet.lipschitz import lipschitz_layers
+from iresnet.normalization import normalize_all
 
 # -- sharded tensors ---------------------------------------------------------------------------------------------------
 
@@ -166,6 +167,8 @@ class Muon(torch.optim.Optimizer):
 
     def _step_spectral(self, group: dict[str, Any]) -> None:
         layers = [layer for layer in self.layers if layer.unnormalized_weight.grad is not None]
+        if not layers:
+            return
         by_shape: dict[torch.Size, list[Tensor]] = {}  # weights of one shape are orthogonalized together
         for layer in layers:
             by_shape.setdefault(layer.unnormalized_weight.shape, []).append(layer.unnormalized_weight)
@@ -179,9 +182,10 @@ class Muon(torch.optim.Optimizer):
             for weight, step in zip(weights, steps, strict=True):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.sub_(shard_like(weight, step.view(weight.shape)), alpha=size)
-        for layer in layers:
-            weight = layer.unnormalized_weight
-            weight.copy_(shard_like(weight, layer.normalization.normalize(full_tensor(weight))))
+        weights = [layer.unnormalized_weight for layer in layers]
+        normalizations = [layer.normalization for layer in layers]
+        normalized = normalize_all(normalizations, list(map(full_tensor, weights)), advance=False)
+        torch._foreach_copy_(weights, list(map(shard_like, weights, normalized)))
 
     def _step_adam(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]
