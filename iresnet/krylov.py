@@ -28,7 +28,7 @@ class KrylovSpace:
         self.steps = 0
         self._solved: dict[int, tuple[Tensor, Tensor]] = {}  # by number of steps
         self.length = v.norm(dim=1)  # (N,)
-        self.Q = v.new_zeros(len(v), max_steps, v.shape[1])
+        self.Q = v.new_empty(len(v), max_steps, v.shape[1])
         self.H = v.new_zeros(len(v), max_steps, max_steps)
         self.Q[:, 0] = v / self.length.clamp(min=torch.finfo(v.dtype).tiny)[:, None]
 
@@ -46,24 +46,28 @@ class KrylovSpace:
 
     def _orthogonalize(self, r: Tensor, m: int) -> None:
         basis = self.Q[:, :m]
-        size = r.norm(dim=1)
-        h, r = _project_out(basis, r)
-        correction, self.left = _project_out(basis, r)
-        self.H[:, :m, m - 1] = h + correction
+        h, rest = _project_out(basis, r[..., None])
+        correction, left = _project_out(basis, rest)
+        self.left = left[..., 0]
+        self.H[:, :m, m - 1] = (h + correction)[..., 0]
         if self.complete:
             return
         # A remainder below rounding means that the space is invariant: the next vectors are zero, H gets zero rows and
         # columns, and the result is exact.
+        eps, tiny = torch.finfo(r.dtype).eps, torch.finfo(r.dtype).tiny
         length = self.left.norm(dim=1)
-        closed = length <= 10 * torch.finfo(r.dtype).eps * size
-        length = length.masked_fill(closed, 0.0)
-        self.H[:, m, m - 1] = length
-        self.Q[:, m] = torch.where(closed[:, None], 0.0, self.left / length.masked_fill(closed, 1.0)[:, None])
+        is_open = length > 10 * eps * r.norm(dim=1)
+        self.H[:, m, m - 1] = length * is_open
+        self.Q[:, m] = self.left * (is_open / length.clamp(min=tiny))[:, None]
 
     def inverse(self) -> Tensor:  # (N, D)
         """Return :math:`(I+A)^{-1} v`: see :meth:`solve`."""
         with without_autocast(self.Q.device):
-            return self._improved(self._shifted(self.length.new_ones(1), self.steps)[0])
+            identity = torch.eye(self.steps, dtype=self.H.dtype, device=self.H.device)
+            systems = identity + self.H[:, : self.steps, : self.steps]
+            # With pivots, as linear solves are also done for maps that are no contractions. solve_ex does not stop on a
+            # singular system: the numbers in the result show it.
+            return self._improved(torch.linalg.solve_ex(systems, identity[:, 0].expand(systems.shape[:-1]))[0])
 
     def solve(self) -> tuple[Tensor, Tensor]:  # (N,), (N, D)
         r"""Return :math:`v^T \log(I+A) v`, projected, and :math:`(I+A)^{-1} v`, projected and then improved.
@@ -98,25 +102,37 @@ class KrylovSpace:
             t, weights = _quadrature(self.H)
             y = self._shifted(t, m)
             integral = torch.einsum("t,tnm->nm", weights, y[:-1])
-            self._solved[m] = self.length.square() * (self.H[:, 0, :m] * integral).sum(1), y[-1]
+            self._solved[m] = self.length.square() * torch.linalg.vecdot(self.H[:, 0, :m], integral), y[-1]
         return self._solved[m]
 
     def _shifted(self, t: Tensor, m: int) -> Tensor:  # (T,) -> (T, N, m)
-        """Solve (I + t H) y = e_1 for every t and the first m steps."""
-        H = self.H[:, :m, :m]
-        identity = torch.eye(H.shape[1], dtype=H.dtype, device=H.device)
-        systems = identity + t[:, None, None, None] * H
-        # solve_ex does not stop on a singular system (a map that is no contraction): the NaN shows in the result.
-        return torch.linalg.solve_ex(systems, identity[:, :1].expand(*systems.shape[:-1], 1))[0][..., 0]
+        """Solve (I + t H) y = e_1 for every t and the first m steps, by elimination along the subdiagonal of H.
+
+        It needs no pivots, since the symmetric part of I + t H is positive for every contraction. For other maps the
+        numbers in the result show what they are.
+        """
+        identity = torch.eye(m, dtype=t.dtype, device=t.device)
+        systems = torch.addcmul(identity, t[:, None, None, None], self.H[:, :m, :m])  # (T, N, m, m)
+        rows, right = [systems[..., 0, :]], [torch.ones_like(systems[..., 0, 0])]
+        for i in range(1, m):
+            factor = systems[..., i, i - 1] / rows[-1][..., i - 1]
+            rows.append(torch.addcmul(systems[..., i, :], factor[..., None], rows[-1], value=-1))
+            right.append(-factor * right[-1])
+        y: list[Tensor] = []
+        for i in reversed(range(m)):
+            for j, known in enumerate(reversed(y)):
+                right[i] = torch.addcmul(right[i], rows[i][..., i + 1 + j], known, value=-1)
+            y.append(right[i] / rows[i][..., i])
+        return torch.stack(y[::-1], -1)
 
     def _improved(self, y: Tensor) -> Tensor:  # (N, m) -> (N, D)
-        projected = torch.einsum("nm,nmd->nd", y, self.Q[:, : self.steps])
-        return self.length[:, None] * (projected - y[:, -1:] * self.left)
+        projected = (y[:, None] @ self.Q[:, : self.steps])[:, 0]
+        return self.length[:, None] * torch.addcmul(projected, y[:, -1:], self.left, value=-1)
 
 
-def _project_out(basis: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:  # (N, m, D), (N, D) -> (N, m), (N, D)
-    coefficients = torch.einsum("nmd,nd->nm", basis, r)
-    return coefficients, r - torch.einsum("nm,nmd->nd", coefficients, basis)
+def _project_out(basis: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:  # (N, m, D), (N, D, 1) -> (N, m, 1), (N, D, 1)
+    coefficients = basis @ r
+    return coefficients, torch.baddbmm(r, basis.mT, coefficients, alpha=-1)
 
 
 # Gauss-Legendre nodes u on [0, 1], moved to t = 1 - u^2 with weights 2 u du. For an eigenvalue near -1 the integrand

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from iresnet.errors import IResNetError
-from iresnet.jacobian import Linearization, linearize_inner, linearizes
+from iresnet.jacobian import Linearization, Product, linearize_inner, linearizes
+from iresnet.joint import Joint, joins, linear
 from iresnet.normalization import Normalization, make_normalization, normalize_all
 from iresnet.operators import same_conv, same_conv_transpose
 from iresnet.renamed import accept_old_names, old_attribute
@@ -211,6 +212,13 @@ def _lipschitz_linear(g: LipschitzLinear, x: Tensor) -> Linearization:
     return Linearization(F.linear(x, weight, g.bias), lambda v: F.linear(v, weight), lambda w: F.linear(w, weight.t()))
 
 
+@joins(LipschitzLinear)
+def _join_linear(g: LipschitzLinear, joint: Joint) -> tuple[Tensor, Product]:
+    g._check_size(joint.tensor)
+    weight = g.weight
+    return linear(joint, lambda x: F.linear(x, weight), g.bias), lambda w: F.linear(w, weight.t())
+
+
 class LipschitzConv2d(LipschitzLayer, nn.Conv2d):
     """Zero-padded "same" convolution with operator norm at most about ``coeff`` (see :mod:`iresnet.normalization`).
 
@@ -294,6 +302,13 @@ def _lipschitz_conv2d(g: LipschitzConv2d, x: Tensor) -> Linearization:
         jvp=lambda v: same_conv(v, weight),
         vjp=lambda w: same_conv_transpose(w, weight),
     )
+
+
+@joins(LipschitzConv2d)
+def _join_conv2d(g: LipschitzConv2d, joint: Joint) -> tuple[Tensor, Product]:
+    g._check_size(joint.tensor)
+    weight = g.weight
+    return linear(joint, lambda x: same_conv(x, weight), g.bias), lambda w: same_conv_transpose(w, weight)
 
 
 class DenseConcat(nn.Module):

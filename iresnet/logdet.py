@@ -85,6 +85,13 @@ class LogDetEstimator(ABC):
             recomputed, it gives the same numbers, so a block need not keep its graph.
         """
 
+    def direction(self, x: Tensor) -> Tensor | None:  # (N, *E)  # noqa: ARG002
+        """Draw the one vector whose product with the Jacobian at x is differentiated; None if there is no such one.
+
+        :attr:`Linearization.direction` holds it where its product was taken together with the value of the map.
+        """
+        return None
+
     def drawing_from(self, generator: torch.Generator) -> "LogDetEstimator":  # noqa: ARG002
         """Return this estimator with this generator; itself if it has one already, or needs none.
 
@@ -221,6 +228,13 @@ class Hutchinson(LogDetEstimator):
         other.generator = generator
         return other
 
+    def direction(self, x: Tensor) -> Tensor | None:  # (N, *E)
+        """See :meth:`LogDetEstimator.direction`."""
+        return next(self._draw(x)) if self.n_probes == 1 else None
+
+    def _draw(self, x: Tensor) -> Iterator[Tensor]:
+        return PROBES[self.probe](at_least_float32(x.detach()), self.n_probes, self.generator)
+
     @abstractmethod
     def _solve(self, vjp: Callable[[Tensor], Tensor], v: Tensor) -> Quadratic:
         """Evaluate a probe v, (N, D)."""
@@ -250,15 +264,15 @@ class Hutchinson(LogDetEstimator):
         )
 
     def _evaluate(self, jacobian: Linearization) -> Iterator[tuple[Tensor, Quadratic]]:
-        """Yield each probe, (N, D), with its quadratic form."""
-        like = at_least_float32(jacobian.value.detach())
+        """Yield each probe, (N, *E), with its quadratic form."""
 
         def vjp(w: Tensor) -> Tensor:  # detached, since no_grad does not stop forward-mode derivatives
             return _on_vectors(jacobian.vjp, jacobian.value, w).detach()
 
+        known = jacobian.direction
         with torch.no_grad():
-            for v in PROBES[self.probe](like, self.n_probes, self.generator):
-                yield to_vectors(v), self._solve(vjp, to_vectors(v))
+            for v in self._draw(jacobian.value) if known is None else [known]:
+                yield v, self._solve(vjp, to_vectors(v))
 
 
 def _on_vectors(product: Product, value: Tensor, v: Tensor) -> Tensor:  # (N, D) -> (N, D)
@@ -277,12 +291,15 @@ def _check_square(product: Tensor, value: Tensor) -> None:  # (N, *E), (N, *F)
 
 
 def _with_gradient(jacobian: Linearization, v: Tensor, value: Tensor, w: Tensor) -> Tensor:
-    """Return ``value`` with the gradient of the surrogate."""
+    """Return ``value`` with the gradient of the surrogate, of a probe v, (N, *E), and its w, (N, D)."""
     by_autograd = torch.is_grad_enabled() and jacobian.value.requires_grad
     if not (by_autograd or is_differentiating()):
         return value
     refuse_forward_over_forward()
-    image = _on_vectors(jacobian.jvp, jacobian.value, v)
+    image = jacobian.image if v is jacobian.direction else jacobian.jvp(v.to(jacobian.value.dtype))
+    assert image is not None
+    _check_square(image, jacobian.value)
+    image = to_vectors(at_least_float32(image))
     if torch.compiler.is_compiling():  # compiled code has no second derivatives
         surrogate = (w * image).sum(1)
     else:

@@ -14,10 +14,14 @@ __all__ = [
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from iresnet.devices import is_differentiating
+from iresnet.precision import autocasts
 
 # -- layout ----------------------------------------------------------------------------------------------------------
 # Convolutions are up to five times faster where the channels of a pixel are adjacent in memory.
@@ -76,6 +80,8 @@ def same_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     kh, kw = weight.shape[2:]
     top, left = _same_padding((kh, kw))
     x = channels_last(x)
+    if _few_channels(x, weight):
+        return _Conv.apply(x, weight, bias) if torch.is_grad_enabled() else _conv(x, weight, bias)  # pyright: ignore[reportReturnType]
     if kh % 2 and kw % 2:
         return F.conv2d(x, weight, bias, padding=(top, left))
     return F.conv2d(F.pad(x, (left, kw // 2, top, kh // 2)), weight, bias)
@@ -91,10 +97,135 @@ def same_conv_transpose(y: Tensor, weight: Tensor) -> Tensor:
     kernel = (weight.shape[2], weight.shape[3])
     top, left = _same_padding(kernel)
     y = channels_last(y)
+    if _few_channels(y, weight):
+        return _Transpose.apply(y, weight) if torch.is_grad_enabled() else _transpose(y, weight)  # pyright: ignore[reportReturnType]
     if kernel[0] % 2 and kernel[1] % 2:
         return F.conv_transpose2d(y, weight, padding=(top, left))
     full = F.conv_transpose2d(y, weight)
     return full[..., top : top + y.shape[2], left : left + y.shape[3]]
+
+
+# -- images of few channels on a CPU -----------------------------------------------------------------------------------
+# There a convolution to fewer than eight channels takes up to five times as long as the matrix product that it is, and
+# so does the gradient of its kernel.
+
+FEW = 8
+
+
+def _few_channels(x: Tensor, weight: Tensor) -> bool:
+    """Return whether x is convolved with a kernel from or to few channels in a way that pays here."""
+    out, fan_in, kh, kw = weight.shape
+    return (
+        min(out, fan_in) < FEW < max(out, fan_in)
+        and kh * kw > 1
+        and kh % 2 == kw % 2 == 1
+        and len(x) > 1
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and not (torch.compiler.is_compiling() or is_differentiating() or autocasts(x.device))
+    )
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    out, _, *kernel = weight.shape
+    if out >= FEW:
+        return F.conv2d(x, weight, bias, padding=_same_padding((kernel[0], kernel[1])))
+    y = _to_few_channels(x, weight.permute(2, 3, 0, 1))
+    return y if bias is None else y.add_(bias.view(-1, 1, 1))
+
+
+def _transpose(y: Tensor, weight: Tensor) -> Tensor:
+    _, fan_in, *kernel = weight.shape
+    if fan_in >= FEW:
+        return F.conv_transpose2d(y, weight, padding=_same_padding((kernel[0], kernel[1])))
+    return _to_few_channels(y, weight.flip(2, 3).permute(2, 3, 1, 0))
+
+
+def _to_few_channels(x: Tensor, taps: Tensor) -> Tensor:  # (N, in, H, W), (kh, kw, out, in) -> (N, out, H, W)
+    """Multiply each pixel with all taps of the kernel, and add up what each image gets, tap by tap."""
+    kh, kw, out, _ = taps.shape
+    n, _, height, width = x.shape
+    images = (taps.flatten(0, 2) @ to_vectors(x).view(-1, x.shape[1]).t()).view(kh, kw, out, n, height, width)
+    total = x.new_zeros(out, n, height + kh - 1, width + kw - 1)
+    for i in range(kh):
+        for j in range(kw):
+            top, left = kh - 1 - i, kw - 1 - j
+            total[..., top : top + height, left : left + width] += images[i, j]
+    inner = total[..., kh // 2 : kh // 2 + height, kw // 2 : kw // 2 + width]
+    y = torch.empty((n, out, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    return y.copy_(inner.transpose(0, 1))
+
+
+def _kernel_gradient(x: Tensor, y: Tensor, kernel: Sequence[int]) -> Tensor:  # -> (out, in, kh, kw)
+    """Return the gradient of <y, conv(x, W)> with respect to W."""
+    if y.shape[1] < FEW:  # that of the transposed convolution, whose kernel is turned around
+        return _kernel_gradient(y, x, kernel).transpose(0, 1).flip(2, 3)
+    weight = x.new_empty(y.shape[1], x.shape[1], *kernel)
+    fixed = ([1, 1], list(_same_padding((kernel[0], kernel[1]))), [1, 1], False, [0, 0], 1)
+    return torch.ops.aten.convolution_backward(y, x, weight, None, *fixed, [False, True, False])[1]
+
+
+# All three are derivatives of the trilinear form <y, conv(x, W)>, so that the backward pass of each consists of the
+# other two, to any order.
+
+
+class _Conv(torch.autograd.Function):
+    """Convolution of x with W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.biased = bias is not None
+        return _conv(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight = ctx.saved_tensors
+        upstream = channels_last(upstream)
+        return (
+            same_conv_transpose(upstream, weight) if ctx.needs_input_grad[0] else None,
+            _KernelGradient.apply(x, upstream, weight.shape[2:]) if ctx.needs_input_grad[1] else None,  # pyright: ignore[reportReturnType]
+            upstream.sum((0, 2, 3)) if ctx.biased else None,
+        )
+
+
+class _Transpose(torch.autograd.Function):
+    """Transposed convolution of y with W."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(y, weight)
+        return _transpose(y, weight)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        y, weight = ctx.saved_tensors
+        upstream = channels_last(upstream)
+        return (
+            same_conv(upstream, weight) if ctx.needs_input_grad[0] else None,
+            _KernelGradient.apply(upstream, y, weight.shape[2:]) if ctx.needs_input_grad[1] else None,  # pyright: ignore[reportReturnType]
+        )
+
+
+class _KernelGradient(torch.autograd.Function):
+    """Gradient of <y, conv(x, W)> with respect to W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, kernel: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(x, y)
+        return _kernel_gradient(x, y, kernel)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, y = ctx.saved_tensors
+        return (
+            same_conv_transpose(y, upstream) if ctx.needs_input_grad[0] else None,
+            same_conv(x, upstream) if ctx.needs_input_grad[1] else None,
+            None,
+        )
+
+
+# -- several weights at once -------------------------------------------------------------------------------------------
 
 
 class WeightStack:

@@ -100,14 +100,50 @@ def test_estimators_can_be_given_to_each_block():
     close(z, flow.bijection(x))
 
 
-@torch.no_grad()
-def test_a_task_divides_batches_in_training_only():
-    flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=4, logdet=ir.Exact())
-    task, x = Task(flow, TaskConfig(), levels=None, logdet_chunks=2), torch.randn(8, 2)
-    task(x, None)  # sets the ActNorms
-    drawn = {float(bits) for bits in (task.train()(x, None)[0] for _ in range(20))}
-    assert len(drawn) == 4  # two choices in each of two blocks
-    assert len({float(task.eval()(x, None)[0]) for _ in range(20)}) == 1
+@pytest.mark.parametrize("n_chunks", [2, 3])
+def test_a_task_divides_batches_in_training_only_and_its_mean_over_rotations_is_the_whole(n_chunks):
+    options = {"blocks": 3, "hidden": 4, "actnorm": False, "logdet": ir.Exact()}
+    flow = ir.zoo.build("toy-mlp", shape=(2,), **options)
+    x = torch.randn(7, 2)
+
+    def gradients(task):
+        task.zero_grad()
+        loss, _ = task(x, None, iterate=False)
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in task.parameters())]
+
+    whole = gradients(Task(flow, TaskConfig(), levels=None).train())
+    task = Task(flow, TaskConfig(), levels=None, logdet_chunks=n_chunks).train()
+    rotated = []
+    for first in range(len(x)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "randint", lambda high, size, device, first=first: torch.tensor(first))
+            rotated.append(gradients(task))
+    assert len({float(loss) for loss, *_ in rotated}) == len(x)
+    close(mean(rotated), whole, 1e-5)
+    close(gradients(task.eval()), whole, 1e-5)
+
+
+def test_labels_are_rotated_with_their_examples():
+    task = Task(torch.nn.Identity(), TaskConfig(), levels=None, logdet_chunks=2)
+    x, y = torch.arange(5.0)[:, None], torch.arange(5)
+    orders = set()
+    for _ in range(50):
+        rotated, labels = task._rotated(x, y)
+        assert torch.equal(rotated[:, 0].long(), labels)
+        orders.add(tuple(labels.tolist()))
+    assert len(orders) == 5
+
+
+def test_a_chosen_chunk_stands_for_the_batch_by_its_size():
+    block = ir.ResidualBlock(ir.networks.mlp(2, 8).eval(), logdet=ir.Exact())
+    x = torch.randn(7, 2)
+    whole = block.forward_and_logdet(x)[1]
+    for chosen, rows in enumerate((slice(0, 3), slice(3, 5), slice(5, 7))):
+        found = block.forward_and_logdet(x, logdet=RandomChunk(ir.Exact(), 3, chosen=chosen))[1]
+        expected = torch.zeros(7)
+        expected[rows] = 7 / (rows.stop - rows.start) * whole[rows]
+        close(found, expected, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -121,3 +157,8 @@ def test_a_task_divides_batches_in_training_only():
 def test_refused(estimator, n_chunks, expected):
     with pytest.raises(ir.errors.IResNetError, match=expected):
         RandomChunk(estimator, n_chunks)
+
+
+def test_a_chunk_that_is_not_there_is_refused():
+    with pytest.raises(ir.errors.IResNetError, match="from 0 to 1, got 2"):
+        RandomChunk(ir.Exact(), 2, chosen=2)

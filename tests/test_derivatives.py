@@ -178,8 +178,10 @@ def test_forward_mode_inside_forward_mode_is_refused(estimator):
 
 def test_first_derivatives_linearize_once(monkeypatch):
     calls = []
-    linearize = ir.bijections.memory.linearize_inner
-    monkeypatch.setattr("iresnet.bijections.memory.linearize_inner", lambda g, x: (calls.append(1), linearize(g, x))[1])
+    for name in ("linearize_inner", "linearize_along"):
+        original = getattr(ir.bijections.memory, name)
+        counted = lambda *args, original=original: (calls.append(1), original(*args))[1]  # noqa: E731
+        monkeypatch.setattr(f"iresnet.bijections.memory.{name}", counted)
     for memory, expected in {"keep": 1, "early": 1, "recompute": 3}.items():
         calls.clear()
         LogDet(block("rules", logdet=ir.Krylov(2), memory=memory))(batch()[:1]).backward()

@@ -16,8 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from iresnet.devices import is_transforming
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, linearize_inner
+from iresnet.joint import can_join, linearize_along
 from iresnet.lipschitz import LipschitzLayer, lipschitz_layers, replace_weights
 from iresnet.logdet import LogDetEstimator
+
+Rows = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -26,20 +29,46 @@ class Directions:
 
     Attributes:
         forward: from g and x to z = x + g(x).
-        forward_and_logdet: from g, x and an estimator to z and log-determinants.
+        forward_and_logdet: from g, x, an estimator, and the first row of x and the last plus one whose log-determinants
+            are wanted, to z and these.
     """
 
     forward: Callable[[nn.Module, Tensor], Tensor]
-    forward_and_logdet: Callable[[nn.Module, Tensor, LogDetEstimator], tuple[Tensor, Tensor]]
+    forward_and_logdet: Callable[[nn.Module, Tensor, LogDetEstimator, Rows], tuple[Tensor, Tensor]]
 
 
 def _forward(g: nn.Module, x: Tensor) -> Tensor:
     return x + same_shape(g(x), x)
 
 
-def _keep(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
+def _keep(g: nn.Module, x: Tensor, estimator: LogDetEstimator, rows: Rows) -> tuple[Tensor, Tensor]:
+    v = estimator.direction(x[slice(*rows)]) if can_join() else None
+    if v is None:
+        return _apart(g, x, estimator, rows)
+    value, jacobian = linearize_along(g, x, v, rows)
+    same_shape(value, x)
+    return x + value, estimator(_repeatable(g, x[slice(*rows)], jacobian))
+
+
+def _linearized(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
     jacobian = linearize_held(g, x)
     return x + jacobian.value, estimator(jacobian)
+
+
+def _with_others(forward: Callable, run: Callable) -> Callable:
+    """Extend a function that takes log-determinants of all its samples to batches that have others too."""
+
+    def of_rows(g: nn.Module, x: Tensor, estimator: LogDetEstimator, rows: Rows) -> tuple[Tensor, Tensor]:
+        before, chosen, after = x.tensor_split(rows)
+        z, logdet = run(g, chosen, estimator)
+        if len(chosen) < len(x):
+            z = torch.cat([forward(g, before), z, forward(g, after)])
+        return z, logdet
+
+    return of_rows
+
+
+_apart = _with_others(_forward, _linearized)
 
 
 def _forward_again(g: nn.Module, x: Tensor) -> Tensor:
@@ -120,6 +149,11 @@ def linearize_held(g: nn.Module, x: Tensor) -> Linearization:
     """Linearize g, whose weights are held, so that it can be linearized with the same weights later."""
     jacobian = linearize_inner(g, x)
     same_shape(jacobian.value, x)
+    return _repeatable(g, x, jacobian)
+
+
+def _repeatable(g: nn.Module, x: Tensor, jacobian: Linearization) -> Linearization:
+    """Add to a linearization of g at x what is needed to linearize it again."""
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or is_transforming()):
         return jacobian
     layers = lipschitz_layers(g)
@@ -183,8 +217,8 @@ def _gradients(
 
 MEMORY: dict[str, Directions] = {
     "keep": Directions(_forward, _keep),
-    "early": Directions(_forward, _early),
-    "recompute": Directions(_forward_again, _recompute),
+    "early": Directions(_forward, _with_others(_forward, _early)),
+    "recompute": Directions(_forward_again, _with_others(_forward_again, _recompute)),
 }
 
 

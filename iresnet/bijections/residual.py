@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -113,23 +114,20 @@ class ResidualBlock(Bijection):
         _check_kind(estimator, LogDetEstimator, "a log-determinant", "logdet=ir.Exact()")
         with default_precision(training=self.training, device=x.device), hold_weights(self.g):
             self._check_independence(x)
-            if isinstance(estimator, RandomChunk) and 1 < estimator.n_chunks <= len(x):
-                z, value = self._of_one_chunk(x, estimator)
-            else:
-                z, value = self._run(self._directions.forward_and_logdet)(self.g, x, estimator)
+            z, value = self._run_in_rows(x, estimator)
         if not is_transforming():  # whose tensors do not outlive it
             self.last_logdet = value.detach()
         return z, value
 
-    def _of_one_chunk(self, x: Tensor, chunk: "RandomChunk") -> tuple[Tensor, Tensor]:
-        """Map all samples, and estimate the log-determinants of one chunk."""
-        forward = self._run(self._directions.forward)
-        before, chosen, after = chunk.draw(x)
-        z, logdet = self._run(self._directions.forward_and_logdet)(self.g, chosen, chunk.estimator)
-        z_before, z_after = (forward(self.g, others) if len(others) else others for others in (before, after))
-        z = torch.cat([z_before, z, z_after])
-        logdet = chunk.n_chunks * logdet
-        return z, torch.cat([logdet.new_zeros(len(before)), logdet, logdet.new_zeros(len(after))])
+    def _run_in_rows(self, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
+        """Map all samples, and estimate the log-determinants of all, or of those of a chunk."""
+        rows, factor = (0, len(x)), 1.0
+        if isinstance(estimator, RandomChunk):
+            (rows, factor), estimator = estimator.draw(len(x)), estimator.estimator
+        z, logdet = self._run(self._directions.forward_and_logdet)(self.g, x, estimator, rows)
+        if len(logdet) == len(x):
+            return z, logdet
+        return z, F.pad(factor * logdet, (rows[0], len(x) - rows[1]))
 
     def _check(self, x: Tensor) -> None:
         check_events(x, "a residual block")
@@ -251,9 +249,11 @@ class RandomChunk(LogDetEstimator):
     Args:
         estimator: of the log-determinants of the chunk.
         n_chunks: n, in how many chunks a batch is divided; a smaller batch is not.
+        chosen: the chunk, for batches whose samples come in random order; drawn at each call when None.
 
     Raises:
-        IResNetError: when the estimator is none, or the number of chunks is not a positive integer.
+        IResNetError: when the estimator is none, the number of chunks is not a positive integer, or there is no such
+            chunk.
 
     Example:
         >>> import iresnet as ir
@@ -263,19 +263,29 @@ class RandomChunk(LogDetEstimator):
         3
     """
 
-    def __init__(self, estimator: LogDetEstimator, n_chunks: int):
+    def __init__(self, estimator: LogDetEstimator, n_chunks: int, *, chosen: int | None = None):
         _check_kind(estimator, LogDetEstimator, "a log-determinant", "logdet=ir.Exact()")
         if not isinstance(n_chunks, int) or n_chunks < 1:
             raise IResNetError(f"n_chunks must be an integer of at least 1, got {n_chunks}")
+        if chosen is not None and chosen not in range(n_chunks):
+            raise IResNetError(f"chosen is the number of a chunk, from 0 to {n_chunks - 1}, got {chosen}")
         self.estimator = estimator
         self.n_chunks = n_chunks
+        self.chosen = chosen
 
-    def draw(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split a batch into the samples before, in and after a random chunk."""
-        chosen = int(torch.randint(self.n_chunks, ()))
-        sizes = [len(chunk) for chunk in x.tensor_split(self.n_chunks)]
-        before, chunk, after = x.split([sum(sizes[:chosen]), sizes[chosen], sum(sizes[chosen + 1 :])])
-        return before, chunk, after
+    def draw(self, n: int) -> tuple[tuple[int, int], float]:
+        """Draw a chunk of n samples.
+
+        Returns:
+            Its first sample and its last plus one, and the factor of its log-determinants.
+        """
+        if self.n_chunks == 1 or n < self.n_chunks:
+            return (0, n), 1.0
+        chosen = int(torch.randint(self.n_chunks, ())) if self.chosen is None else self.chosen
+        size, larger = divmod(n, self.n_chunks)  # the first ones have one more, as those of torch.tensor_split
+        start = chosen * size + min(chosen, larger)
+        stop = start + size + (chosen < larger)
+        return (start, stop), self.n_chunks if self.chosen is None else n / (stop - start)
 
     def prepare(self, jacobian: Linearization) -> Callable[[Linearization], Tensor]:
         """Estimate the log-determinants of all samples; a residual block takes one chunk of them."""

@@ -37,8 +37,9 @@ class Task(nn.Module):
         weights: the two weights.
         levels: number of values that an integer component takes, None for continuous data.
         augment: names in :data:`AUGMENTATIONS`, applied in train mode.
-        logdet_chunks: in train mode, estimate log-determinants on a :class:`~iresnet.bijections.RandomChunk` of each
-            batch, one of so many, drawn for each block.
+        logdet_chunks: in train mode, estimate log-determinants on one of so many chunks of each batch, whose examples
+            are rotated by a random number; one block after the other takes the next chunk
+            (:class:`~iresnet.bijections.RandomChunk`).
         hold: whether a step normalizes all weights at once; else each block normalizes its own, when it is used.
         generator: source of randomness of the estimators in eval mode; torch's global one, of all processes together,
             when None.
@@ -95,7 +96,7 @@ class Task(nn.Module):
             iterate: whether power iterations advance in train mode: they do once for each step of the optimizer.
             report: called first with each bijection and its outputs, in a pass of its own with the same random numbers.
         """
-        x = self.augmented(x) if self.training else x
+        x, y = self._rotated(self.augmented(x), y) if self.training else (x, y)
         with hold_weights(self.model, iterate=iterate) if self.hold else nullcontext():
             x = x.float() if isinstance(self.model, Classifier) else dequantize(x, levels=self.levels)
             if report:
@@ -111,6 +112,14 @@ class Task(nn.Module):
             loss = loss + self.weights.ce_weight * F.cross_entropy(logits.float(), y)
             metrics["accuracy"] = (logits.detach().argmax(1) == y).float().mean()
         return loss, metrics
+
+    def _rotated(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Rotate a batch by a number drawn on its device, where chunks stand for all of it."""
+        if self.logdet_chunks == 1:
+            return x, y
+        first = torch.randint(len(x), (), device=x.device)
+        order = (torch.arange(len(x), device=x.device) + first) % len(x)
+        return x[order], None if y is None else y[order]
 
     def augmented(self, x: Tensor) -> Tensor:  # (N, *E)
         """Change each example at random."""
@@ -134,8 +143,8 @@ class Task(nn.Module):
         """Return estimators for the residual blocks, or None for their own."""
         blocks = (module for module in self.model.modules() if isinstance(module, ResidualBlock))  # walked if needed
         if self.training and self.logdet_chunks > 1:
-            default = default_logdet(1, training=True)
-            return {block: RandomChunk(block.logdet or default, self.logdet_chunks) for block in blocks}
+            default, n = default_logdet(1, training=True), self.logdet_chunks
+            return {block: RandomChunk(block.logdet or default, n, chosen=i % n) for i, block in enumerate(blocks)}
         if not self.training and self.generator is not None:
             return {block: block.logdet.drawing_from(self.generator) for block in blocks if block.logdet}
         return None

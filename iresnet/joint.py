@@ -1,0 +1,200 @@
+"""Value of a map and its Jacobian product with a known direction, in one pass through its layers.
+
+Values and tangents are one tensor: a convolution takes both at once, forward and backward, and an activation keeps only
+its outputs, from which its slope follows. So a training step launches fewer and larger operations, and keeps less.
+"""
+
+__all__ = ["Joint", "can_join", "joins", "linearize_along"]
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iresnet.devices import is_differentiating
+from iresnet.jacobian import Linearization, Product, is_modified, linearize_inner, times_slope_of_elu
+
+
+@dataclass(frozen=True)
+class Joint:
+    r"""Values of N samples, followed by tangents of some of them.
+
+    Attributes:
+        tensor: values, (N, \*E), then tangents, (n, \*E).
+        rows: the n samples that have tangents, as first and last plus one.
+    """
+
+    tensor: Tensor
+    rows: tuple[int, int]
+
+    @property
+    def n_values(self) -> int:
+        """N."""
+        return len(self.tensor) - (self.rows[1] - self.rows[0])
+
+    def split(self) -> tuple[Tensor, Tensor]:
+        """Return values and tangents."""
+        return self.tensor.tensor_split([self.n_values])  # pyright: ignore[reportReturnType]
+
+
+Rule = Callable[[Any, Joint], tuple[Tensor, Product]]
+RULES: dict[Callable, Rule] = {}
+"""From the ``forward`` function of a module class to its joint pass, as in :mod:`iresnet.jacobian`."""
+
+
+def joins(*classes: type[nn.Module]) -> Callable[[Rule], Rule]:
+    """Register the joint pass of module classes; other layers take values and tangents one after the other.
+
+    Args:
+        classes: the module classes whose ``forward`` the rule belongs to.
+
+    Returns:
+        A decorator for the rule, from the module and a :class:`Joint` to the outputs, values and tangents, and the
+        product ``w -> J^T w`` for the samples that have tangents.
+    """
+
+    def register(rule: Rule) -> Rule:
+        RULES.update(dict.fromkeys((cls.forward for cls in classes), rule))
+        return rule
+
+    return register
+
+
+def can_join() -> bool:
+    """Return whether a joint pass pays and is right: where autograd records, and nothing else does."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not is_differentiating()
+
+
+def linearize_along(
+    g: nn.Module,
+    x: Tensor,  # (N, *E)
+    v: Tensor,  # (n, *E)
+    rows: tuple[int, int],
+) -> tuple[Tensor, Linearization]:
+    r"""Evaluate g at all samples, and linearize it at some of them, whose product with v is taken in the same pass.
+
+    Args:
+        g: the map.
+        x: the samples.
+        v: directions.
+        rows: the n samples that have directions, as first and last plus one.
+
+    Returns:
+        g(x), (N, \*E), and the linearization at the n samples, with ``direction`` v and ``image`` J v.
+
+    Example:
+        >>> g = nn.Sequential(nn.Linear(2, 3), nn.ELU(), nn.Linear(3, 2))
+        >>> x, v = torch.randn(5, 2), torch.randn(2, 2)
+        >>> value, jacobian = linearize_along(g, x, v, (1, 3))
+        >>> bool(torch.allclose(value, g(x))), jacobian.image.shape
+        (True, torch.Size([2, 2]))
+    """
+    tensor, vjp = _layer(g, Joint(torch.cat([x, v.to(x.dtype)]), rows))
+    value, image = Joint(tensor, rows).split()
+    at = slice(*rows)
+
+    def jvp(u: Tensor) -> Tensor:
+        return linearize_inner(g, x[at]).jvp(u)
+
+    return value, Linearization(value[at], jvp, vjp, direction=v, image=image)
+
+
+def _layer(g: nn.Module, joint: Joint) -> tuple[Tensor, Product]:
+    rule = None if is_modified(g) else RULES.get(type(g).forward)
+    return rule(g, joint) if rule else _one_after_the_other(g, joint)
+
+
+def _one_after_the_other(g: nn.Module, joint: Joint) -> tuple[Tensor, Product]:
+    x, v = joint.split()
+    start, stop = joint.rows
+    at = linearize_inner(g, x[start:stop])
+    others = [g(part) for part in (x[:start], x[stop:]) if len(part)]
+    values = [*others[: start > 0], at.value, *others[start > 0 :]]
+    return torch.cat([*values, at.jvp(v)]), at.vjp
+
+
+@joins(nn.Sequential)
+def _sequential(g: nn.Sequential, joint: Joint) -> tuple[Tensor, Product]:
+    tensor, products = joint.tensor, []
+    for layer in g:
+        tensor, vjp = _layer(layer, Joint(tensor, joint.rows))
+        products.append(vjp)
+
+    def vjp(w: Tensor) -> Tensor:
+        for product in reversed(products):
+            w = product(w)
+        return w
+
+    return tensor, vjp
+
+
+# -- linear layers -----------------------------------------------------------------------------------------------------
+
+
+def linear(joint: Joint, operator: Product, bias: Tensor | None) -> Tensor:
+    """Apply a linear operator to values and tangents, and add a bias, one for each channel, to the values.
+
+    Args:
+        joint: values and tangents.
+        operator: of both, without bias; its result may be overwritten.
+        bias: of a layer, (C,).
+    """
+    tensor = operator(joint.tensor)
+    return tensor if bias is None else _AddBias.apply(tensor, bias, joint.n_values)  # pyright: ignore[reportReturnType]
+
+
+class _AddBias(torch.autograd.Function):
+    """Sum with a bias in the first rows, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, bias: Tensor, n: int) -> Tensor:
+        ctx.n = n
+        tensor[:n].add_(bias.to(tensor.dtype).view(-1, *[1] * (tensor.dim() - 2)))
+        ctx.mark_dirty(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        of_values = upstream[: ctx.n]
+        return upstream, of_values.sum([0, *range(2, of_values.dim())]), None
+
+
+# -- activations -------------------------------------------------------------------------------------------------------
+
+
+@joins(nn.ELU)
+def _elu(g: nn.ELU, joint: Joint) -> tuple[Tensor, Product]:
+    if g.alpha != 1:
+        return _one_after_the_other(g, joint)
+    outputs = _Elu.apply(joint.tensor, joint.rows)
+    y = outputs[slice(*joint.rows)].detach()  # pyright: ignore[reportOptionalSubscript]
+    return outputs, partial(times_slope_of_elu, y=y)  # pyright: ignore[reportReturnType]
+
+
+class _Elu(torch.autograd.Function):
+    r"""ELU y of the values and its slope times the tangents, :math:`t = s v` with :math:`s = 1 + \min(y, 0)`.
+
+    Only the outputs are kept, which the next layer keeps too: :math:`ds\,v = s'\,v\,dx = [y < 0]\,t\,dx`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, rows: tuple[int, int]) -> Tensor:
+        joint, outputs = Joint(inputs, rows), torch.empty_like(inputs)
+        (x, v), (y, t) = joint.split(), Joint(outputs, rows).split()
+        torch.ops.aten.elu.out(x, out=y)
+        torch.ops.aten.elu_backward.grad_input(v, 1.0, 1.0, 1.0, True, y[slice(*rows)], grad_input=t)
+        ctx.rows = rows
+        ctx.save_for_backward(outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, at = ctx.rows, slice(*ctx.rows)
+        y, t = Joint(ctx.saved_tensors[0], rows).split()
+        grads = times_slope_of_elu(upstream, torch.cat([y, y[at]]))
+        # Where y < 0, since it is above -2.
+        grads[at].add_(torch.ops.aten.hardtanh_backward(t * Joint(upstream, rows).split()[1], y[at], -2.0, 0.0))
+        return grads, None
