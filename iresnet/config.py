@@ -135,6 +135,11 @@ class TrainConfig:
     deterministic: bool = option(
         False, "take only algorithms that give the same bits each time, also on a GPU", changes="run"
     )
+    capture: str = option(
+        "auto",
+        "replay a step on a GPU as one graph of kernels where it can be captured, or off",
+        choices=("auto", "off"),
+    )
     compile: bool = option(False, "compile the residual blocks (minutes, once for each architecture), for faster steps")
     logdet_chunks: int = option(
         1, "estimate log-determinants on a random chunk of a batch, one of so many, drawn for each block", at_least=1

@@ -5,6 +5,7 @@ __all__ = [
     "describe_device",
     "deterministic_algorithms",
     "device_of",
+    "host_random_state",
     "in_a_checkpoint",
     "is_differentiating",
     "is_readable",
@@ -203,6 +204,12 @@ def random_state() -> State:
     cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {}
     numpy = (name, torch.from_numpy(np.asarray(keys, np.int64)), *(value for value in rest))
     return {"cpu": torch.get_rng_state(), **cuda, "python": random.getstate(), "numpy": numpy}
+
+
+def host_random_state() -> tuple[Any, ...]:
+    """Return what tells whether random numbers were drawn on the host, by comparison."""
+    _, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    return bytes(torch.get_rng_state().numpy()), random.getstate(), np.asarray(keys).tobytes(), *rest
 
 
 def set_random_state(state: State) -> None:

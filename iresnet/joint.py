@@ -120,8 +120,8 @@ def _one_after_the_other(g: nn.Module, joint: Joint) -> tuple[Tensor, Product]:
 def _sequential(g: nn.Sequential, joint: Joint) -> tuple[Tensor, Product]:
     tensor, products = joint.tensor, []
     for layer in g:
-        tensor, vjp = _layer(layer, Joint(tensor, joint.rows))
-        products.append(vjp)
+        tensor, product = _layer(layer, Joint(tensor, joint.rows))
+        products.append(product)
 
     def vjp(w: Tensor) -> Tensor:
         for product in reversed(products):

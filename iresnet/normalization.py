@@ -248,7 +248,8 @@ class PowerIteration(Normalization):
             if advance and self._advances():
                 with torch.no_grad():
                     us = _iterated(stack, us, self.n_steps, self.tol if weights.is_cpu else 0.0)
-                    torch._foreach_copy_([normalization.u for normalization in normalizations], list(us.split(1)))
+                    copies = [normalization.u for normalization in normalizations]
+                    torch._foreach_copy_(copies, list(us.split(1)))  # pyright: ignore[reportPrivateImportUsage]
             sigmas = _sigmas(stack, us.to(weights.dtype))
             return weights / _broadcast(torch.clamp(sigmas / self.coeff, min=1.0), weights)
 

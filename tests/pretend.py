@@ -51,6 +51,13 @@ class PretendTensor(Tensor):
     def __tensor_unflatten__(parts: dict[str, Tensor], *_: Any) -> "PretendTensor":
         return PretendTensor(parts["values"])
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:  # torch's would copy the memory that a part of it has not
+        if id(self) not in memo:
+            copied = PretendTensor(self.values.detach().clone())
+            is_parameter = isinstance(self, torch.nn.Parameter)
+            memo[id(self)] = torch.nn.Parameter(copied, self.requires_grad) if is_parameter else copied
+        return memo[id(self)]
+
     def tolist(self) -> Any:
         _note("tolist")
         return self.values.tolist()

@@ -252,7 +252,7 @@ def test_choices_of_images_are_what_their_reader_takes(tmp_path):
 
 
 def test_all_choices_are_compared_with_what_is_registered():
-    assert {o.name for o in options(Config) if o.limits.choices} == CHOICES.keys() | {"data.mode"}
+    assert {o.name for o in options(Config) if o.limits.choices} == CHOICES.keys() | {"data.mode", "train.capture"}
 
 
 NUMBERS = [o for o in options(Config) if "int" in o.type.split(" | ") or "float" in o.type]

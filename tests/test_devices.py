@@ -17,6 +17,7 @@ from iresnet.devices import _automatic, choose_device, describe_device, device_o
 from iresnet.errors import ConvergenceWarning, Interrupted, RecipeError, RunWarning
 from iresnet.training import Callback, train
 from iresnet.training.callbacks import Stepped
+from iresnet.training.optim import OPTIMIZERS
 
 # -- choosing --------------------------------------------------------------------------------------------------------
 
@@ -266,8 +267,9 @@ def test_a_run_goes_on_on_another_device_with_a_warning_where_noise_differs(tiny
         train(config, tmp_path / "copy", device="cpu", resume=True)
 
 
-def test_a_step_waits_once_and_for_what_is_known(tiny, tmp_path, pretended):
-    """For whether it is finite; the batch is on the device, and metrics are read every log_every steps."""
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_waits_for_nothing(optimizer, tiny, tmp_path, pretended):
+    """The batch is on the device, as are all numbers of the optimizer; metrics are read every log_every steps."""
     waited = []
 
     class Count(Callback):
@@ -277,9 +279,10 @@ def test_a_step_waits_once_and_for_what_is_known(tiny, tmp_path, pretended):
                 pretend.waits.clear()
 
     with pretend.counted_waits():
-        train(settings(tiny, "density"), tmp_path / "run", device=pretended, callbacks=[Count()])
-    for step in (4, 5, 6, 8):  # without metrics
-        assert waited[step] == ["_local_scalar_dense"], step
+        config = settings(tiny, "density", "--optim.name", optimizer, "--train.ema", "0.9", "--train.logdet-chunks", "2")
+        train(config, tmp_path / "run", device=pretended, callbacks=[Count()])
+    assert waited[9]  # a window of metrics
+    assert [waited[step] for step in (4, 5, 6, 8)] == [[]] * 4
 
 
 def numbers(tree, path=""):

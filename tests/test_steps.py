@@ -198,7 +198,7 @@ def test_bad_steps_are_skipped_counted_and_told(tiny, tmp_path, monkeypatch):
     told = [{"split": "skipped", "step": s, "epoch": s / 20, "reason": reason, "total": s - 4} for s in (5, 6)]
     assert lines(run, "skipped") == told
     assert [line["step"] for line in lines(run, "train")] == [*range(1, 5), *range(7, 21)]
-    assert read_checkpoint(run).skipped == {"total": 2, "in_a_row": 0}
+    assert read_checkpoint(run).skipped == {"total": 2, "in_a_row": 0, "longest": 0}
 
 
 def test_too_many_bad_steps_end_a_run_with_a_diagnosis(tiny, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ from iresnet.errors import RecipeError
 from iresnet.inputs import Inputs
 from iresnet.models import build_model
 from iresnet.precision import PRECISIONS
-from iresnet.training.optim import make_optimizer
+from iresnet.training.optim import load_optimizer, make_optimizer
 from iresnet.training.task import Task
 from iresnet.zoo import Model
 
@@ -147,7 +147,7 @@ class Replicated(Strategy):
     def load(self, model: State, optimizer: State) -> None:
         """Implement :meth:`Strategy.load`."""
         self.own.model.load_state_dict(model)
-        self.optimizer.load_state_dict(optimizer)
+        load_optimizer(self.optimizer, optimizer)
 
     def full_model(self) -> Model:
         """Implement :meth:`Strategy.full_model`."""

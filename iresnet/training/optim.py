@@ -8,7 +8,9 @@ __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "full_tensor",
+    "keep_on_device",
     "learning_rate",
+    "load_optimizer",
     "make_optimizer",
     "orthogonalize",
     "set_learning_rate",
@@ -27,6 +29,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from iresnet.config import Config, OptimConfig, check
+from iresnet.devices import device_of
 from iresnet.errors import RunWarning
 from iresnet.lipschitz import lipschitz_layers
 from iresnet.normalization import normalize_all
@@ -93,9 +96,11 @@ def orthogonalize(
     x = matrices if wide else matrices.mT
     # The first step takes singular values up to 1, rounding included. A matrix of zeros stays one.
     x = x / (1.01 * x.norm(dim=(-2, -1), keepdim=True)).clamp(min=torch.finfo(x.dtype).tiny)
+    x = x.reshape(-1, *x.shape[-2:])
     for a, b, c in _QUINTICS:
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.view(*matrices.shape[:-2], *x.shape[-2:])
     return x if wide else x.mT
 
 
@@ -178,10 +183,11 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
             directions = map(full_tensor, torch._foreach_lerp(grads, averages, group["momentum"]))
             steps = orthogonalize(torch.stack(list(directions)).flatten(2))
-            size = group["lr"] * math.sqrt(max(1.0, steps.shape[-2] / steps.shape[-1]))
-            for weight, step in zip(weights, steps, strict=True):
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.sub_(shard_like(weight, step.view(weight.shape)), alpha=size)
+            steps = group["lr"] * math.sqrt(max(1.0, steps.shape[-2] / steps.shape[-1])) * steps
+            _decay(weights, group)
+            torch._foreach_sub_(
+                weights, [shard_like(w, step.view(w.shape)) for w, step in zip(weights, steps, strict=True)]
+            )
         weights = [layer.unnormalized_weight for layer in layers]
         normalizations = [layer.normalization for layer in layers]
         normalized = normalize_all(normalizations, list(map(full_tensor, weights)), advance=False)
@@ -199,10 +205,12 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
         sizes = torch._foreach_sqrt(second)
-        torch._foreach_div_(sizes, math.sqrt(1 - beta2 ** group["step"]))
+        torch._foreach_div_(sizes, (1 - beta2 ** group["step"]) ** 0.5)
         torch._foreach_add_(sizes, 1e-8)
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_addcdiv_(params, first, sizes, -group["lr"] / (1 - beta1 ** group["step"]))
+        updates = torch._foreach_div(first, sizes)
+        torch._foreach_mul_(updates, group["lr"] / (1 - beta1 ** group["step"]))
+        _decay(params, group)
+        torch._foreach_sub_(params, updates)
 
     def _average(self, parameter: Tensor, name: str) -> Tensor:
         """Return a running average of the parameter's gradients, 0 at first."""
@@ -210,6 +218,11 @@ class Muon(torch.optim.Optimizer):
         if name not in state:
             state[name] = torch.zeros_like(parameter)
         return state[name]
+
+
+def _decay(params: list[Tensor], group: dict[str, Any]) -> None:
+    if group["weight_decay"]:
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
 
 
 # -- averaged weights --------------------------------------------------------------------------------------------------
@@ -241,25 +254,28 @@ class Ema(Generic[M]):
 
     def __init__(self, model: M, decay: float):
         self.decay = decay
-        self.n_updates = 0
         self.model: M = copy.deepcopy(model).requires_grad_(False)
+        self.n_updates = torch.zeros((), device=device_of(model))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Update the average with the current weights of the model."""
-        decay = min(self.decay, self.n_updates / (self.n_updates + 9))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
-        for mine, other in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(other)
+        decay = (self.n_updates / (self.n_updates + 9)).clamp(max=self.decay)
+        averages: list[Tensor] = list(self.model.parameters())
+        differences = torch._foreach_sub(list(model.parameters()), averages)
+        torch._foreach_mul_(differences, 1 - decay)
+        torch._foreach_add_(averages, differences)
+        if buffers := list(self.model.buffers()):
+            torch._foreach_copy_(buffers, list(model.buffers()))
         self.n_updates += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that an update depends on."""
-        return {"n_updates": self.n_updates, "model": self.model.state_dict()}
+        return {"n_updates": int(self.n_updates), "model": self.model.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state from :meth:`state_dict`."""
-        self.n_updates = state["n_updates"]
+        self.n_updates.fill_(state["n_updates"])
         self.model.load_state_dict(state["model"])
 
 
@@ -299,7 +315,37 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the rate of an optimizer from :func:`make_optimizer`; groups with their own rate keep the ratio."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_ratio"]
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(rate * group["lr_ratio"])  # a fill, since a copy from the host would be waited for
+        else:
+            group["lr"] = rate * group["lr_ratio"]
+
+
+def keep_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Keep an optimizer's rates and counts of steps on the device, so that a step reads no number of the host.
+
+    Args:
+        optimizer: from :func:`make_optimizer`, before its first step.
+        device: of its parameters.
+    """
+    for group in optimizer.param_groups:
+        for name in {"lr", "step"} & set(group):
+            group[name] = torch.as_tensor(group[name], dtype=torch.float32).to(device)
+        if "capturable" in group:
+            group["capturable"] = True
+        elif "fused" in group:  # torch's SGD takes a rate on the device only there
+            group["fused"], group["foreach"] = True, False
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore an optimizer's state, which may come from another kind of device."""
+    own = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, before in zip(optimizer.param_groups, own, strict=True):
+        group.update({name: before[name] for name in ("lr", "capturable", "fused", "foreach") if name in before})
+        if "step" in group:
+            n = float(group["step"])
+            group["step"] = torch.full_like(before["step"], n) if torch.is_tensor(before["step"]) else n
 
 
 def _cosine(config: OptimConfig, epoch: float, epochs: int) -> float:

@@ -73,6 +73,21 @@ class TrainingState:
         self.best, self.skipped = Best(), Skipped()
         self.window: list[dict[str, Tensor]] = []
 
+    def settle(self) -> int:
+        """Count the steps of the window that the device skipped, and drop their metrics; waits for the device.
+
+        Returns:
+            Their number.
+        """
+        waiting = [metrics for metrics in self.window if "done" in metrics]
+        if not waiting:
+            return 0
+        flags = torch.stack([metrics.pop("done") for metrics in waiting]).tolist()
+        before, self.skipped = self.skipped.total, self.skipped.counting(flags)
+        skipped = {id(metrics) for metrics, done in zip(waiting, flags, strict=True) if not done}
+        self.window = [metrics for metrics in self.window if id(metrics) not in skipped]
+        return self.skipped.total - before
+
     def log_window(self) -> dict[str, float]:
         """Average the metrics over the window and the processes, and start a new window; waits for the device."""
         window, self.window = self._reduced_window(), []

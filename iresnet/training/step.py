@@ -1,8 +1,11 @@
 """Step of training: done as a whole or not at all, with a diagnosis of the first value that is not finite."""
 
+# pyright: reportPrivateImportUsage=false
+
 __all__ = [
     "NotFinite",
     "Skipped",
+    "Snapshot",
     "Step",
     "blame",
     "check_weights",
@@ -10,20 +13,22 @@ __all__ = [
 ]
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from iresnet.bijections import ActNorm, Bijection, Chain, FactorOut
 from iresnet.config import Config
 from iresnet.devices import kept_random_state, random_state, set_random_state
 from iresnet.errors import RunError
 from iresnet.precision import PRECISIONS, use_precision
-from iresnet.training.optim import Ema, full_tensor, set_learning_rate
+from iresnet.training.capture import Captured, obstacle
+from iresnet.training.optim import Ema, full_tensor, keep_on_device, set_learning_rate
 from iresnet.training.task import Task
 
 # -- losses and gradients that are not finite --------------------------------------------------------------------------
@@ -40,18 +45,24 @@ class Skipped:
     Attributes:
         total: of the whole run.
         in_a_row: without a step that was done since.
+        longest: the most in a row when steps were last counted.
+
+    Example:
+        >>> Skipped(total=1, in_a_row=1).counting([0.0, 0.0, 1.0, 0.0])
+        Skipped(total=4, in_a_row=1, longest=3)
     """
 
     total: int = 0
     in_a_row: int = 0
+    longest: int = 0
 
-    def one_more(self) -> "Skipped":
-        """Return the counts after another skipped step."""
-        return Skipped(self.total + 1, self.in_a_row + 1)
-
-    def recovered(self) -> "Skipped":
-        """Return the counts after a step that was done."""
-        return replace(self, in_a_row=0)
+    def counting(self, done: Iterable[float]) -> "Skipped":
+        """Return the counts after further steps, each of which was done or not."""
+        total, in_a_row, longest = self.total, self.in_a_row, 0
+        for was_done in done:
+            total, in_a_row = (total, 0) if was_done else (total + 1, in_a_row + 1)
+            longest = max(longest, in_a_row)
+        return Skipped(total, in_a_row, longest)
 
 
 def blame(task: Task, batches: Iterable[tuple[Tensor, Tensor | None]]) -> str:
@@ -82,6 +93,8 @@ def blame(task: Task, batches: Iterable[tuple[Tensor, Tensor | None]]) -> str:
             continue
         if not all(_is_finite(p.grad) for p in module.parameters() if p.grad is not None):
             found.append(f"the gradient of '{name}' is not finite")
+    if not found and all(_is_finite(p.grad) for p in task.parameters() if p.grad is not None):
+        return "its loss or gradient was not finite, which those of its batch are with the weights of now"
     return next(iter(found), "the gradient is not finite, although those of all bijections are")
 
 
@@ -119,8 +132,9 @@ def _is_finite(tensor: Tensor) -> bool:
 class Step:
     """Training step: move the weights by the gradient of a batch, accumulated over microbatches to save memory.
 
-    A step whose loss or gradient is not finite changes nothing but the random state. To know that, it waits for the
-    device once, when all work of backward has been given to it.
+    A step whose loss or gradient is not finite changes nothing but the random state. On a CPU it is then repeated to
+    find the reason. On a GPU the device decides by itself: the host launches the work of the next steps meanwhile, or
+    replays it as one graph (:mod:`iresnet.training.capture`), and asks later which steps were done.
 
     Args:
         accelerator: has prepared the task and the optimizer.
@@ -128,6 +142,12 @@ class Step:
         optimizer: of its parameters.
         config: the recipe.
         ema: averaged weights to update, None without them.
+        defers: whether the device decides; by default where there is one other than the CPU, unless weights are
+            sharded or losses are scaled.
+
+    Attributes:
+        defers: see there.
+        suspect: the last batch whose step the device skipped, once there may be one.
     """
 
     def __init__(
@@ -137,12 +157,22 @@ class Step:
         optimizer: torch.optim.Optimizer,
         config: Config,
         ema: Ema | None,
+        *,
+        defers: bool | None = None,
     ):
         self.accelerator, self.task, self.optimizer, self.ema = accelerator, task, optimizer, ema
         self.own_task: Task = accelerator.unwrap_model(task)
         self.n_microbatches, self.precision = config.train.accumulate, config.train.precision
-        self.clip_norm = math.inf if config.optim.clip_norm is None else config.optim.clip_norm
+        self.clip_norm = config.optim.clip_norm
         self.maybe_uninitialized = True
+        self.plain = accelerator.scaler is None and config.train.sharding == "ddp"  # gradients as backward left them
+        self.defers = self.plain and accelerator.device.type != "cpu" if defers is None else defers
+        if self.defers:
+            keep_on_device(optimizer, accelerator.device)
+        captures = accelerator.device.type == "cuda" and obstacle(config, accelerator) is None
+        self.run = Captured(self._on_device) if captures else self._on_device
+        self.suspect: tuple[Tensor, Tensor | None] | None = None
+        self.names: list[str] = []
 
     def __call__(self, x: Tensor, y: Tensor | None, rate: float) -> dict[str, Tensor]:
         """Train on a batch.
@@ -153,20 +183,34 @@ class Step:
             rate: the learning rate.
 
         Returns:
-            The loss and the means of :meth:`Task.forward`, the norm of the gradient before clipping, and the rate.
+            The loss and the means of :meth:`Task.forward`, the norm of the gradient before clipping, and the rate; if
+            the device decides, also ``done``, 1 or 0.
 
         Raises:
-            NotFinite: when the loss or the gradient is not finite; nothing was changed then.
+            NotFinite: when the loss or the gradient is not finite, and the host decides; nothing was changed then.
         """
+        first = self.maybe_uninitialized  # looks at ActNorms, and makes the optimizer's state
+        metrics = self._deferred(x, y, rate) if self.defers and not first else self._looked_at(x, y, rate)
+        # A fill, since a copy from the host would be waited for.
+        return {**metrics, "lr": torch.full((), rate, device=x.device)}
+
+    def explain(self) -> str:
+        """Return what was not finite in the last step that the device skipped, as far as the weights of now show it."""
+        assert self.suspect is not None
+        before = {name: tensor.clone() for name, tensor in self.own_task.named_buffers()}
+        with kept_random_state(), use_precision(self._precision_of_products(), self.accelerator.device):
+            reason = blame(self.own_task, self._microbatches(*self.suspect))
+        self.own_task.load_state_dict(before, strict=False)
+        return reason
+
+    # -- the host decides ----------------------------------------------------------------------------------------------
+
+    def _looked_at(self, x: Tensor, y: Tensor | None, rate: float) -> dict[str, Tensor]:
         # Forward moves buffers, and all weights as long as ActNorm may initialize some.
         moved = self.own_task.state_dict() if self.maybe_uninitialized else dict(self.own_task.named_buffers())
         random, before = random_state(), {name: tensor.clone() for name, tensor in moved.items()}
-        self.optimizer.zero_grad()
-        with use_precision(self._precision_of_products(), x.device):
-            metrics = self._differentiate(x, y)
-        norm = self.accelerator.clip_grad_norm_(self.task.parameters(), self.clip_norm)
-        norm = full_tensor(torch.as_tensor(norm, device=x.device))
-        if not self._is_finite(metrics["loss"], norm):
+        metrics, norm = self._gradient(x, y)
+        if not bool(self._is_finite(metrics["loss"], norm)):
             with kept_random_state(), use_precision(self._precision_of_products(), x.device):
                 raise NotFinite(self._undo(x, y, metrics["loss"], random, before))
         set_learning_rate(self.optimizer, rate)
@@ -174,8 +218,62 @@ class Step:
         self.maybe_uninitialized = False
         if self.ema:
             self.ema.update(self.own_task.model)
-        # A fill, since a copy from the host would be waited for.
-        return {**metrics, "grad_norm": norm, "lr": torch.full((), rate, device=x.device)}
+        metrics = {**metrics, "grad_norm": norm}
+        return {**metrics, "done": torch.ones((), device=x.device)} if self.defers else metrics
+
+    # -- the device decides --------------------------------------------------------------------------------------------
+
+    def _deferred(self, x: Tensor, y: Tensor | None, rate: float) -> dict[str, Tensor]:
+        if self.suspect is None:
+            self.suspect = x.clone(), None if y is None else y.clone()
+        set_learning_rate(self.optimizer, rate)
+        results = self.run(x, y).clone()
+        return dict(zip(self.names, results.unbind(), strict=True))
+
+    def _on_device(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Take a step without a look from the host, undo it if something in it is not finite, and stack its metrics."""
+        buffers = Snapshot(self.own_task.buffers())
+        metrics, norm = self._gradient(x, y)
+        done = self._is_finite(metrics["loss"], norm)
+        moved = Snapshot(self._moved_by_the_optimizer())
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.own_task.model)
+        for snapshot in (buffers, moved):
+            snapshot.restore_unless(done)
+        self._keep_suspect(x, y, done)
+        metrics = {**metrics, "grad_norm": norm, "done": done}
+        self.names = list(metrics)
+        return torch.stack([value.float() for value in metrics.values()])
+
+    def _moved_by_the_optimizer(self) -> Iterator[Tensor]:
+        yield from self.own_task.parameters()
+        for numbers in (*self.optimizer.state.values(), *self.optimizer.param_groups):
+            yield from (value for name, value in numbers.items() if torch.is_tensor(value) and name != "lr")
+        if self.ema:
+            yield from (*self.ema.model.parameters(), *self.ema.model.buffers(), self.ema.n_updates)
+
+    def _keep_suspect(self, x: Tensor, y: Tensor | None, done: Tensor) -> None:
+        for kept, new in zip(self.suspect or (), (x, y), strict=True):
+            if kept is not None and new is not None and kept.shape == new.shape:
+                kept.copy_(torch.where(done, kept, new))
+
+    # -- both ----------------------------------------------------------------------------------------------------------
+
+    def _gradient(self, x: Tensor, y: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute the gradient of a batch, clipped, the means over the batch, and the norm before clipping."""
+        self.optimizer.zero_grad()
+        with use_precision(self._precision_of_products(), x.device):
+            metrics = self._differentiate(x, y)
+        if self.plain:
+            grads = [p.grad for p in self.task.parameters() if p.grad is not None]
+            norm = get_total_norm(grads)
+            if self.clip_norm is not None:
+                clip_grads_with_norm_(self.task.parameters(), self.clip_norm, norm)
+            return metrics, norm
+        limit = math.inf if self.clip_norm is None else self.clip_norm
+        norm = self.accelerator.clip_grad_norm_(self.task.parameters(), limit)
+        return metrics, full_tensor(torch.as_tensor(norm, device=x.device))
 
     def _precision_of_products(self) -> str:
         """Return the precision where autocast does not apply: float32 proper also while ActNorm takes its moments."""
@@ -222,12 +320,12 @@ class Step:
                 self.own_task(x, y)
         return True
 
-    def _is_finite(self, loss: Tensor, norm: Tensor) -> bool:
-        """Return whether the loss and the gradient are finite in all processes; waits for the device."""
+    def _is_finite(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Return whether the loss and the gradient are finite in all processes."""
         finite = torch.isfinite(loss) & torch.isfinite(norm).to(loss.device)
         if self.accelerator.num_processes > 1:
             finite = self.accelerator.reduce(finite.float(), "sum") == self.accelerator.num_processes
-        return bool(finite)
+        return finite
 
     def _undo(self, x: Tensor, y: Tensor | None, loss: Tensor, random: dict, state: dict[str, Tensor]) -> str:
         """Restore what was there before the step, and return what went wrong in it."""
@@ -242,6 +340,36 @@ class Step:
         reason = blame(self.own_task, self._microbatches(x, y))
         self.own_task.load_state_dict(state, strict=False)
         return reason
+
+
+class Snapshot:
+    """Values of tensors, and the way back to them that the device may take or not.
+
+    Args:
+        tensors: that will be changed in place.
+
+    Example:
+        >>> x = torch.zeros(2)
+        >>> snapshot = Snapshot([x])
+        >>> snapshot.restore_unless(x.fill_(math.nan).isfinite().all()), x
+        (None, tensor([0., 0.]))
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        self.groups: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            self.groups.setdefault(tensor.dtype, []).append(tensor.detach())
+        self.values = {dtype: _in_a_row(group) for dtype, group in self.groups.items()}
+
+    def restore_unless(self, done: Tensor) -> None:
+        """Restore the values where ``done``, a number on the device, is false."""
+        for dtype, group in self.groups.items():
+            chosen = torch.where(done, _in_a_row(group), self.values[dtype]).split([t.numel() for t in group])
+            torch._foreach_copy_(group, [part.view(t.shape) for part, t in zip(chosen, group, strict=True)])
+
+
+def _in_a_row(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def mean_metrics(window: Sequence[dict[str, Tensor]]) -> Tensor:

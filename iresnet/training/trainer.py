@@ -294,6 +294,8 @@ class Trainer:
         epoch, start = divmod(self.step, self.steps_per_epoch)
         for x, y in self.batches.epoch(epoch, start):
             reason = self.train_step(x, y)
+            if self._is_due(train.log_every, train.checkpoint_every) or stop.is_set():
+                reason = self._settle() or reason
             self._tell_of_step(reason)
             self.stopping = any_process(stop.is_set())
             if self.step % (train.snapshot_every * self.steps_per_epoch) == 0 or self.step == self.total_steps:
@@ -316,7 +318,8 @@ class Trainer:
         """Train on one batch at the learning rate of the schedule.
 
         Returns:
-            What made the step impossible, a loss or gradient that is not finite; None when it was done.
+            What made the step impossible, a loss or gradient that is not finite; None when it was done, or the device
+            knows (:class:`~iresnet.training.step.Step`).
         """
         state = self.state
         # The middle of the step: neither its first nor its last rate is 0.
@@ -325,11 +328,20 @@ class Trainer:
         try:
             metrics = self.take_step(x, y, rate)
         except NotFinite as fault:
-            state.skipped = state.skipped.one_more()
+            state.skipped = state.skipped.counting([False])
             return str(fault)
         state.window.append(metrics)
-        state.skipped = state.skipped.recovered()
+        if "done" not in metrics:
+            state.skipped = state.skipped.counting([True])
         return None
+
+    def _is_due(self, *every: int) -> bool:
+        """Return whether a number of steps or an epoch is complete."""
+        return any(self.step % n == 0 for n in (*every, self.steps_per_epoch))
+
+    def _settle(self) -> str | None:
+        """Ask the device which steps it skipped, and return the reason for the last one, None without any."""
+        return self.take_step.explain() if self.state.settle() else None
 
     def _tell_of_step(self, reason: str | None) -> None:
         """Tell the callbacks of a step that was done, or skipped for a reason; stop after too many of those."""
@@ -337,14 +349,13 @@ class Trainer:
         if reason:
             self._tell(BadStep(self.step, self.epoch, reason, state.skipped.total))
             self._check_skipped(reason)
-        due = self.step % train.log_every == 0 or self.step % self.steps_per_epoch == 0
-        if due and state.window:
+        if self._is_due(train.log_every) and state.window:
             self._tell(Stepped(self.step, self.epoch, state.log_window(), block_states(self.model)))
         else:
             self._tell(Stepped(self.step, self.epoch))
 
     def _check_skipped(self, reason: str) -> None:
-        skipped = self.state.skipped.in_a_row
+        skipped = self.state.skipped.longest
         if skipped > self.config.train.max_bad_steps:
             saved = (
                 f"the last checkpoint, of step {self.saved_step}, is intact" if self.saved_step else "nothing is saved"
