@@ -137,8 +137,8 @@ class TrainConfig:
     )
     capture: str = option(
         "auto",
-        "replay a step on a GPU as one graph of kernels where it can be captured, or off",
-        choices=("auto", "off"),
+        "replay a step on a GPU as one graph of kernels where that can be captured, or never",
+        choices=("auto", "never"),
     )
     compile: bool = option(False, "compile the residual blocks (minutes, once for each architecture), for faster steps")
     logdet_chunks: int = option(

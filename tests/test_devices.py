@@ -279,7 +279,9 @@ def test_a_step_waits_for_nothing(optimizer, tiny, tmp_path, pretended):
                 pretend.waits.clear()
 
     with pretend.counted_waits():
-        config = settings(tiny, "density", "--optim.name", optimizer, "--train.ema", "0.9", "--train.logdet-chunks", "2")
+        config = settings(
+            tiny, "density", "--optim.name", optimizer, "--train.ema", "0.9", "--train.logdet-chunks", "2"
+        )
         train(config, tmp_path / "run", device=pretended, callbacks=[Count()])
     assert waited[9]  # a window of metrics
     assert [waited[step] for step in (4, 5, 6, 8)] == [[]] * 4

@@ -125,7 +125,7 @@ class Captured:
         self.given_up, self.graph = True, None
         warnings.warn(
             f"training steps are not captured as one graph, and launch their kernels one by one: {reason}; "
-            "--train.capture off hides this line",
+            "--train.capture never hides this line",
             RunWarning,
             stacklevel=2,
         )
@@ -133,8 +133,8 @@ class Captured:
 
 def obstacle(config: Config, accelerator: Accelerator) -> str | None:
     """Return why the steps of a recipe are not captured on a GPU, None if they are."""
-    if config.train.capture == "off":
-        return "--train.capture off"
+    if config.train.capture == "never":
+        return "--train.capture never"
     if accelerator.num_processes > 1:
         return "several processes exchange gradients"
     if accelerator.scaler is not None:
