@@ -31,6 +31,8 @@ class Recorder(TorchDispatchMode):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 self._keep(tensors(value))
         self._keep(tensors([value for name, value in kwargs.items() if "out" in name or "grad_input" in name]))
+        if "native_batch_norm" in func._schema.name:  # whose schema does not say that it moves its averages
+            self._keep(tensors(args[3:5]))
         out = func(*args, **kwargs)
         self.operations.append((func, args, kwargs, out))
         return out
