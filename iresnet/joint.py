@@ -37,7 +37,8 @@ class Joint:
 
     def split(self) -> tuple[Tensor, Tensor]:
         """Return values and tangents."""
-        return self.tensor.tensor_split([self.n_values])  # pyright: ignore[reportReturnType]
+        # Not tensor_split, whose gradients are put together from tensors of zeros.
+        return self.tensor.split([self.n_values, len(self.tensor) - self.n_values])  # pyright: ignore[reportReturnType]
 
 
 Rule = Callable[[Any, Joint], tuple[Tensor, Product]]
@@ -193,8 +194,15 @@ class _Elu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, at = ctx.rows, slice(*ctx.rows)
-        y, t = Joint(ctx.saved_tensors[0], rows).split()
-        grads = times_slope_of_elu(upstream, torch.cat([y, y[at]]))
+        (y, t), of_tangents = Joint(ctx.saved_tensors[0], rows).split(), Joint(upstream, rows).split()[1]
+        if torch.is_grad_enabled():
+            grads = times_slope_of_elu(upstream, torch.cat([y, y[at]]))
+        else:
+            grads = torch.empty_like(upstream)
+            for part, of, slope in zip(
+                Joint(grads, rows).split(), Joint(upstream, rows).split(), (y, y[at]), strict=True
+            ):
+                torch.ops.aten.elu_backward.grad_input(of, 1.0, 1.0, 1.0, True, slope, grad_input=part)
         # Where y < 0, since it is above -2.
-        grads[at].add_(torch.ops.aten.hardtanh_backward(t * Joint(upstream, rows).split()[1], y[at], -2.0, 0.0))
+        grads[at].addcmul_(torch.ops.aten.hardtanh_backward(t, y[at], -2.0, 0.0), of_tangents)
         return grads, None

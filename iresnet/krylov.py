@@ -28,37 +28,42 @@ class KrylovSpace:
         self.steps = 0
         self._solved: dict[int, tuple[Tensor, Tensor]] = {}  # by number of steps
         self.length = v.norm(dim=1)  # (N,)
-        self.Q = v.new_empty(len(v), max_steps, v.shape[1])
-        self.H = v.new_zeros(len(v), max_steps, max_steps)
-        self.Q[:, 0] = v / self.length.clamp(min=torch.finfo(v.dtype).tiny)[:, None]
+        # Each vector is contiguous, as convolutions want it. H has a column of zeros in front, see _shifted.
+        self.Q = v.new_empty(max_steps, *v.shape)
+        self._H = v.new_zeros(len(v), max_steps, max_steps + 1)
+        _store(torch.div, v, self.length.clamp(min=torch.finfo(v.dtype).tiny)[:, None], self.Q[0])
+
+    @property
+    def H(self) -> Tensor:  # (N, m, m)  # noqa: N802 (its name in the books)
+        """Projection of A, of all steps."""
+        return self._H[..., 1:]
 
     @property
     def complete(self) -> bool:
         """True once all steps are done."""
-        return self.steps == self.Q.shape[1]
+        return self.steps == len(self.Q)
 
     def extend(self) -> None:
         """Multiply the newest vector with A and orthogonalize the product twice against the basis."""
-        r = self.product(self.Q[:, self.steps])
+        r = self.product(self.Q[self.steps])
         self.steps += 1
         with without_autocast(r.device):
             self._orthogonalize(r, self.steps)
 
     def _orthogonalize(self, r: Tensor, m: int) -> None:
-        basis = self.Q[:, :m]
+        basis = self.Q[:m].transpose(0, 1)  # (N, m, D)
         h, rest = _project_out(basis, r[..., None])
         correction, left = _project_out(basis, rest)
         self.left = left[..., 0]
-        self.H[:, :m, m - 1] = (h + correction)[..., 0]
+        _store(torch.add, h[..., 0], correction[..., 0], self.H[:, :m, m - 1])
         if self.complete:
             return
         # A remainder below rounding means that the space is invariant: the next vectors are zero, H gets zero rows and
         # columns, and the result is exact.
-        eps, tiny = torch.finfo(r.dtype).eps, torch.finfo(r.dtype).tiny
-        length = self.left.norm(dim=1)
-        is_open = length > 10 * eps * r.norm(dim=1)
-        self.H[:, m, m - 1] = length * is_open
-        self.Q[:, m] = self.left * (is_open / length.clamp(min=tiny))[:, None]
+        length = self.left.norm(dim=1).clamp(min=torch.finfo(r.dtype).tiny)
+        is_open = length > 10 * torch.finfo(r.dtype).eps * r.norm(dim=1)
+        _store(torch.mul, length, is_open, self.H[:, m, m - 1])
+        _store(torch.mul, self.left, (is_open / length)[:, None], self.Q[m])
 
     def inverse(self) -> Tensor:  # (N, D)
         """Return :math:`(I+A)^{-1} v`: see :meth:`solve`."""
@@ -82,7 +87,7 @@ class KrylovSpace:
 
     def last_change(self) -> Tensor:  # (N,)
         """Return how much the last step changed the value: 0 once the space is invariant or has dimension D."""
-        if self.steps == self.Q.shape[2]:
+        if self.steps == self.Q.shape[-1]:
             return torch.zeros_like(self.length)
         with without_autocast(self.Q.device):
             before = self._small(self.steps - 1)[0] if self.steps > 1 else torch.zeros_like(self.length)
@@ -99,35 +104,42 @@ class KrylovSpace:
         :math:`\log(I+H) e_1 = \int_0^1 H (I + tH)^{-1} e_1 \, dt`. The inverse is the same system at t = 1.
         """
         if m not in self._solved:
-            t, weights = _quadrature(self.H)
-            y = self._shifted(t, m)
+            t, weights, template = _constants(self._H)
+            y = self._shifted(t, template, m)
             integral = torch.einsum("t,tnm->nm", weights, y[:-1])
             self._solved[m] = self.length.square() * torch.linalg.vecdot(self.H[:, 0, :m], integral), y[-1]
         return self._solved[m]
 
-    def _shifted(self, t: Tensor, m: int) -> Tensor:  # (T,) -> (T, N, m)
+    def _shifted(self, t: Tensor, template: Tensor, m: int) -> Tensor:  # (T,), (M, M + 1) -> (T, N, m)
         """Solve (I + t H) y = e_1 for every t and the first m steps, by elimination along the subdiagonal of H.
 
-        It needs no pivots, since the symmetric part of I + t H is positive for every contraction. For other maps the
-        numbers in the result show what they are.
+        The template is [e_1, I]: each system has its right side in front. It needs no pivots, since the symmetric part
+        of I + t H is positive for every contraction. For other maps the numbers in the result show what they are.
         """
-        identity = torch.eye(m, dtype=t.dtype, device=t.device)
-        systems = torch.addcmul(identity, t[:, None, None, None], self.H[:, :m, :m])  # (T, N, m, m)
-        rows, right = [systems[..., 0, :]], [torch.ones_like(systems[..., 0, 0])]
+        systems = torch.addcmul(template[:m, : m + 1], t[:, None, None, None], self._H[:, :m, : m + 1])
+        rows = [systems[..., 0, :]]  # (T, N, m + 1) each
         for i in range(1, m):
-            factor = systems[..., i, i - 1] / rows[-1][..., i - 1]
+            factor = systems[..., i, i] / rows[-1][..., i]
             rows.append(torch.addcmul(systems[..., i, :], factor[..., None], rows[-1], value=-1))
-            right.append(-factor * right[-1])
-        y: list[Tensor] = []
+        y: list[Tensor] = [t] * m
         for i in reversed(range(m)):
-            for j, known in enumerate(reversed(y)):
-                right[i] = torch.addcmul(right[i], rows[i][..., i + 1 + j], known, value=-1)
-            y.append(right[i] / rows[i][..., i])
-        return torch.stack(y[::-1], -1)
+            right = rows[i][..., 0]
+            for j in range(i + 1, m):
+                right = torch.addcmul(right, rows[i][..., j + 1], y[j], value=-1)
+            y[i] = right / rows[i][..., i + 1]
+        return torch.stack(y, -1)
 
     def _improved(self, y: Tensor) -> Tensor:  # (N, m) -> (N, D)
-        projected = (y[:, None] @ self.Q[:, : self.steps])[:, 0]
+        projected = (y[:, None] @ self.Q[: self.steps].transpose(0, 1))[:, 0]
         return self.length[:, None] * torch.addcmul(projected, y[:, -1:], self.left, value=-1)
+
+
+def _store(operation: Callable[..., Tensor], a: Tensor, b: Tensor, target: Tensor) -> None:
+    """Write what an operation gives into a part of a tensor: directly, but where torch.vmap or a compiler cannot."""
+    if torch.compiler.is_compiling() or is_transforming():
+        target.copy_(operation(a, b))
+    else:
+        operation(a, b, out=target)
 
 
 def _project_out(basis: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:  # (N, m, D), (N, D, 1) -> (N, m, 1), (N, D, 1)
@@ -140,14 +152,16 @@ def _project_out(basis: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:  # (N, m, D
 _U, _DU = map(torch.from_numpy, np.polynomial.legendre.leggauss(16))
 _U = (_U + 1) / 2
 _NODES_AND_1, _WEIGHTS = torch.cat([1 - _U.square(), _U.new_ones(1)]), _U * _DU
-_COPIES: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+_COPIES: dict[tuple[torch.dtype, torch.device, int], tuple[Tensor, Tensor, Tensor]] = {}
 
 
-def _quadrature(H: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the nodes followed by t = 1, and the weights, on the device of H; copied once, since a copy blocks."""
-    if torch.compiler.is_compiling():
-        return _NODES_AND_1.to(H), _WEIGHTS.to(H)
-    key = H.dtype, H.device
-    if key not in _COPIES:
-        _COPIES[key] = _NODES_AND_1.to(H), _WEIGHTS.to(H)
+def _constants(H: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (N, M, M + 1) -> (T + 1,), (T,), (M, M + 1)
+    """Return the nodes followed by t = 1, the weights, and [e_1, I]; copied to a device once, since a copy blocks."""
+    key = H.dtype, H.device, H.shape[1]
+    if torch.compiler.is_compiling() or key not in _COPIES:
+        identity = torch.eye(H.shape[1], dtype=H.dtype, device=H.device)
+        copies = _NODES_AND_1.to(H), _WEIGHTS.to(H), torch.cat([identity[:, :1], identity], 1)
+        if torch.compiler.is_compiling():
+            return copies
+        _COPIES[key] = copies
     return _COPIES[key]

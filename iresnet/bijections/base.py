@@ -189,11 +189,11 @@ class Chain(Bijection):
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         check_events(x, "a chain of bijections")
-        total = x.new_zeros(len(x))
+        parts = [x.new_zeros(len(x))]
         for bijection in self.bijections:
             x, part = bijection.forward_and_logdet(x, logdet=logdet)  # pyright: ignore[reportCallIssue]
-            total = total + part
-        return x, total
+            parts.append(part)
+        return x, torch.stack(torch.broadcast_tensors(*parts)).sum(0)
 
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:
         """See :meth:`Bijection.inverse`."""

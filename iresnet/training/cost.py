@@ -35,7 +35,8 @@ class Count:
     Attributes:
         flops: operations of matrix products and convolutions, by the formulas of torch's counter.
         bytes: read and written, if every kernel reads its inputs and writes its outputs once.
-        kernels: launched; views launch none.
+        kernels: launched, as a GPU does: none by views and allocations, one for each gradient of a convolution, and one
+            for several tensors of a list.
         in_use: bytes of the tensors that were made and are still in use, after each kernel.
     """
 
@@ -65,7 +66,7 @@ def count(run: Callable[[], Any]) -> Count:
     """
     with _Counter() as counter:
         run()
-    return Count(counter.flops, counter.bytes, len(counter.in_use), tuple(counter.in_use))
+    return Count(counter.flops, counter.bytes, counter.kernels, tuple(counter.in_use))
 
 
 class _Counter(TorchDispatchMode):
@@ -73,7 +74,7 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.flops = self.bytes = 0
+        self.flops = self.bytes = self.kernels = 0
         self.in_use: list[int] = []
         self._sizes: dict[int, int] = {}  # of the storages that were made and are in use
         self._total = 0
@@ -87,8 +88,11 @@ class _Counter(TorchDispatchMode):
         if formula:
             self.flops += formula(*args, **kwargs, out_val=out)
         inputs, outputs = _tensors((args, kwargs)), _tensors(out)
+        self.kernels += (kernels := _kernels(func, args))
         # An expanded tensor has more elements than its storage.
-        self.bytes += sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in inputs + outputs)
+        if kernels:
+            sizes = (min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in inputs + outputs)
+            self.bytes += sum(sizes)
         self._track_memory(inputs, outputs)
         return out
 
@@ -105,6 +109,42 @@ class _Counter(TorchDispatchMode):
 
     def _release(self, key: int) -> None:
         self._total -= self._sizes.pop(key)
+
+
+NO_KERNEL = (
+    "empty",
+    "new_empty",
+    "_unsafe_view",
+    "scalar_tensor",
+    "promote_types",
+    "result_type",
+    "detach",
+    "lift_fresh",
+)
+"""Beginnings of names of operations that allocate, view, or work on the host."""
+
+LISTS = {1: 110, 2: 64, 3: 48, 4: 36}
+"""Tensors of each list that a kernel takes, by the number of lists: ATen/native/cuda/MultiTensorApply.cuh of torch."""
+
+CONCATENATED = 128
+"""Tensors that a kernel puts together: ATen/native/cuda/Shape.cu of torch."""
+
+
+def _kernels(func: Any, args: tuple) -> int:
+    name, lists = func._schema.name.split("::")[1], [arg for arg in args if isinstance(arg, (list, tuple))]
+    if name.startswith(NO_KERNEL):
+        return 0
+    if name.startswith("_foreach"):
+        lists = [of for of in lists if isinstance(of[0], Tensor)]
+        written = not name.rstrip("0123456789").endswith("_")  # to a further list
+        return -(-len(lists[0]) // LISTS[min(4, len(lists) + written)])
+    if name in ("cat", "stack"):
+        return -(-len(args[0]) // CONCATENATED)
+    if name == "convolution_backward":
+        return sum(lists[-1])
+    if name == "convolution":
+        return 1 + (args[2] is not None)
+    return 1
 
 
 def _tensors(tree: Any) -> list[Tensor]:

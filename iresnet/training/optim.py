@@ -283,12 +283,12 @@ class Ema(Generic[M]):
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, OptimConfig], torch.optim.Optimizer]] = {
-    "adam": lambda model, c: torch.optim.Adam(model.parameters(), lr=c.lr, weight_decay=c.weight_decay),
-    "adamax": lambda model, c: torch.optim.Adamax(model.parameters(), lr=c.lr, weight_decay=c.weight_decay),
-    "adamw": lambda model, c: torch.optim.AdamW(model.parameters(), lr=c.lr, weight_decay=c.weight_decay),
+    "adam": lambda model, c: torch.optim.Adam(model.parameters(), c.lr, weight_decay=c.weight_decay, foreach=True),
+    "adamax": lambda model, c: torch.optim.Adamax(model.parameters(), c.lr, weight_decay=c.weight_decay, foreach=True),
+    "adamw": lambda model, c: torch.optim.AdamW(model.parameters(), c.lr, weight_decay=c.weight_decay, foreach=True),
     "muon": lambda model, c: Muon(model, lr=c.lr, adam_lr=c.adam_lr, momentum=c.momentum, weight_decay=c.weight_decay),
     "sgd": lambda model, c: torch.optim.SGD(
-        model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, nesterov=c.nesterov
+        model.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay, nesterov=c.nesterov, foreach=True
     ),
 }
 """Optimizers of a model, by name."""
