@@ -52,10 +52,10 @@ class KrylovSpace:
 
     def _orthogonalize(self, r: Tensor, m: int) -> None:
         basis = self.Q[:m].transpose(0, 1)  # (N, m, D)
-        h, rest = _project_out(basis, r[..., None])
+        h, rest = _project_out(basis, r[:, None])
         correction, left = _project_out(basis, rest)
-        self.left = left[..., 0]
-        _store(torch.add, h[..., 0], correction[..., 0], self.H[:, :m, m - 1])
+        self.left = left[:, 0]
+        _store(torch.add, h[:, 0], correction[:, 0], self.H[:, :m, m - 1])
         if self.complete:
             return
         # A remainder below rounding means that the space is invariant: the next vectors are zero, H gets zero rows and
@@ -142,9 +142,10 @@ def _store(operation: Callable[..., Tensor], a: Tensor, b: Tensor, target: Tenso
         operation(a, b, out=target)
 
 
-def _project_out(basis: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:  # (N, m, D), (N, D, 1) -> (N, m, 1), (N, D, 1)
-    coefficients = basis @ r
-    return coefficients, torch.baddbmm(r, basis.mT, coefficients, alpha=-1)
+def _project_out(basis: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:  # (N, m, D), (N, 1, D) -> (N, 1, m), (N, 1, D)
+    # Products of rows, which a CPU takes ten times faster than those of columns.
+    coefficients = r @ basis.mT
+    return coefficients, torch.baddbmm(r, coefficients, basis, alpha=-1)
 
 
 # Gauss-Legendre nodes u on [0, 1], moved to t = 1 - u^2 with weights 2 u du. For an eigenvalue near -1 the integrand

@@ -19,7 +19,14 @@ from iresnet.config import Config, check, differences
 from iresnet.data import Batches, training_batches
 from iresnet.data import load as load_data
 from iresnet.data.columns import describe
-from iresnet.devices import choose_device, describe_device, deterministic_algorithms, kept_random_state, seed_all
+from iresnet.devices import (
+    choose_device,
+    describe_device,
+    deterministic_algorithms,
+    keep_freed_memory,
+    kept_random_state,
+    seed_all,
+)
 from iresnet.errors import Interrupted, RecipeError, RunError, RunWarning
 from iresnet.files import locked
 from iresnet.inputs import Inputs
@@ -137,8 +144,11 @@ class Trainer:
         if not isinstance(config, Config):
             raise RecipeError(f"a trainer takes a configuration, got {config!r}; make one with ir.load_config(RECIPE)")
         self.config, self.data_dir, self.callbacks = config, data_dir, callbacks
+        device = choose_device(device)
+        if device.type == "cpu":
+            keep_freed_memory()
         with quietly(), deterministic_algorithms(config.train.deterministic):
-            self._build(choose_device(device))
+            self._build(device)
         self.steps_per_epoch = len(self.batches)
         self.total_steps = config.train.epochs * self.steps_per_epoch
         self.saved_step = 0
