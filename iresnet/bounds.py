@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iresnet.activations import ACTIVATIONS
+from iresnet.activations import ACTIVATIONS, ELU
 from iresnet.devices import device_of
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, is_modified, linearize
@@ -115,7 +115,7 @@ def _one(g: nn.Module, norm: float) -> float:  # noqa: ARG001
     return 1.0  # which is the contract of ACTIVATIONS; those of torch with parameters have rules of their own below
 
 
-@bounds(nn.ELU)
+@bounds(nn.ELU, ELU)
 def _elu_bound(g: nn.ELU, norm: float) -> float:  # noqa: ARG001
     return max(1.0, abs(g.alpha))
 

@@ -7,7 +7,6 @@ __all__ = [
     "linearize",
     "linearize_inner",
     "linearizes",
-    "times_slope_of_elu",
     "with_known_signature",
 ]
 
@@ -22,8 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-
-from iresnet.devices import is_differentiating
 
 Product = Callable[[Tensor], Tensor]
 
@@ -263,35 +260,6 @@ def elementwise(value: Tensor, slope: Tensor) -> Linearization:
         slope: its derivative at each element, (N, \*E).
     """
     return Linearization(value, lambda v: slope * v, lambda w: slope * w)
-
-
-@linearizes(nn.ELU)
-def _elu(g: nn.ELU, x: Tensor) -> Linearization:
-    if is_differentiating() or torch.compiler.is_compiling() or g.alpha != 1:
-        y = F.elu(x, g.alpha)
-        return elementwise(y, torch.where(x > 0, torch.ones_like(y), y + g.alpha))
-    y: Any = _Elu.apply(x)
-    product = partial(times_slope_of_elu, y=y)
-    return Linearization(y, product, product)
-
-
-def times_slope_of_elu(v: Tensor, y: Tensor) -> Tensor:
-    r"""Multiply with the slope of the ELU where its value is y, :math:`1 + \min(y, 0)`."""
-    return torch.ops.aten.elu_backward(v, 1.0, 1.0, 1.0, True, y)
-
-
-class _Elu(torch.autograd.Function):
-    """ELU that keeps its value for backward, as the next layer does, where torch's keeps its argument."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = F.elu(x)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return times_slope_of_elu(upstream, *ctx.saved_tensors)
 
 
 def with_known_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:

@@ -4,18 +4,17 @@ Values and tangents are one tensor: a convolution takes both at once, forward an
 its outputs, from which its slope follows. So a training step launches fewer and larger operations, and keeps less.
 """
 
-__all__ = ["Joint", "can_join", "joins", "linearize_along"]
+__all__ = ["Joint", "can_join", "joins", "linear", "linearize_along", "one_after_the_other"]
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from iresnet.devices import is_differentiating
-from iresnet.jacobian import Linearization, Product, is_modified, linearize_inner, times_slope_of_elu
+from iresnet.jacobian import Linearization, Product, is_modified, linearize_inner
 
 
 @dataclass(frozen=True)
@@ -105,10 +104,11 @@ def linearize_along(
 
 def _layer(g: nn.Module, joint: Joint) -> tuple[Tensor, Product]:
     rule = None if is_modified(g) else RULES.get(type(g).forward)
-    return rule(g, joint) if rule else _one_after_the_other(g, joint)
+    return rule(g, joint) if rule else one_after_the_other(g, joint)
 
 
-def _one_after_the_other(g: nn.Module, joint: Joint) -> tuple[Tensor, Product]:
+def one_after_the_other(g: nn.Module, joint: Joint) -> tuple[Tensor, Product]:
+    """Evaluate a layer at the values, then take its product with the tangents: for layers without a rule."""
     x, v = joint.split()
     start, stop = joint.rows
     at = linearize_inner(g, x[start:stop])
@@ -161,48 +161,3 @@ class _AddBias(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         of_values = upstream[: ctx.n]
         return upstream, of_values.sum([0, *range(2, of_values.dim())]), None
-
-
-# -- activations -------------------------------------------------------------------------------------------------------
-
-
-@joins(nn.ELU)
-def _elu(g: nn.ELU, joint: Joint) -> tuple[Tensor, Product]:
-    if g.alpha != 1:
-        return _one_after_the_other(g, joint)
-    outputs = _Elu.apply(joint.tensor, joint.rows)
-    y = outputs[slice(*joint.rows)].detach()  # pyright: ignore[reportOptionalSubscript]
-    return outputs, partial(times_slope_of_elu, y=y)  # pyright: ignore[reportReturnType]
-
-
-class _Elu(torch.autograd.Function):
-    r"""ELU y of the values and its slope times the tangents, :math:`t = s v` with :math:`s = 1 + \min(y, 0)`.
-
-    Only the outputs are kept, which the next layer keeps too: :math:`ds\,v = s'\,v\,dx = [y < 0]\,t\,dx`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, rows: tuple[int, int]) -> Tensor:
-        joint, outputs = Joint(inputs, rows), torch.empty_like(inputs)
-        (x, v), (y, t) = joint.split(), Joint(outputs, rows).split()
-        torch.ops.aten.elu.out(x, out=y)
-        torch.ops.aten.elu_backward.grad_input(v, 1.0, 1.0, 1.0, True, y[slice(*rows)], grad_input=t)
-        ctx.rows = rows
-        ctx.save_for_backward(outputs)
-        return outputs
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows, at = ctx.rows, slice(*ctx.rows)
-        (y, t), of_tangents = Joint(ctx.saved_tensors[0], rows).split(), Joint(upstream, rows).split()[1]
-        if torch.is_grad_enabled():
-            grads = times_slope_of_elu(upstream, torch.cat([y, y[at]]))
-        else:
-            grads = torch.empty_like(upstream)
-            for part, of, slope in zip(
-                Joint(grads, rows).split(), Joint(upstream, rows).split(), (y, y[at]), strict=True
-            ):
-                torch.ops.aten.elu_backward.grad_input(of, 1.0, 1.0, 1.0, True, slope, grad_input=part)
-        # Where y < 0, since it is above -2.
-        grads[at].addcmul_(torch.ops.aten.hardtanh_backward(t, y[at], -2.0, 0.0), of_tangents)
-        return grads, None
