@@ -136,12 +136,12 @@ def _sequential(g: nn.Sequential, joint: Joint) -> tuple[Tensor, Product]:
 
 
 def linear(joint: Joint, operator: Product, bias: Tensor | None) -> Tensor:
-    """Apply a linear operator to values and tangents, and add a bias, one for each channel, to the values.
+    """Apply a linear operator to values and tangents, and add a bias to the values.
 
     Args:
         joint: values and tangents.
         operator: of both, without bias; its result may be overwritten.
-        bias: of a layer, (C,).
+        bias: as it broadcasts to an event.
     """
     tensor = operator(joint.tensor)
     return tensor if bias is None else _AddBias.apply(tensor, bias, joint.n_values)  # pyright: ignore[reportReturnType]
@@ -152,12 +152,11 @@ class _AddBias(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, bias: Tensor, n: int) -> Tensor:
-        ctx.n = n
-        tensor[:n].add_(bias.to(tensor.dtype).view(-1, *[1] * (tensor.dim() - 2)))
+        ctx.n, ctx.shape = n, bias.shape
+        tensor[:n].add_(bias.to(tensor.dtype))
         ctx.mark_dirty(tensor)
         return tensor
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        of_values = upstream[: ctx.n]
-        return upstream, of_values.sum([0, *range(2, of_values.dim())]), None
+        return upstream, upstream[: ctx.n].sum_to_size(ctx.shape), None

@@ -307,8 +307,8 @@ def _lipschitz_conv2d(g: LipschitzConv2d, x: Tensor) -> Linearization:
 @joins(LipschitzConv2d)
 def _join_conv2d(g: LipschitzConv2d, joint: Joint) -> tuple[Tensor, Product]:
     g._check_size(joint.tensor)
-    weight = g.weight
-    return linear(joint, lambda x: same_conv(x, weight), g.bias), lambda w: same_conv_transpose(w, weight)
+    weight, bias = g.weight, None if g.bias is None else g.bias.view(-1, 1, 1)
+    return linear(joint, lambda x: same_conv(x, weight), bias), lambda w: same_conv_transpose(w, weight)
 
 
 class DenseConcat(nn.Module):

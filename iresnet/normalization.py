@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from iresnet.devices import is_transforming
 from iresnet.errors import IResNetError, UnknownNameError
-from iresnet.operators import WeightStack, largest_absolute_sum, torus_matrices
+from iresnet.operators import WeightStack, largest_absolute_sum, torus_matrices, unit_vectors
 from iresnet.precision import use_precision
 
 
@@ -104,11 +104,9 @@ class Normalization(nn.Module, ABC):
     def sigma(self, weight: Tensor) -> Tensor:
         """Return the differentiable estimate or bound of the operator norm, a scalar, without changing the state."""
 
-    @abstractmethod
     def advance(self, weight: Tensor) -> None:
-        """Update the state, once for each use in train mode."""
+        """Update the state, if there is one, once for each use in train mode."""
 
-    @abstractmethod
     def converge(self, weight: Tensor, *, tol: float = 1e-6, max_steps: int = 2000) -> None:
         """Sharpen :meth:`sigma` until it changes by less than ``tol`` relative, in at most ``max_steps`` steps."""
 
@@ -194,13 +192,13 @@ class PowerIteration(Normalization):
         # A 1x1 convolution is the same matrix at every pixel: one pixel has its norm.
         pixels = () if weight.dim() == 2 else (1, 1) if weight.shape[2:] == (1, 1) else image_size
         u = torch.randn(1, weight.shape[1], *pixels, dtype=weight.dtype, device=weight.device)
-        self.register_buffer("u", _units(u))
+        self.register_buffer("u", unit_vectors(u))
         self.converge(weight, tol=1e-2, max_steps=20)
 
     def sigma(self, weight: Tensor) -> Tensor:
         """Return :math:`|W u|`, a lower bound of the norm."""
         with use_precision("float32", weight.device):
-            return _sigmas(WeightStack(weight[None]), self.u.to(weight.dtype))[0]
+            return WeightStack(weight[None]).stretches(self.u.to(weight.dtype))[0]
 
     def advance(self, weight: Tensor) -> None:
         """Run power iterations until u changes by less than ``tol``, at most ``n_steps``."""
@@ -210,7 +208,7 @@ class PowerIteration(Normalization):
     def iterate(self, weight: Tensor, n_steps: int, tol: float = 0.0) -> None:
         """Run ``n_steps`` power iterations on the buffer, or fewer once it changes by less than ``tol``."""
         with use_precision("float32", weight.device):
-            self.u.copy_(_iterated(WeightStack(weight[None]), self.u, n_steps, tol))
+            self.u.copy_(WeightStack(weight[None]).iterate(self.u, n_steps, tol))
 
     @torch.no_grad()
     def converge(self, weight: Tensor, *, tol: float = 1e-6, max_steps: int = 2000) -> None:
@@ -235,7 +233,7 @@ class PowerIteration(Normalization):
         *,
         advance: bool,
     ) -> Tensor:  # (G, *W)
-        """Normalize each of a stack of weights; iterations stop when no u changes by ``tol`` any more.
+        """Normalize each of a stack of weights.
 
         Args:
             normalizations: one for each weight, :meth:`alike` with this one.
@@ -247,11 +245,11 @@ class PowerIteration(Normalization):
             stack = WeightStack(weights)
             if advance and self._advances():
                 with torch.no_grad():
-                    us = _iterated(stack, us, self.n_steps, self.tol if weights.is_cpu else 0.0)
+                    us = stack.iterate(us, self.n_steps, self.tol if weights.is_cpu else 0.0)
                     copies = [normalization.u for normalization in normalizations]
                     torch._foreach_copy_(copies, list(us.split(1)))  # pyright: ignore[reportPrivateImportUsage]
-            sigmas = _sigmas(stack, us.to(weights.dtype))
-            return weights / _broadcast(torch.clamp(sigmas / self.coeff, min=1.0), weights)
+            sigmas = stack.stretches(us.to(weights.dtype))
+            return weights / torch.clamp(sigmas / self.coeff, min=1.0).view(-1, *[1] * (weights.dim() - 1))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Take a weight that is assigned to the layer as the unnormalized one."""
@@ -262,31 +260,6 @@ class PowerIteration(Normalization):
     def extra_repr(self) -> str:
         """Describe the parametrization."""
         return f"coeff={self.coeff}, n_steps={self.n_steps}"
-
-
-def _sigmas(stack: WeightStack, us: Tensor) -> Tensor:  # (G, in, ...) -> (G,)
-    # Of unit vectors, since a mean of those, as in averaged weights, is shorter; and of a copy, since backward may run
-    # after the next iteration.
-    return stack.apply(_units(us)).flatten(1).norm(dim=1)
-
-
-def _iterated(stack: WeightStack, us: Tensor, n_steps: int, tol: float) -> Tensor:  # (G, in, ...)
-    """Run power iterations from unit vectors, until none changes by ``tol``."""
-    first = us
-    for _ in range(n_steps):
-        last, us = us, _units(stack.apply_transpose(stack.apply(us)))
-        if tol > 0 and bool(((us - last).flatten(1).norm(dim=1) < tol).all()):
-            break
-    # A zero weight maps u to 0, where it would stay for ever; any old direction does as well.
-    return torch.where(_broadcast(us.flatten(1).norm(dim=1) > 0.5, us), us, first)
-
-
-def _units(us: Tensor) -> Tensor:  # (G, ...)
-    return us / _broadcast(us.flatten(1).norm(dim=1).clamp(min=torch.finfo(us.dtype).tiny), us)
-
-
-def _broadcast(numbers: Tensor, like: Tensor) -> Tensor:  # (G,), (G, ...) -> (G, 1, ...)
-    return numbers.view(-1, *[1] * (like.dim() - 1))
 
 
 class GramIteration(Normalization):
@@ -345,12 +318,6 @@ class GramIteration(Normalization):
             log_scale = 2 * (log_scale + size.log())
         return torch.exp((log_scale + _frobenius(gram).log()) / 2**self.n_steps)
 
-    def advance(self, weight: Tensor) -> None:
-        """Do nothing: there is no state."""
-
-    def converge(self, weight: Tensor, *, tol: float = 1e-6, max_steps: int = 2000) -> None:
-        """Do nothing: there is no state."""
-
     def extra_repr(self) -> str:
         """Describe the parametrization."""
         return f"coeff={self.coeff}, n_steps={self.n_steps}"
@@ -380,12 +347,6 @@ class AbsoluteSums(Normalization, ABC):
     def sigma(self, weight: Tensor) -> Tensor:
         """Return the norm, rounded up."""
         return (1 + 64 * torch.finfo(weight.dtype).eps) * largest_absolute_sum(weight, self.norm)
-
-    def advance(self, weight: Tensor) -> None:
-        """Do nothing: there is no state."""
-
-    def converge(self, weight: Tensor, *, tol: float = 1e-6, max_steps: int = 2000) -> None:
-        """Do nothing: there is no state."""
 
     def extra_repr(self) -> str:
         """Describe the parametrization."""

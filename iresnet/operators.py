@@ -10,6 +10,7 @@ __all__ = [
     "to_events",
     "to_vectors",
     "torus_matrices",
+    "unit_vectors",
 ]
 
 import math
@@ -261,6 +262,23 @@ class WeightStack:
         """Apply the transpose of each operator."""
         return self._to_windows(v) if self.reads_input else self._from_windows(v)
 
+    def stretches(self, us: Tensor) -> Tensor:  # (G, in, ...) -> (G,)
+        """Return |W u| / |u| of each operator and its vector, a lower bound of its norm."""
+        return self.apply(unit_vectors(us)).flatten(1).norm(dim=1)
+
+    def iterate(self, us: Tensor, n_steps: int, tol: float) -> Tensor:  # (G, in, ...)
+        """Run power iterations from unit vectors, of each operator until its vector changes by less than ``tol``."""
+        first, moving = us, torch.ones(len(us), dtype=torch.bool, device=us.device)
+        for _ in range(n_steps):
+            last, us = us, unit_vectors(self.apply_transpose(self.apply(us)))
+            if tol > 0:
+                us = torch.where(_broadcast(moving, us), us, last)
+                moving &= (us - last).flatten(1).norm(dim=1) >= tol
+                if not bool(moving.any()):
+                    break
+        # A zero weight maps u to 0, where it would stay for ever; any old direction does as well.
+        return torch.where(_broadcast(us.flatten(1).norm(dim=1) > 0.5, us), us, first)
+
     def _from_windows(self, u: Tensor) -> Tensor:
         columns = _windows(u, self.kernel, self.before) if self.kernel else u.view(*u.shape[:2], -1)
         return (self.matrices @ columns).view(len(u), -1, *u.shape[2:])
@@ -270,6 +288,15 @@ class WeightStack:
         if not self.kernel:
             return columns.view(len(v), -1, *v.shape[2:])
         return _overlap(columns, self.kernel, self.before, v.shape[2:])
+
+
+def unit_vectors(us: Tensor) -> Tensor:  # (G, ...)
+    """Scale vectors to length 1; zeros stay."""
+    return us / _broadcast(us.flatten(1).norm(dim=1).clamp(min=torch.finfo(us.dtype).tiny), us)
+
+
+def _broadcast(numbers: Tensor, like: Tensor) -> Tensor:  # (G,), (G, ...) -> (G, 1, ...)
+    return numbers.view(-1, *[1] * (like.dim() - 1))
 
 
 def _windows(u: Tensor, kernel: Sequence[int], before: Sequence[int]) -> Tensor:  # (N, C kh kw, H W)

@@ -19,16 +19,19 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from iresnet.data.columns import offsets, to_csv, to_values
 from iresnet.files import write_atomically, write_folder_atomically, writing
 from iresnet.inputs import Inputs, white_level
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # -- data --------------------------------------------------------------------------------------------------------------
 
@@ -153,7 +156,7 @@ def scatter(x: Tensor) -> Image.Image:
         >>> scatter(torch.randn(100, 2)).mode
         'RGB'
     """
-    figure = Figure(figsize=(5, 5), layout="constrained")
+    figure = _figure((5, 5))
     axes = figure.add_subplot()
     axes.plot(*x.numpy().T, ".", markersize=3, alpha=0.5)
     axes.set_aspect("equal")
@@ -188,7 +191,13 @@ def _to_rgb(x: Tensor, levels: int | None) -> Tensor:  # (N, C, H, W) -> (N, 3, 
     return shown[:, :3] if x.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
 
 
-def rendered(figure: Figure) -> Image.Image:
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.figure import Figure  # slow to import
+
+    return Figure(figsize=size, layout="constrained")
+
+
+def rendered(figure: "Figure") -> Image.Image:
     """Render a figure with 100 pixels per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
@@ -223,7 +232,7 @@ def histograms(
         >>> histograms({"score": ([0, 1, 2], [3, 1], [0, 4])}, ("digits", "letters")).mode
         'RGB'
     """
-    figure = Figure(figsize=(3.6 * len(panels), 3), layout="constrained")
+    figure = _figure((3.6 * len(panels), 3))
     row = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (heading, (edges, first, second)) in zip(row, panels.items(), strict=True):
         shares = [np.asarray(counts) / max(1, sum(counts)) for counts in (first, second)]
@@ -252,7 +261,7 @@ def curves(
         >>> curves({"halving": ([1, 2, 3], [1.0, 0.5, 0.25])}, x="steps", y="error").mode
         'RGB'
     """
-    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    figure = _figure((5.5, 4))
     axes = figure.add_subplot()
     for i, (name, (across, up)) in enumerate(lines.items()):
         color, dashes, marker = STYLES[i % len(STYLES)]
@@ -277,7 +286,7 @@ def plane_paths(kinds: Mapping[str, np.ndarray]) -> Image.Image:
         >>> plane_paths({"straight": np.array([[[0.0, 0.0], [1.0, 1.0]]])}).mode
         'RGB'
     """
-    figure = Figure(figsize=(5, 5), layout="constrained")
+    figure = _figure((5, 5))
     axes = figure.add_subplot()
     for i, (name, paths) in enumerate(kinds.items()):
         color, dashes, marker = STYLES[i % len(STYLES)]

@@ -33,6 +33,7 @@ MAPS = {
         (3,),
     ),
     "nested": lambda: (nn.Sequential(DenseConcat(ir.LipschitzLinear(3, 2)), ir.LipschitzLinear(5, 3)), (3,)),
+    "dense, of sequences": lambda: (nn.Sequential(ir.LipschitzLinear(3, 3), nn.ELU()), (4, 3)),
     "no rule": lambda: (Cubic(), (3,)),
 }
 

@@ -11,7 +11,7 @@ from iresnet.training.checkpoints import read_checkpoint
 
 KINDS = {"density": (1.0, 0.0), "classify": (0.0, 1.0), "hybrid": (1.0, 0.5)}
 PRODUCTS = {torch.ops.aten.convolution.default, torch.ops.aten.addmm.default, torch.ops.aten.mm.default}
-SOLVES = ("linalg_solve", "linalg_lu", "linalg_det", "linalg_slogdet", "triangular_solve")
+SOLVES = ("linalg_solve", "linalg_lu", "linalg_det", "linalg_slogdet", "triangular_solve", "addcmul.")
 
 
 class Dtypes(TorchDispatchMode):

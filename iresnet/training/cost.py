@@ -22,7 +22,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 # -- counting ----------------------------------------------------------------------------------------------------------
@@ -87,7 +86,7 @@ class _Counter(TorchDispatchMode):
         formula = flop_registry.get(func._overloadpacket)
         if formula:
             self.flops += formula(*args, **kwargs, out_val=out)
-        inputs, outputs = _tensors((args, kwargs)), _tensors(out)
+        inputs, outputs = _tensors((*args, *kwargs.values())), _tensors((out,))
         self.kernels += (kernels := _kernels(func, args))
         # An expanded tensor has more elements than its storage.
         if kernels:
@@ -147,8 +146,15 @@ def _kernels(func: Any, args: tuple) -> int:
     return 1
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors in arguments or results, which may be in lists: faster than torch's trees."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors(value)
+    return found
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from iresnet.config import Config, check
 from iresnet.data import Dataset, training_batches
 from iresnet.data import load as load_data
 from iresnet.devices import choose_device, describe_device, kept_random_state
-from iresnet.errors import IResNetError
+from iresnet.errors import IResNetError, RecipeError
 from iresnet.inputs import Inputs
 from iresnet.models import inputs_of, model_options
 from iresnet.normalization import PowerIteration
 from iresnet.precision import use_precision
-from iresnet.training.cost import DEVICES, Prediction, StepCounts, Workload, count, duration, predict, table
+from iresnet.training.cost import DEVICES, Count, Prediction, StepCounts, Workload, count, duration, predict, table
 from iresnet.training.optim import make_optimizer
 from iresnet.training.task import Task, make_task
 from iresnet.training.tracking import check_trackers
@@ -74,15 +74,19 @@ def check_step_fits(task: Task, config: Config, dataset: Dataset, device: torch.
     n = -(-config.train.batch_size // (world_size() * config.train.accumulate))
     with kept_random_state(), torch.compiler.set_stance("force_eager"):
         task = copy.deepcopy(task).to(device).train()
-        counts = []
-        for batch in [_first_examples(dataset, size, device) for size in SIZES]:
+
+        def counted(size: int) -> Count:
             task.zero_grad()
-            counts.append(count(lambda batch=batch: _backward(task, batch, config.train.precision)))
-    memory = StepCounts(SIZES, *counts).at(n).memory
-    remedy = "lower --train.batch-size"
-    if n > 2:
-        remedy += ", or raise --train.accumulate"
-    check_room(memory, device, f"a step on {n} examples", remedy)
+            batch = _first_examples(dataset, size, device)
+            return count(lambda: _backward(task, batch, config.train.precision))
+
+        remedy = "lower --train.batch-size" + ", or raise --train.accumulate" * (n > 2)
+        first = counted(SIZES[0])
+        try:  # at least what it takes, since nothing shrinks with the batch
+            check_room(first.memory * n / SIZES[0], device, "such a step", remedy)
+        except RecipeError:
+            memory = StepCounts(SIZES, first, counted(SIZES[1])).at(n).memory
+            check_room(memory, device, f"a step on {n} examples", remedy)
     n = config.train.n_pictures
     check_room(
         SAMPLE_BYTES * n * dataset.train.x[0].numel(), device, f"drawing {n} samples", "lower --train.n-pictures"

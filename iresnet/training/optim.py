@@ -11,6 +11,7 @@ __all__ = [
     "keep_on_device",
     "learning_rate",
     "load_optimizer",
+    "local",
     "make_optimizer",
     "orthogonalize",
     "set_learning_rate",
@@ -55,6 +56,11 @@ def shard_like(reference: Tensor, tensor: Tensor) -> Tensor:
     if not isinstance(reference, DTensor):
         return tensor
     return distribute_tensor(tensor, reference.device_mesh, reference.placements)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the shard of this process, which shares its memory, and any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # -- Muon --------------------------------------------------------------------------------------------------------------
@@ -191,7 +197,8 @@ class Muon(torch.optim.Optimizer):
         weights = [layer.unnormalized_weight for layer in layers]
         normalizations = [layer.normalization for layer in layers]
         normalized = normalize_all(normalizations, list(map(full_tensor, weights)), advance=False)
-        torch._foreach_copy_(weights, list(map(shard_like, weights, normalized)))
+        shards = map(shard_like, weights, normalized)
+        torch._foreach_copy_(list(map(local, weights)), list(map(local, shards)))
 
     def _step_adam(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]
