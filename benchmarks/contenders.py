@@ -21,6 +21,7 @@ from iresnet.config import OptimConfig, load_config
 from iresnet.data import Batches
 from iresnet.training import Trainer
 from iresnet.training.optim import make_optimizer
+from iresnet.training.step import Step
 from iresnet.training.task import Task
 
 BLOCKS: dict[str, Callable[[Bottleneck], Bijection]] = {
@@ -64,31 +65,44 @@ class Training:
         batches: endless iterator.
         step: forward, backward and optimizer on the next batch.
         update: normalization of the weights after a step, for methods that need it.
+        trainer: of the package, None for a baseline.
     """
 
     task: Task
     batches: Iterator[Batch]
     step: Callable[[], Any]
     update: Callable[[], Any] = lambda: None
+    trainer: Trainer | None = None
 
 
 Contender = Callable[[], Training]
 
 
-def ours(setting: Setting, *changes: str) -> Training:
+def ours(setting: Setting, *changes: str, device: str = "cpu") -> Training:
     """Build the step of the package's own training loop; ``changes`` are overrides of the recipe."""
-    trainer = _trainer(setting, *changes)
+    trainer = _trainer(setting, *changes, device=device)
     trainer.task.train()
     stream = _endless(trainer.batches)
-    return Training(trainer.task, stream, lambda: trainer.train_step(*next(stream)))
+    return Training(trainer.task, stream, lambda: trainer.train_step(*next(stream)), trainer=trainer)
 
 
-def baseline(setting: Setting, name: str) -> Training:
-    """Build a training step of the model of the recipe with the blocks of a baseline."""
-    trainer = _trainer(setting)
-    task = swap_blocks(trainer.task, BLOCKS[name]).train()
+def baseline(setting: Setting, name: str, *changes: str, device: str = "cpu", captured: bool = False) -> Training:
+    """Build a training step of the model of the recipe with the blocks of a baseline.
+
+    Args:
+        setting: the recipe and its size.
+        name: a key of :data:`BLOCKS`.
+        changes: overrides of the recipe.
+        device: where it runs.
+        captured: as one CUDA graph, by the step of the package; else as the field writes it.
+    """
+    trainer = _trainer(setting, *changes, device=device)
+    task = swap_blocks(trainer.take_step.own_task, BLOCKS[name]).train()
     optimizer = make_optimizer(task.model, ADAMAX)
     stream = _endless(trainer.batches)
+    if captured:
+        take = Step(trainer.accelerator, *trainer.accelerator.prepare(task, optimizer), trainer.config, None)
+        return Training(task, stream, lambda: take(*next(stream), ADAMAX.lr))
 
     def step() -> None:
         loss, _ = task(*next(stream))
@@ -104,7 +118,7 @@ def contenders(setting: Setting) -> dict[str, Contender]:
     return {"iresnet": partial(ours, setting), **{name: partial(baseline, setting, name) for name in BLOCKS}}
 
 
-def _trainer(setting: Setting, *changes: str) -> Trainer:
+def _trainer(setting: Setting, *changes: str, device: str) -> Trainer:
     """Build the trainer of a recipe on synthetic images, smooth noise with random labels."""
     random = torch.Generator().manual_seed(0)
     channels, *pixels = setting.shape
@@ -115,7 +129,7 @@ def _trainer(setting: Setting, *changes: str) -> Trainer:
         path = Path(folder) / "images.npz"
         np.savez(path, x=x.numpy(), y=y.numpy())
         data = ("--data.name", str(path), "--data.pad-to", "null", "--train.batch-size", str(setting.batch))
-        return Trainer(load_config(setting.recipe, (*data, *setting.overrides, *changes)), device="cpu")
+        return Trainer(load_config(setting.recipe, (*data, *setting.overrides, *changes)), device=device)
 
 
 def _endless(batches: Batches) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from iresnet.bijections.base import Bijection, LogDets, Report, check_events
 from iresnet.bounds import upper_bound
-from iresnet.devices import is_readable, is_transforming
+from iresnet.devices import is_differentiating, is_readable, is_transforming
 from iresnet.errors import IResNetError
 from iresnet.precision import without_autocast
 from iresnet.renamed import old_attribute
@@ -208,7 +208,10 @@ class ActNorm(Bijection):
         """See :meth:`Bijection.forward`."""
         self._check(x)
         self._initialize_once(x)
-        return (x + _broadcast(self.shift, x)) * _broadcast(self.log_scale.exp(), x)
+        shift, log_scale = _broadcast(self.shift, x), _broadcast(self.log_scale, x)
+        if torch.compiler.is_compiling() or is_differentiating() or not torch.is_grad_enabled():
+            return (x + shift) * log_scale.exp()
+        return _ShiftAndScale.apply(x, shift, log_scale)  # pyright: ignore[reportReturnType]
 
     def forward_and_logdet(
         self,
@@ -252,6 +255,23 @@ class ActNorm(Bijection):
             self.log_scale.copy_(-0.5 * torch.log(torch.where(variance > 1e-8, variance, 1.0)))
             self.initialized.fill_(1.0)
         self._known_initialized = True
+
+
+class _ShiftAndScale(torch.autograd.Function):
+    """Map z = (x + b) e^s, with half of the operations that autograd takes: the derivative by s is z itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor, log_scale: Tensor) -> Tensor:
+        z = (x + shift).mul_(log_scale.exp())
+        ctx.save_for_backward(z, log_scale)
+        ctx.shape = shift.shape
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        z, log_scale = ctx.saved_tensors
+        of_x = upstream * log_scale.exp()
+        return of_x, of_x.sum_to_size(ctx.shape), (upstream * z).sum_to_size(ctx.shape)
 
 
 def _rename(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:  # noqa: ARG001
