@@ -1,6 +1,8 @@
 """The baselines of the benchmarks compute what they should: a comparison with a wrong one would flatter."""
 
 import importlib.util
+import sys
+from pathlib import Path
 
 import baselines
 import pytest
@@ -8,6 +10,7 @@ import torch
 from laws import close, dense_jacobian, gradients, norm, within_4_errors
 
 import iresnet as ir
+from iresnet import activations, operators
 from iresnet.networks import conv_bottleneck
 
 needs_normflows = pytest.mark.skipif(importlib.util.find_spec("normflows") is None, reason="needs normflows")
@@ -93,3 +96,37 @@ def test_the_constraint_of_2019_holds_the_norm_of_the_operator():
     for _ in range(100):
         layer(x)
     assert norm(layer.eval(), x) == pytest.approx(0.7, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    """The script of that name beside the baselines; there is another one here."""
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", Path(baselines.__file__).parent / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_a_gpu_would_launch_is_counted_anywhere(gpu, monkeypatch):
+    """And that the host waits for nothing; what is patched for the count is put back."""
+    for case in gpu.CONTENDERS:
+        few = {name: gpu.CONTENDERS[case][name] for name in ("iresnet", "2019", "plain")}
+        monkeypatch.setitem(gpu.CONTENDERS, case, few)
+    before = operators.FEW, activations._elu
+    rows = {(row["case"], row["contender"]): row for row in gpu.counted(gpu.SMALL)}
+    assert (operators.FEW, activations._elu) == before
+    for case in gpu.CONTENDERS:
+        assert rows[case, "iresnet"]["waits"] == 0
+        assert rows[case, "plain"]["kernels"] < rows[case, "iresnet"]["kernels"] < 0.6 * rows[case, "2019"]["kernels"]
+
+
+def test_tables_of_a_gpu_are_made_of_what_was_measured(gpu):
+    assert gpu.goal_table({}) == "Not measured: no GPU was at hand."
+    row = {"events": [0.1, 0.2], "wall": [0.1, 0.3], "kernels": 1000, "busy": 0.05, "waits": 0, "memory": 2**30}
+    cases = {case: {"rows": [{"contender": name, **row} for name in makes]} for case, makes in gpu.CONTENDERS.items()}
+    device = {"name": "NVIDIA H200 (cuda:0)", "torch": "2.11", "date": "2026"}
+    text = gpu.goal_table({**cases, "device": device, "start": {"seconds": 4.0}})
+    assert "| density step: 2019 as run / iresnet | at least 6 | 10 | 1.00 |" in text
+    assert "| 64 inverses: 2019 / iresnet | at least 6 | 12 | not measured |" in text
+    assert "| density | iresnet, bf16 | 150 | 200 | 1,000 | 50.0 | 0 | 1.00 |" in text

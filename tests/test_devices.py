@@ -4,6 +4,8 @@ import contextlib
 import copy
 import json
 import shutil
+import subprocess
+import sys
 
 import pretend
 import pytest
@@ -13,7 +15,7 @@ from laws import lipschitz_layers
 import iresnet as ir
 from iresnet.bounds import upper_bound
 from iresnet.config import load_config
-from iresnet.devices import _automatic, choose_device, describe_device, device_of
+from iresnet.devices import _automatic, choose_device, describe_device, device_of, keep_freed_memory
 from iresnet.errors import ConvergenceWarning, Interrupted, RecipeError, RunWarning
 from iresnet.training import Callback, train
 from iresnet.training.callbacks import Stepped
@@ -81,6 +83,31 @@ def test_commands_refuse_a_device_in_one_line_and_say_which_they_took(command, c
 def test_a_model_is_loaded_where_it_is_wanted(trained, another_device):
     assert device_of(ir.load(trained("density"))) == torch.device("cpu")
     assert device_of(ir.load(trained("density"), device=another_device)).type == another_device
+
+
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
+    """In a process of its own: large blocks that are freed and allocated again bring no new pages."""
+    script = """
+import resource, torch
+from iresnet.devices import keep_freed_memory
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def work():
+    tensors = [torch.ones(2**20) for _ in range(20)]
+for keep in (False, True):
+    if keep:
+        keep_freed_memory()
+    work(), work()
+    before = faults()
+    for _ in range(5):
+        work()
+    print(faults() - before)
+"""
+    command = [sys.executable, "-c", script]
+    by_default, kept = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    if by_default > 1000:  # a C library that gives memory back
+        assert kept < 0.1 * by_default
+    monkeypatch.setattr(sys, "platform", "darwin")
+    keep_freed_memory()  # does nothing
 
 
 # -- values ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from laws import close, frozen, gradients, norm
 from torch import nn
 
 import iresnet as ir
+from iresnet.activations import ELU
 from iresnet.bijections.memory import MEMORY
 from iresnet.bounds import upper_bound
 from iresnet.config import WITHOUT
@@ -166,7 +167,7 @@ def block_shapes(model):
 
 
 def first_layers(model):
-    return [type(b.g[0]) is nn.ELU for b in model.modules() if isinstance(b, ir.ResidualBlock)]
+    return [isinstance(b.g[0], nn.ELU) for b in model.modules() if isinstance(b, ir.ResidualBlock)]
 
 
 @pytest.mark.usefixtures("_no_power_iteration")
@@ -367,7 +368,7 @@ def test_the_mlp_has_the_depth_and_the_bound_that_it_says(depth):
 @pytest.mark.parametrize("preactivation", [True, False])
 def test_the_bottleneck_is_activation_and_convolution_three_times(preactivation):
     g = ir.networks.conv_bottleneck((2, 4, 6), 5, preactivation=preactivation)
-    kinds = [nn.ELU, ir.LipschitzConv2d] * 3
+    kinds = [ELU, ir.LipschitzConv2d] * 3
     assert all(isinstance(m, kind) for m, kind in zip(g, kinds if preactivation else kinds[1:], strict=True))
     assert [m.kernel_size[0] for m in g if isinstance(m, ir.LipschitzConv2d)] == [3, 1, 3]
     for bad in ({"shape": (0, 4, 4), "hidden": 2}, {"shape": (1, 4, 4), "hidden": 0}):
