@@ -183,9 +183,10 @@ def test_what_cannot_be_recorded_goes_on_as_before():
 
 
 def test_what_is_never_captured():
-    accelerator = make_accelerator("float32", torch.device("cpu"))
-    assert obstacle(load_config("digits-density"), accelerator) is None
-    assert obstacle(load_config("digits-density", ["--train.capture", "never"]), accelerator) == "--train.capture never"
+    assert obstacle(load_config("digits-density")) is None
+    assert obstacle(load_config("digits-density"), 2) == "several processes exchange gradients"
+    assert obstacle(load_config("digits-density", ["--train.capture", "never"])) == "--train.capture never"
+    assert "fp16" in obstacle(load_config("digits-density", ["--train.precision", "fp16"]))
 
 
 def test_the_emulated_graph_bakes_in_what_comes_from_the_host():

@@ -1,6 +1,6 @@
 """Memory of a residual block between forward and backward: keep, differentiate early, recompute; compiled code."""
 
-__all__ = ["MEMORY", "Directions", "compiled", "linearize_held", "same_shape"]
+__all__ = ["MEMORY", "Directions", "compiled", "compiled_directions", "linearize_held", "same_shape"]
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -62,13 +62,20 @@ def _with_others(forward: Callable, run: Callable) -> Callable:
         before, chosen, after = x.tensor_split(rows)
         z, logdet = run(g, chosen, estimator)
         if len(chosen) < len(x):
-            z = torch.cat([forward(g, before), z, forward(g, after)])
+            z_before, z_after = (forward(g, others) if len(others) else others for others in (before, after))
+            z = torch.cat([z_before, z, z_after])
         return z, logdet
 
     return of_rows
 
 
 _apart = _with_others(_forward, _linearized)
+
+
+def compiled_directions() -> Directions:
+    """Return those of ``"keep"``, compiled; batches are divided outside of compiled code."""
+    forward = compiled(_forward)
+    return Directions(forward, _with_others(forward, compiled(_linearized)))
 
 
 def _forward_again(g: nn.Module, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from iresnet.accelerated import Anderson
 from iresnet.bijections.base import Bijection, LogDets, Report, check_dtype, check_events
-from iresnet.bijections.memory import MEMORY, Directions, compiled, linearize_held, same_shape
+from iresnet.bijections.memory import MEMORY, Directions, compiled_directions, linearize_held, same_shape
 from iresnet.bounds import upper_bound
 from iresnet.devices import in_a_checkpoint, is_readable, is_transforming
 from iresnet.errors import IResNetError, UnknownNameError
@@ -103,7 +103,7 @@ class ResidualBlock(Bijection):
         x = channels_last(x)
         with default_precision(training=self.training, device=x.device), hold_weights(self.g):
             self._check_independence(x)
-            return self._run(self._directions.forward)(self.g, x)
+            return self._directions.forward(self.g, x)
 
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
@@ -124,7 +124,7 @@ class ResidualBlock(Bijection):
         rows, factor = (0, len(x)), 1.0
         if isinstance(estimator, RandomChunk):
             (rows, factor), estimator = estimator.draw(len(x)), estimator.estimator
-        z, logdet = self._run(self._directions.forward_and_logdet)(self.g, x, estimator, rows)
+        z, logdet = self._directions.forward_and_logdet(self.g, x, estimator, rows)
         if len(logdet) == len(x):
             return z, logdet
         return z, F.pad(factor * logdet, (rows[0], len(x) - rows[1]))
@@ -136,11 +136,10 @@ class ResidualBlock(Bijection):
     @property
     def _directions(self) -> Directions:
         """Keep all under transforms of torch.func, and where a checkpoint cannot run early gradients again."""
+        if self._compiled and torch.is_grad_enabled():
+            return compiled_directions()
         all_of_it = is_transforming() or (self.memory == "early" and in_a_checkpoint())
         return MEMORY["keep" if all_of_it else self.memory]
-
-    def _run(self, run: Callable) -> Callable:
-        return compiled(run) if self._compiled and torch.is_grad_enabled() else run
 
     @torch.no_grad()
     def _check_independence(self, x: Tensor) -> None:

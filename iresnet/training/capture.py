@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from iresnet.config import Config
@@ -131,12 +130,10 @@ class Captured:
         )
 
 
-def obstacle(config: Config, accelerator: Accelerator) -> str | None:
-    """Return why the steps of a recipe are not captured on a GPU, None if they are."""
+def obstacle(config: Config, n_processes: int = 1) -> str | None:
+    """Return why a GPU does not replay the steps of a recipe as one graph, None if it does."""
     if config.train.capture == "never":
         return "--train.capture never"
-    if accelerator.num_processes > 1:
-        return "several processes exchange gradients"
-    if accelerator.scaler is not None:
-        return "fp16 scales its loss by what it has seen"
-    return None
+    if config.train.precision == "fp16":
+        return "fp16 asks the host for the scale of its losses"
+    return "several processes exchange gradients" if n_processes > 1 else None

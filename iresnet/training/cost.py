@@ -204,6 +204,9 @@ LAUNCH = 21e-6
 FLOOR = 2.8e-6
 """Seconds of the device for the smallest operation, as measured in docs/scaling.md."""
 
+REPLAY = 0.3e-6
+"""Seconds of the device between two kernels of a graph that it replays, as measured in docs/scaling.md."""
+
 BACKWARD = 0.5
 """Share of the backward pass in a step, during which gradients are exchanged as they become ready."""
 
@@ -243,19 +246,22 @@ class Device:
     floor: float = FLOOR
     asynchronous: bool = True
 
-    def seconds(self, count: Count, precision: str = "float32") -> float:
-        """Return the time of counted work: the longer of running and launching, or their sum if not asynchronous."""
-        times = self.run_seconds(count, precision), self.launch_seconds(count)
-        return max(times) if self.asynchronous else sum(times)
+    def seconds(self, count: Count, precision: str = "float32", *, captured: bool = False) -> float:
+        """Return the time of counted work: the longer of running and launching.
+
+        It is their sum where the host waits for each kernel, and where the device launches those of a captured graph.
+        """
+        times = self.run_seconds(count, precision), self.launch_seconds(count, captured=captured)
+        return max(times) if self.asynchronous and not captured else sum(times)
 
     def run_seconds(self, count: Count, precision: str = "float32") -> float:
         r"""Return :math:`F / (e \hat{F}) + B / (e \hat{B}) + K t_0`, for F operations, B bytes and K kernels."""
         work = count.flops / self.flops[precision] + count.bytes / self.bandwidth
         return work / self.efficiency + count.kernels * self.floor
 
-    def launch_seconds(self, count: Count) -> float:
-        """Return the time of the host to launch all kernels."""
-        return count.kernels * self.launch
+    def launch_seconds(self, count: Count, *, captured: bool = False) -> float:
+        """Return the time to launch all kernels, of the host, or of the device if they are captured in a graph."""
+        return count.kernels * (REPLAY if captured else self.launch)
 
     def exchange_seconds(self, sent: float, n: int) -> float:
         """Return the time in which each of n devices sends so many bytes around a ring with one slowest link."""
@@ -310,6 +316,7 @@ class Workload:
         parameters: number of trained parameters, in float32.
         resident_bytes: weights, buffers, optimizer state and training data, of which every device has a copy.
         precision: of the recipe.
+        captured: whether a single device replays a step as one graph.
     """
 
     counts: StepCounts
@@ -318,6 +325,7 @@ class Workload:
     parameters: int
     resident_bytes: int
     precision: str
+    captured: bool = False
 
 
 @dataclass(frozen=True)
@@ -331,7 +339,7 @@ class Prediction:
         fits: whether the device has as many.
         exchanged: bytes that each device sends in a step.
         kernel_seconds: time of the kernels of a step.
-        launch_seconds: time of the host to launch them.
+        launch_seconds: time to launch them, of the host, or of the device if they are captured.
         exchange_seconds: time to wait for the exchange of gradients.
         step_seconds: time of a step: the longer of the first two, plus the third.
         total_seconds: time of all steps.
@@ -366,8 +374,8 @@ def predict(workload: Workload, device: str, n: int) -> Prediction:
         n: number of devices.
     """
     spec, sent = DEVICES[device], exchanged_bytes(workload.parameters, n)
-    count = workload.counts.at(workload.batch_size // n)
-    compute, exchange = spec.seconds(count, workload.precision), spec.exchange_seconds(sent, n)
+    count, captured = workload.counts.at(workload.batch_size // n), workload.captured and n == 1
+    compute, exchange = spec.seconds(count, workload.precision, captured=captured), spec.exchange_seconds(sent, n)
     last = exchange / max(1, -(-sent // BUCKET))
     waiting = max(last, exchange - BACKWARD * compute)
     buckets = 4 * workload.parameters if n > 1 else 0
@@ -379,7 +387,7 @@ def predict(workload: Workload, device: str, n: int) -> Prediction:
         fits=memory <= spec.memory,
         exchanged=sent,
         kernel_seconds=spec.run_seconds(count, workload.precision),
-        launch_seconds=spec.launch_seconds(count),
+        launch_seconds=spec.launch_seconds(count, captured=captured),
         exchange_seconds=waiting,
         step_seconds=compute + waiting,
         total_seconds=(compute + waiting) * workload.total_steps,

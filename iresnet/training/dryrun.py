@@ -31,6 +31,7 @@ from iresnet.inputs import Inputs
 from iresnet.models import inputs_of, model_options
 from iresnet.normalization import PowerIteration
 from iresnet.precision import use_precision
+from iresnet.training.capture import obstacle
 from iresnet.training.cost import DEVICES, Count, Prediction, StepCounts, Workload, count, duration, predict, table
 from iresnet.training.optim import make_optimizer
 from iresnet.training.task import Task, make_task
@@ -243,6 +244,7 @@ def dry_run(
         parameters=sum(p.numel() for p in task.parameters()),
         resident_bytes=state_bytes + _bytes([*task.buffers(), *resident]),
         precision=config.train.precision,
+        captured=obstacle(config) is None,
     )
     return DryRun(
         parameters=workload.parameters,

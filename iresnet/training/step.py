@@ -147,6 +147,7 @@ class Step:
 
     Attributes:
         defers: see there.
+        obstacle: why steps are not captured on a GPU, None if they are.
         suspect: the last batch whose step the device skipped, once there may be one.
     """
 
@@ -169,7 +170,8 @@ class Step:
         self.defers = self.plain and accelerator.device.type != "cpu" if defers is None else defers
         if self.defers:
             keep_on_device(optimizer, accelerator.device)
-        captures = accelerator.device.type == "cuda" and obstacle(config, accelerator) is None
+        self.obstacle = obstacle(config, accelerator.num_processes)
+        captures = self.defers and accelerator.device.type == "cuda" and not self.obstacle
         self.run = Captured(self._on_device) if captures else self._on_device
         self.suspect: tuple[Tensor, Tensor | None] | None = None
         self.names: list[str] = []

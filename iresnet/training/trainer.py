@@ -279,7 +279,7 @@ class Trainer:
                 train.batch_size,
                 compiled=train.compile,
                 device=describe_device(self.accelerator.device),
-                notes=describe(self.inputs.columns),
+                notes=[*describe(self.inputs.columns), *self._notes()],
             )
         )
         try:
@@ -296,6 +296,10 @@ class Trainer:
             self._tell(Stopped(complete=self.done))
         if not self.done:
             raise Interrupted(f"stopped after step {self.step} of {self.total_steps}, saved in {self.run.path}")
+
+    def _notes(self) -> list[str]:
+        obstacle = self.take_step.obstacle if self.accelerator.device.type == "cuda" else None
+        return [f"kernels of a step are launched one by one, not as one graph: {obstacle}"] if obstacle else []
 
     def _run_epoch(self, stop: threading.Event) -> None:
         """Train for what is left of an epoch, or until a stop is requested."""
