@@ -145,7 +145,7 @@ class Logit(Bijection):
         """See :meth:`Bijection.forward_and_logdet`."""
         z = self(x)
         # dz/dy = 1 / (y (1 - y)) with y = sigmoid(z), so log dz/dy = softplus(z) + softplus(-z).
-        slope = F.softplus(z) + F.softplus(-z) + torch.log(z.new_tensor(1 - 2 * self.alpha))
+        slope = F.softplus(z) + F.softplus(-z) + math.log(1 - 2 * self.alpha)
         return z, slope.flatten(1).sum(1)
 
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
