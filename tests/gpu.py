@@ -232,7 +232,7 @@ def _step_seconds(machine: Machine, config: object) -> float:
     step = Step(accelerator, task, optimizer, config, None)
     x = dataset.train.x[: config.train.batch_size].to(machine.device)
     y = None if dataset.train.y is None else dataset.train.y[: config.train.batch_size].to(machine.device)
-    return machine.seconds(lambda: step(x, y, 1e-3), repeats=5)
+    return machine.seconds(lambda: step(x, y, 1e-3), repeats=15)  # replayed after four
 
 
 def runs(machine: Machine) -> Iterator[Row]:

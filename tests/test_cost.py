@@ -14,6 +14,8 @@ from iresnet.normalization import PowerIteration
 from iresnet.training.cost import (
     BUCKET,
     DEVICES,
+    LAUNCH,
+    REPLAY,
     Count,
     Device,
     StepCounts,
@@ -207,3 +209,30 @@ def test_a_table_has_a_line_for_each_prediction():
 )
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text
+
+
+def test_one_device_replays_a_captured_step_and_several_launch_it():
+    small, large = Count(10, 10, 1000, (0,)), Count(20, 20, 1000, (0,))
+    workload = Workload(StepCounts((1, 2), small, large), 8, 1, 0, 0, "tf32", captured=True)
+    kernels = {n: predict(workload, "h200", n) for n in (1, 8)}
+    assert kernels[1].step_seconds == pytest.approx(1000 * (DEVICES["h200"].floor + REPLAY), rel=1e-6)
+    assert kernels[8].step_seconds == pytest.approx(1000 * DEVICES["h200"].launch, rel=1e-6)
+    assert predict(replace(workload, captured=False), "h200", 1).step_seconds == pytest.approx(1000 * LAUNCH)
+
+
+def test_kernels_are_those_that_a_gpu_launches():
+    x = [torch.ones(2) for _ in range(200)]
+    image, kernel = torch.ones(2, 1, 4, 4), torch.ones(1, 1, 3, 3, requires_grad=True)
+    bias = torch.ones(1)
+
+    def kernels(run):
+        return count(run).kernels
+
+    assert kernels(lambda: torch.empty(3).view(3, 1)) == 0
+    assert kernels(lambda: torch._foreach_add(x, x)) == 5  # 48 of each of three lists at a time
+    assert kernels(lambda: torch._foreach_mul_(x, 2.0)) == 2
+    assert kernels(lambda: torch.cat(x)) == 2
+    assert kernels(lambda: torch.conv2d(image, kernel.detach())) == 1
+    assert kernels(lambda: torch.conv2d(image, kernel.detach(), bias)) == 2
+    y = torch.conv2d(image, kernel)
+    assert kernels(lambda: torch.autograd.grad(y, kernel, torch.ones(2, 1, 2, 2))) == 2  # ones, and of the kernel alone

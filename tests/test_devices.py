@@ -17,7 +17,7 @@ from iresnet.bounds import upper_bound
 from iresnet.config import load_config
 from iresnet.devices import _automatic, choose_device, describe_device, device_of, keep_freed_memory
 from iresnet.errors import ConvergenceWarning, Interrupted, RecipeError, RunWarning
-from iresnet.training import Callback, train
+from iresnet.training import Callback, dry_run, train
 from iresnet.training.callbacks import Stepped
 from iresnet.training.optim import OPTIMIZERS
 
@@ -312,6 +312,13 @@ def test_a_step_waits_for_nothing(optimizer, tiny, tmp_path, pretended):
         train(config, tmp_path / "run", device=pretended, callbacks=[Count()])
     assert waited[9]  # a window of metrics
     assert [waited[step] for step in (4, 5, 6, 8)] == [[]] * 4
+
+
+def test_a_dry_run_times_a_full_batch_as_the_loop_takes_it(tiny, pretended):
+    dry = dry_run(settings(tiny, "density"), device=pretended)
+    assert dry.timed
+    assert dry.seconds > 0
+    assert dry.workload.captured
 
 
 def numbers(tree, path=""):

@@ -26,14 +26,16 @@ from iresnet.config import Config, check
 from iresnet.data import Dataset, training_batches
 from iresnet.data import load as load_data
 from iresnet.devices import choose_device, describe_device, kept_random_state
-from iresnet.errors import IResNetError, RecipeError
+from iresnet.errors import IResNetError, RecipeError, RunError
 from iresnet.inputs import Inputs
 from iresnet.models import inputs_of, model_options
 from iresnet.normalization import PowerIteration
 from iresnet.precision import use_precision
 from iresnet.training.capture import obstacle
 from iresnet.training.cost import DEVICES, Count, Prediction, StepCounts, Workload, count, duration, predict, table
+from iresnet.training.distributed import make_accelerator
 from iresnet.training.optim import make_optimizer
+from iresnet.training.step import NotFinite, Step
 from iresnet.training.task import Task, make_task
 from iresnet.training.tracking import check_trackers
 
@@ -253,7 +255,7 @@ def dry_run(
         example_bytes=workload.counts.at(batch_size).memory // batch_size,
         seconds=_extrapolated(seconds, sizes, batch_size)
         if on_cpu
-        else _timed(step, _first_examples(dataset, batch_size, device)),
+        else _timed(task, config, device, _first_examples(dataset, batch_size, device)),
         timed=not on_cpu,
         batch_size=batch_size,
         total_steps=workload.total_steps,
@@ -268,12 +270,23 @@ def _extrapolated(seconds: Sequence[float], sizes: tuple[int, int], n: int) -> f
     return max(0.0, seconds[0] - sizes[0] * of_example) + n * of_example
 
 
-def _timed(step: Callable[[Batch], tuple[float, float]], batch: Batch) -> float | None:
-    """Return the median time of five steps after one to warm up, None if the batch does not fit into memory."""
+def _timed(task: Task, config: Config, device: torch.device, batch: Batch) -> float | None:
+    """Return the median time of five steps as the loop takes them; None if the batch does not fit into memory."""
+    accelerator = make_accelerator(config.train.precision, device)
+    prepared, optimizer = accelerator.prepare(task, make_optimizer(task.model, config.optim))
+    step = Step(accelerator, prepared, optimizer, config, None)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        float(step(*batch, config.optim.lr)["loss"])  # waits for the device
+        return time.perf_counter() - start
+
     try:
-        return median([step(batch)[1] for _ in range(6)][1:])
+        return median([seconds() for _ in range(12)][-5:])  # a GPU replays them after some
     except torch.OutOfMemoryError:
         return None
+    except NotFinite as fault:
+        raise RunError(f"a step on a full batch cannot be timed: {fault}") from fault
 
 
 def _counts(task: Task, step: Callable[[Batch], Any], batches: Sequence[Batch]) -> StepCounts:
