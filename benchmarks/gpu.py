@@ -174,7 +174,6 @@ def _as_on_a_gpu() -> Iterator[None]:
 def measure(results: Results, changes: tuple[str, ...], *, deadline: float) -> None:
     """Measure all cases in turn into ``results``, as far as the time goes."""
     device = torch.device("cuda", torch.cuda.current_device())
-    torch.backends.cudnn.benchmark = True  # for all contenders: shapes do not change
     results["device"] = {
         "name": describe_device(device),
         "torch": torch.__version__,
