@@ -1,6 +1,6 @@
 """Memory that a model takes, known before it is built, and memory that is free."""
 
-__all__ = ["SAMPLE_BYTES", "check_room", "free_memory", "parameter_bytes"]
+__all__ = ["SAMPLE_BYTES", "check_room", "free_memory", "has_room", "parameter_bytes"]
 
 import math
 import os
@@ -48,6 +48,16 @@ def _free_in_container() -> float:
         return math.inf
 
 
+def has_room(needed: float, device: torch.device) -> bool:
+    """Return whether so many bytes are free on a device.
+
+    Example:
+        >>> has_room(1, torch.device("cpu")), has_room(2.0**60, torch.device("cpu"))
+        (True, False)
+    """
+    return needed <= free_memory(device)
+
+
 def check_room(needed: float, device: torch.device, what: str, remedy: str) -> None:
     """Refuse what does not fit into the memory of a device.
 
@@ -65,10 +75,11 @@ def check_room(needed: float, device: torch.device, what: str, remedy: str) -> N
         Traceback (most recent call last):
         iresnet.errors.RecipeError: it takes 1,073,741,824.0 GiB of memory, ... are free on cpu: lower --model.hidden
     """
-    free = free_memory(device)
-    if needed > free:
-        size = f"{needed / 2**30:,.1f} GiB" if math.isfinite(needed) else "more GiB than can be counted"
-        raise RecipeError(f"{what} takes {size} of memory, {free / 2**30:,.1f} are free on {device}: {remedy}")
+    if has_room(needed, device):
+        return
+    size = f"{needed / 2**30:,.1f} GiB" if math.isfinite(needed) else "more GiB than can be counted"
+    free = free_memory(device) / 2**30
+    raise RecipeError(f"{what} takes {size} of memory, {free:,.1f} are free on {device}: {remedy}")
 
 
 def parameter_bytes(name: str, shape: Sequence[int], options: dict[str, Any]) -> float:

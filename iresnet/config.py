@@ -142,7 +142,7 @@ class TrainConfig:
     )
     compile: bool = option(False, "compile the residual blocks (minutes, once for each architecture), for faster steps")
     logdet_chunks: int = option(
-        1, "estimate log-determinants on a random chunk of a batch, one of so many, drawn for each block", at_least=1
+        1, "estimate log-determinants on a random chunk of a batch, one of so many, each block on the next", at_least=1
     )
     log_every: int = option(20, "steps between lines of metrics.jsonl", at_least=1, changes="run")
     snapshot_every: int = option(

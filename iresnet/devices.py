@@ -228,8 +228,9 @@ def random_state() -> State:
 
 def host_random_state() -> tuple[Any, ...]:
     """Return what tells whether random numbers were drawn on the host, by comparison."""
-    _, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
-    return bytes(torch.get_rng_state().numpy()), random.getstate(), np.asarray(keys).tobytes(), *rest
+    state = random_state()
+    name, keys, *rest = state["numpy"]
+    return bytes(state["cpu"].numpy()), state["python"], name, bytes(keys.numpy()), *rest
 
 
 def set_random_state(state: State) -> None:

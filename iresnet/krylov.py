@@ -158,11 +158,14 @@ _COPIES: dict[tuple[torch.dtype, torch.device, int], tuple[Tensor, Tensor, Tenso
 
 def _constants(H: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (N, M, M + 1) -> (T + 1,), (T,), (M, M + 1)
     """Return the nodes followed by t = 1, the weights, and [e_1, I]; copied to a device once, since a copy blocks."""
+    if torch.compiler.is_compiling():
+        return _copied_constants(H)
     key = H.dtype, H.device, H.shape[1]
-    if torch.compiler.is_compiling() or key not in _COPIES:
-        identity = torch.eye(H.shape[1], dtype=H.dtype, device=H.device)
-        copies = _NODES_AND_1.to(H), _WEIGHTS.to(H), torch.cat([identity[:, :1], identity], 1)
-        if torch.compiler.is_compiling():
-            return copies
-        _COPIES[key] = copies
+    if key not in _COPIES:
+        _COPIES[key] = _copied_constants(H)
     return _COPIES[key]
+
+
+def _copied_constants(H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    identity = torch.eye(H.shape[1], dtype=H.dtype, device=H.device)
+    return _NODES_AND_1.to(H), _WEIGHTS.to(H), torch.cat([identity[:, :1], identity], 1)

@@ -277,7 +277,11 @@ class Hutchinson(LogDetEstimator):
 
 def _on_vectors(product: Product, value: Tensor, v: Tensor) -> Tensor:  # (N, D) -> (N, D)
     """Apply a Jacobian product to vectors; ``value`` has the shape and type of events. In float32 at least."""
-    image = product(to_events(v, value.shape).to(value.dtype))
+    return _as_vectors(product(to_events(v, value.shape).to(value.dtype)), value)
+
+
+def _as_vectors(image: Tensor, value: Tensor) -> Tensor:  # (N, *F), (N, *E) -> (N, D)
+    """Flatten a Jacobian product, in float32 at least, of a map that keeps the shape."""
     _check_square(image, value)
     return to_vectors(at_least_float32(image))
 
@@ -298,8 +302,7 @@ def _with_gradient(jacobian: Linearization, v: Tensor, value: Tensor, w: Tensor)
     refuse_forward_over_forward()
     image = jacobian.image if v is jacobian.direction else jacobian.jvp(v.to(jacobian.value.dtype))
     assert image is not None
-    _check_square(image, jacobian.value)
-    image = to_vectors(at_least_float32(image))
+    image = _as_vectors(image, jacobian.value)
     if torch.compiler.is_compiling():  # compiled code has no second derivatives
         surrogate = (w * image).sum(1)
     else:

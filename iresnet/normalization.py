@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from iresnet.devices import is_transforming
 from iresnet.errors import IResNetError, UnknownNameError
-from iresnet.operators import WeightStack, largest_absolute_sum, torus_matrices, unit_vectors
+from iresnet.operators import WeightStack, along_first, largest_absolute_sum, torus_matrices, unit_vectors
 from iresnet.precision import use_precision
 
 
@@ -249,7 +249,7 @@ class PowerIteration(Normalization):
                     copies = [normalization.u for normalization in normalizations]
                     torch._foreach_copy_(copies, list(us.split(1)))  # pyright: ignore[reportPrivateImportUsage]
             sigmas = stack.stretches(us.to(weights.dtype))
-            return weights / torch.clamp(sigmas / self.coeff, min=1.0).view(-1, *[1] * (weights.dim() - 1))
+            return weights / along_first(torch.clamp(sigmas / self.coeff, min=1.0), weights)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Take a weight that is assigned to the layer as the unnormalized one."""

@@ -2,6 +2,7 @@
 
 __all__ = [
     "WeightStack",
+    "along_first",
     "at_least_float32",
     "channels_last",
     "largest_absolute_sum",
@@ -272,12 +273,12 @@ class WeightStack:
         for _ in range(n_steps):
             last, us = us, unit_vectors(self.apply_transpose(self.apply(us)))
             if tol > 0:
-                us = torch.where(_broadcast(moving, us), us, last)
+                us = torch.where(along_first(moving, us), us, last)
                 moving &= (us - last).flatten(1).norm(dim=1) >= tol
                 if not bool(moving.any()):
                     break
         # A zero weight maps u to 0, where it would stay for ever; any old direction does as well.
-        return torch.where(_broadcast(us.flatten(1).norm(dim=1) > 0.5, us), us, first)
+        return torch.where(along_first(us.flatten(1).norm(dim=1) > 0.5, us), us, first)
 
     def _from_windows(self, u: Tensor) -> Tensor:
         columns = _windows(u, self.kernel, self.before) if self.kernel else u.view(*u.shape[:2], -1)
@@ -292,10 +293,11 @@ class WeightStack:
 
 def unit_vectors(us: Tensor) -> Tensor:  # (G, ...)
     """Scale vectors to length 1; zeros stay."""
-    return us / _broadcast(us.flatten(1).norm(dim=1).clamp(min=torch.finfo(us.dtype).tiny), us)
+    return us / along_first(us.flatten(1).norm(dim=1).clamp(min=torch.finfo(us.dtype).tiny), us)
 
 
-def _broadcast(numbers: Tensor, like: Tensor) -> Tensor:  # (G,), (G, ...) -> (G, 1, ...)
+def along_first(numbers: Tensor, like: Tensor) -> Tensor:  # (G,), (G, ...) -> (G, 1, ...)
+    """Reshape numbers, to broadcast along the first dimension of another tensor."""
     return numbers.view(-1, *[1] * (like.dim() - 1))
 
 

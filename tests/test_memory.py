@@ -150,7 +150,7 @@ def test_each_option_keeps_less_and_none_keeps_more_for_more_steps():
             block = ir.ResidualBlock(g, logdet=ir.Krylov(n_steps), memory=memory)
             x = randn(16, 2, 8, 8).requires_grad_()
             kept[memory, n_steps] = kept_numbers(lambda block=block, x=x: block.forward_and_logdet(x))
-    assert kept["recompute", 2] < 0.7 * kept["early", 2] < 0.5 * kept["keep", 2]
+    assert kept["recompute", 2] < 0.5 * kept["early", 2] < 0.4 * kept["keep", 2]
     for memory in MEMORY:
         assert kept[memory, 6] == kept[memory, 2]
 

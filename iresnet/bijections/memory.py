@@ -42,12 +42,13 @@ def _forward(g: nn.Module, x: Tensor) -> Tensor:
 
 
 def _keep(g: nn.Module, x: Tensor, estimator: LogDetEstimator, rows: Rows) -> tuple[Tensor, Tensor]:
-    v = estimator.direction(x[slice(*rows)]) if can_join() else None
+    chosen = x[slice(*rows)]
+    v = estimator.direction(chosen) if can_join() else None
     if v is None:
         return _apart(g, x, estimator, rows)
     value, jacobian = linearize_along(g, x, v, rows)
     same_shape(value, x)
-    return x + value, estimator(_repeatable(g, x[slice(*rows)], jacobian))
+    return x + value, estimator(_repeatable(g, chosen, jacobian))
 
 
 def _linearized(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from iresnet import zoo
-from iresnet.capacity import SAMPLE_BYTES, check_room, parameter_bytes
+from iresnet.capacity import SAMPLE_BYTES, check_room, has_room, parameter_bytes
 from iresnet.collectives import world_size
 from iresnet.config import Config, check
 from iresnet.data import Dataset, training_batches
 from iresnet.data import load as load_data
 from iresnet.devices import choose_device, describe_device, kept_random_state
-from iresnet.errors import IResNetError, RecipeError, RunError
+from iresnet.errors import IResNetError, RunError
 from iresnet.inputs import Inputs
 from iresnet.models import inputs_of, model_options
 from iresnet.normalization import PowerIteration
@@ -85,9 +85,7 @@ def check_step_fits(task: Task, config: Config, dataset: Dataset, device: torch.
 
         remedy = "lower --train.batch-size" + ", or raise --train.accumulate" * (n > 2)
         first = counted(SIZES[0])
-        try:  # at least what it takes, since nothing shrinks with the batch
-            check_room(first.memory * n / SIZES[0], device, "such a step", remedy)
-        except RecipeError:
+        if not has_room(first.memory * n / SIZES[0], device):  # at least what it takes: nothing shrinks with the batch
             memory = StepCounts(SIZES, first, counted(SIZES[1])).at(n).memory
             check_room(memory, device, f"a step on {n} examples", remedy)
     n = config.train.n_pictures

@@ -11,7 +11,6 @@ __all__ = [
     "keep_on_device",
     "learning_rate",
     "load_optimizer",
-    "local",
     "make_optimizer",
     "orthogonalize",
     "set_learning_rate",
@@ -58,7 +57,7 @@ def shard_like(reference: Tensor, tensor: Tensor) -> Tensor:
     return distribute_tensor(tensor, reference.device_mesh, reference.placements)
 
 
-def local(tensor: Tensor) -> Tensor:
+def _local(tensor: Tensor) -> Tensor:
     """Return the shard of this process, which shares its memory, and any other tensor as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -198,7 +197,7 @@ class Muon(torch.optim.Optimizer):
         normalizations = [layer.normalization for layer in layers]
         normalized = normalize_all(normalizations, list(map(full_tensor, weights)), advance=False)
         shards = map(shard_like, weights, normalized)
-        torch._foreach_copy_(list(map(local, weights)), list(map(local, shards)))
+        torch._foreach_copy_(list(map(_local, weights)), list(map(_local, shards)))
 
     def _step_adam(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]

@@ -84,8 +84,8 @@ class TrainingState:
             return 0
         flags = torch.stack([metrics.pop("done") for metrics in waiting]).tolist()
         before, self.skipped = self.skipped.total, self.skipped.counting(flags)
-        skipped = {id(metrics) for metrics, done in zip(waiting, flags, strict=True) if not done}
-        self.window = [metrics for metrics in self.window if id(metrics) not in skipped]
+        known = self.window[: -len(waiting)]
+        self.window = [*known, *(metrics for metrics, done in zip(waiting, flags, strict=True) if done)]
         return self.skipped.total - before
 
     def log_window(self) -> dict[str, float]:

@@ -164,7 +164,7 @@ class Step:
         self.accelerator, self.task, self.optimizer, self.ema = accelerator, task, optimizer, ema
         self.own_task: Task = accelerator.unwrap_model(task)
         self.n_microbatches, self.precision = config.train.accumulate, config.train.precision
-        self.clip_norm = config.optim.clip_norm
+        self.clip_norm = math.inf if config.optim.clip_norm is None else config.optim.clip_norm
         self.maybe_uninitialized = True
         self.plain = accelerator.scaler is None and config.train.sharding == "ddp"  # gradients as backward left them
         self.defers = self.plain and accelerator.device.type != "cpu" if defers is None else defers
@@ -270,11 +270,10 @@ class Step:
         if self.plain:
             grads = [p.grad for p in self.task.parameters() if p.grad is not None]
             norm = get_total_norm(grads)
-            if self.clip_norm is not None:
+            if math.isfinite(self.clip_norm):
                 clip_grads_with_norm_(self.task.parameters(), self.clip_norm, norm)
             return metrics, norm
-        limit = math.inf if self.clip_norm is None else self.clip_norm
-        norm = self.accelerator.clip_grad_norm_(self.task.parameters(), limit)
+        norm = self.accelerator.clip_grad_norm_(self.task.parameters(), self.clip_norm)
         return metrics, full_tensor(torch.as_tensor(norm, device=x.device))
 
     def _precision_of_products(self) -> str:

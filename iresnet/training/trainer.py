@@ -298,7 +298,8 @@ class Trainer:
             raise Interrupted(f"stopped after step {self.step} of {self.total_steps}, saved in {self.run.path}")
 
     def _notes(self) -> list[str]:
-        obstacle = self.take_step.obstacle if self.accelerator.device.type == "cuda" else None
+        asked = self.accelerator.device.type == "cuda" and self.config.train.capture == "auto"
+        obstacle = self.take_step.obstacle if asked else None
         return [f"kernels of a step are launched one by one, not as one graph: {obstacle}"] if obstacle else []
 
     def _run_epoch(self, stop: threading.Event) -> None:
