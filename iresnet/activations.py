@@ -3,6 +3,7 @@
 __all__ = ["ACTIVATIONS", "ELU", "LipSwish", "MaxMin", "make_activation"]
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -40,11 +41,26 @@ class ELU(nn.ELU):
         return _Elu.apply(input) if torch.is_grad_enabled() else _elu(input)  # pyright: ignore[reportReturnType]
 
 
+CACHED = 2**17
+"""Numbers of a block that stays in a processor's second cache from one operation to the next."""
+
+
 def _elu(x: Tensor, out: Tensor | None = None) -> Tensor:
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return F.elu(x) if out is None else torch.ops.aten.elu.out(x, out=out)
-    y = torch.mul(x, math.log2(math.e), out=out).clamp_(max=0).exp2_().sub_(1)
-    return torch.maximum(x, y, out=y)
+    y = torch.empty_like(x) if out is None else out
+    for x_block, y_block in _in_blocks(x, y):
+        torch.clamp(x_block, max=0, out=y_block).exp_().sub_(1)
+        torch.maximum(x_block, y_block, out=y_block)
+    return y
+
+
+def _in_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Divide samples into blocks on which a CPU does one elementwise operation after the other in its cache."""
+    n, size = len(tensors[0]), tensors[0].numel()
+    if tensors[0].device.type != "cpu" or size <= CACHED:
+        return iter([tensors])
+    return zip(*(tensor.split(max(1, n * CACHED // size)) for tensor in tensors), strict=True)
 
 
 def _times_slope(v: Tensor, y: Tensor) -> Tensor:

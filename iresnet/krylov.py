@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from iresnet.devices import is_transforming
 from iresnet.precision import without_autocast
@@ -27,7 +28,7 @@ class KrylovSpace:
         self.product = product
         self.steps = 0
         self._solved: dict[int, tuple[Tensor, Tensor]] = {}  # by number of steps
-        self.length = v.norm(dim=1)  # (N,)
+        self.length = vector_norm(v, dim=1)  # (N,)
         # Each vector is contiguous, as convolutions want it. H has a column of zeros in front, see _shifted.
         self.Q = v.new_empty(max_steps, *v.shape)
         self._H = v.new_zeros(len(v), max_steps, max_steps + 1)
@@ -60,8 +61,8 @@ class KrylovSpace:
             return
         # A remainder below rounding means that the space is invariant: the next vectors are zero, H gets zero rows and
         # columns, and the result is exact.
-        length = self.left.norm(dim=1).clamp(min=torch.finfo(r.dtype).tiny)
-        is_open = length > 10 * torch.finfo(r.dtype).eps * r.norm(dim=1)
+        length = vector_norm(self.left, dim=1).clamp(min=torch.finfo(r.dtype).tiny)
+        is_open = length > 10 * torch.finfo(r.dtype).eps * vector_norm(r, dim=1)
         _store(torch.mul, length, is_open, self.H[:, m, m - 1])
         _store(torch.mul, self.left, (is_open / length)[:, None], self.Q[m])
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from iresnet.devices import is_differentiating
 from iresnet.precision import autocasts
@@ -144,18 +145,22 @@ def _transpose(y: Tensor, weight: Tensor) -> Tensor:
 
 
 def _to_few_channels(x: Tensor, taps: Tensor) -> Tensor:  # (N, in, H, W), (kh, kw, out, in) -> (N, out, H, W)
-    """Multiply each pixel with all taps of the kernel, and add up what each image gets, tap by tap."""
-    kh, kw, out, _ = taps.shape
-    n, _, height, width = x.shape
-    images = (taps.flatten(0, 2) @ to_vectors(x).view(-1, x.shape[1]).t()).view(kh, kw, out, n, height, width)
-    total = x.new_zeros(out, n, height + kh - 1, width + kw - 1)
-    for i in range(kh):
-        for j in range(kw):
-            top, left = kh - 1 - i, kw - 1 - j
-            total[..., top : top + height, left : left + width] += images[i, j]
-    inner = total[..., kh // 2 : kh // 2 + height, kw // 2 : kw // 2 + width]
-    y = torch.empty((n, out, height, width), dtype=x.dtype, memory_format=torch.channels_last)
-    return y.copy_(inner.transpose(0, 1))
+    """Multiply each pixel with all taps of the kernel, and add up what each image gets, along rows and columns."""
+    kh, kw, out, fan_in = taps.shape
+    products = taps.flatten(0, 2) @ to_vectors(x).view(-1, fan_in).t()
+    images = products.view(kh, kw, out, len(x), *x.shape[2:])
+    y = torch.empty((len(x), out, *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
+    return y.copy_(_sum_shifted(_sum_shifted(images, -2), -1).transpose(0, 1))
+
+
+def _sum_shifted(images: Tensor, dim: int) -> Tensor:  # (k, ...) -> (...)
+    """Add to the middle image the others, each shifted towards it along a dimension; overwrites the middle one."""
+    middle = len(images) // 2
+    total, size = images[middle], images.shape[dim]
+    for shift in range(1, min(middle + 1, size)):
+        total.narrow(dim, 0, size - shift).add_(images[middle + shift].narrow(dim, shift, size - shift))
+        total.narrow(dim, shift, size - shift).add_(images[middle - shift].narrow(dim, 0, size - shift))
+    return total
 
 
 def _kernel_gradient(x: Tensor, y: Tensor, kernel: Sequence[int]) -> Tensor:  # -> (out, in, kh, kw)
@@ -265,7 +270,7 @@ class WeightStack:
 
     def stretches(self, us: Tensor) -> Tensor:  # (G, in, ...) -> (G,)
         """Return |W u| / |u| of each operator and its vector, a lower bound of its norm."""
-        return self.apply(unit_vectors(us)).flatten(1).norm(dim=1)
+        return vector_norm(self.apply(unit_vectors(us)).flatten(1), dim=1)
 
     def iterate(self, us: Tensor, n_steps: int, tol: float) -> Tensor:  # (G, in, ...)
         """Run power iterations from unit vectors, of each operator until its vector changes by less than ``tol``."""
@@ -274,11 +279,11 @@ class WeightStack:
             last, us = us, unit_vectors(self.apply_transpose(self.apply(us)))
             if tol > 0:
                 us = torch.where(along_first(moving, us), us, last)
-                moving &= (us - last).flatten(1).norm(dim=1) >= tol
+                moving &= vector_norm((us - last).flatten(1), dim=1) >= tol
                 if not bool(moving.any()):
                     break
         # A zero weight maps u to 0, where it would stay for ever; any old direction does as well.
-        return torch.where(along_first(us.flatten(1).norm(dim=1) > 0.5, us), us, first)
+        return torch.where(along_first(vector_norm(us.flatten(1), dim=1) > 0.5, us), us, first)
 
     def _from_windows(self, u: Tensor) -> Tensor:
         columns = _windows(u, self.kernel, self.before) if self.kernel else u.view(*u.shape[:2], -1)
@@ -293,7 +298,7 @@ class WeightStack:
 
 def unit_vectors(us: Tensor) -> Tensor:  # (G, ...)
     """Scale vectors to length 1; zeros stay."""
-    return us / along_first(us.flatten(1).norm(dim=1).clamp(min=torch.finfo(us.dtype).tiny), us)
+    return us / along_first(vector_norm(us.flatten(1), dim=1).clamp(min=torch.finfo(us.dtype).tiny), us)
 
 
 def along_first(numbers: Tensor, like: Tensor) -> Tensor:  # (G,), (G, ...) -> (G, 1, ...)
