@@ -46,6 +46,8 @@ CACHED = 2**17
 
 
 def _elu(x: Tensor, out: Tensor | None = None) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch.where(x > 0, x, x.exp() - 1)
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return F.elu(x) if out is None else torch.ops.aten.elu.out(x, out=out)
     y = torch.empty_like(x) if out is None else out
@@ -108,10 +110,14 @@ class _JointElu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, rows: tuple[int, int]) -> Tensor:
-        outputs = torch.empty_like(inputs)
-        (x, v), (y, t) = Joint(inputs, rows).split(), Joint(outputs, rows).split()
-        _elu(x, out=y)
-        torch.ops.aten.elu_backward.grad_input(v, 1.0, 1.0, 1.0, True, y[slice(*rows)], grad_input=t)
+        x, v = Joint(inputs, rows).split()
+        if torch.compiler.is_compiling():  # to one loop, which rather computes twice than stores
+            outputs = torch.cat([_elu(x), v * torch.where((at := x[slice(*rows)]) > 0, 1.0, at.exp())])
+        else:
+            outputs = torch.empty_like(inputs)
+            y, t = Joint(outputs, rows).split()
+            _elu(x, out=y)
+            torch.ops.aten.elu_backward.grad_input(v, 1.0, 1.0, 1.0, True, y[slice(*rows)], grad_input=t)
         ctx.rows = rows
         ctx.save_for_backward(outputs)
         return outputs
@@ -120,15 +126,21 @@ class _JointElu(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, at = ctx.rows, slice(*ctx.rows)
         (y, t), of_both = Joint(ctx.saved_tensors[0], rows).split(), Joint(upstream, rows).split()
-        if torch.is_grad_enabled():
-            grads = _times_slope(upstream, torch.cat([y, y[at]]))
-        else:
-            grads = torch.empty_like(upstream)
-            for part, of, slope in zip(Joint(grads, rows).split(), of_both, (y, y[at]), strict=True):
-                torch.ops.aten.elu_backward.grad_input(of, 1.0, 1.0, 1.0, True, slope, grad_input=part)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return _joint_gradient(y, t, *of_both, rows), None
+        grads = torch.empty_like(upstream)
+        for part, of, slope in zip(Joint(grads, rows).split(), of_both, (y, y[at]), strict=True):
+            torch.ops.aten.elu_backward.grad_input(of, 1.0, 1.0, 1.0, True, slope, grad_input=part)
         # Where y < 0, since it is above -2.
         grads[at].addcmul_(torch.ops.aten.hardtanh_backward(t, y[at], -2.0, 0.0), of_both[1])
         return grads, None
+
+
+def _joint_gradient(y: Tensor, t: Tensor, of_y: Tensor, of_t: Tensor, rows: tuple[int, int]) -> Tensor:
+    """Return the gradients of values and tangents, as operations that autograd and the compiler know."""
+    at, others = y[slice(*rows)], (rows[0], len(y) - rows[1])
+    by_slopes = F.pad(torch.where(at < 0, t, 0) * of_t, (*[0] * (2 * t.dim() - 2), *others))
+    return torch.cat([_times_slope(of_y, y) + by_slopes, _times_slope(of_t, at)])
 
 
 # -- others ------------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def joins(*classes: type[nn.Module]) -> Callable[[Rule], Rule]:
 
 def can_join() -> bool:
     """Return whether a joint pass pays and is right: where autograd records, and nothing else does."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not is_differentiating()
+    return torch.is_grad_enabled() and (torch.compiler.is_compiling() or not is_differentiating())
 
 
 def linearize_along(
@@ -144,7 +144,12 @@ def linear(joint: Joint, operator: Product, bias: Tensor | None) -> Tensor:
         bias: as it broadcasts to an event.
     """
     tensor = operator(joint.tensor)
-    return tensor if bias is None else _AddBias.apply(tensor, bias, joint.n_values)  # pyright: ignore[reportReturnType]
+    if bias is None:
+        return tensor
+    if torch.compiler.is_compiling():  # in the loop of the next operation
+        is_value = torch.arange(len(tensor), device=tensor.device) < joint.n_values
+        return tensor + bias.to(tensor.dtype) * is_value.view(-1, *[1] * (tensor.dim() - 1))
+    return _AddBias.apply(tensor, bias, joint.n_values)  # pyright: ignore[reportReturnType]
 
 
 class _AddBias(torch.autograd.Function):

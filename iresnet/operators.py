@@ -125,7 +125,8 @@ def _few_channels(x: Tensor, weight: Tensor) -> bool:
         and len(x) > 1
         and x.device.type == "cpu"
         and x.dtype == weight.dtype
-        and not (torch.compiler.is_compiling() or is_differentiating() or autocasts(x.device))
+        and not autocasts(x.device)
+        and (torch.compiler.is_compiling() or not is_differentiating())
     )
 
 
@@ -145,21 +146,31 @@ def _transpose(y: Tensor, weight: Tensor) -> Tensor:
 
 
 def _to_few_channels(x: Tensor, taps: Tensor) -> Tensor:  # (N, in, H, W), (kh, kw, out, in) -> (N, out, H, W)
-    """Multiply each pixel with all taps of the kernel, and add up what each image gets, along rows and columns."""
+    """Multiply each pixel with all taps of the kernel, and add up what each image gets."""
     kh, kw, out, fan_in = taps.shape
     products = taps.flatten(0, 2) @ to_vectors(x).view(-1, fan_in).t()
     images = products.view(kh, kw, out, len(x), *x.shape[2:])
     y = torch.empty((len(x), out, *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
-    return y.copy_(_sum_shifted(_sum_shifted(images, -2), -1).transpose(0, 1))
+    return y.copy_(_sum_moved(_sum_moved(images, -2, kh // 2, -1), -1, kw // 2, -1).transpose(0, 1))
 
 
-def _sum_shifted(images: Tensor, dim: int) -> Tensor:  # (k, ...) -> (...)
-    """Add to the middle image the others, each shifted towards it along a dimension; overwrites the middle one."""
-    middle = len(images) // 2
-    total, size = images[middle], images.shape[dim]
-    for shift in range(1, min(middle + 1, size)):
-        total.narrow(dim, 0, size - shift).add_(images[middle + shift].narrow(dim, shift, size - shift))
-        total.narrow(dim, shift, size - shift).add_(images[middle - shift].narrow(dim, 0, size - shift))
+def _sum_moved(images: Tensor, dim: int, zero: int, step: int) -> Tensor:  # (k, ...) -> (...)
+    """Add up images, each moved along a dimension: number ``zero`` not, those after it by ``step`` more each.
+
+    What is moved out is lost. Where autograd does not record, the image that is not moved is overwritten.
+    """
+    total, size = images[zero], images.shape[dim]
+    for i, image in enumerate(images):
+        by = step * (i - zero)
+        rest = size - abs(by)
+        if by == 0 or rest <= 0:
+            continue
+        source, target = max(-by, 0), max(by, 0)
+        moved = image.narrow(dim, source, rest)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # which sums without stores in between
+            total = total + F.pad(moved, (*[0, 0] * (-1 - dim), target, source))
+        else:
+            total.narrow(dim, target, rest).add_(moved)
     return total
 
 
@@ -315,9 +326,9 @@ def _windows(u: Tensor, kernel: Sequence[int], before: Sequence[int]) -> Tensor:
 
 def _overlap(columns: Tensor, kernel: Sequence[int], before: Sequence[int], size: Sequence[int]) -> Tensor:
     """Add up windows where they lie: the transpose of :func:`_windows`."""
-    (kh, kw), (top, left), (height, width) = kernel, before, size
-    whole = F.fold(columns, (height + kh - 1, width + kw - 1), (kh, kw))
-    return whole[..., top : top + height, left : left + width]
+    (kh, kw), (top, left) = kernel, before
+    images = columns.view(len(columns), -1, kh, kw, *size).permute(2, 3, 0, 1, 4, 5)
+    return _sum_moved(_sum_moved(images, -2, top, 1), -1, left, 1)
 
 
 def torus_matrices(
