@@ -38,8 +38,10 @@ def channels_last(x: Tensor) -> Tensor:
     """
     if x.dim() != 4:
         return x
-    # Not contiguous(memory_format=...), which torch.vmap refuses.
-    return x.contiguous() if len(x) == 1 else x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    if len(x) == 1:
+        return x.contiguous()
+    pixels = x.permute(0, 2, 3, 1)  # not contiguous(memory_format=...), which torch.vmap refuses
+    return x if pixels.is_contiguous() else pixels.contiguous().permute(0, 3, 1, 2)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
