@@ -17,11 +17,11 @@ from iresnet.operators import to_events
 def _rademacher(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
     """Yield independent signs."""
     for _ in range(n):
-        vectors = _vectors(like, generator)
-        n_samples, d = vectors.shape
-        words = vectors.new_empty(n_samples, -(-d // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-        # The sign of each byte, since a CPU takes fifteen times as long for a random number each.
-        signs = (words.view(torch.int8)[:, :d] >> 7).bitwise_or_(1).to(vectors.dtype)
+        d, device = math.prod(like.shape[1:]), random_device(generator, like)
+        # The signs of random bytes, since a CPU takes fifteen times as long for a random number each.
+        size, limit = (len(like), -(-d // 8)), 2**63
+        words = torch.randint(-limit, limit - 1, size, dtype=torch.int64, device=device, generator=generator)
+        signs = (words.view(torch.int8)[:, :d] >> 7).bitwise_or_(1).to(like.dtype)
         yield to_events(signs.to(like.device), like.shape)
 
 

@@ -9,6 +9,7 @@ from laws import close
 
 import iresnet as ir
 from iresnet.bijections.memory import compiled
+from iresnet.bijections.residual import RandomChunk
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 
@@ -23,22 +24,44 @@ def loss_and_gradients(chain, x, logdet):
 
 @needs_compiler
 def test_a_compiled_block_gives_the_same_values_and_gradients():
-    """From two graphs, without and with the log-determinant, neither of them broken."""
-    chain = ir.Chain([ir.ResidualBlock(ir.networks.conv_bottleneck((2, 6, 6), 4)) for _ in range(2)])
-    x = torch.randn(3, 2, 6, 6, requires_grad=True)
+    """From two graphs, without and with the log-determinant, neither of them broken, and few channels among many."""
+    chain = ir.Chain([ir.ResidualBlock(ir.networks.conv_bottleneck((2, 6, 6), 16)) for _ in range(2)]).double()
+    for parameter in chain.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)  # biases too
+    x = torch.randn(4, 2, 6, 6, dtype=torch.float64, requires_grad=True)
     twin = deepcopy(chain)
     for block in twin.bijections:
         block.compile()
     counters = torch._dynamo.utils.counters
     counters.clear()
     expected, actual = (loss_and_gradients(c, x, ir.Krylov(2)) for c in (chain, twin))
-    close(actual, expected, 1e-4)
+    close(actual, expected, 1e-10)
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 4
+    # Chunks of a batch are of one kind, wherever they lie in it.
+    for chosen in (0, 1):
+        chunk = RandomChunk(ir.Krylov(2), 2, chosen=chosen)
+        expected, actual = (loss_and_gradients(c, x, chunk) for c in (chain, twin))
+        close(actual, expected, 1e-10)
+        assert counters["stats"]["unique_graphs"] == 6
     with torch.no_grad():  # uncompiled
-        close(twin(x), chain(x), 1e-5)
-    assert counters["stats"]["unique_graphs"] == 4
+        close(twin(x), chain(x), 1e-12)
+    assert counters["stats"]["unique_graphs"] == 6
     assert deepcopy(twin).bijections[0]._compiled
+    compiled.cache_clear()
+
+
+@needs_compiler
+def test_a_compiled_block_computes_its_products_in_bf16_where_autocast_does():
+    block = ir.ResidualBlock(ir.networks.conv_bottleneck((2, 6, 6), 16))
+    x, twin = torch.randn(4, 2, 6, 6, requires_grad=True), deepcopy(block)
+    twin.compile()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, actual = (loss_and_gradients(b, x, ir.Krylov(2)) for b in (block, twin))
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype
+        close(a.float(), e.float(), 0.05 * (1 + float(e.detach().abs().max())))
+    assert not torch.equal(actual[0], twin.forward_and_logdet(x, logdet=ir.Krylov(2))[0])  # without autocast
     compiled.cache_clear()
 
 
