@@ -155,6 +155,7 @@ def _as_on_a_gpu() -> Iterator[None]:
     adamax = sys.modules["torch.optim.adamax"]
     patches = [
         (operators, "FEW", 0),
+        (operators, "_overlap", operators._fold),
         (activations, "_elu", lambda x, out=None: F.elu(x) if out is None else torch.ops.aten.elu.out(x, out=out)),
         (adamax, "_get_capturable_supported_devices", lambda *_, **__: ["cpu", "meta"]),
     ]

@@ -133,16 +133,15 @@ class Normalization(nn.Module, ABC):
         """Scale the weight with the present state."""
         # The norm is computed in full float32 even where the surrounding products are not.
         with use_precision("float32", weight.device):
-            return weight * _scales(self.sigma(weight), self.coeff)
+            return weight * self._scale(self.sigma(weight))
+
+    def _scale(self, norms: Tensor) -> Tensor:
+        """Return the factors that bring norms above the coefficient down to it."""
+        return torch.clamp(norms / self.coeff, min=1.0).reciprocal()
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Take a weight that is assigned to the layer as the unnormalized one."""
         return weight
-
-
-def _scales(norms: Tensor, coeff: float) -> Tensor:
-    """Return factors that bring norms down to the coefficient, where they are above it."""
-    return torch.clamp(norms / coeff, min=1.0).reciprocal()
 
 
 class PowerIteration(Normalization):
@@ -254,7 +253,7 @@ class PowerIteration(Normalization):
                     copies = [normalization.u for normalization in normalizations]
                     torch._foreach_copy_(copies, list(us.split(1)))  # pyright: ignore[reportPrivateImportUsage]
             sigmas = stack.stretches(us.to(weights.dtype))
-            return weights * along_first(_scales(sigmas, self.coeff), weights)
+            return weights * along_first(self._scale(sigmas), weights)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Take a weight that is assigned to the layer as the unnormalized one."""

@@ -328,9 +328,17 @@ def _windows(u: Tensor, kernel: Sequence[int], before: Sequence[int]) -> Tensor:
 
 def _overlap(columns: Tensor, kernel: Sequence[int], before: Sequence[int], size: Sequence[int]) -> Tensor:
     """Add up windows where they lie: the transpose of :func:`_windows`."""
-    (kh, kw), (top, left) = kernel, before
-    images = columns.view(len(columns), -1, kh, kw, *size).permute(2, 3, 0, 1, 4, 5)
-    return _sum_moved(_sum_moved(images, -2, top, 1), -1, left, 1)
+    if not columns.is_cpu:
+        return _fold(columns, kernel, before, size)
+    images = columns.view(len(columns), -1, *kernel, *size).permute(2, 3, 0, 1, 4, 5)
+    return _sum_moved(_sum_moved(images, -2, before[0], 1), -1, before[1], 1)
+
+
+def _fold(columns: Tensor, kernel: Sequence[int], before: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Add up windows in one operation, which takes up to five times as long on a CPU."""
+    (kh, kw), (top, left), (height, width) = kernel, before, size
+    whole = F.fold(columns, (height + kh - 1, width + kw - 1), (kh, kw))
+    return whole[..., top : top + height, left : left + width]
 
 
 def torus_matrices(

@@ -1,5 +1,7 @@
 """Convolutions from and to few channels on a CPU, as matrix products, against torch's: values and all derivatives."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,3 +101,14 @@ def test_what_is_left_to_torch(own):
     assert not own
     same_conv(x, weight)
     assert len(own) == 1
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 3), (5, 1), (4, 4)])
+@pytest.mark.parametrize("size", [(5, 6), (1, 2)])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_windows_are_added_up_as_torch_folds_them(kernel, size, recorded):
+    columns = torch.randn(2, 3 * math.prod(kernel), math.prod(size), dtype=torch.float64)
+    before = [(k - 1) // 2 for k in kernel]
+    expected = operators._fold(columns, kernel, before, size)
+    with torch.set_grad_enabled(recorded):
+        close(operators._overlap(columns.clone(), kernel, before, size), expected, 1e-12)
