@@ -50,9 +50,9 @@ def import_checkpoint(
     folder = Run.free(out or Path("runs", checkpoint.stem))
     content = imports.read_pickle(checkpoint, imports.CLASSES)
     dataset = None if data is None else load(data, data_dir)
-    with progress("blocks", 1) as advance:
+    with progress("percent of blocks", 100) as advance:
         found = imports.convert(
-            content, checkpoint.name, dataset=dataset, progress=lambda done, of: advance(done / of)
+            content, checkpoint.name, dataset=dataset, progress=lambda done, of: advance(100 * done // of)
         )
     run = Run.create(folder.path, found.config, found.inputs, data_dir=data_dir)
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _rebuild_tensor
 
 from iresnet.errors import DataError
 
@@ -76,7 +77,7 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and last >= storage._size():
         raise DataError(f"a tensor of size {size} that ends beyond its {storage._size()} numbers")
-    return torch._utils._rebuild_tensor(storage, offset, size, stride)
+    return _rebuild_tensor(storage, offset, size, stride)
 
 
 def _known(classes: Iterable[str]) -> dict[str, Any]:
@@ -88,7 +89,6 @@ def _known(classes: Iterable[str]) -> dict[str, Any]:
         "torch.Size": torch.Size,
         "collections.OrderedDict": OrderedDict,
         "builtins.set": set,
-        "__builtin__.set": set,
     }
     inert = {path: _Fixed(path.rpartition(".")[2], (Inert,), {"path": path, "__module__": "inert"}) for path in classes}
     return values | inert
@@ -99,7 +99,7 @@ def _unpickler(known: Mapping[str, Any]) -> type[pickle.Unpickler]:
         """Unpickler that finds nothing by itself: whatever a pickle names is in a dictionary, or refused."""
 
         def find_class(self, module: str, name: str) -> Any:
-            path = f"{module}.{name}"
+            path = f"{'builtins' if module == '__builtin__' else module}.{name}"
             if path not in known:
                 raise _Unknown(path)
             return known[path]
