@@ -56,7 +56,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Network:
-    """What an object of that code is: the event shape of its data, its scales as lists of blocks, and the rest."""
+    """Architecture of an object of that code: the event shape of its data, its scales as lists of blocks, the rest."""
 
     root: Inert
     shape: tuple[int, int, int]
@@ -135,7 +135,7 @@ def _read(root: Inert) -> _Network:
         strides = [1 if attribute(scale, "squeeze") is None else 2 for scale in stack]
     else:
         squeeze, pad = expect(root, "init_ds", int) == 2, expect(root, "ipad", int)
-        counts, scales = expect(root, "nBlocks", list), []
+        counts, scales = _sizes(expect(root, "nBlocks", (list, tuple))), []
         for n in counts:
             scales, stack = [*scales, stack[:n]], stack[n:]
         strides = [expect(scale[0], "stride", int) if scale else 1 for scale in scales]
@@ -143,11 +143,20 @@ def _read(root: Inert) -> _Network:
             raise DataError(f"its network has {len(stack)} blocks more than it says, which are {counts}")
     if not any(scales):
         raise DataError("its network has no blocks")
-    channels, height, width = expect(root, "in_shapes", list)[0]
+    shapes = expect(root, "in_shapes", (list, tuple))
+    channels, height, width = _sizes(shapes[0] if shapes else (), 3)
     shape = (channels - pad, height, width)
     if squeeze:
         shape = ((channels - pad) // 4, 2 * height, 2 * width)
     return _Network(root, shape, scales, strides, squeeze, pad, multiscale)
+
+
+def _sizes(values: Any, n: int | None = None) -> list[int]:
+    if not isinstance(values, (list, tuple)) or not all(isinstance(v, int) and v >= 0 for v in values):
+        raise DataError(f"expected whole numbers as the sizes of its network, got {str(values)[:60]}")
+    if n not in (None, len(values)):
+        raise DataError(f"expected {n} sizes of its images, got {str(values)[:60]}")
+    return list(values)
 
 
 def _describe(network: _Network, name: str, dataset: Dataset | None) -> tuple[Config, Inputs]:
@@ -220,7 +229,7 @@ def _refuse_unknown(network: _Network) -> None:
 
 
 def _hidden(scale: list[Inert]) -> int:
-    return len(attribute(_convolutions(scale[0])[0], "bias")) if scale else 1
+    return expect(_convolutions(scale[0])[0], "out_channels", int) if scale else 1
 
 
 def _activation(blocks: list[Inert]) -> str:

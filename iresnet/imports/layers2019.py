@@ -43,7 +43,7 @@ CLASSES = (
 """Classes whose objects such a checkpoint holds."""
 
 
-def expect(owner: Any, name: str, kind: type, value: Any = None) -> Any:
+def expect(owner: Any, name: str, kind: type | tuple[type, ...], value: Any = None) -> Any:
     """Return an attribute, which has to be of a type, and of a value where one is given.
 
     Raises:
@@ -51,7 +51,8 @@ def expect(owner: Any, name: str, kind: type, value: Any = None) -> Any:
     """
     found = attribute(owner, name)
     if not isinstance(found, kind) or (value is not None and found != value):
-        wanted = kind.__name__ if value is None else repr(value)
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        wanted = " or ".join(k.__name__ for k in kinds) if value is None else repr(value)
         raise DataError(f"expected {wanted} as '{name}' of {describe(owner)}, got {str(found)[:60]}")
     return found
 
