@@ -16,6 +16,7 @@ from iresnet.commands.arguments import SeveralProcesses
 from iresnet.commands.certify import certify
 from iresnet.commands.compare import compare, report
 from iresnet.commands.evaluate import evaluate
+from iresnet.commands.import_ import import_checkpoint
 from iresnet.commands.interpolate import interpolate
 from iresnet.commands.reconstruct import reconstruct
 from iresnet.commands.sample import sample
@@ -36,6 +37,7 @@ app.command(recipes)
 app.command(train)
 for command in (evaluate, sample, reconstruct, interpolate, certify, compare, report):
     app.command(command)
+app.command(import_checkpoint, name="import")
 app.command(analyze, name=("analyze", "analyse"))
 
 

@@ -1,6 +1,6 @@
 """Models of run folders: described by their data, built, saved and loaded."""
 
-__all__ = ["build_model", "inputs_of", "is_trained_on", "load_model", "model_options", "save_model"]
+__all__ = ["build_model", "inputs_of", "is_trained_on", "load_model", "model_options", "save_model", "save_weights"]
 
 import copy
 from dataclasses import replace
@@ -140,9 +140,14 @@ def save_model(run: Run, model: Model) -> tuple[Model, Certificate]:
     """
     sealed = copy.deepcopy(model).eval()
     certificate = seal(sealed)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sealed.state_dict().items()}
-    write_atomically(run.model_file, save(tensors))
+    save_weights(run, sealed)
     return sealed, certificate
+
+
+def save_weights(run: Run, model: Model) -> None:
+    """Save the weights of a model in a run folder as they are."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(run.model_file, save(tensors))
 
 
 def load_model(run: Run) -> Model:
