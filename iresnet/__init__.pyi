@@ -15,6 +15,7 @@ __all__ = [
     "FixedPointIteration",
     "Flatten",
     "Flow",
+    "FlowTransform",
     "Hybrid",
     "InjectivePad",
     "Inversion",
@@ -35,6 +36,7 @@ __all__ = [
     "Squeeze",
     "StandardNormal",
     "Trainer",
+    "as_distribution",
     "certify",
     "data",
     "dequantise",
@@ -77,6 +79,7 @@ from .lipschitz import LipschitzConv2d, LipschitzLinear, hold_weights
 from .logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator
 from .precision import use_precision
 from .pretrained import load
+from .pushforward import FlowTransform, as_distribution
 from .series import PowerSeries, RussianRoulette
 from .solvers import FixedPointIteration, Solution, Solver
 from .training.trainer import Trainer

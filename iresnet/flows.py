@@ -268,17 +268,21 @@ class Flow(nn.Module):
         check_data(z, "decoding", (self.base.features,), self, finite=False)
         return invert(self.bijection, z, solver=solver)
 
-    def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        r"""Draw data, (n, \*E), without gradients.
+    def sample(
+        self, n: int | Sequence[int], *, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Draw data, (n, \*E), without gradients; :func:`iresnet.as_distribution` draws them with.
 
         Args:
-            n: how many.
+            n: how many; or the shape of a batch, as in torch.distributions: () for a single event.
             temperature: multiplies the standard deviation of the latent; below 1 gives more typical samples.
             generator: source of randomness; torch's global one when None.
         """
-        check_sampling(n, temperature)
+        shape = tuple(n) if isinstance(n, Sequence) else (n,)
+        check_sampling(min(shape, default=1), temperature)
         with torch.no_grad():
-            return self.decode(self.base.sample(n, temperature=temperature, generator=generator))
+            x = self.decode(self.base.sample(math.prod(shape), temperature=temperature, generator=generator))
+        return x.reshape(*shape, *x.shape[1:])
 
     def _check(self, x: Tensor) -> None:
         check_data(x, "this flow", self.event_shape or (...,), self)

@@ -22,7 +22,7 @@ SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "bounds", "solvers", "accelerated"}
 NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices", "joint"}
 MODELS = NUMERICS | {"networks", "bijections", "flows", "zoo", "certificates"}
-MODELS |= {"classifiers", "inputs"}
+MODELS |= {"classifiers", "inputs", "pushforward"}
 USE = MODELS | {"capacity", "data", "config", "options", "recipes", "runs", "models", "pictures", "collectives"}
 USE |= {"files", "interrupts"}
 
@@ -33,10 +33,11 @@ ALLOWED = {
     "bijections": NUMERICS,
     "flows": NUMERICS | {"bijections"},
     "classifiers": NUMERICS | {"networks", "bijections", "flows"},
+    "pushforward": NUMERICS | {"bijections", "flows"},
     "certificates": NUMERICS | {"bijections", "flows", "classifiers", "files"},
     "inputs": set(),
     "capacity": {"errors", "zoo"},
-    "zoo": MODELS - {"certificates"},
+    "zoo": MODELS - {"certificates", "pushforward"},
     "config": {"errors", "options", "recipes"},
     "options": {"errors"},
     "recipes": {"errors", "options"},
