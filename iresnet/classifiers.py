@@ -76,6 +76,9 @@ class Classifier(nn.Module):
         n_classes: number of classes.
         event_shape: \*E, so that other data are refused; None to leave that to the layers.
 
+    Attributes:
+        class_names: one name a class, numbers at first; those of the data in models of run folders.
+
     Reference:
         Invertible Residual Networks, Behrmann et al. 2019, https://arxiv.org/abs/1811.00995
 
@@ -92,6 +95,7 @@ class Classifier(nn.Module):
         self.network = network
         self.event_shape = None if event_shape is None else tuple(event_shape)
         self.head = _Head(n_classes)
+        self.class_names = tuple(map(str, range(n_classes)))
 
     @property
     def bijection(self) -> Bijection:
@@ -133,6 +137,9 @@ class Hybrid(nn.Module):
         n_classes: number of classes.
         hidden: channels of the head, for images.
 
+    Attributes:
+        class_names: one name a class, numbers at first; those of the data in models of run folders.
+
     Raises:
         IResNetError: for fewer than two classes, or no channels.
 
@@ -158,6 +165,7 @@ class Hybrid(nn.Module):
         shapes = latent_shapes(flow.bijection)
         images = [shape for shape in shapes if shape]
         self.head = _ImageHead(images, hidden, n_classes) if len(images) == len(shapes) else _Head(n_classes)
+        self.class_names = tuple(map(str, range(n_classes)))
 
     @property
     def bijection(self) -> Bijection:
@@ -167,6 +175,20 @@ class Hybrid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (N, *E) -> (N, n_classes)
         """Compute the logits of the classes."""
         return self.head(self.flow.encode(x))
+
+    def sample(
+        self, n: int | Sequence[int], *, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Draw data of all classes, (n, \*E), without gradients; see :meth:`iresnet.Flow.sample`.
+
+        Data of one class are decoded latents of :func:`iresnet.evaluation.latents_of_class`.
+
+        Args:
+            n: how many, or the shape of a batch.
+            temperature: multiplies the standard deviation of the latent.
+            generator: source of randomness; torch's global one when None.
+        """
+        return self.flow.sample(n, temperature=temperature, generator=generator)
 
     def log_prob_and_logits(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         """Compute log-densities, (N,), and logits, (N, n_classes), in one pass through the bijection."""

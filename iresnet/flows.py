@@ -20,9 +20,19 @@ from types import EllipsisType
 import torch
 from torch import Tensor, nn
 
-from iresnet.bijections import Bijection, Inversion, LogDets, check_dtype, check_events, invert
+from iresnet.bijections import (
+    Bijection,
+    Inversion,
+    LogDets,
+    as_they_are,
+    check_dtype,
+    check_events,
+    inverse_and_logdet,
+    invert,
+)
 from iresnet.devices import is_readable, random_device
 from iresnet.errors import IResNetError, RecipeError
+from iresnet.lipschitz import hold_weights
 from iresnet.solvers import Solver
 
 # -- base densities ----------------------------------------------------------------------------------------------------
@@ -257,6 +267,35 @@ class Flow(nn.Module):
         """Map latent vectors to data; warns when an inverse did not converge."""
         check_data(z, "decoding", (self.base.features,), self, finite=False)
         return self.bijection.inverse(z)
+
+    def decode_and_logdet(self, z: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
+        r"""Map latent vectors to data, (N, \*E), with the log-determinant of the decoding, (N,), in one pass.
+
+        .. math:: \log p(x) = \log p_{base}(z) - \log|\det dx/dz|, \quad x = f^{-1}(z)
+
+        Both are differentiable, by z and by the parameters. The map is that of the last pass in train mode: no power
+        iteration advances, and no ActNorm takes its scale from what is decoded.
+
+        Args:
+            z: latent vectors, (N, D).
+            logdet: for this call, replaces the estimator of every residual block.
+
+        Returns:
+            x, and :math:`\log|\det dx/dz|`; that of :meth:`density`, of the encoding, is its negative.
+
+        Warns:
+            ConvergenceWarning: when an inverse did not converge.
+
+        Example:
+            >>> import iresnet as ir
+            >>> flow = ir.Flow(ir.ResidualBlock(ir.networks.mlp(2, 16)), ir.StandardNormal(2)).eval()
+            >>> x, logdet = flow.decode_and_logdet(torch.randn(5, 2))
+            >>> bool(torch.allclose(logdet, -flow.density(x).logdet, atol=1e-4))
+            True
+        """
+        check_data(z, "decoding", (self.base.features,), self, finite=False)
+        with hold_weights(self, iterate=False), as_they_are(self):
+            return inverse_and_logdet(self.bijection, z, logdet=logdet)
 
     def invert(self, z: Tensor, *, solver: Solver | None = None) -> Inversion:
         """Map latent vectors to data and report on every residual block; see :func:`iresnet.bijections.invert`.

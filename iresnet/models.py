@@ -18,6 +18,7 @@ from iresnet.config import Config
 from iresnet.data import Dataset, check_columns, check_density
 from iresnet.errors import DataError, RecipeError, RunError
 from iresnet.files import write_atomically
+from iresnet.flows import Flow
 from iresnet.inputs import Inputs, level_scale
 from iresnet.options import check_types
 from iresnet.runs import Run
@@ -114,7 +115,7 @@ def build_model(config: Config, inputs: Inputs) -> Model:
         RecipeError: when the architecture does not fit the data or has no such option.
     """
     name, options = model_options(config, inputs)
-    return zoo.build(
+    model = zoo.build(
         name,
         shape=inputs.shape,
         task=config.task.kind,
@@ -123,6 +124,9 @@ def build_model(config: Config, inputs: Inputs) -> Model:
         std=_per_channel(inputs.std, inputs.shape),
         **options,
     )
+    if not isinstance(model, Flow):
+        model.class_names = inputs.class_names
+    return model
 
 
 def _per_channel(numbers: tuple[float, ...], shape: tuple[int, ...]) -> float | Tensor:
