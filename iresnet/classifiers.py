@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from iresnet.assembled import Assembled
 from iresnet.bijections import Bijection, LogDets, latent_shapes
 from iresnet.errors import IResNetError
 from iresnet.flows import Density, Flow, check_data
@@ -65,7 +66,7 @@ def _check_classes(n_classes: int) -> None:
         raise IResNetError(f"a classifier needs at least 2 classes, got {n_classes}")
 
 
-class Classifier(nn.Module):
+class Classifier(Assembled):
     r"""Network with a classification head; if it is a bijection, its features can be mapped back to the input.
 
     The head is lazy: its sizes come from the first batch (:func:`iresnet.zoo.build` has run one already).
@@ -124,7 +125,7 @@ class Classifier(nn.Module):
         return self.bijection.inverse(z)
 
 
-class Hybrid(nn.Module):
+class Hybrid(Assembled):
     r"""Flow whose latent vector also feeds a classification head: :math:`\log p(x)` and :math:`p(y|x)` in one pass.
 
     The head need not be invertible, so nothing constrains it. Where latents consist of images (see

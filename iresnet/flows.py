@@ -20,6 +20,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor, nn
 
+from iresnet.assembled import Assembled
 from iresnet.bijections import (
     Bijection,
     Inversion,
@@ -178,7 +179,7 @@ class Density:
         return self.log_prior + self.logdet
 
 
-class Flow(nn.Module):
+class Flow(Assembled):
     r"""A density on data: the base density pulled back through a bijection onto vectors.
 
     .. math:: \log p(x) = \log p_{base}(z) + \log|\det dz/dx|, \quad z = f(x)
