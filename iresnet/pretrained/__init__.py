@@ -4,12 +4,14 @@ __all__ = ["FILES", "find_run", "load", "onto", "pretrained_names"]
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
 import torch
 
 from iresnet.bijections import ResidualBlock
+from iresnet.certificates import Certificate
 from iresnet.devices import choose_device
 from iresnet.errors import RunError, nearest
 from iresnet.models import load_model
@@ -55,7 +57,13 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
         Traceback (most recent call last):
         iresnet.errors.RunError: digits-densty is not a run folder (no config.yaml in it), nor ...; did you mean ...
     """
-    return onto(device, load_model(find_run(path)))
+    run = find_run(path)
+    model = load_model(run)
+    stored = run.read_json("certificate.json")
+    if stored.get("model_sha256") == run.weights_sha256():
+        with suppress(LookupError, TypeError, ValueError, AttributeError):  # damaged, and unknown then
+            model.note_certificate(Certificate.from_dict(stored).verdict)
+    return onto(device, model)
 
 
 def onto(device: str | torch.device, model: Model) -> Model:

@@ -140,6 +140,10 @@ def from_pretrained(
                 f"{file} is not what certificate.json was made of ({key} differs): it was changed or damaged; get the "
                 "folder again, or certify what is there with iresnet.certify(iresnet.load(folder))"
             )
+    try:
+        model.note_certificate(Certificate.from_dict(certificate).verdict)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{run.path / 'certificate.json'} is damaged; get the folder again") from error
     return onto(device, model)
 
 
