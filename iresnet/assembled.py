@@ -1,4 +1,4 @@
-"""What flows, classifiers and hybrids have in common: how they were put together, and a short description."""
+"""Base of flows, classifiers and hybrids: their origin, and a short description."""
 
 __all__ = ["Assembled"]
 
@@ -196,5 +196,5 @@ def _checksum(model: nn.Module) -> int:
     total = 0
     for tensor in model.state_dict().values():
         if isinstance(tensor, torch.Tensor) and not is_lazy(tensor) and not tensor.is_meta:
-            total = zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy(), total)
+            total = zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, total)
     return total
