@@ -15,6 +15,7 @@ __all__ = [
     "FixedPointIteration",
     "Flatten",
     "Flow",
+    "FlowTransform",
     "Hybrid",
     "InjectivePad",
     "Inversion",
@@ -35,16 +36,20 @@ __all__ = [
     "Squeeze",
     "StandardNormal",
     "Trainer",
+    "as_distribution",
     "certify",
     "data",
     "dequantise",
     "dequantize",
     "errors",
+    "from_pretrained",
     "hold_weights",
     "linearize",
     "load",
     "load_config",
     "networks",
+    "push_to_hub",
+    "save_pretrained",
     "seal",
     "use_precision",
     "zoo",
@@ -77,6 +82,8 @@ from .lipschitz import LipschitzConv2d, LipschitzLinear, hold_weights
 from .logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator
 from .precision import use_precision
 from .pretrained import load
+from .pretrained.hub import from_pretrained, push_to_hub, save_pretrained
+from .pushforward import FlowTransform, as_distribution
 from .series import PowerSeries, RussianRoulette
 from .solvers import FixedPointIteration, Solution, Solver
 from .training.trainer import Trainer

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from iresnet.assembled import Assembled
 from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.bounds import lower_bound, upper_bound
 from iresnet.classifiers import Classifier
@@ -85,6 +86,12 @@ class Certificate:
         """True when every block is proved to contract, and so to be invertible."""
         return bool(self.blocks) and all(block.upper < 1 for block in self.blocks)
 
+    @property
+    def verdict(self) -> str:
+        """One line: certified or not, and the largest bound of a block."""
+        worst = max((b.upper for b in self.blocks), default=math.nan)
+        return f"{'certified' if self.certified else 'not certified'}: largest block bound {worst:.4f}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON, None for what is infinite; with the guaranteed steps of each block."""
         tree = {"certified": self.certified, **asdict(self)}
@@ -92,18 +99,35 @@ class Certificate:
             block["steps_to_1e-5"] = bound.steps()
         return finite_or_none(tree)
 
+    @classmethod
+    def from_dict(cls, tree: dict[str, Any]) -> "Certificate":
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            KeyError: when a part is missing; TypeError and AttributeError when it is of another kind.
+        """
+        layers, blocks = (
+            tuple(Bound(b["name"], *(_number(b[key]) for key in ("lower", "upper", "norm"))) for b in tree[key])
+            for key in ("layers", "blocks")
+        )
+        network = tree["network"] and Stretch(*(_number(tree["network"][key]) for key in ("lower", "upper", "norm")))
+        return cls(layers, blocks, network)
+
     def __str__(self) -> str:
         width = max((len(b.name) for b in (*self.layers, *self.blocks)), default=0)
         rows = [_row(b, width) for b in self.layers]
         rows += [f"{_row(b, width)}  {b.steps():5}  {'ok' if b.upper < 1 else 'NOT CERTIFIED'}" for b in self.blocks]
-        worst = max((b.upper for b in self.blocks), default=math.nan)
-        verdict = "certified" if self.certified else "not certified"
         lines = [f"{'':<{width}}  lower   upper   steps", *rows]
         if self.network:
             lines.append(
                 f"distances: stretched at most {self.network.upper:.3g}, at least {self.network.lower:.3g} times"
             )
-        return "\n".join([*lines, f"{verdict}: largest block bound {worst:.4f}"])
+        return "\n".join([*lines, self.verdict])
+
+
+def _number(value: float | None) -> float:
+    """Read a number of JSON, which has no infinity."""
+    return math.inf if value is None else float(value)
 
 
 def _row(bound: Bound, width: int) -> str:
@@ -139,7 +163,10 @@ def certify(module: nn.Module, *, search_steps: int = 0) -> Certificate:
             raise IResNetError(f"'{name}' has values that are not finite: such a model has no bounds; load a sound one")
     layers = tuple(_bound(name, layer) for name, layer in module.named_modules() if isinstance(layer, LipschitzLayer))
     blocks = tuple(_bound(name, g, search_steps) for name, g in _maps(module))
-    return Certificate(layers, blocks, _stretch_of(module, blocks))
+    certificate = Certificate(layers, blocks, _stretch_of(module, blocks))
+    if isinstance(module, Assembled):
+        module.note_certificate(certificate.verdict)
+    return certificate
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from iresnet.assembled import Assembled
 from iresnet.bijections import Bijection, LogDets, latent_shapes
 from iresnet.errors import IResNetError
 from iresnet.flows import Density, Flow, check_data
@@ -65,7 +66,7 @@ def _check_classes(n_classes: int) -> None:
         raise IResNetError(f"a classifier needs at least 2 classes, got {n_classes}")
 
 
-class Classifier(nn.Module):
+class Classifier(Assembled):
     r"""Network with a classification head; if it is a bijection, its features can be mapped back to the input.
 
     The head is lazy: its sizes come from the first batch (:func:`iresnet.zoo.build` has run one already).
@@ -75,6 +76,9 @@ class Classifier(nn.Module):
             to compare with.
         n_classes: number of classes.
         event_shape: \*E, so that other data are refused; None to leave that to the layers.
+
+    Attributes:
+        class_names: one name a class, numbers at first; those of the data in models of run folders.
 
     Reference:
         Invertible Residual Networks, Behrmann et al. 2019, https://arxiv.org/abs/1811.00995
@@ -92,6 +96,7 @@ class Classifier(nn.Module):
         self.network = network
         self.event_shape = None if event_shape is None else tuple(event_shape)
         self.head = _Head(n_classes)
+        self.class_names = tuple(map(str, range(n_classes)))
 
     @property
     def bijection(self) -> Bijection:
@@ -120,7 +125,7 @@ class Classifier(nn.Module):
         return self.bijection.inverse(z)
 
 
-class Hybrid(nn.Module):
+class Hybrid(Assembled):
     r"""Flow whose latent vector also feeds a classification head: :math:`\log p(x)` and :math:`p(y|x)` in one pass.
 
     The head need not be invertible, so nothing constrains it. Where latents consist of images (see
@@ -132,6 +137,9 @@ class Hybrid(nn.Module):
         flow: the density.
         n_classes: number of classes.
         hidden: channels of the head, for images.
+
+    Attributes:
+        class_names: one name a class, numbers at first; those of the data in models of run folders.
 
     Raises:
         IResNetError: for fewer than two classes, or no channels.
@@ -158,6 +166,7 @@ class Hybrid(nn.Module):
         shapes = latent_shapes(flow.bijection)
         images = [shape for shape in shapes if shape]
         self.head = _ImageHead(images, hidden, n_classes) if len(images) == len(shapes) else _Head(n_classes)
+        self.class_names = tuple(map(str, range(n_classes)))
 
     @property
     def bijection(self) -> Bijection:
@@ -167,6 +176,20 @@ class Hybrid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (N, *E) -> (N, n_classes)
         """Compute the logits of the classes."""
         return self.head(self.flow.encode(x))
+
+    def sample(
+        self, n: int | Sequence[int], *, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Draw data of all classes, (n, \*E), without gradients; see :meth:`iresnet.Flow.sample`.
+
+        Data of one class are decoded latents of :func:`iresnet.evaluation.latents_of_class`.
+
+        Args:
+            n: how many, or the shape of a batch.
+            temperature: multiplies the standard deviation of the latent.
+            generator: source of randomness; torch's global one when None.
+        """
+        return self.flow.sample(n, temperature=temperature, generator=generator)
 
     def log_prob_and_logits(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         """Compute log-densities, (N,), and logits, (N, n_classes), in one pass through the bijection."""

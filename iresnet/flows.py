@@ -20,9 +20,20 @@ from types import EllipsisType
 import torch
 from torch import Tensor, nn
 
-from iresnet.bijections import Bijection, Inversion, LogDets, check_dtype, check_events, invert
+from iresnet.assembled import Assembled
+from iresnet.bijections import (
+    Bijection,
+    Inversion,
+    LogDets,
+    as_they_are,
+    check_dtype,
+    check_events,
+    inverse_and_logdet,
+    invert,
+)
 from iresnet.devices import is_readable, random_device
 from iresnet.errors import IResNetError, RecipeError
+from iresnet.lipschitz import hold_weights
 from iresnet.solvers import Solver
 
 # -- base densities ----------------------------------------------------------------------------------------------------
@@ -168,7 +179,7 @@ class Density:
         return self.log_prior + self.logdet
 
 
-class Flow(nn.Module):
+class Flow(Assembled):
     r"""A density on data: the base density pulled back through a bijection onto vectors.
 
     .. math:: \log p(x) = \log p_{base}(z) + \log|\det dz/dx|, \quad z = f(x)
@@ -258,6 +269,35 @@ class Flow(nn.Module):
         check_data(z, "decoding", (self.base.features,), self, finite=False)
         return self.bijection.inverse(z)
 
+    def decode_and_logdet(self, z: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
+        r"""Map latent vectors to data, (N, \*E), with the log-determinant of the decoding, (N,), in one pass.
+
+        .. math:: \log p(x) = \log p_{base}(z) - \log|\det dx/dz|, \quad x = f^{-1}(z)
+
+        Both are differentiable, by z and by the parameters. The map is that of the last pass in train mode: no power
+        iteration advances, and no ActNorm takes its scale from what is decoded.
+
+        Args:
+            z: latent vectors, (N, D).
+            logdet: for this call, replaces the estimator of every residual block.
+
+        Returns:
+            x, and :math:`\log|\det dx/dz|`; that of :meth:`density`, of the encoding, is its negative.
+
+        Warns:
+            ConvergenceWarning: when an inverse did not converge.
+
+        Example:
+            >>> import iresnet as ir
+            >>> flow = ir.Flow(ir.ResidualBlock(ir.networks.mlp(2, 16)), ir.StandardNormal(2)).eval()
+            >>> x, logdet = flow.decode_and_logdet(torch.randn(5, 2))
+            >>> bool(torch.allclose(logdet, -flow.density(x).logdet, atol=1e-4))
+            True
+        """
+        check_data(z, "decoding", (self.base.features,), self, finite=False)
+        with hold_weights(self, iterate=False), as_they_are(self):
+            return inverse_and_logdet(self.bijection, z, logdet=logdet)
+
     def invert(self, z: Tensor, *, solver: Solver | None = None) -> Inversion:
         """Map latent vectors to data and report on every residual block; see :func:`iresnet.bijections.invert`.
 
@@ -268,17 +308,21 @@ class Flow(nn.Module):
         check_data(z, "decoding", (self.base.features,), self, finite=False)
         return invert(self.bijection, z, solver=solver)
 
-    def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        r"""Draw data, (n, \*E), without gradients.
+    def sample(
+        self, n: int | Sequence[int], *, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Draw data, (n, \*E), without gradients; :func:`iresnet.as_distribution` draws them with.
 
         Args:
-            n: how many.
+            n: how many; or the shape of a batch, as in torch.distributions: () for a single event.
             temperature: multiplies the standard deviation of the latent; below 1 gives more typical samples.
             generator: source of randomness; torch's global one when None.
         """
-        check_sampling(n, temperature)
+        shape = tuple(n) if isinstance(n, Sequence) else (n,)
+        check_sampling(min(shape, default=1), temperature)
         with torch.no_grad():
-            return self.decode(self.base.sample(n, temperature=temperature, generator=generator))
+            x = self.decode(self.base.sample(math.prod(shape), temperature=temperature, generator=generator))
+        return x.reshape(*shape, *x.shape[1:])
 
     def _check(self, x: Tensor) -> None:
         check_data(x, "this flow", self.event_shape or (...,), self)

@@ -1,8 +1,18 @@
 """Models of run folders: described by their data, built, saved and loaded."""
 
-__all__ = ["build_model", "inputs_of", "is_trained_on", "load_model", "model_options", "save_model", "save_weights"]
+__all__ = [
+    "build_model",
+    "inputs_of",
+    "is_trained_on",
+    "load_model",
+    "model_options",
+    "recipe_of",
+    "save_model",
+    "save_weights",
+]
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +24,11 @@ from torch import Tensor
 from iresnet import zoo
 from iresnet.capacity import check_room
 from iresnet.certificates import Certificate, seal
-from iresnet.config import Config
+from iresnet.config import Config, DataConfig, TaskConfig
 from iresnet.data import Dataset, check_columns, check_density
 from iresnet.errors import DataError, RecipeError, RunError
 from iresnet.files import write_atomically
+from iresnet.flows import Flow
 from iresnet.inputs import Inputs, level_scale
 from iresnet.options import check_types
 from iresnet.runs import Run
@@ -114,7 +125,7 @@ def build_model(config: Config, inputs: Inputs) -> Model:
         RecipeError: when the architecture does not fit the data or has no such option.
     """
     name, options = model_options(config, inputs)
-    return zoo.build(
+    model = zoo.build(
         name,
         shape=inputs.shape,
         task=config.task.kind,
@@ -123,6 +134,58 @@ def build_model(config: Config, inputs: Inputs) -> Model:
         std=_per_channel(inputs.std, inputs.shape),
         **options,
     )
+    if not isinstance(model, Flow):
+        model.class_names = inputs.class_names
+    model.origin = (config, inputs)
+    return model
+
+
+def recipe_of(model: Model) -> tuple[Config, Inputs]:
+    """Describe a model so that :func:`build_model` builds it again: what it was built from, of a run or of the zoo.
+
+    Args:
+        model: a model of :func:`build_model` or of :func:`iresnet.zoo.build`. Of the data of the latter nothing is
+            known but shape and scale.
+
+    Raises:
+        RecipeError: when the model was put together by hand, or has an estimator or a solver without a name.
+
+    Example:
+        >>> model = zoo.build("toy-mlp", shape=(2,), blocks=1, hidden=4, logdet=zoo.make_logdet("exact"))
+        >>> config, inputs = recipe_of(model)
+        >>> config.model["name"], config.model["logdet"], inputs.shape
+        ('toy-mlp', {'name': 'exact', 'max_gib': 8.0}, (2,))
+    """
+    match model.origin:
+        case (Config() as config, Inputs() as inputs):
+            return config, inputs
+        case {"shape": shape, "task": task, "mean": mean, "std": std, **options}:
+            for key, registry in (("logdet", zoo.LOGDETS), ("solver", zoo.SOLVERS)):
+                if key in options:
+                    options[key] = _named(options[key], key, registry)
+            names = () if isinstance(model, Flow) else model.class_names
+            config = Config(data=DataConfig(name="unknown"), model=options, task=_TASKS[task])
+            scale = [tuple(torch.as_tensor(numbers).flatten().tolist()) for numbers in (mean, std)]
+            return config, Inputs(shape, None, names, *scale)
+    raise RecipeError(
+        f"this {type(model).__name__} was put together by hand, and cannot be built again from names; build it with "
+        "iresnet.zoo.build, or save its state_dict() with safetensors"
+    )
+
+
+_TASKS = {"density": TaskConfig(1.0, 0.0), "classify": TaskConfig(0.0, 1.0), "hybrid": TaskConfig(1.0, 1.0)}
+
+
+def _named(part: Any, key: str, registry: Mapping[str, type]) -> Any:
+    """Write an estimator or a solver as its name and options, as recipes do."""
+    if part is None or isinstance(part, (str, Mapping)):
+        return part
+    name = next((name for name, kind in registry.items() if type(part) is kind), None)
+    if name is None:
+        raise RecipeError(
+            f"{key}={part!r} has no name in recipes (valid: {', '.join(registry)}); build with one of them"
+        )
+    return {"name": name, **{option: getattr(part, option) for option in zoo.options_of(registry[name])}}
 
 
 def _per_channel(numbers: tuple[float, ...], shape: tuple[int, ...]) -> float | Tensor:

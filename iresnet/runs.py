@@ -1,6 +1,6 @@
 """Run folders: the files that a run writes, and the one reader of them. Imports no torch."""
 
-__all__ = ["ANALYSES", "Contents", "Run", "read_contents"]
+__all__ = ["ANALYSES", "Contents", "Run", "config_text", "read_contents"]
 
 import hashlib
 import json
@@ -248,10 +248,7 @@ class Run:
 
     def write_config(self, config: Config, inputs: Inputs) -> None:
         """Write the configuration, and what the model knows of its data."""
-        tree = asdict(inputs)
-        # a column states its name, and whatever else it has
-        tree["columns"] = [{k: v for k, v in column.items() if v or k == "name"} for column in tree["columns"]]
-        write_atomically(self.config_file, to_yaml(config) + yaml.safe_dump({"inputs": tree}, sort_keys=False))
+        write_atomically(self.config_file, config_text(config, inputs))
 
     def write_environment(self, data_dir: str | Path | None, device: "torch.device | None") -> None:
         """Note where the data came from, and on what the run began, unless that is known."""
@@ -283,6 +280,14 @@ class Run:
                 path.unlink(missing_ok=True)
         for path in self.state.glob(".*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def config_text(config: Config, inputs: Inputs) -> str:
+    """Write ``config.yaml``: the recipe, and what the model knows of its data."""
+    tree = asdict(inputs)
+    # a column states its name, and whatever else it has
+    tree["columns"] = [{k: v for k, v in column.items() if v or k == "name"} for column in tree["columns"]]
+    return to_yaml(config) + yaml.safe_dump({"inputs": tree}, sort_keys=False)
 
 
 def _precedes_a_run(path: Path) -> bool:

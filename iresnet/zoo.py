@@ -391,10 +391,13 @@ def build(
     if task != "classify":
         _check_density(name, task, options)
     default_mean, default_std = level_scale(256) if len(shape) == 3 else (0.0, 1.0)
-    scale = Affine(mean=default_mean if mean is None else mean, std=default_std if std is None else std)
-    network = architecture(tuple(shape), **options)
+    scaling = {"mean": default_mean if mean is None else mean, "std": default_std if std is None else std}
+    scale, network = Affine(**scaling), architecture(tuple(shape), **options)
     scaled = Chain([scale, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(scale, *network)  # pyright: ignore[reportArgumentType]
-    return model(scaled, tuple(shape), n_classes=n_classes, base=base, head_hidden=head_hidden)
+    built = model(scaled, tuple(shape), n_classes=n_classes, base=base, head_hidden=head_hidden)
+    given = {"name": name, "shape": tuple(shape), "task": task, "base": base, "head_hidden": head_hidden}
+    built.origin = {**given, **scaling, **options}
+    return built
 
 
 def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:

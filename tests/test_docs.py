@@ -270,8 +270,10 @@ def test_the_page_on_data_names_every_option_of_your_own():
     assert {name for name, text in options.items() if text.startswith("your")} <= named
 
 
-def test_the_code_of_the_page_on_data_runs():
-    for block in re.findall(r"^```python\n(.*?)^```", (DOCS / "data.md").read_text(), re.MULTILINE | re.DOTALL):
+@pytest.mark.parametrize("page", ["data.md", "python.md"])
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL):
         exec(block, {})
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from laws import close, frozen, gradients, randn, within_4_errors
+from laws import close, dense_logdet, frozen, gradients, randn, within_4_errors
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
@@ -190,6 +190,93 @@ def test_a_classifier_s_features_go_back_to_the_input():
     z = (z - norm.running_mean.view(channel)) / (norm.running_var.view(channel) + norm.eps).sqrt()
     z = z * norm.weight.view(channel) + norm.bias.view(channel)
     close(classifier(x), linear(torch.relu(z).mean((2, 3))))
+
+
+# -- decoding with log-determinants ------------------------------------------------------------------------------------
+
+
+def scales():
+    shape = (2, 4, 4)
+    return ir.zoo.build("iresnet-multiscale", shape=shape, blocks=(2, 1), strides=(1, 2), hidden=4, squeeze=False)
+
+
+DECODERS = {
+    "blocks": lambda: ir.zoo.build("toy-mlp", shape=(3,), blocks=2, hidden=8, activation="softplus"),
+    "scales": scales,
+    "logit": lambda: ir.Flow(
+        ir.Chain([ir.Affine(1.0, 3.0), ir.Logit(), ir.ResidualBlock(ir.networks.mlp(3, 8))]), ir.DiagonalNormal(3)
+    ),
+}
+
+
+def decoder(name):
+    flow = frozen(DECODERS[name]())
+    for module in flow.modules():
+        if isinstance(module, ir.ActNorm):
+            torch.nn.init.normal_(module.log_scale, std=0.3)
+            torch.nn.init.normal_(module.shift)
+        elif isinstance(module, ir.ResidualBlock):
+            module.solver = ir.Anderson(1e-12)
+    return flow
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_log_determinant_of_decoding_is_that_of_the_dense_jacobian_and_the_negative_of_encoding(name):
+    flow = decoder(name)
+    z = randn(3, flow.base.features).requires_grad_()
+    x, logdet = flow.decode_and_logdet(z)
+    close(x, flow.decode(z), 1e-9)
+    close(logdet, -flow.density(x).logdet, 1e-8)
+    close(logdet, dense_logdet(flow.decode, z), 1e-8)
+    close(flow.base.log_prob(z) - logdet, flow.log_prob(x), 1e-8)
+    close(gradients(logdet.sum(), [z]), gradients(dense_logdet(flow.decode, z).sum(), [z]), 1e-7)
+    parameters = [*flow.bijection.parameters()]
+    fixed = gradients(-flow.density(flow.decode(z)).logdet.sum(), parameters)
+    close(gradients(logdet.sum(), parameters), fixed, 1e-7)
+
+
+def test_decoding_with_log_determinants_passes_each_block_once_and_takes_an_estimator():
+    flow, taken = decoder("scales"), []
+    for name, block in flow.named_modules():
+        if isinstance(block, ir.ResidualBlock):
+            block.logdet = ir.PowerSeries(1)
+            inverse, forward = block.inverse, block.forward_and_logdet
+            block.inverse = lambda z, _i=inverse, _n=name, **k: taken.append(f"solve {_n}") or _i(z, **k)
+            block.forward_and_logdet = lambda x, _f=forward, _n=name, **k: taken.append(f"logdet {_n}") or _f(x, **k)
+    z = randn(2, 32)
+    with torch.no_grad():
+        logdet = flow.decode_and_logdet(z, logdet=ir.Exact())[1]
+    names = [entry.split()[1] for entry in taken]
+    assert [entry.split()[0] for entry in taken] == ["solve", "logdet"] * 3
+    assert names[::2] == names[1::2] == sorted(names[::2], reverse=True)
+    close(logdet, dense_logdet(flow.decode, z), 1e-8)
+
+
+def test_decoding_in_train_mode_leaves_the_model_as_it_is():
+    flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=8, logdet="exact").double()
+    before = copy.deepcopy(flow.state_dict())
+    x, logdet = flow.decode_and_logdet(5 + randn(4, 2))
+    assert all(torch.equal(before[key], value) for key, value in flow.state_dict().items())
+    close(logdet, -flow.eval().density(x).logdet, 1e-5)
+    flow.train().log_prob(randn(8, 2))
+    assert all(bool(m.initialized) for m in flow.modules() if isinstance(m, ir.ActNorm))
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(2, 3), torch.zeros(2)])
+def test_latents_of_another_shape_are_not_decoded(bad):
+    with pytest.raises(IResNetError, match=r"decoding takes batches of shape \(N, 2\)"):
+        toy().decode_and_logdet(bad.double())
+
+
+def test_a_hybrid_samples_what_its_flow_does():
+    flow = toy()
+    hybrid = ir.Hybrid(flow, n_classes=3).double()
+    drawn = [
+        model.sample((2, 5), temperature=0.7, generator=torch.Generator().manual_seed(1)) for model in (flow, hybrid)
+    ]
+    assert drawn[1].shape == (2, 5, 2)
+    close(drawn[1], drawn[0], 0)
+    assert hybrid.class_names == ir.Classifier(ir.Squeeze(), 3).class_names == ("0", "1", "2")
 
 
 BAD = {

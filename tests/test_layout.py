@@ -22,7 +22,7 @@ SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "bounds", "solvers", "accelerated"}
 NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices", "joint"}
 MODELS = NUMERICS | {"networks", "bijections", "flows", "zoo", "certificates"}
-MODELS |= {"classifiers", "inputs"}
+MODELS |= {"assembled", "classifiers", "inputs", "pushforward"}
 USE = MODELS | {"capacity", "data", "config", "options", "recipes", "runs", "models", "pictures", "collectives"}
 USE |= {"files", "interrupts"}
 
@@ -31,12 +31,14 @@ ALLOWED = {
     **dict.fromkeys(NUMERICS - {"errors"}, NUMERICS),
     "networks": NUMERICS,
     "bijections": NUMERICS,
-    "flows": NUMERICS | {"bijections"},
-    "classifiers": NUMERICS | {"networks", "bijections", "flows"},
-    "certificates": NUMERICS | {"bijections", "flows", "classifiers", "files"},
+    "assembled": NUMERICS | {"bijections"},
+    "flows": NUMERICS | {"assembled", "bijections"},
+    "classifiers": NUMERICS | {"assembled", "networks", "bijections", "flows"},
+    "pushforward": NUMERICS | {"bijections", "flows"},
+    "certificates": NUMERICS | {"assembled", "bijections", "flows", "classifiers", "files"},
     "inputs": set(),
     "capacity": {"errors", "zoo"},
-    "zoo": MODELS - {"certificates"},
+    "zoo": MODELS - {"assembled", "certificates", "pushforward"},
     "config": {"errors", "options", "recipes"},
     "options": {"errors"},
     "recipes": {"errors", "options"},

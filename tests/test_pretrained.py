@@ -26,6 +26,19 @@ def test_a_pretrained_model_is_small_and_certifies(name):
     assert sum(path.stat().st_size for path in (FOLDER / name).iterdir()) <= 4 * 1024**2
 
 
+def test_a_loaded_classifier_names_its_classes(copied):
+    assert ir.load("mnist-classify-small").class_names == tuple("0123456789")
+    run = copied("hybrid")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("- '3'", "- three"))
+    assert ir.load(run).class_names == (*"012", "three", *"456789")
+
+
+def test_a_model_is_loaded_onto_a_device(another_device):
+    model = ir.load(NAME, device=another_device)
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {torch.device(another_device).type}
+
+
 @pytest.mark.parametrize("name", pretrained_names())
 def test_a_pretrained_model_is_worth_what_is_stated(name):
     stated = json.loads((FOLDER / name / "stated.json").read_text())

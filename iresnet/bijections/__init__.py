@@ -15,14 +15,24 @@ __all__ = [
     "Report",
     "ResidualBlock",
     "Squeeze",
+    "as_they_are",
     "check_dtype",
     "check_events",
+    "inverse_and_logdet",
     "invert",
     "latent_shapes",
     "trace",
 ]
 
 from iresnet.bijections.base import Bijection, Chain, Inversion, LogDets, Report, check_dtype, check_events, invert
-from iresnet.bijections.elementwise import ActNorm, Affine, Logit
-from iresnet.bijections.reshape import FactorOut, Flatten, InjectivePad, Squeeze, latent_shapes, trace
+from iresnet.bijections.elementwise import ActNorm, Affine, Logit, as_they_are
+from iresnet.bijections.reshape import (
+    FactorOut,
+    Flatten,
+    InjectivePad,
+    Squeeze,
+    inverse_and_logdet,
+    latent_shapes,
+    trace,
+)
 from iresnet.bijections.residual import RandomChunk, ResidualBlock

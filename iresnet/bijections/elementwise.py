@@ -4,10 +4,12 @@ __all__ = [
     "ActNorm",
     "Affine",
     "Logit",
+    "as_they_are",
 ]
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -255,6 +257,35 @@ class ActNorm(Bijection):
             self.log_scale.copy_(-0.5 * torch.log(torch.where(variance > 1e-8, variance, 1.0)))
             self.initialized.fill_(1.0)
         self._known_initialized = True
+
+
+@contextmanager
+def as_they_are(module: nn.Module, *, from_now_on: bool = False) -> Iterator[None]:
+    """Keep ActNorms that no data has initialized as they are for the duration of the context.
+
+    For samples that a model drew itself: a scale that were taken from them would make another model of it.
+
+    Args:
+        module: the ActNorms inside it are kept.
+        from_now_on: count them as initialized afterwards too, since their parameters are being fitted.
+
+    Example:
+        >>> norm = ActNorm(2)
+        >>> with as_they_are(norm):
+        ...     _ = norm(5 + torch.randn(10, 2))
+        >>> norm.shift.tolist(), bool(norm.initialized)
+        ([0.0, 0.0], False)
+    """
+    waiting = [m for m in module.modules() if isinstance(m, ActNorm) and not m._known_initialized]
+    for norm in waiting:
+        norm._known_initialized = True
+        if from_now_on:
+            norm.initialized.fill_(1.0)
+    try:
+        yield
+    finally:
+        for norm in waiting:
+            norm._known_initialized = from_now_on
 
 
 class _ShiftAndScale(torch.autograd.Function):

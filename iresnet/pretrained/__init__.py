@@ -1,14 +1,17 @@
 """Trained models: of run folders, of the package (each a folder here), and of the hub."""
 
-__all__ = ["load", "pretrained_names"]
+__all__ = ["FILES", "find_run", "load", "onto", "pretrained_names"]
 
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
 import torch
 
 from iresnet.bijections import ResidualBlock
+from iresnet.certificates import Certificate
 from iresnet.devices import choose_device
 from iresnet.errors import RunError, nearest
 from iresnet.models import load_model
@@ -54,21 +57,45 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
         Traceback (most recent call last):
         iresnet.errors.RunError: digits-densty is not a run folder (no config.yaml in it), nor ...; did you mean ...
     """
-    model = load_model(_find(path)).to(choose_device(device))
+    run = find_run(path)
+    model = load_model(run)
+    stored = run.read_json("certificate.json")
+    if stored.get("model_sha256") == run.weights_sha256():
+        with suppress(LookupError, TypeError, ValueError, AttributeError):  # damaged, and unknown then
+            model.note_certificate(Certificate.from_dict(stored).verdict)
+    return onto(device, model)
+
+
+def onto(device: str | torch.device, model: Model) -> Model:
+    """Move a model that was loaded to a device, and let it take the estimators of evaluations."""
+    model = model.to(choose_device(device))
     for module in model.modules():
         if isinstance(module, ResidualBlock):
             module.logdet = None  # that of the recipe is for training
     return model
 
 
-def _find(path: str | Path) -> Run:
+def find_run(
+    path: str | Path, *, files: Sequence[str] = FILES, revision: str | None = None, token: str | None = None
+) -> Run:
+    """Find a run folder, a model of the package, or files of a repository of the hub, which are fetched.
+
+    Args:
+        path: see :func:`load`.
+        files: that are needed of a repository.
+        revision: of a repository: branch, tag or commit.
+        token: for the hub, if the one that its client remembers is not wanted.
+
+    Raises:
+        RunError: when there is none.
+    """
     name = str(path)
     if Path(path).exists():
         return Run.open(path)
     if name in pretrained_names():
         return Run(_bundled() / name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return Run(_download(name))
+        return Run(_download(name, files, revision=revision, token=token))
     hint = nearest(name, pretrained_names())
     raise RunError(
         f"{name} is not a run folder (no config.yaml in it), nor one of the models that come with the package "
@@ -81,18 +108,18 @@ def _bundled() -> Path:
     return Path(str(resources.files("iresnet.pretrained")))
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, files: Sequence[str], **access: str | None) -> Path:
     """Fetch a run from the hub into the cache of its client, which has it without a network from then on."""
     from huggingface_hub import snapshot_download  # here: a slow import, which most runs do not need
 
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=list(FILES)))
+        folder = Path(snapshot_download(repository, allow_patterns=list(files), **access))  # pyright: ignore[reportArgumentType, reportCallIssue]
     except Exception as error:  # the client passes on errors of several network libraries
         reason = " ".join(str(error).split())[:160]
         raise RunError(
             f"{repository} is no run folder, and could not be fetched from the hub ({type(error).__name__}: {reason})"
         ) from error
-    for file in FILES:
+    for file in files:
         if not (folder / file).is_file():
             raise RunError(f"{repository} on the hub has no {file}: it holds no run of iresnet")
     return folder
