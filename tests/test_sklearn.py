@@ -29,6 +29,7 @@ DENSITY, DETECTOR = FlowDensity(**TINY), FlowOutlierDetector(**TINY)
 CLASSIFIER = InvertibleClassifier(**{**TINY, "epochs": 10, "batch_size": 20})
 
 
+@pytest.mark.filterwarnings("ignore:columns of integers or few values")  # some checks fit integers
 @parametrize_with_checks([DENSITY, DETECTOR, CLASSIFIER])
 def test_the_checks_of_scikit_learn_pass(estimator, check):
     check(estimator)

@@ -117,10 +117,10 @@ class FlowEstimator(BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Any:
         if hasattr(self, "model_"):
             self.model_.cpu()  # to be read where there is no GPU
-        return dict(super().__getstate__())  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return super().__getstate__()
 
     # -- fitting -------------------------------------------------------------------------------------------------------
 
