@@ -270,8 +270,9 @@ def test_the_page_on_data_names_every_option_of_your_own():
     assert {name for name, text in options.items() if text.startswith("your")} <= named
 
 
-def test_the_code_of_the_page_on_data_runs():
-    for block in re.findall(r"^```python\n(.*?)^```", (DOCS / "data.md").read_text(), re.MULTILINE | re.DOTALL):
+@pytest.mark.parametrize("page", ["data.md", "scikit-learn.md"])
+def test_the_code_of_the_pages_on_tables_runs(page):
+    for block in re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL):
         exec(block, {})
 
 
@@ -301,6 +302,7 @@ def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
     text = (DOCS.parent / "README.md").read_text()
     for long, short in (
         ("range(1000)", "range(2)"),
+        ("max_seconds=60", "max_seconds=1"),
         (
             'load_config("digits-density")',
             'load_config("digits-density", ["--train.epochs", "1", "--model.blocks", "[1,1]"])',
@@ -308,5 +310,6 @@ def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
     ):
         assert text.count(long) == 1
         text = text.replace(long, short)
+    names = {"torch": torch, "ir": iresnet}
     for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        exec(block, {"torch": torch, "ir": iresnet})
+        exec(block, names)
