@@ -270,7 +270,7 @@ def test_the_page_on_data_names_every_option_of_your_own():
     assert {name for name, text in options.items() if text.startswith("your")} <= named
 
 
-@pytest.mark.parametrize("page", ["data.md", "python.md"])
+@pytest.mark.parametrize("page", ["data.md", "python.md", "scikit-learn.md"])
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL):
@@ -303,6 +303,7 @@ def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
     text = (DOCS.parent / "README.md").read_text()
     for long, short in (
         ("range(1000)", "range(2)"),
+        ("max_seconds=60", "max_seconds=1"),
         (
             'load_config("digits-density")',
             'load_config("digits-density", ["--train.epochs", "1", "--model.blocks", "[1,1]"])',
@@ -310,5 +311,6 @@ def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
     ):
         assert text.count(long) == 1
         text = text.replace(long, short)
+    names = {"torch": torch, "ir": iresnet}
     for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        exec(block, {"torch": torch, "ir": iresnet})
+        exec(block, names)

@@ -52,6 +52,7 @@ ALLOWED = {
     "console": {"launch", "collectives"},
     "__init__": MODELS | {"config", "data", "errors", "pretrained", "training"},
     "interrupts": set(),
+    "sklearn": USE | {"training", "evaluation"},
     "__main__": {"cli", "interrupts"},
 }
 """Which parts of the package a part may import besides itself; a part that is not listed may import USE."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from iresnet.certificates import Certificate, excesses
 from iresnet.collectives import any_process, process_group, restarted
 from iresnet.config import Config, check, differences
-from iresnet.data import Batches, training_batches
+from iresnet.data import Batches, Dataset, training_batches
 from iresnet.data import load as load_data
 from iresnet.data.columns import describe
 from iresnet.devices import (
@@ -103,6 +103,7 @@ class Trainer:
 
     Args:
         config: the recipe.
+        dataset: the data, in place of those that the recipe names; the run folder notes their name.
         data_dir: where data sets are looked for first.
         device: where to train, see :func:`~iresnet.devices.choose_device`.
         callbacks: told of every :data:`~iresnet.training.callbacks.Event` in the main process.
@@ -116,19 +117,18 @@ class Trainer:
         model: what is trained, inside the task.
         step: steps done.
         total_steps: steps of the whole run.
+        stopping: a stop was requested, in whatever process; a callback may do so: the step is saved, as at Ctrl-C.
 
     Raises:
         IResNetError: for anything in the configuration or the data that cannot be used, or does not fit into memory.
 
     Example:
-        >>> import tempfile
-        >>> from iresnet.config import load_config
-        >>> from iresnet.models import load_model
-        >>> config = load_config("toy-density", ["--model.blocks", "1", "--model.hidden", "8", "--train.epochs", "1"])
+        >>> import tempfile, iresnet as ir
+        >>> config = ir.load_config("toy-density", ["--model.blocks=1", "--model.hidden=8", "--train.epochs=1"])
         >>> trainer = Trainer(config, device="cpu")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     run = trainer.fit(Path(folder) / "run")
-        ...     samples = load_model(run).sample(3)
+        ...     samples = ir.load(run.path).sample(3)
         >>> trainer.step == trainer.total_steps, samples.shape
         (True, torch.Size([3, 2]))
     """
@@ -137,30 +137,33 @@ class Trainer:
         self,
         config: Config,
         *,
+        dataset: Dataset | None = None,
         data_dir: str | Path | None = None,
         device: str | torch.device = "auto",
         callbacks: Sequence[Callback] = (),
     ):
         if not isinstance(config, Config):
             raise RecipeError(f"a trainer takes a configuration, got {config!r}; make one with ir.load_config(RECIPE)")
+        if dataset is not None:
+            config = replace(config, data=replace(config.data, name=dataset.name))
         self.config, self.data_dir, self.callbacks = config, data_dir, callbacks
         device = choose_device(device)
         if device.type == "cpu":
             keep_freed_memory()
         with quietly(), deterministic_algorithms(config.train.deterministic):
-            self._build(device)
+            self._build(device, dataset)
         self.steps_per_epoch = len(self.batches)
         self.total_steps = config.train.epochs * self.steps_per_epoch
         self.saved_step = 0
-        self.stopping = False  # a stop was requested, in whatever process
+        self.stopping = False
         self.listeners: list[Callback] = []  # the callbacks of the run folder and the user's
 
-    def _build(self, device: torch.device) -> None:
+    def _build(self, device: torch.device, dataset: Dataset | None) -> None:
         """Make the pieces, each checked before the next, which may be larger."""
         config = self.config
         check(config)
         check_trackers(config)
-        self.dataset = load_data(config.data.name, self.data_dir, **config.data.options)
+        self.dataset = dataset or load_data(config.data.name, self.data_dir, **config.data.options)
         self.accelerator = make_accelerator(config.train.precision, device)
         self.inputs: Inputs = inputs_of(self.dataset, config.task.kind)
         check_model_fits(config, self.inputs, self.accelerator.device)
@@ -312,7 +315,7 @@ class Trainer:
             if self._is_due(train.log_every, train.checkpoint_every) or stop.is_set():
                 reason = self._settle() or reason
             self._tell_of_step(reason)
-            self.stopping = any_process(stop.is_set())
+            self.stopping = any_process(self.stopping or stop.is_set())
             if self.step % (train.snapshot_every * self.steps_per_epoch) == 0 or self.step == self.total_steps:
                 self._snapshot()
             elif self.stopping:
