@@ -1,0 +1,194 @@
+"""Certified radii of predictions: how far an example may move before its class can change."""
+
+__all__ = [
+    "CertifiedAccuracy",
+    "Predictions",
+    "certified_accuracy",
+    "certified_radius",
+    "logit_constant",
+    "predict",
+    "prediction_inputs",
+]
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from iresnet.bijections import Bijection
+from iresnet.classifiers import Classifier, Hybrid
+from iresnet.data import Examples
+from iresnet.errors import DataError
+from iresnet.evaluation.batching import check_finite, reference_tensor, stream_in_batches
+from iresnet.evaluation.classification import wilson
+from iresnet.evaluation.scoring import noisy_inputs
+from iresnet.inputs import Inputs
+
+# -- radii -------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def logit_constant(model: Classifier | Hybrid, x: Tensor) -> float:  # (N, *E)
+    r"""Bound how much differences between logits change with the input: a proved Euclidean Lipschitz constant L.
+
+    The product of the constant of the bijection (the upper one of :class:`~iresnet.certificates.Stretch`, which counts
+    the scaling of the data) and that of the head in eval mode; a constant added to all logits does not count.
+
+    Args:
+        model: the classifier, in eval mode.
+        x: an example, for its shape alone.
+
+    Returns:
+        L, in logits for each unit of the data; infinite where nothing is proved, as for plain networks.
+
+    Example:
+        >>> import iresnet as ir
+        >>> classifier = ir.Classifier(ir.ResidualBlock(ir.networks.mlp(2, 8)), n_classes=3)
+        >>> x = torch.randn(20, 2)
+        >>> _ = classifier(x)
+        >>> 0 < logit_constant(classifier.eval(), x) < 100
+        True
+    """
+    network = model.network if isinstance(model, Classifier) else model.bijection
+    if not isinstance(network, Bijection):
+        return math.inf
+    try:
+        _, stretch = network.stretch()
+    except NotImplementedError:  # a bijection that states no constants
+        return math.inf
+    return stretch * model.head.upper_bound(network(x[:1]))
+
+
+def certified_radius(logits: Tensor, constant: float) -> Tensor:  # (N, n_classes) -> (N,)
+    r"""Return the distance within which no other class can win, from the margin of the logits.
+
+    .. math:: r = \frac{f_{(1)}(x) - f_{(2)}(x)}{\sqrt 2 \, L}
+
+    since the difference of two logits changes by at most :math:`\sqrt 2 L |x - y|`.
+
+    Args:
+        logits: f(x).
+        constant: L, a proved Lipschitz constant of the logits; infinite where there is none, and r is 0.
+
+    Reference:
+        Lipschitz-Margin Training: Scalable Certification of Perturbation Invariance for Deep Neural Networks, Tsuzuku,
+        Sato and Sugiyama 2018, https://arxiv.org/abs/1802.04034
+
+    Example:
+        >>> certified_radius(torch.tensor([[3.0, 1.0, 0.0]]), math.sqrt(2)).tolist()
+        [1.0]
+    """
+    first, second = logits.double().topk(2, dim=1).values.unbind(1)
+    return (first - second) / (math.sqrt(2) * constant)
+
+
+# -- predictions -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions for some examples.
+
+    Attributes:
+        probabilities: of the classes, (N, n_classes), float64.
+        radius: certified, in units of the data, (N,); 0 where nothing is proved.
+    """
+
+    probabilities: Tensor
+    radius: Tensor
+
+
+def predict(
+    model: Classifier | Hybrid, batches: Iterable[Examples], inputs: Inputs, *, seed: int = 0
+) -> Iterator[tuple[Examples, Predictions]]:
+    """Predict the class of each example, batch by batch, with the radius within which the prediction is certified.
+
+    A hybrid sees dequantized data, as in training: with the same noise for each example, so that a prediction depends
+    on the example alone. The radius is then that of moves of the noisy example.
+
+    Args:
+        model: the classifier.
+        batches: the examples.
+        inputs: what the model knows of its data.
+        seed: of the noise.
+
+    Raises:
+        IResNetError: when a logit is not finite.
+
+    Example:
+        >>> import iresnet as ir
+        >>> classifier = ir.Classifier(ir.ResidualBlock(ir.networks.mlp(2, 8)), n_classes=3)
+        >>> _ = classifier(torch.randn(20, 2))
+        >>> inputs = Inputs((2,), None, ("a", "b", "c"), (0.0,), (1.0,))
+        >>> ((_, found),) = predict(classifier.eval(), [Examples(torch.zeros(4, 2), [1, 2, 3, 4])], inputs)
+        >>> found.probabilities.shape, bool((found.radius > 0).all())
+        (torch.Size([4, 3]), True)
+    """
+    tensor = reference_tensor(model)
+    constant = logit_constant(model.eval(), torch.zeros(1, *inputs.shape).to(tensor))
+
+    def evaluate(examples: Examples) -> Predictions:
+        x = prediction_inputs(model, examples.x, inputs, seed).to(tensor)
+        logits = model(x).double().cpu()
+        check_finite(logits.sum(1))
+        return Predictions(logits.softmax(1), certified_radius(logits, constant))
+
+    yield from stream_in_batches(model, batches, evaluate)
+
+
+def prediction_inputs(model: Classifier | Hybrid, x: Tensor, inputs: Inputs, seed: int) -> Tensor:  # (N, *E)
+    """Turn examples as they were recorded into what a classifier sees: with noise where the data of its training had any."""
+    if isinstance(model, Classifier) and inputs.levels is not None:
+        return x.float()
+    return noisy_inputs(x, inputs, Generator().manual_seed(seed))
+
+
+# -- accuracy ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CertifiedAccuracy:
+    """Share of the examples that are predicted right, and proved to be within a radius around them.
+
+    Attributes:
+        radius: in units of the data, Euclidean.
+        accuracy: a lower bound of the accuracy under any attack within the radius.
+        interval: its 95 % Wilson interval.
+    """
+
+    radius: float
+    accuracy: float
+    interval: tuple[float, float]
+
+
+def certified_accuracy(
+    radii: Tensor,  # (N,)
+    right: Tensor,  # (N,)
+    at: Sequence[float] = (),
+) -> tuple[CertifiedAccuracy, ...]:
+    """Compute the certified accuracy at some radii.
+
+    Args:
+        radii: certified radii of the predictions.
+        right: whether they are right.
+        at: the radii; when empty, four round numbers, about a quarter, a half, one and two times the median radius of
+            the right predictions; none where nothing is certified.
+
+    Raises:
+        DataError: a radius is negative.
+
+    Example:
+        >>> found = certified_accuracy(torch.tensor([0.1, 0.2, 0.4]), torch.tensor([True, True, False]), at=[0.0, 0.15])
+        >>> [(c.radius, round(c.accuracy, 2)) for c in found]
+        [(0.0, 0.67), (0.15, 0.33)]
+    """
+    if any(not radius >= 0 for radius in at):
+        raise DataError(f"radii of certified accuracy must not be negative, got {min(at)}")
+    known = radii[right & (radii > 0)]
+    if not at and len(known):
+        median = float(known.median())
+        at = sorted({float(f"{factor * median:.1g}") for factor in (0.25, 0.5, 1, 2)})
+    shares = [(radius, float((right & (radii > 0) & (radii >= radius)).double().mean())) for radius in at]
+    return tuple(CertifiedAccuracy(radius, share, wilson(share, len(radii))) for radius, share in shares)
