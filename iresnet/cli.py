@@ -15,6 +15,7 @@ from iresnet.commands.analyze import analyze
 from iresnet.commands.arguments import SeveralProcesses
 from iresnet.commands.certify import certify
 from iresnet.commands.compare import compare, report
+from iresnet.commands.encode import decode, encode
 from iresnet.commands.evaluate import evaluate
 from iresnet.commands.interpolate import interpolate
 from iresnet.commands.predict import predict
@@ -36,7 +37,7 @@ app = App(
 )
 app.command(recipes)
 app.command(train)
-for command in (evaluate, score, predict, sample, reconstruct, interpolate, certify, compare, report):
+for command in (evaluate, score, predict, encode, decode, sample, reconstruct, interpolate, certify, compare, report):
     app.command(command)
 app.command(analyze, name=("analyze", "analyse"))
 
@@ -93,6 +94,8 @@ REMEDIES = {
     "evaluate": "lower --batch-size or --dequantize-samples",
     "score": "lower --batch-size",
     "predict": "lower --batch-size",
+    "encode": "lower --batch-size, or write .parquet",
+    "decode": "lower --batch-size",
     "sample": "ask for fewer with -n",
     "reconstruct": "lower --batch-size or -n",
     "interpolate": "lower -n or --steps",

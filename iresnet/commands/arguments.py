@@ -14,6 +14,7 @@ __all__ = [
     "RunFolder",
     "Seed",
     "SeveralProcesses",
+    "check_samples_file",
     "classifier_of",
     "flow_of",
     "load_data",
@@ -181,3 +182,11 @@ def classifier_of(model: "Model") -> "Classifier | Hybrid":
     if isinstance(model, Flow):
         raise RecipeError("this run is a density without classes; train a hybrid with --task.ce-weight 1")
     return model
+
+
+def check_samples_file(out: Path, inputs: "Inputs") -> None:
+    """Refuse a file that samples of a model cannot be written to, before they are there."""
+    is_image, is_plane = len(inputs.shape) == 3, inputs.shape == (2,)
+    suffixes = (".png", ".npz") if is_image else (".csv", ".npz", ".png") if is_plane else (".csv", ".npz")
+    if out.suffix.lower() not in suffixes:
+        raise RecipeError(f"--out {out}: samples of this run go to a folder or a file ending in {', '.join(suffixes)}")

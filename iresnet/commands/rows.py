@@ -61,7 +61,7 @@ class Rows:
         Raises:
             DataError: a column that is kept has the name of a result.
         """
-        named = {"file" if isinstance(examples.names[0], str) else "row": examples.names}
+        named = {examples.key: examples.names}
         if both := set(examples.kept) & {*named, *results}:
             raise DataError(f"the column {min(both)} that is to be kept has the name of a result; rename it")
         columns = {**named, **examples.kept, **results}

@@ -38,6 +38,11 @@ class Examples:
     names: list[Any]
     kept: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def key(self) -> str:
+        """Column of the names: ``file`` or ``row``."""
+        return "file" if isinstance(self.names[0], str) else "row"
+
     def __len__(self) -> int:
         return len(self.x)
 

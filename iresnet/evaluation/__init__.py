@@ -25,21 +25,23 @@ __all__ = [
     "detect",
     "detection",
     "evaluations_to",
+    "example_inputs",
     "gaussian_baseline",
     "interpolate",
     "latents_of_class",
     "likelihood",
     "logit_constant",
-    "noisy_inputs",
     "predict",
-    "prediction_inputs",
     "reconstruction",
+    "reference_tensor",
     "score",
     "solver_errors",
+    "stream_in_batches",
     "true_density",
     "uniform_baseline",
 ]
 
+from iresnet.evaluation.batching import reference_tensor, stream_in_batches
 from iresnet.evaluation.classification import Accuracy, Calibration, calibration, classification
 from iresnet.evaluation.detection import Detection, detect, detection
 from iresnet.evaluation.interpolation import KINDS, Interpolation, interpolate
@@ -66,8 +68,7 @@ from iresnet.evaluation.robustness import (
     certified_radius,
     logit_constant,
     predict,
-    prediction_inputs,
 )
 from iresnet.evaluation.sampling import ClassLatents, decode, latents_of_class
-from iresnet.evaluation.scoring import Reference, Scores, noisy_inputs, score
+from iresnet.evaluation.scoring import Reference, Scores, example_inputs, score
 from iresnet.evaluation.uncertainty import Uncertainty

@@ -7,7 +7,6 @@ __all__ = [
     "certified_radius",
     "logit_constant",
     "predict",
-    "prediction_inputs",
 ]
 
 import math
@@ -23,7 +22,7 @@ from iresnet.data import Examples
 from iresnet.errors import DataError
 from iresnet.evaluation.batching import check_finite, reference_tensor, stream_in_batches
 from iresnet.evaluation.classification import wilson
-from iresnet.evaluation.scoring import noisy_inputs
+from iresnet.evaluation.scoring import example_inputs
 from iresnet.inputs import Inputs
 
 # -- radii -------------------------------------------------------------------------------------------------------------
@@ -77,8 +76,8 @@ def certified_radius(logits: Tensor, constant: float) -> Tensor:  # (N, n_classe
         Sato and Sugiyama 2018, https://arxiv.org/abs/1802.04034
 
     Example:
-        >>> certified_radius(torch.tensor([[3.0, 1.0, 0.0]]), math.sqrt(2)).tolist()
-        [1.0]
+        >>> round(float(certified_radius(torch.tensor([[3.0, 1.0, 0.0]]), math.sqrt(2))), 6)
+        1.0
     """
     first, second = logits.double().topk(2, dim=1).values.unbind(1)
     return (first - second) / (math.sqrt(2) * constant)
@@ -130,19 +129,12 @@ def predict(
     constant = logit_constant(model.eval(), torch.zeros(1, *inputs.shape).to(tensor))
 
     def evaluate(examples: Examples) -> Predictions:
-        x = prediction_inputs(model, examples.x, inputs, seed).to(tensor)
+        x = example_inputs(model, examples.x, inputs, Generator().manual_seed(seed)).to(tensor)
         logits = model(x).double().cpu()
         check_finite(logits.sum(1))
         return Predictions(logits.softmax(1), certified_radius(logits, constant))
 
     yield from stream_in_batches(model, batches, evaluate)
-
-
-def prediction_inputs(model: Classifier | Hybrid, x: Tensor, inputs: Inputs, seed: int) -> Tensor:  # (N, *E)
-    """Turn examples as they were recorded into what a classifier sees: with noise where the data of its training had any."""
-    if isinstance(model, Classifier) and inputs.levels is not None:
-        return x.float()
-    return noisy_inputs(x, inputs, Generator().manual_seed(seed))
 
 
 # -- accuracy ----------------------------------------------------------------------------------------------------------

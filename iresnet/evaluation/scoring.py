@@ -1,14 +1,15 @@
 """Likelihoods of single examples, the same whatever else is evaluated, and their p-values against training examples."""
 
-__all__ = ["Reference", "Scores", "noisy_inputs", "score"]
+__all__ = ["Reference", "Scores", "example_inputs", "score"]
 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from iresnet.classifiers import Classifier
 from iresnet.data import Examples, dequantize, to_features
 from iresnet.evaluation.batching import check_finite, reference_tensor, stream_in_batches
 from iresnet.flows import Flow
@@ -72,7 +73,7 @@ def score(
         draws = []
         for draw in seeds:
             generator = Generator().manual_seed(draw)
-            x = noisy_inputs(examples.x, inputs, generator).to(tensor)
+            x = example_inputs(flow, examples.x, inputs, generator).to(tensor)
             estimator: LogDetEstimator = (
                 Exact() if dims <= EXACT_LIMIT else Krylov(N_STEPS, probe="shared", generator=generator)
             )
@@ -84,21 +85,28 @@ def score(
     yield from stream_in_batches(flow, batches, evaluate)
 
 
-def noisy_inputs(x: Tensor, inputs: Inputs, generator: Generator) -> Tensor:  # (N, *E)
-    """Turn examples as they were recorded into inputs of a density, float32, with the same noise for each of them.
+def example_inputs(model: nn.Module, x: Tensor, inputs: Inputs, generator: Generator) -> Tensor:  # (N, *E)
+    """Turn examples as they were recorded into inputs of a model, float32.
+
+    Where the model was trained with noise, all examples get the same, so that a result depends on the example alone.
 
     Args:
+        model: densities and hybrids have integers dequantized, classifiers see them as they are.
         x: integers, real numbers, or values of a table.
         inputs: what the model knows of its data.
         generator: of the noise.
 
     Example:
-        >>> x = noisy_inputs(torch.zeros(2, 1, dtype=torch.uint8), Inputs((1,), 9, (), (0.0,), (1.0,)), Generator())
+        >>> import iresnet as ir
+        >>> flow, inputs = ir.Flow(ir.Affine(), ir.StandardNormal(1)), Inputs((1,), 9, (), (0.0,), (1.0,))
+        >>> x = example_inputs(flow, torch.zeros(2, 1, dtype=torch.uint8), inputs, Generator())
         >>> bool((x[0] == x[1]).all()), bool((x.floor() == 0).all())
         (True, True)
     """
     if inputs.columns:
         return to_features(x.double(), inputs.columns, torch.rand(x.shape[1], generator=generator))
+    if isinstance(model, Classifier):
+        return x.float()
     return dequantize(x, levels=inputs.levels, generator=generator, shared=True)
 
 
