@@ -42,7 +42,14 @@ __all__ = [
 ]
 
 from iresnet.evaluation.batching import reference_tensor, stream_in_batches
-from iresnet.evaluation.classification import Accuracy, Calibration, calibration, classification
+from iresnet.evaluation.classification import (
+    Accuracy,
+    Calibration,
+    CertifiedAccuracy,
+    calibration,
+    certified_accuracy,
+    classification,
+)
 from iresnet.evaluation.detection import Detection, detect, detection
 from iresnet.evaluation.interpolation import KINDS, Interpolation, interpolate
 from iresnet.evaluation.likelihood import (
@@ -62,9 +69,7 @@ from iresnet.evaluation.reconstruction import (
     solver_errors,
 )
 from iresnet.evaluation.robustness import (
-    CertifiedAccuracy,
     Predictions,
-    certified_accuracy,
     certified_radius,
     logit_constant,
     predict,

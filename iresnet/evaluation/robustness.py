@@ -1,16 +1,14 @@
 """Certified radii of predictions: how far an example may move before its class can change."""
 
 __all__ = [
-    "CertifiedAccuracy",
     "Predictions",
-    "certified_accuracy",
     "certified_radius",
     "logit_constant",
     "predict",
 ]
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +17,7 @@ from torch import Generator, Tensor
 from iresnet.bijections import Bijection
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.data import Examples
-from iresnet.errors import DataError
 from iresnet.evaluation.batching import check_finite, reference_tensor, stream_in_batches
-from iresnet.evaluation.classification import wilson
 from iresnet.evaluation.scoring import example_inputs
 from iresnet.inputs import Inputs
 
@@ -135,52 +131,3 @@ def predict(
         return Predictions(logits.softmax(1), certified_radius(logits, constant))
 
     yield from stream_in_batches(model, batches, evaluate)
-
-
-# -- accuracy ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CertifiedAccuracy:
-    """Share of the examples that are predicted right, and proved to be within a radius around them.
-
-    Attributes:
-        radius: in units of the data, Euclidean.
-        accuracy: a lower bound of the accuracy under any attack within the radius.
-        interval: its 95 % Wilson interval.
-    """
-
-    radius: float
-    accuracy: float
-    interval: tuple[float, float]
-
-
-def certified_accuracy(
-    radii: Tensor,  # (N,)
-    right: Tensor,  # (N,)
-    at: Sequence[float] = (),
-) -> tuple[CertifiedAccuracy, ...]:
-    """Compute the certified accuracy at some radii.
-
-    Args:
-        radii: certified radii of the predictions.
-        right: whether they are right.
-        at: the radii; when empty, four round numbers, about a quarter, a half, one and two times the median radius of
-            the right predictions; none where nothing is certified.
-
-    Raises:
-        DataError: a radius is negative.
-
-    Example:
-        >>> found = certified_accuracy(torch.tensor([0.1, 0.2, 0.4]), torch.tensor([True, True, False]), at=[0.0, 0.15])
-        >>> [(c.radius, round(c.accuracy, 2)) for c in found]
-        [(0.0, 0.67), (0.15, 0.33)]
-    """
-    if any(not radius >= 0 for radius in at):
-        raise DataError(f"radii of certified accuracy must not be negative, got {min(at)}")
-    known = radii[right & (radii > 0)]
-    if not at and len(known):
-        median = float(known.median())
-        at = sorted({float(f"{factor * median:.1g}") for factor in (0.25, 0.5, 1, 2)})
-    shares = [(radius, float((right & (radii > 0) & (radii >= radius)).double().mean())) for radius in at]
-    return tuple(CertifiedAccuracy(radius, share, wilson(share, len(radii))) for radius, share in shares)
