@@ -2,7 +2,6 @@
 
 __all__ = ["ACTIVATIONS", "ELU", "LipSwish", "MaxMin", "make_activation"]
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any

@@ -36,8 +36,8 @@ from iresnet.launch import check_processes, started_together
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from iresnet.data import Dataset, Examples, Split
     from iresnet.classifiers import Classifier, Hybrid
+    from iresnet.data import Dataset, Examples, Split
     from iresnet.flows import Flow
     from iresnet.inputs import Inputs
     from iresnet.runs import Run

@@ -129,7 +129,7 @@ def decode(
     from iresnet.classifiers import Classifier
     from iresnet.pictures import draw_each, write
 
-    folder, model, inputs = load_run(run, device, anywhere=True)
+    _, model, inputs = load_run(run, device, anywhere=True)
     is_folder = not out.suffix and len(inputs.shape) == 3
     if not is_folder:
         check_samples_file(out, inputs)

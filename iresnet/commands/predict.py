@@ -44,9 +44,9 @@ def predict(
 ) -> None:
     """Predict the class of each image of a folder, or of each row of a table.
 
-    For each: predicted, the most probable class; probability, its probability; certified_radius, the Euclidean distance,
-    in units of the data (levels of images, those of the columns of a table), within which the prediction is proved not
-    to change: (f1 - f2) / (sqrt(2) L), the margin of the two largest logits over the Lipschitz constant of the whole
+    For each: predicted, the most probable class; probability, its own; certified_radius, the Euclidean distance, in
+    units of the data (levels of images, those of the columns of a table), within which the prediction is proved not to
+    change: (f1 - f2) / (sqrt(2) L), the margin of the two largest logits over the Lipschitz constant of the whole
     network, as iresnet certify bounds its blocks. It is 0 where nothing is proved, as for plain networks. A file also
     has p_CLASS, the probability of each class.
 

@@ -3,6 +3,7 @@
 __all__ = ["score"]
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -200,8 +201,7 @@ def _training_examples(folder: "Run", dataset: "Dataset", inputs: "Inputs", n: i
         return dataset.train.shuffled(0, n).x
     if any(column.noisy for column in inputs.columns):
         config, _ = folder.read_config()
-        options = config.data.options | {"dequantize": False}
-        dataset = load(dataset.source, **{k: v for k, v in options.items() if k != "name"})
+        dataset = load(dataset.source, **replace(config.data, dequantize=False).options)
     x = dataset.train.shuffled(0, n).x.double()
     if x.shape[1:] != inputs.shape:
         raise DataError(f"{dataset.source} has other columns than when the run was trained")

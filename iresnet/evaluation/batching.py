@@ -79,7 +79,8 @@ def stream_in_batches(model: nn.Module, batches: Iterable[B], function: Callable
     """Yield each batch with its result as soon as it is there, and keep neither; see :func:`evaluate_in_batches`.
 
     Example:
-        >>> [total for _, total in stream_in_batches(nn.Identity(), torch.arange(5.0).split(2), lambda x: float(x.sum()))]
+        >>> batches = torch.arange(5.0).split(2)
+        >>> [total for _, total in stream_in_batches(nn.Identity(), batches, lambda x: float(x.sum()))]
         [1.0, 5.0, 4.0]
     """
     remaining = iter(batches)
