@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from iresnet.assembled import Assembled
 from iresnet.bijections import Bijection, LogDets, latent_shapes
+from iresnet.bounds import upper_bound
 from iresnet.errors import IResNetError
 from iresnet.flows import Density, Flow, check_data
 from iresnet.networks import BatchNorm, LazyBatchNorm
@@ -28,6 +29,17 @@ class _Head(nn.Module):
         pixels = features.flatten(2) if features.dim() > 2 else features.unsqueeze(2)
         with default_precision(training=self.training, device=features.device):
             return self.linear(torch.relu(self.norm(pixels)).mean(2))
+
+    @torch.no_grad()
+    def upper_bound(self, features: Tensor) -> float:  # (N, C, ...)
+        r"""Return a proved Lipschitz constant of the differences between logits, in eval mode.
+
+        With S the scales of batch norm and W the weight, the mean over P pixels gives
+        :math:`|W S|_2 / \sqrt P`. The mean row of W, which moves all logits alike, is left out.
+        """
+        weight = self.linear.weight.double()
+        scaled = (weight - weight.mean(0)) * _scales(self.norm)
+        return _norm(scaled) / math.sqrt(math.prod(features.shape[2:]))
 
 
 class _ImageHead(nn.Module):
@@ -59,6 +71,31 @@ class _ImageHead(nn.Module):
         with default_precision(training=self.training, device=z.device):
             features = [branch(x).mean((2, 3)) for branch, x in zip(self.branches, images, strict=True)]
             return self.linear(torch.cat(features, dim=1))
+
+    @torch.no_grad()
+    def upper_bound(self, z: Tensor) -> float:  # (N, D)  # noqa: ARG002
+        """Return a proved Lipschitz constant of the differences between logits, in eval mode.
+
+        Each branch sees a part of z of its own, so the largest constant is that of all of them together.
+        """
+        largest = 0.0
+        for branch, (_, height, width) in zip(self.branches, self.shapes, strict=True):
+            pixels = math.ceil(height / 2) * math.ceil(width / 2)
+            constants = [float(_scales(m).max()) if isinstance(m, BatchNorm) else upper_bound(m) for m in branch]
+            largest = max(largest, math.prod(constants) / math.sqrt(pixels))
+        weight = self.linear.weight.double()
+        return _norm(weight - weight.mean(0)) * largest
+
+
+def _scales(norm: BatchNorm) -> Tensor:  # (C,)
+    """Return the absolute scales of batch norm in eval mode, float64."""
+    assert norm.running_var is not None
+    return norm.weight.double().abs() / (norm.running_var.double() + norm.eps).sqrt()
+
+
+def _norm(matrix: Tensor) -> float:
+    """Return the largest singular value of a matrix in float64, rounded up."""
+    return float(torch.linalg.matrix_norm(matrix, 2)) * (1 + 1e-10)
 
 
 def _check_classes(n_classes: int) -> None:

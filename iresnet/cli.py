@@ -15,11 +15,14 @@ from iresnet.commands.analyze import analyze
 from iresnet.commands.arguments import SeveralProcesses
 from iresnet.commands.certify import certify
 from iresnet.commands.compare import compare, report
+from iresnet.commands.encode import decode, encode
 from iresnet.commands.evaluate import evaluate
 from iresnet.commands.import_ import import_checkpoint
 from iresnet.commands.interpolate import interpolate
+from iresnet.commands.predict import predict
 from iresnet.commands.reconstruct import reconstruct
 from iresnet.commands.sample import sample
+from iresnet.commands.score import score
 from iresnet.commands.train import recipes, train, train_help
 from iresnet.console import complain, show_thread_failure, show_warning
 from iresnet.errors import Interrupted, IResNetError, ProcessLost, WriteError
@@ -35,7 +38,7 @@ app = App(
 )
 app.command(recipes)
 app.command(train)
-for command in (evaluate, sample, reconstruct, interpolate, certify, compare, report):
+for command in (evaluate, score, predict, encode, decode, sample, reconstruct, interpolate, certify, compare, report):
     app.command(command)
 app.command(import_checkpoint, name="import")
 app.command(analyze, name=("analyze", "analyse"))
@@ -91,6 +94,10 @@ def _takes(tokens: Sequence[str], option: str) -> bool:
 REMEDIES = {
     "train": "lower --train.batch-size or --model.hidden, or raise --train.accumulate",
     "evaluate": "lower --batch-size or --dequantize-samples",
+    "score": "lower --batch-size",
+    "predict": "lower --batch-size",
+    "encode": "lower --batch-size, or write .parquet",
+    "decode": "lower --batch-size",
     "sample": "ask for fewer with -n",
     "reconstruct": "lower --batch-size or -n",
     "interpolate": "lower -n or --steps",

@@ -73,7 +73,7 @@ def _is_first(message: str) -> bool:
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on terminals; yield a function that takes the number done."""
     with Progress(console=err, transient=True, disable=not (err.is_terminal and is_main())) as bar:
         task = bar.add_task(label, total=total)

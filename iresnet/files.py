@@ -5,6 +5,7 @@ __all__ = [
     "finite_or_none",
     "locked",
     "remove_folder",
+    "replacing",
     "write_atomically",
     "write_folder_atomically",
     "writing",
@@ -30,14 +31,26 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         WriteError: when the disk is full or the folder not writable.
     """
+    with writing(path), replacing(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write a file under, piece by piece; it gets its own when the body ends without error.
+
+    Raises:
+        WriteError: when the disk is full or the folder not writable.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        try:
-            _write_and_sync(aside, content.encode() if isinstance(content, str) else content)
+    try:
+        yield aside
+        with writing(path):
+            _sync(aside)
             aside.replace(path)
             _sync(path.parent)
-        finally:
-            aside.unlink(missing_ok=True)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
@@ -80,9 +93,9 @@ def _write_and_sync(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
-    """Flush the directory entries of a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Flush a file, or the directory entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

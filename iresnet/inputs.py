@@ -2,7 +2,7 @@
 
 __all__ = ["Column", "Inputs", "level_scale", "value_range", "white_level"]
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class Column:
         offset: subtracted from the values, in float64, where float32 would merge them.
         categories: names of the categories, each of which is a feature of zeros and ones; none for numbers.
         missing: number of missing values, which were replaced.
+        step: width of the noise; 0 without noise, and in runs of versions that did not note it.
 
     Example:
         >>> Column("weight", 3).title, Column("", 3).title, Column("kind", 2, categories=("lily", "rose")).width
@@ -34,6 +35,7 @@ class Column:
     offset: float = 0.0
     categories: tuple[str, ...] = ()
     missing: int = 0
+    step: float = field(default=0.0, compare=False)
 
     @property
     def title(self) -> str:

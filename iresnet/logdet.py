@@ -206,7 +206,8 @@ class Hutchinson(LogDetEstimator):
 
     The errors of independent ``"rademacher"`` probes average out. Those of ``"hadamard"`` probes, if their number is a
     power of two, mostly cancel where J is that of convolutions, so that 64 come close to the exact value; ``"fixed"``
-    probes are Hadamard probes that are the same at each call and for each sample.
+    probes are Hadamard probes that are the same at each call and for each sample; ``"shared"`` ones are drawn at each
+    call, the same for each sample, so that an estimate does not depend on the rest of its batch.
 
     A subclass implements ``_solve``.
     """
@@ -370,8 +371,8 @@ class Krylov(Hutchinson):
         tol: when given, steps are added until the value of every sample changes by at most ``tol`` nats, and
             ``n_steps`` is not used. Each step then waits for the device, so it is meant for evaluation.
         max_steps: the largest number of steps with ``tol``.
-        probe: ``"rademacher"``, ``"hadamard"`` or ``"fixed"`` (see :class:`~iresnet.logdet.Hutchinson`), or
-            ``"gaussian"``.
+        probe: ``"rademacher"``, ``"hadamard"``, ``"fixed"`` or ``"shared"`` (see
+            :class:`~iresnet.logdet.Hutchinson`), or ``"gaussian"``.
         generator: source of randomness; torch's global one when None.
 
     Reference:

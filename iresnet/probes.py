@@ -52,6 +52,12 @@ def _fixed(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor
     yield from _rows(signs.expand(like.shape), n)
 
 
+def _shared(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
+    """Yield independent signs, the same for each sample: estimates depend on the sample and the generator alone."""
+    for signs in _rademacher(like[:1], n, generator):
+        yield torch.zeros_like(like) + signs
+
+
 @lru_cache(maxsize=64)
 def _fixed_signs(shape: tuple[int, ...], device: torch.device) -> Tensor:  # (*E,)
     # Drawn by numpy, since torch.vmap refuses to draw the same numbers for all samples.
@@ -98,5 +104,6 @@ PROBES: dict[str, Callable[[Tensor, int, Generator | None], Iterator[Tensor]]] =
     "gaussian": _gaussian,
     "hadamard": _hadamard,
     "fixed": _fixed,
+    "shared": _shared,
 }
 """Probes by name: functions of a tensor of their shape and type, (N, *E), their number, and the generator."""

@@ -38,6 +38,7 @@ _COMMANDS = {
     "reconstruction.json": "reconstruct",
     "interpolation.json": "interpolate",
     "samples/samples.json": "sample",
+    "training-scores.json": "score",
     **{f"analysis/{name}.json": f"analyze {name}" for name in ANALYSES},
 }
 """Files of results, and the command that writes each."""

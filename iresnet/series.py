@@ -106,8 +106,8 @@ class RussianRoulette(Hutchinson):
         p: chance to stop before each further term (geometric), or mean number of further terms (poisson).
         n_probes: probes averaged for each sample.
         lengths: ``"geometric"`` or ``"poisson"``.
-        probe: ``"rademacher"``, ``"hadamard"`` or ``"fixed"`` (see :class:`~iresnet.logdet.Hutchinson`), or
-            ``"gaussian"``.
+        probe: ``"rademacher"``, ``"hadamard"``, ``"fixed"`` or ``"shared"`` (see
+            :class:`~iresnet.logdet.Hutchinson`), or ``"gaussian"``.
         generator: source of randomness; torch's global one when None.
 
     Reference:

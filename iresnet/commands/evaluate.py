@@ -3,6 +3,7 @@
 __all__ = ["evaluate"]
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -20,6 +21,7 @@ from iresnet.commands.arguments import (
     Processes,
     RunFolder,
     Seed,
+    classifier_of,
     flow_of,
     open_run,
     use_processes,
@@ -50,6 +52,7 @@ def evaluate(
     seed: Seed = 0,
     standard_error: float | None = None,
     dequantize_samples: Annotated[int, Parameter(alias="--dequantise-samples")] = 1,
+    radius: Annotated[list[float] | None, Parameter(negative="", validator=validators.Number(gte=0))] = None,
     precision: Precision = "float32",
     batch_size: BatchSize = None,
     device: DeviceName = "auto",
@@ -59,8 +62,9 @@ def evaluate(
     """Measure likelihood and predictions on a split, with error bars, beside baselines; writes evaluation.json.
 
     Densities: bits/dim, also of each class. Classifiers: accuracy, negative log-likelihood, expected calibration error
-    (15 bins; beside what a calibrated classifier would show by chance), accuracy of each class; the confusion matrix
-    and the reliability bins are in evaluation.json.
+    (15 bins; beside what a calibrated classifier would show by chance), accuracy of each class, and certified accuracy:
+    the share of examples that are predicted right and are proved to stay so within a Euclidean radius, in units of the
+    data. The confusion matrix and the reliability bins are in evaluation.json.
 
     --ood mnist --ood letters/ tells how well the model notices other data: AUROC and FPR95 of its log-likelihood, of
     typicality (distance of bits/dim from their mean on the training split, of one example and of ten), and of the
@@ -80,6 +84,7 @@ def evaluate(
         seed: Of the order of examples, dequantization noise and probes.
         standard_error: Stop early once the standard error of the mean bits/dim falls to this.
         dequantize_samples: Noise draws for each example, whose mean density is a tighter bound.
+        radius: At which accuracy is certified; may be repeated. Round numbers about the median radius by default.
     """
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
@@ -90,6 +95,8 @@ def evaluate(
     folder, model, dataset, data = open_run(run, data_dir, split, device)
     if standard_error is not None or dequantize_samples != 1:
         flow_of(model)  # refuses a classifier
+    if radius:
+        classifier_of(model)
     others = dict(_load_other(name, data_dir or folder.data_dir, dataset, split) for name in ood or ())
     subset = data.shuffled(seed, examples) if examples else data
     result, previous = _header(folder, model, dataset, split), _previous_evaluation(folder, split)
@@ -106,7 +113,7 @@ def evaluate(
             say(f"the evaluation that is there, of {known}, is kept")
             result = previous | result
         else:
-            result |= _evaluate(model, dataset, data, asked, split, standard_error, options)
+            result |= _evaluate(model, dataset, data, asked, split, standard_error, radius or (), options)
         detections = _detect(model, dataset, subset, others, options) if others else {}
 
     for name, scores in detections.items():
@@ -197,6 +204,7 @@ def _evaluate(
     effort: _Effort,
     split: str,
     standard_error: float | None,
+    radii: Sequence[float],
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Evaluate likelihood and predictions, whichever the model has, on a subset of the data, and print them."""
@@ -221,7 +229,8 @@ def _evaluate(
         baselines = _baselines(dataset, subset, dequantize_samples=n_draws, seed=seed) if is_main() else {}
     if isinstance(model, (Classifier, Hybrid)):
         with progress("classification", len(subset)) as advance:
-            accuracy = evaluation.classification(model, subset, levels=dataset.levels, progress=advance, **options)
+            given = {"levels": dataset.levels, "radii": radii, **options}
+            accuracy = evaluation.classification(model, subset, progress=advance, **given)
     if likelihood:
         result["likelihood"] = asdict(likelihood)
         result["baselines"] = {name: asdict(baseline) for name, baseline in baselines.items()}
@@ -231,6 +240,7 @@ def _evaluate(
         result["classification"] = asdict(accuracy)
         say(f"{split} {accuracy}")
         say(str(accuracy.calibration))
+        _print_certified(accuracy)
     _print_classes(dataset.class_names, accuracy, likelihood)
     return result
 
@@ -328,6 +338,16 @@ def _print_classes(names: tuple[str, ...], accuracy: "Accuracy | None", likeliho
     say(table)
     if len(rows) > MAX_ROWS:
         say(f"and {len(rows) - MAX_ROWS} classes more, in evaluation.json")
+
+
+def _print_certified(accuracy: "Accuracy") -> None:
+    if not accuracy.certified:
+        say("no prediction is certified: the network is plain, or its bounds are infinite")
+        return
+    table = _table("certified radius", "accuracy", "95 % interval")
+    for at in accuracy.certified:
+        table.add_row(f"{at.radius:g}", f"{at.accuracy:.2%}", f"{at.interval[0]:.2%} to {at.interval[1]:.2%}")
+    say(table)
 
 
 def _print_detections(name: str, scores: "dict[str, Detection]", preparation: str) -> None:

@@ -14,6 +14,7 @@ from iresnet.commands.arguments import (
     Processes,
     RunFolder,
     Seed,
+    check_samples_file,
     flow_of,
     load_run,
     use_processes,
@@ -114,10 +115,7 @@ def _check_out(out: Path | None, inputs: "Inputs", *, individual: bool) -> None:
         return
     if individual:
         raise RecipeError(f"--individual writes several files: give a folder as --out, got {out}")
-    is_image, is_plane = len(inputs.shape) == 3, inputs.shape == (2,)
-    suffixes = (".png", ".npz") if is_image else (".csv", ".npz", ".png") if is_plane else (".csv", ".npz")
-    if out.suffix.lower() not in suffixes:
-        raise RecipeError(f"--out {out}: samples of this run go to a folder or a file ending in {', '.join(suffixes)}")
+    check_samples_file(out, inputs)
 
 
 def _class_number(of_class: str, inputs: "Inputs") -> int:

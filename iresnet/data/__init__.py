@@ -7,6 +7,8 @@ __all__ = [
     "Batches",
     "Column",
     "Dataset",
+    "Examples",
+    "ImageConversion",
     "Split",
     "Stream",
     "StreamedBatches",
@@ -18,16 +20,19 @@ __all__ = [
     "flip",
     "load",
     "match_format",
+    "open_examples",
     "pad_crop",
     "permutation",
+    "to_features",
     "training_batches",
 ]
 
 from iresnet.data.batches import Batches, StreamedBatches, training_batches
 from iresnet.data.columns import Column
 from iresnet.data.dataset import Dataset, Split, permutation
-from iresnet.data.images import Stream
-from iresnet.data.preparation import check_columns, check_density
+from iresnet.data.examples import Examples, open_examples
+from iresnet.data.images import ImageConversion, Stream
+from iresnet.data.preparation import check_columns, check_density, to_features
 from iresnet.data.registry import DATASETS, load
 from iresnet.data.toys import TOYS, Toy
 from iresnet.data.transforms import PADDINGS, dequantise, dequantize, flip, match_format, pad_crop

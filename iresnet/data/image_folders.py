@@ -1,8 +1,10 @@
 """Folders of images: image files sorted into classes, or Parquet files in the layout of the Hugging Face hub."""
 
 __all__ = [
+    "SUFFIXES",
     "ParquetFiles",
     "find_parquet",
+    "list_images",
     "read_image_folder",
     "read_parquet_folder",
 ]
@@ -32,7 +34,7 @@ from iresnet.errors import DataError
 # -- image files -------------------------------------------------------------------------------------------------------
 
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 
 
@@ -124,12 +126,24 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
+def list_images(folder: Path) -> list[Path]:
+    """List the image files of a folder, however deep; files that are no images are passed over.
+
+    Raises:
+        DataError: there are none.
+    """
+    files = _images_below(folder)
+    if not files:
+        raise DataError(f"{folder}: no images found; expected files like *.png or *.jpg")
+    return files
+
+
 def _images_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if _is_image(path))
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 # -- Parquet files -----------------------------------------------------------------------------------------------------

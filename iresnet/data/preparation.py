@@ -7,6 +7,7 @@ __all__ = [
     "is_discrete",
     "prepare",
     "smallest_step",
+    "to_features",
 ]
 
 from collections.abc import Sequence
@@ -242,6 +243,34 @@ def prepare(
     return [Split(rows, split.y) for rows, split in zip(x, splits, strict=True)], tuple(prepared)
 
 
+def to_features(x: Tensor, columns: Sequence[Column], u: Tensor) -> Tensor:  # (N, D) float64, (D,) -> (N, D) float32
+    """Turn values of a table into features as those of the training data became ones.
+
+    Args:
+        x: values as they stand in the table, categories as zeros and ones, float64.
+        columns: those of the training data.
+        u: noise, uniform on [0, 1), for the columns that got any; the same for each row.
+
+    Raises:
+        DataError: a column got noise of a step that its run did not note.
+
+    Example:
+        >>> age, time = Column("age", 1, noisy=True, step=0.5), Column("time", 2, offset=1000.0)
+        >>> to_features(torch.tensor([[3.0, 1002.0]]).double(), [age, time], torch.tensor([0.5, 0.5])).tolist()
+        [[3.25, 2.0]]
+    """
+    widths = [column.width for column in columns]
+    features = []
+    for values, noise, column in zip(x.split(widths, dim=1), u.split(widths), columns, strict=True):
+        if not column.noisy:
+            features.append((values - column.offset).float())
+            continue
+        if not column.step and not (column.integer or column.categories):
+            raise DataError(f"{column.title}: this run did not note the step of its noise; train it again")
+        features.append(_add_noise(values, noise.double(), replace(column, step=column.step or 1.0)))
+    return torch.cat(features, dim=1)
+
+
 def _fill_missing(
     x: Tensor, column: Column, n_train: int, where: str, generator: Generator
 ) -> tuple[Tensor, Column]:  # (N, width)
@@ -268,11 +297,17 @@ def _to_float32(x: Tensor, column: Column, n_train: int, noise: Generator | None
         offset = 0.0 if column.categories else _offset(train, integer=column.integer)
         return (x - offset).float(), replace(column, offset=offset)
     step = 1.0 if column.integer or column.categories else float(smallest_step(x))
-    noisy = x + step * torch.rand(x.shape, generator=noise, dtype=x.dtype)
-    offset = 0.0 if column.categories else _offset(noisy[:n_train], integer=column.integer)
-    end = (x + step - offset).float()  # of the interval that holds value plus noise, which rounding must not leave
+    u = torch.rand(x.shape, generator=noise, dtype=x.dtype)
+    offset = 0.0 if column.categories else _offset((x + step * u)[:n_train], integer=column.integer)
+    column = replace(column, offset=offset, noisy=True, step=step)
+    return _add_noise(x, u, column), column
+
+
+def _add_noise(x: Tensor, u: Tensor, column: Column) -> Tensor:  # (N, width), numbers in [0, 1) that broadcast to it
+    """Add noise of one step to values in float64, and round the result, less the offset, to float32."""
+    end = (x + column.step - column.offset).float()  # of the interval of value plus noise: rounding must not leave it
     below = torch.nextafter(end, torch.full_like(end, -torch.inf))
-    return torch.minimum((noisy - offset).float(), below), replace(column, offset=offset, noisy=True)
+    return torch.minimum((x + column.step * u - column.offset).float(), below)
 
 
 def _offset(x: Tensor, *, integer: bool) -> float:  # (n, 1)

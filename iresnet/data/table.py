@@ -1,6 +1,6 @@
 """Tables: select the columns that are features, encode categories, and number the classes of a target."""
 
-__all__ = ["ColumnSelection", "Table", "read_table"]
+__all__ = ["ColumnSelection", "Table", "read_features", "read_table"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,6 +92,26 @@ def read_table(
         return Table(Split(torch.from_numpy(x)), (), columns)
     y, class_names = _read_classes(file, target, tuple(classes))
     return Table(Split(torch.from_numpy(x), torch.from_numpy(y)), class_names, columns)
+
+
+def read_features(file: TableFile, like: Sequence[Column]) -> np.ndarray:  # (N, D) float64
+    """Read the columns of the training data from another table, by name, with NaN where a value is missing.
+
+    Args:
+        file: the table.
+        like: the columns of the training data.
+
+    Raises:
+        DataError: a column is missing, or a value is neither a number nor one of the categories.
+
+    Example:
+        >>> file = TextTable(Path("t.csv"), ["kind", "a"], ",", [(2, "lily,1"), (3, "rose,")])
+        >>> read_features(file, [Column("a", 1), Column("kind", 2, categories=("lily", "rose"))]).tolist()
+        [[1.0, 1.0, 0.0], [nan, 0.0, 1.0]]
+    """
+    features = _matching_features(file, like)
+    one_hot = {i for i, column in zip(features, like, strict=True) if column.categories}
+    return _read_features(file, features, one_hot, like, missing=True)[0]
 
 
 # -- selection of columns, by position ---------------------------------------------------------------------------------

@@ -8,10 +8,13 @@ __all__ = [
     "TextTable",
     "check_distinct",
     "is_number",
+    "stream_table",
 ]
 
 import csv
+import gzip
 import io
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
@@ -194,19 +197,24 @@ class TextTable(TableFile):
         with reading(path, "text file in UTF-8", "save it as UTF-8"):
             text = raw_bytes(path).decode("utf-8-sig")
         lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-        if not lines:
-            raise DataError(f"{path}: expected a table of numbers, got an empty file")
-        delimiter = _find_delimiter(lines[0][1])
-        first = _fields(lines[0][1], delimiter)
-        header = _is_header(path, first, [_fields(line, delimiter) for _, line in lines[1:11]])
-        if header and len(lines) == 1:
-            raise DataError(f"{path}: expected rows of numbers, got only the header {', '.join(first)[:100]}")
-        names = [name for name in first if name]
-        if header and (not names or len(set(names)) < len(names)):
-            raise DataError(
-                f"{path}, line {lines[0][0]}: expected a name of its own for each column, got {first}"[:300]
-            )
-        return cls(path, first if header else [""] * len(first), delimiter, lines[1:] if header else lines)
+        names, delimiter, header = _find_columns(path, lines[:11])
+        return cls(path, names, delimiter, lines[header:])
+
+    @classmethod
+    def stream(cls, path: Path, rows: int) -> Iterator["TextTable"]:
+        """Read so many rows of a file at a time, each time as a table of their own.
+
+        Raises:
+            DataError: as :meth:`read` does.
+        """
+        opened = gzip.open if path.suffix == ".gz" else open
+        with reading(path, "text file in UTF-8", "save it as UTF-8"), opened(path, "rt", encoding="utf-8-sig") as file:
+            lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+            first = list(itertools.islice(lines, 11))
+            names, delimiter, header = _find_columns(path, first)
+            lines = itertools.chain(first[header:], lines)
+            while some := [(number, line.rstrip("\r\n")) for number, line in itertools.islice(lines, rows)]:
+                yield cls(path, names, delimiter, some)
 
     def locate(self, row: int, column: int) -> str:
         """See :meth:`TableFile.locate`."""
@@ -270,6 +278,21 @@ class TextTable(TableFile):
         return ["" if value.lower() in MISSING else value for value in values]
 
 
+def _find_columns(path: Path, lines: Sequence[tuple[int, str]]) -> tuple[list[str], str | None, int]:
+    """Return the names of the columns and the delimiter, from the first lines, and whether the first is a header."""
+    if not lines:
+        raise DataError(f"{path}: expected a table of numbers, got an empty file")
+    delimiter = _find_delimiter(lines[0][1])
+    first = _fields(lines[0][1], delimiter)
+    header = _is_header(path, first, [_fields(line, delimiter) for _, line in lines[1:]])
+    if header and len(lines) == 1:
+        raise DataError(f"{path}: expected rows of numbers, got only the header {', '.join(first)[:100]}")
+    names = [name for name in first if name]
+    if header and (not names or len(set(names)) < len(names)):
+        raise DataError(f"{path}, line {lines[0][0]}: expected a name of its own for each column, got {first}"[:300])
+    return first if header else [""] * len(first), delimiter, int(header)
+
+
 def _fields(line: str, delimiter: str | None) -> list[str]:
     if delimiter is None:
         return line.split()
@@ -309,11 +332,13 @@ class ParquetTable(TableFile):
     Args:
         path: the file.
         content: its columns.
+        start: rows of the file that come before these.
     """
 
-    def __init__(self, path: Path, content: pa.Table):
+    def __init__(self, path: Path, content: pa.Table, start: int = 0):
         super().__init__(path, content.column_names)
         self.content = content
+        self.start = start
 
     @classmethod
     def read(cls, path: Path) -> "ParquetTable":
@@ -324,6 +349,26 @@ class ParquetTable(TableFile):
         """
         with reading(path, "complete Parquet file"), pq.ParquetFile(path, page_checksum_verification=True) as file:
             content = file.read()
+        cls._check(path, content)
+        return cls(path, content)
+
+    @classmethod
+    def stream(cls, path: Path, rows: int) -> Iterator["ParquetTable"]:
+        """Read so many rows of a file at a time, each time as a table of their own.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        start = 0
+        with reading(path, "complete Parquet file"), pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(rows):
+                content = pa.Table.from_batches([batch])
+                cls._check(path, content)
+                yield cls(path, content, start)
+                start += len(batch)
+
+    @staticmethod
+    def _check(path: Path, content: pa.Table) -> None:
         if content.num_rows == 0 or content.num_columns == 0:
             raise DataError(f"{path}: expected rows of numbers, got an empty table")
         if len(set(content.column_names)) < content.num_columns:
@@ -332,11 +377,10 @@ class ParquetTable(TableFile):
             raise DataError(
                 f"{path}: expected columns of numbers, got images; give the folder of such files, {path.parent}"
             )
-        return cls(path, content)
 
     def locate(self, row: int, column: int) -> str:
         """See :meth:`TableFile.locate`."""
-        return f"{self.path}, row {row + 1}, {self.describe(column)}"
+        return f"{self.path}, row {self.start + row + 1}, {self.describe(column)}"
 
     def read_numbers(self, columns: Sequence[int], *, missing: bool) -> np.ndarray:
         """See :meth:`TableFile.read_numbers`."""
@@ -375,6 +419,19 @@ class ParquetTable(TableFile):
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+
+
+def stream_table(path: Path, rows: int) -> Iterator[TableFile]:
+    """Read a table so many rows at a time, whatever its format.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.csv"
+        >>> _ = path.write_text("a,b\\n" + "1,2\\n" * 5)
+        >>> [len(some.read_texts(0)) for some in stream_table(path, 2)]
+        [2, 2, 1]
+    """
+    yield from (ParquetTable if path.suffix.lower() == ".parquet" else TextTable).stream(path, rows)
 
 
 #: Functions that open a table, by the suffix of the file; a text file may also be compressed, with ``.gz`` after it.

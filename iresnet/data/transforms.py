@@ -29,6 +29,7 @@ def dequantize(
     levels: int | None,
     generator: Generator | None = None,
     dtype: torch.dtype = torch.float32,
+    shared: bool = False,
 ) -> Tensor:
     r"""Turn integers into real numbers by adding uniform noise: :math:`x + u,\; u \sim U[0, 1)`.
 
@@ -41,6 +42,7 @@ def dequantize(
         levels: number of integer values, or ``None`` for continuous data, which is only cast.
         generator: source of the noise; one on the CPU gives the same noise for every device.
         dtype: ``torch.float32`` or ``torch.float64``.
+        shared: add the same noise to each example, so that a result does not depend on the rest of its batch.
 
     Returns:
         The noisy values, shape ``(N, *E)``.
@@ -70,7 +72,8 @@ def dequantize(
     x = x.to(dtype)
     if levels is None:
         return x
-    noise = torch.rand(x.shape, generator=generator, dtype=dtype, device=random_device(generator, x))
+    shape = (1, *x.shape[1:]) if shared else x.shape
+    noise = torch.rand(shape, generator=generator, dtype=dtype, device=random_device(generator, x))
     return torch.minimum(x + noise.to(x.device), torch.nextafter(x + 1, x))  # 255 + 0.99999997 would round to 256
 
 

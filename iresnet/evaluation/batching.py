@@ -11,6 +11,7 @@ __all__ = [
     "input_batches",
     "model_inputs",
     "reference_tensor",
+    "stream_in_batches",
 ]
 
 import math
@@ -64,16 +65,29 @@ def evaluate_in_batches(
         [1.0, 5.0, 4.0]
     """
     results: list[R] = []
-    remaining, done = iter(batches), 0
+    done = 0
+    for batch, result in stream_in_batches(model, batches, function):
+        results.append(result)
+        progress(done := done + len(batch))
+        if stop and stop(results):
+            break
+    return results
+
+
+@torch.no_grad()
+def stream_in_batches(model: nn.Module, batches: Iterable[B], function: Callable[[B], R]) -> Iterator[tuple[B, R]]:
+    """Yield each batch with its result as soon as it is there, and keep neither; see :func:`evaluate_in_batches`.
+
+    Example:
+        >>> batches = torch.arange(5.0).split(2)
+        >>> [total for _, total in stream_in_batches(nn.Identity(), batches, lambda x: float(x.sum()))]
+        [1.0, 5.0, 4.0]
+    """
+    remaining = iter(batches)
     with evaluation_mode(model):
         while turn := list(islice(remaining, world_size())):  # one batch for each process
             mine = function(turn[rank()]) if rank() < len(turn) else None
-            for batch, result in zip(turn, gather(mine), strict=False):
-                results.append(result)  # pyright: ignore[reportArgumentType]
-                progress(done := done + len(batch))
-                if stop and stop(results):
-                    return results
-    return results
+            yield from zip(turn, gather(mine), strict=False)  # pyright: ignore[reportReturnType]
 
 
 @contextmanager

@@ -4,14 +4,16 @@ __all__ = [
     "Accuracy",
     "Bin",
     "Calibration",
+    "CertifiedAccuracy",
     "ClassAccuracy",
     "calibration",
+    "certified_accuracy",
     "classification",
     "wilson",
 ]
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +24,9 @@ from torch import Tensor
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.data import Split
 from iresnet.errors import DataError
-from iresnet.evaluation.batching import evaluate_in_batches, input_batches
+from iresnet.evaluation.batching import evaluate_in_batches, input_batches, reference_tensor
 from iresnet.evaluation.likelihood import Estimate, estimate
+from iresnet.evaluation.robustness import certified_radius, logit_constant
 
 # -- intervals ---------------------------------------------------------------------------------------------------------
 
@@ -157,6 +160,55 @@ def calibration(
     return Calibration(error(bins, hits - p), half_width, mean, high, tuple(rows))
 
 
+# -- certified accuracy ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CertifiedAccuracy:
+    """Share of the examples that are predicted right, and proved to be within a radius around them.
+
+    Attributes:
+        radius: in units of the data, Euclidean.
+        accuracy: a lower bound of the accuracy under any attack within the radius.
+        interval: its 95 % Wilson interval.
+    """
+
+    radius: float
+    accuracy: float
+    interval: tuple[float, float]
+
+
+def certified_accuracy(
+    radii: Tensor,  # (N,)
+    right: Tensor,  # (N,)
+    at: Sequence[float] = (),
+) -> tuple[CertifiedAccuracy, ...]:
+    """Compute the certified accuracy at some radii.
+
+    Args:
+        radii: certified radii of the predictions.
+        right: whether they are right.
+        at: the radii; when empty, four round numbers, about a quarter, a half, one and two times the median radius of
+            the right predictions; none where nothing is certified.
+
+    Raises:
+        DataError: a radius is negative.
+
+    Example:
+        >>> found = certified_accuracy(torch.tensor([0.1, 0.2, 0.4]), torch.tensor([True, True, False]), at=[0.0, 0.15])
+        >>> [(c.radius, round(c.accuracy, 2)) for c in found]
+        [(0.0, 0.67), (0.15, 0.33)]
+    """
+    if any(not radius >= 0 for radius in at):
+        raise DataError(f"radii of certified accuracy must not be negative, got {min(at)}")
+    known = radii[right & (radii > 0)]
+    if not at and len(known):
+        median = float(known.median())
+        at = sorted({float(f"{factor * median:.1g}") for factor in (0.25, 0.5, 1, 2)})
+    shares = [(radius, float((right & (radii > 0) & (radii >= radius)).double().mean())) for radius in at]
+    return tuple(CertifiedAccuracy(radius, share, wilson(share, len(radii))) for radius, share in shares)
+
+
 # -- accuracy ----------------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +239,7 @@ class Accuracy:
         calibration: of its confidences.
         classes: one entry a class.
         confusion: counts of examples of a class (row) that were taken for a class (column).
+        certified: accuracy that is proved to be left within some radii; empty where nothing is proved.
     """
 
     accuracy: float
@@ -196,6 +249,7 @@ class Accuracy:
     calibration: Calibration
     classes: tuple[ClassAccuracy, ...]
     confusion: tuple[tuple[int, ...], ...]
+    certified: tuple[CertifiedAccuracy, ...] = ()
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -211,6 +265,7 @@ def classification(
     split: Split,
     *,
     levels: int | None,
+    radii: Sequence[float] = (),
     batch_size: int = 256,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
@@ -221,6 +276,7 @@ def classification(
         model: the classifier; a hybrid sees dequantized data, as in training.
         split: examples with labels.
         levels: values that an integer component takes, none for continuous data.
+        radii: at which accuracy is certified, see :func:`certified_accuracy`.
         batch_size: examples at a time.
         seed: of the dequantization noise.
         progress: called with the number of examples done after each batch.
@@ -232,6 +288,7 @@ def classification(
         raise DataError("the split has no labels to predict")
     noise_levels = levels if isinstance(model, Hybrid) else None
     batches = input_batches(model, split.x, batch_size, levels=noise_levels, seed=seed)
+    constant = logit_constant(model, split.x[:1].to(reference_tensor(model)))
     logits = torch.cat(evaluate_in_batches(model, batches, lambda x: model(x).double().cpu(), progress=progress))
     y = split.y.cpu()
     n, n_classes = logits.shape
@@ -251,4 +308,5 @@ def classification(
         calibration(confidence, predicted == y),
         tuple(classes),
         tuple(tuple(row) for row in confusion.tolist()),
+        certified_accuracy(certified_radius(logits, constant), predicted == y, radii),
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from iresnet.bijections import Bijection
 from iresnet.classifiers import Hybrid
 from iresnet.devices import random_device
 from iresnet.errors import IResNetError
@@ -20,12 +21,12 @@ from iresnet.flows import Flow, check_sampling
 
 
 def decode(
-    flow: Flow, z: Tensor, *, batch_size: int = 32, progress: Callable[[int], None] = lambda done: None
+    flow: Flow | Bijection, z: Tensor, *, batch_size: int = 32, progress: Callable[[int], None] = lambda done: None
 ) -> Tensor:
     r"""Map latents, (n, D), to data, (n, \*E), in batches that are shared out among the processes.
 
     Args:
-        flow: the density.
+        flow: the density, or any bijection.
         z: the latents, the same in all processes.
         batch_size: samples that are solved together.
         progress: called with the number of samples done after each batch.
@@ -37,7 +38,8 @@ def decode(
         >>> torch.equal(decode(flow, z, batch_size=2), flow.decode(z))
         True
     """
-    return torch.cat(evaluate_in_batches(flow, z.split(batch_size), flow.decode, progress=progress))
+    inverse = flow.decode if isinstance(flow, Flow) else flow.inverse
+    return torch.cat(evaluate_in_batches(flow, z.split(batch_size), inverse, progress=progress))
 
 
 # -- latents of a class ------------------------------------------------------------------------------------------------
