@@ -142,7 +142,9 @@ def load_data(folder: "Run", data_dir: Path | None) -> "Dataset":
 
     config, inputs = folder.read_config()
     if not config.data.name:
-        raise RunError(f"{path} was imported, and does not say of which data: import it again with --data, as cifar10")
+        raise RunError(
+            f"{folder.path} was imported, and does not say of which data: import it again with --data, as cifar10"
+        )
     dataset = load(config.data.name, data_dir or folder.data_dir, **config.data.options)
     if not is_trained_on(dataset, config.task.kind, inputs):
         changed = f"{dataset.source} has changed since: restore it, or train again"

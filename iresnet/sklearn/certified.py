@@ -2,7 +2,6 @@
 
 __all__ = ["InvertibleClassifier"]
 
-import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -12,27 +11,10 @@ from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 
-from iresnet.bounds import upper_bound
 from iresnet.classifiers import Classifier
 from iresnet.errors import DataError
+from iresnet.evaluation import certified_radius, logit_constant
 from iresnet.sklearn.fitting import FlowEstimator, validated, varying_columns
-
-_ROUNDING = 1 + 1e-10  # covers the float64 rounding of a norm
-
-
-def _logit_constant(classifier: Classifier) -> float:
-    r"""Bound the Lipschitz constant of the logits of standardized rows, in the Euclidean norm.
-
-    .. math:: L = L_{network} \, \| W \mathrm{diag}(s) \|_2
-
-    The head is W relu(s z + b), with the scales s of its batch norm: a ReLU leaves out columns of W diag(s), which
-    makes no norm larger.
-    """
-    _, network = classifier.bijection.stretch(upper_bound)
-    norm, linear = classifier.head.norm, classifier.head.linear
-    assert norm.running_var is not None
-    scales = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return network * float(torch.linalg.matrix_norm(linear.weight * scales, 2)) * _ROUNDING
 
 
 class InvertibleClassifier(ClassifierMixin, FlowEstimator):
@@ -50,7 +32,7 @@ class InvertibleClassifier(ClassifierMixin, FlowEstimator):
         varying_: which columns are not constant, (D,); the model sees these alone.
         mean_: of those columns.
         scale_: their standard deviations.
-        lipschitz_: proved bound of the Lipschitz constant of the map from rows to logits, in the Euclidean norm of the
+        lipschitz_: proved bound of the Lipschitz constant of differences between logits, in the Euclidean norm of the
             units of X.
         n_steps_: steps of the training.
         n_features_in_: D.
@@ -125,7 +107,8 @@ class InvertibleClassifier(ClassifierMixin, FlowEstimator):
             raise DataError(f"a classifier needs at least 2 classes, got 1 class: {self.classes_[0]}")
         self.varying_ = varying_columns(x)
         self._fit_model(x[:, self.varying_], labels, tuple(map(str, self.classes_)))
-        self.lipschitz_ = _logit_constant(self.model_) / float(self.scale_.min())
+        rows = torch.zeros(1, len(self.mean_), dtype=torch.float64)
+        self.lipschitz_ = logit_constant(self.model_, rows) / float(self.scale_.min())
         return self
 
     def predict(self, X: ArrayLike) -> np.ndarray:  # (N, D) -> (N,)
@@ -150,8 +133,7 @@ class InvertibleClassifier(ClassifierMixin, FlowEstimator):
         Returns:
             Radii, 0 where two classes are equally probable.
         """
-        second, first = np.sort(self._logits(X), axis=1)[:, -2:].T
-        return (first - second) / (math.sqrt(2) * self.lipschitz_)
+        return certified_radius(torch.from_numpy(self._logits(X)), self.lipschitz_).numpy()
 
     def _logits(self, X: ArrayLike) -> np.ndarray:  # (N, n_classes)
         x = self._checked(X)[:, self.varying_]
