@@ -29,6 +29,7 @@ MODELS = {
 }
 """Names in the package, and the experiments of which each is a run."""
 COPIED = ("config.yaml", "model.safetensors", "certificate.json", "evaluation.json")
+SCORES = "training-scores.json"  # of densities, by iresnet score
 EXAMPLES = 256
 LARGEST = 4 * 1024**2  # bytes
 
@@ -70,6 +71,8 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         for file in COPIED:
             shutil.copyfile(best / file, folder / file)
+        if (best / SCORES).is_file():
+            shutil.copyfile(best / SCORES, folder / SCORES)
         figure = score_on_subset(Run(best), options.data_dir)
         (folder / "stated.json").write_text(json.dumps(figure, indent=2) + "\n")
         print(name, best.name, figure)

@@ -94,7 +94,9 @@ def _scales(norm: BatchNorm) -> Tensor:  # (C,)
 
 
 def _norm(matrix: Tensor) -> float:
-    """Return the largest singular value of a matrix in float64, rounded up."""
+    """Return the largest singular value of a matrix in float64, rounded up; infinity where weights are not finite."""
+    if not bool(torch.isfinite(matrix).all()):
+        return math.inf
     return float(torch.linalg.matrix_norm(matrix, 2)) * (1 + 1e-10)
 
 

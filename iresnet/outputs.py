@@ -8,9 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from iresnet.errors import RecipeError
 from iresnet.files import replacing, writing
 
@@ -69,6 +66,9 @@ def _csv(path: Path) -> Iterator[Callable[[Columns], None]]:
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[Callable[[Columns], None]]:
+    import pyarrow as pa  # here: slow imports, which commands that write no such file do not need
+    import pyarrow.parquet as pq
+
     writers: list[pq.ParquetWriter] = []
 
     def append(columns: Columns) -> None:

@@ -12,7 +12,7 @@ from iresnet import evaluation
 from iresnet.data import Split, load
 from iresnet.data.storage import data_folders
 from iresnet.errors import RunError
-from iresnet.pretrained import pretrained_names
+from iresnet.pretrained import find_run, pretrained_names
 
 NAME = "digits-density"
 FOLDER = Path(str(resources.files("iresnet.pretrained")))
@@ -54,6 +54,14 @@ def test_a_pretrained_model_is_worth_what_is_stated(name):
     else:
         score = evaluation.likelihood(model, subset, levels=dataset.levels, seed=0)
         assert score.bits_per_dim.mean == pytest.approx(stated["bits_per_dim"], abs=2e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in pretrained_names() if "density" in name])
+def test_training_examples_of_a_pretrained_density_are_scored_already(name):
+    run = find_run(name)
+    stored = run.read_json("training-scores.json")
+    assert (stored["model_sha256"], stored["n_draws"], stored["seed"]) == (run.weights_sha256(), 4, 0)
+    assert len(stored["log_likelihood"]) >= 1000
 
 
 def test_a_model_of_the_hub_is_that_of_its_files(monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from data_fixtures import isolated  # noqa: F401 (used by all)
+from laws import within_4_errors
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -79,6 +80,8 @@ def test_shared_probes_are_signs_that_all_samples_have_and_draws_have_not():
     assert bool((first.abs() == 1).all())
     assert torch.equal(first, first[:1].expand(5, -1, -1, -1))
     assert not torch.equal(first, second)
+    many = torch.stack(list(PROBES["shared"](like[:1, 0, :1, :3], 20_000, torch.Generator().manual_seed(0))))[:, 0, 0]
+    within_4_errors(many[:, :, None] * many[:, None] - torch.eye(3), 0.0)
     (alone, _) = PROBES["shared"](like[:1], 2, torch.Generator().manual_seed(0))
     assert torch.equal(alone[0], first[0])
 

@@ -7,7 +7,6 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
 
 from iresnet.commands.arguments import (
@@ -94,6 +93,8 @@ def encode(
 
 
 def _write_arrays(out: Path, parts: list[dict[str, Any]]) -> None:
+    import numpy as np
+
     with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as aside, writing(out), zipfile.ZipFile(aside, "w") as archive:
@@ -150,6 +151,7 @@ def decode(
 
 def _read_latents(path: Path, shape: tuple[int, ...]) -> "torch.Tensor":  # (N, *shape)
     """Read the column or array z of a file."""
+    import numpy as np
     import pyarrow.parquet as pq
     import torch
 

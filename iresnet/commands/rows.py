@@ -3,7 +3,7 @@
 __all__ = ["ROW_FILES", "Rows"]
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ class Rows:
         if out is not None:
             check_suffix(out, suffixes)
         self.out, self.by, self.n = out, by, 0
-        self._append: Callable[[dict[str, Sequence[Any]]], None] | None = None
+        self._append: Callable[[Mapping[str, Sequence[Any]]], None] | None = None
         self._best: list[tuple[float, int, dict[str, Any]]] = []  # a heap: the worst of those to print comes first
 
     @contextmanager
@@ -55,7 +55,7 @@ class Rows:
         with rows_written(self.out) as self._append:
             yield
 
-    def add(self, examples: "Examples", results: dict[str, Sequence[Any]], done: Callable[[int], None]) -> None:
+    def add(self, examples: "Examples", results: Mapping[str, Sequence[Any]], done: Callable[[int], None]) -> None:
         """Add the results of a batch, by column; tell progress how many rows there are.
 
         Raises:
