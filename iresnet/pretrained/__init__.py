@@ -1,6 +1,6 @@
 """Trained models: of run folders, of the package (each a folder here), and of the hub."""
 
-__all__ = ["load", "pretrained_names"]
+__all__ = ["find_run", "load", "pretrained_names"]
 
 import re
 from importlib import resources
@@ -54,14 +54,23 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
         Traceback (most recent call last):
         iresnet.errors.RunError: digits-densty is not a run folder (no config.yaml in it), nor ...; did you mean ...
     """
-    model = load_model(_find(path)).to(choose_device(device))
+    model = load_model(find_run(path)).to(choose_device(device))
     for module in model.modules():
         if isinstance(module, ResidualBlock):
             module.logdet = None  # that of the recipe is for training
     return model
 
 
-def _find(path: str | Path) -> Run:
+def find_run(path: str | Path) -> Run:
+    """Find the run that a path or a name stands for, as :func:`load` does.
+
+    Raises:
+        RunError: when there is none.
+
+    Example:
+        >>> find_run("digits-density").read_config()[1].levels
+        17
+    """
     name = str(path)
     if Path(path).exists():
         return Run.open(path)
