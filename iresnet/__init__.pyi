@@ -40,6 +40,7 @@ __all__ = [
     "dequantise",
     "dequantize",
     "errors",
+    "export",
     "hold_weights",
     "linearize",
     "load",
@@ -50,7 +51,7 @@ __all__ = [
     "zoo",
 ]
 
-from . import data, errors, networks, zoo
+from . import data, errors, export, networks, zoo
 from .accelerated import Anderson, NewtonKrylov
 from .activations import LipSwish, MaxMin
 from .bijections import (

@@ -16,6 +16,7 @@ from iresnet.commands.arguments import SeveralProcesses
 from iresnet.commands.certify import certify
 from iresnet.commands.compare import compare, report
 from iresnet.commands.evaluate import evaluate
+from iresnet.commands.export import export
 from iresnet.commands.interpolate import interpolate
 from iresnet.commands.reconstruct import reconstruct
 from iresnet.commands.sample import sample
@@ -34,7 +35,7 @@ app = App(
 )
 app.command(recipes)
 app.command(train)
-for command in (evaluate, sample, reconstruct, interpolate, certify, compare, report):
+for command in (evaluate, sample, reconstruct, interpolate, certify, compare, report, export):
     app.command(command)
 app.command(analyze, name=("analyze", "analyse"))
 
