@@ -42,6 +42,7 @@ __all__ = [
     "dequantise",
     "dequantize",
     "errors",
+    "export",
     "from_pretrained",
     "hold_weights",
     "linearize",
@@ -55,7 +56,7 @@ __all__ = [
     "zoo",
 ]
 
-from . import data, errors, networks, zoo
+from . import data, errors, export, networks, zoo
 from .accelerated import Anderson, NewtonKrylov
 from .activations import LipSwish, MaxMin
 from .bijections import (

@@ -67,7 +67,7 @@ class _ImageHead(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:  # (N, D) -> (N, n_classes)
         vectors = z.split([math.prod(shape) for shape in self.shapes], dim=1)
-        images = [v.view(len(z), *shape) for v, shape in zip(vectors, self.shapes, strict=True)]
+        images = [v.view(z.shape[0], *shape) for v, shape in zip(vectors, self.shapes, strict=True)]
         with default_precision(training=self.training, device=z.device):
             features = [branch(x).mean((2, 3)) for branch, x in zip(self.branches, images, strict=True)]
             return self.linear(torch.cat(features, dim=1))

@@ -17,6 +17,7 @@ from iresnet.commands.certify import certify
 from iresnet.commands.compare import compare, report
 from iresnet.commands.encode import decode, encode
 from iresnet.commands.evaluate import evaluate
+from iresnet.commands.export import export
 from iresnet.commands.import_ import import_checkpoint
 from iresnet.commands.interpolate import interpolate
 from iresnet.commands.predict import predict
@@ -38,7 +39,9 @@ app = App(
 )
 app.command(recipes)
 app.command(train)
-for command in (evaluate, score, predict, encode, decode, sample, reconstruct, interpolate, certify, compare, report):
+for command in (evaluate, score, predict, encode, decode, sample, reconstruct, interpolate):
+    app.command(command)
+for command in (certify, compare, report, export):
     app.command(command)
 app.command(import_checkpoint, name="import")
 app.command(analyze, name=("analyze", "analyse"))

@@ -124,6 +124,12 @@ class TrainConfig:
     """Length of the training, how it computes, and what it writes."""
 
     epochs: int = option(10, "passes over the training split", at_least=1)
+    max_steps: int | None = option(
+        None, "stop after so many steps, if the epochs have more; schedules end there too", at_least=1
+    )
+    init: str | None = option(
+        None, "start from the weights of this run folder or bundled model, with the data's own scale"
+    )
     batch_size: int = option(64, "examples a step, over all processes", at_least=1)
     seed: int = option(0, "of weights, order, noise and probes", at_least=0, below=2**63, changes="run")
     sharding: str = option(

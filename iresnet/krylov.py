@@ -31,7 +31,7 @@ class KrylovSpace:
         self.length = vector_norm(v, dim=1)  # (N,)
         # Each vector is contiguous, as convolutions want it. H has a column of zeros in front, see _shifted.
         self.Q = v.new_empty(max_steps, *v.shape)
-        self._H = v.new_zeros(len(v), max_steps, max_steps + 1)
+        self._H = v.new_zeros(v.shape[0], max_steps, max_steps + 1)
         _store(torch.div, v, self.length.clamp(min=torch.finfo(v.dtype).tiny)[:, None], self.Q[0])
 
     @property

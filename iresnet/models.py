@@ -9,6 +9,7 @@ __all__ = [
     "recipe_of",
     "save_model",
     "save_weights",
+    "start_from",
 ]
 
 import copy
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from iresnet import zoo
+from iresnet.bijections import Affine
 from iresnet.capacity import check_room
 from iresnet.certificates import Certificate, seal
 from iresnet.config import Config, DataConfig, TaskConfig
@@ -233,3 +235,39 @@ def load_model(run: Run) -> Model:
         reason = " ".join(str(error).split())[:300]
         raise RunError(f"{run.model_file} does not fit config.yaml: {reason}") from error
     return model.eval()
+
+
+@torch.no_grad()
+def start_from(model: Model, source: Model, name: str) -> None:
+    """Give a model the weights of another of the same architecture, as the start of a training.
+
+    The scale of the data stays the model's own, which is that of the data that it is trained on.
+
+    Args:
+        model: changed in place.
+        source: has the weights.
+        name: of the source, for the message.
+
+    Raises:
+        RunError: names the weights that do not fit, with both shapes; nothing is changed then.
+
+    Example:
+        >>> from iresnet.zoo import build
+        >>> flow, other = (build("toy-mlp", shape=(2,), blocks=1, hidden=hidden) for hidden in (4, 8))
+        >>> start_from(flow, other, "runs/other")
+        Traceback (most recent call last):
+        iresnet.errors.RunError: the weights of runs/other do not fit this model: '...' is ... there and ... here; ...
+    """
+    found, own = source.state_dict(), model.state_dict()
+    scale = {f"{path}.{name}" for path, m in model.named_modules() if isinstance(m, Affine) for name in m.state_dict()}
+    shapes = [{name: tuple(t.shape) for name, t in state.items() if name not in scale} for state in (found, own)]
+    there, here = shapes
+    misfits = [key for key in {**here, **there} if there.get(key) != here.get(key)]
+    if misfits:
+        pairs = [f"'{key}' is {there.get(key, 'missing')} there and {here.get(key, 'missing')} here" for key in misfits]
+        more = f", and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+        raise RunError(
+            f"the weights of {name} do not fit this model: {'; '.join(pairs[:3])}{more}; --init needs the task, the "
+            "number of classes and the --model options of that run"
+        )
+    model.load_state_dict({**found, **{name: own[name] for name in scale}})

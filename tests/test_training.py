@@ -16,9 +16,9 @@ import iresnet as ir
 from iresnet.config import Config, DataConfig, OptimConfig, TaskConfig, load_config
 from iresnet.data import load
 from iresnet.errors import DataError, Interrupted, IResNetError, RunError
-from iresnet.models import build_model, inputs_of, load_model
+from iresnet.models import build_model, inputs_of, load_model, start_from
 from iresnet.runs import Run
-from iresnet.training import Callback, Task, dry_run, train
+from iresnet.training import Callback, Task, Trainer, dry_run, train
 from iresnet.training.callbacks import Snapshot, Started, Stepped, Stopped
 from iresnet.training.checkpoints import read_checkpoint
 from iresnet.training.optim import OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer
@@ -243,6 +243,91 @@ def test_snapshots_leave_the_training_alone(kind, changes, tiny, whole, tmp_path
     assert_same_run(run, often)
     assert metrics(run) == metrics(often)
     assert metrics(run, "validation")[-1] == metrics(often, "validation")[-1]
+
+
+# -- another start, another end ----------------------------------------------------------------------------------------
+
+
+def test_a_run_stops_after_so_many_steps_and_goes_on_as_if_it_had_not(tiny, tmp_path):
+    """25 steps end within the second epoch of 20; without its limit the run is that which never had one."""
+    constant = (*TWO_EPOCHS, "--optim.schedule", "constant")
+    short, long = (settings(tiny, "toy", *constant, *limit) for limit in (("--train.max-steps", "25"), ()))
+    stopped, straight = train(short, tmp_path / "run"), train(long, tmp_path / "straight")
+    assert read_checkpoint(stopped).step == 25
+    assert [line["step"] for line in metrics(stopped)] == [7, 14, 20, 21, 25]
+    assert [line["step"] for line in metrics(stopped, "validation")] == [20, 25]
+    ir.load(stopped.path)
+    train(short, stopped.path, resume=True)  # it is complete
+    with pytest.raises(RunError, match=r"train.max_steps: 25 -> 24"):
+        train(settings(tiny, "toy", *constant, "--train.max-steps", "24"), stopped.path, resume=True)
+    longer = train(long, stopped.path, resume=True)
+    assert longer.read_config()[0].train.max_steps is None
+    a, b = read_checkpoint(longer), read_checkpoint(straight)
+    for part in ("step", "model", "optimizer", "random"):
+        assert same(getattr(a, part), getattr(b, part)), part
+    with pytest.raises(RunError, match=r"train.max_steps: None -> 25"):
+        train(short, longer.path, resume=True)
+
+
+def test_an_interrupted_short_run_ends_the_same(tiny, tmp_path):
+    config = settings(tiny, "toy", *TWO_EPOCHS, "--train.max-steps", "25", "--optim.schedule", "cosine")
+    straight = train(config, tmp_path / "straight")
+    with pytest.raises(Interrupted, match="after step 22 of 25"):
+        train(config, tmp_path / "run", callbacks=[Events(22, lambda: signal.raise_signal(signal.SIGINT))])
+    resumed = train(config, tmp_path / "run", resume=True)
+    assert_same_run(resumed, straight)
+    assert resumed.metrics_file.read_text() == straight.metrics_file.read_text()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_schedules_end_with_the_last_step(schedule, tiny, tmp_path):
+    changes = ("--train.epochs", "9", "--train.max-steps", "25", "--optim.schedule", schedule, "--train.log-every", "1")
+    config = settings(tiny, "toy", *changes)
+    run = train(config, tmp_path / "run")
+    rates = [line["lr"] for line in metrics(run)]
+    expected = [learning_rate(config.optim, (step - 0.5) / 20, 25 / 20) for step in range(1, 26)]
+    assert rates == pytest.approx(expected, rel=1e-6)
+    assert rates[-1] < 0.1 * max(rates)
+
+
+def test_more_steps_than_the_epochs_have_change_nothing(tiny, whole, tmp_path):
+    run = train(settings(tiny, "toy", *TWO_EPOCHS, "--train.max-steps", "41"), tmp_path / "run")
+    assert_same_run(run, whole("toy")[0])
+    assert dry_run(settings(tiny, "toy", *TWO_EPOCHS, "--train.max-steps", "25")).total_steps == 25
+
+
+@pytest.mark.parametrize("kind", ["density", "classify", "toy"])
+def test_a_training_starts_from_the_weights_of_a_run(kind, tiny, trained, tmp_path):
+    """Bit for bit before the first step, whose loss is below that of a new model."""
+    first = ("--train.log-every", "1", "--train.max-steps", "1")
+    config = settings(tiny, kind, *first, "--train.init", str(trained(kind)))
+    trainer = Trainer(config, device="cpu")
+    assert same(dict(trainer.model.state_dict()), dict(load_model(Run(trained(kind))).state_dict()))
+    run = trainer.fit(tmp_path / "run")
+    fresh = train(settings(tiny, kind, *first), tmp_path / "fresh")
+    assert metrics(run)[0]["loss"] < metrics(fresh)[0]["loss"] - 0.02
+    assert run.read_config()[0].train.init == str(trained(kind))
+
+
+def test_weights_that_do_not_fit_are_named(tiny, trained, tmp_path):
+    init = ("--train.init", str(trained("density")))
+    with pytest.raises(
+        RunError, match=r"'bijection\S+' is \(8, 1, 3, 3\) there and \(9, 1, 3, 3\) here; .*and \d+ more"
+    ):
+        train(settings(tiny, "density", *init, "--model.hidden", "9"), tmp_path / "run")
+    with pytest.raises(RunError, match=r"missing.*--init needs the task"):
+        train(settings(tiny, "classify", *init), tmp_path / "run")
+    with pytest.raises(RunError, match="did you mean 'digits-density'"):
+        train(settings(tiny, "density", "--train.init", "digits-densty"), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_start_keeps_the_scale_of_the_new_data():
+    source, model = (ir.zoo.build("toy-mlp", shape=(2,), blocks=1, hidden=4, mean=mean) for mean in (1.0, 5.0))
+    start_from(model, source, "source")
+    assert float(model.bijection.bijections[0].mean) == 5.0
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, dict(source.named_parameters())[name])
 
 
 # -- resuming what is not there --------------------------------------------------------------------------------------

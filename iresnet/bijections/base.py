@@ -189,7 +189,7 @@ class Chain(Bijection):
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         check_events(x, "a chain of bijections")
-        parts = [x.new_zeros(len(x))]
+        parts = [x.new_zeros(x.shape[0])]
         for bijection in self.bijections:
             x, part = bijection.forward_and_logdet(x, logdet=logdet)  # pyright: ignore[reportCallIssue]
             parts.append(part)

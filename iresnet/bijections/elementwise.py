@@ -71,7 +71,7 @@ class Affine(Bijection):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         z = self(x)
-        return z, -self.std.log().expand(x.shape[1:]).sum().to(z.dtype).expand(len(x))
+        return z, -self.std.log().expand(x.shape[1:]).sum().to(z.dtype).expand(x.shape[0])
 
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
@@ -223,7 +223,7 @@ class ActNorm(Bijection):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         z = self(x)
-        return z, (self.log_scale.sum() * math.prod(x.shape[2:])).to(x.dtype).expand(len(x))
+        return z, (self.log_scale.sum() * math.prod(x.shape[2:])).to(x.dtype).expand(x.shape[0])
 
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""

@@ -50,7 +50,7 @@ class Squeeze(Bijection):
         logdet: LogDets | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
-        return self(x), x.new_zeros(len(x))
+        return self(x), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
@@ -96,12 +96,12 @@ class Flatten(Bijection):
         logdet: LogDets | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
-        return self(x), x.new_zeros(len(x))
+        return self(x), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         check_events(z, "the inverse of Flatten", (math.prod(self.shape),))
-        return z.reshape(len(z), *self.shape)
+        return z.reshape(z.shape[0], *self.shape)
 
     def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
         """See :meth:`Bijection.stretch`."""
@@ -177,7 +177,7 @@ class FactorOut(Bijection):
         """Split latents into the channels that left and the latents of those that went on."""
         check_events(z, "the inverse of FactorOut", (math.prod(self.shape),))
         n_out = math.prod(self.out_shape)
-        return z[:, :n_out].reshape(len(z), *self.out_shape), z[:, n_out:]
+        return z[:, :n_out].reshape(z.shape[0], *self.out_shape), z[:, n_out:]
 
 
 class InjectivePad(Bijection):

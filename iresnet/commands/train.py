@@ -3,6 +3,7 @@
 __all__ = ["listing", "recipes", "train", "train_help"]
 
 import inspect
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ def train(
     recipe: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
     *overrides: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
     config: Annotated[Path | None, Parameter(name="--config")] = None,
+    init: str | None = None,
     data_dir: DataDir = None,
     out: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
@@ -39,6 +41,7 @@ def train(
         recipe: Name of a bundled recipe (see: iresnet recipes), or a YAML file.
         overrides: Changes of the recipe.
         config: YAML file in place of a recipe; the config.yaml of a run repeats that run.
+        init: Short for --train.init: start from the weights of this run folder or bundled model.
         data_dir: Folder of data sets.
         out: Run folder to write; runs/RECIPE by default.
         resume: Continue the run in that folder: --out RUN --resume needs nothing else. More --train.epochs make it
@@ -50,6 +53,8 @@ def train(
     """
     recipe, overrides = _source(recipe, overrides, config, out if resume else None)
     short = ["--train.compile", "true"] if compile else []
+    if init is not None:  # found again when the run is resumed elsewhere
+        short += ["--train.init", json.dumps(str(Path(init).absolute()) if Path(init).exists() else init)]
     if tracker is not None:
         names = [token.strip("[]") for token in tracker]  # several options, or the list of a recipe
         short += ["--tracker", f"[{','.join(filter(None, names))}]"]

@@ -34,7 +34,7 @@ from iresnet.precision import use_precision
 from iresnet.training.capture import obstacle
 from iresnet.training.cost import DEVICES, Count, Prediction, StepCounts, Workload, count, duration, predict, table
 from iresnet.training.distributed import make_accelerator
-from iresnet.training.optim import make_optimizer
+from iresnet.training.optim import make_optimizer, total_steps
 from iresnet.training.step import NotFinite, Step
 from iresnet.training.task import Task, make_task
 from iresnet.training.tracking import check_trackers
@@ -240,7 +240,7 @@ def dry_run(
     workload = Workload(
         counts=_counts(task, step, batches),
         batch_size=batch_size,
-        total_steps=config.train.epochs * len(training_batches(dataset, batch_size)),
+        total_steps=total_steps(config.train, len(training_batches(dataset, batch_size))),
         parameters=sum(p.numel() for p in task.parameters()),
         resident_bytes=state_bytes + _bytes([*task.buffers(), *resident]),
         precision=config.train.precision,

@@ -14,6 +14,7 @@ __all__ = [
     "make_optimizer",
     "orthogonalize",
     "set_learning_rate",
+    "total_steps",
     "shard_like",
     "warn_of_new_rates",
 ]
@@ -28,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from iresnet.config import Config, OptimConfig, check
+from iresnet.config import Config, OptimConfig, TrainConfig, check
 from iresnet.devices import device_of
 from iresnet.errors import RunWarning
 from iresnet.lipschitz import lipschitz_layers
@@ -354,12 +355,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
             group["step"] = torch.full_like(before["step"], n) if torch.is_tensor(before["step"]) else n
 
 
-def _cosine(config: OptimConfig, epoch: float, epochs: int) -> float:
+def _cosine(config: OptimConfig, epoch: float, epochs: float) -> float:
     progress = (epoch - config.warmup_epochs) / max(epochs - config.warmup_epochs, 1e-9)
     return 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
 
-SCHEDULES: dict[str, Callable[[OptimConfig, float, int], float]] = {
+SCHEDULES: dict[str, Callable[[OptimConfig, float, float], float]] = {
     "constant": lambda c, epoch, epochs: 1.0,
     "cosine": _cosine,
     "linear": lambda c, epoch, epochs: min(1.0, (1 - epoch / epochs) / max(1 - c.decay_from, 1e-9)),
@@ -368,13 +369,13 @@ SCHEDULES: dict[str, Callable[[OptimConfig, float, int], float]] = {
 """Factors of the learning rate by name, as functions of the options, the fractional epoch and the epochs of the run."""
 
 
-def learning_rate(config: OptimConfig, epoch: float, epochs: int) -> float:
+def learning_rate(config: OptimConfig, epoch: float, epochs: float) -> float:
     """Return the learning rate at a point of the run, a pure function: a resumed run has no schedule to restore.
 
     Args:
         config: options of the optimizer.
         epoch: epochs done, with fraction.
-        epochs: epochs of the whole run.
+        epochs: epochs of the whole run, with fraction where it ends within one.
 
     Example:
         >>> config = OptimConfig(lr=0.1, warmup_epochs=10, schedule="step", milestones=(60, 120, 160))
@@ -385,23 +386,36 @@ def learning_rate(config: OptimConfig, epoch: float, epochs: int) -> float:
     return config.lr * warmup * SCHEDULES[config.schedule](config, epoch, epochs)
 
 
-def warn_of_new_rates(config: OptimConfig, epoch: float, before: int, epochs: int) -> None:
+def total_steps(train: TrainConfig, steps_per_epoch: int) -> int:
+    """Count the steps of a whole run: those of its epochs, or fewer where it is to stop before.
+
+    Example:
+        >>> total_steps(TrainConfig(epochs=3), 20), total_steps(TrainConfig(epochs=3, max_steps=25), 20)
+        (60, 25)
+    """
+    steps = train.epochs * steps_per_epoch
+    return steps if train.max_steps is None else min(steps, train.max_steps)
+
+
+def warn_of_new_rates(config: OptimConfig, step: int, before: int, after: int, steps_per_epoch: int) -> None:
     """Warn when a run that is extended goes on with other learning rates, as schedules that know its end do.
 
     Args:
         config: options of the optimizer.
-        epoch: epochs done.
-        before: epochs that the run was started for.
-        epochs: epochs of the extended run.
+        step: steps done.
+        before: steps that the run was started for.
+        after: steps of the extended run.
+        steps_per_epoch: steps of an epoch.
 
     Warns:
         RunWarning: names both rates.
     """
-    old, new = learning_rate(config, epoch, before), learning_rate(config, epoch, epochs)
+    epoch, short, long = (n / steps_per_epoch for n in (step, before, after))
+    old, new = learning_rate(config, epoch, short), learning_rate(config, epoch, long)
     if old != new:
         warnings.warn(
-            f"the run goes on to {epochs} epochs in place of {before}: from here on its learning rate is that of the "
-            f"{config.schedule} schedule over all of them, {new:.3g} after epoch {epoch:g} where it was {old:.3g}",
+            f"the run goes on to {long:g} epochs in place of {short:g}: from here on its learning rate is that of "
+            f"the {config.schedule} schedule over all of them, {new:.3g} after epoch {epoch:g} where it was {old:.3g}",
             RunWarning,
             stacklevel=2,
         )

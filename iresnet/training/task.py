@@ -21,7 +21,8 @@ from iresnet.flows import Density, Flow
 from iresnet.inputs import Inputs
 from iresnet.lipschitz import hold_weights
 from iresnet.logdet import LogDetEstimator, default_logdet
-from iresnet.models import build_model
+from iresnet.models import build_model, start_from
+from iresnet.pretrained import load
 
 AUGMENTATIONS = {"pad-crop": lambda x: pad_crop(x, padding=4, mode="symmetric"), "flip": flip}
 """Random changes of a batch of training images, by name."""
@@ -185,8 +186,11 @@ def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
         IResNetError: when model, task, augmentations and data do not go together.
     """
     torch.manual_seed(config.train.seed)
+    model = build_model(config, inputs)
+    if config.train.init is not None:
+        start_from(model, load(config.train.init), config.train.init)
     task = Task(
-        build_model(config, inputs),
+        model,
         config.task,
         levels=dataset.levels,
         augment=config.data.augment,

@@ -50,7 +50,7 @@ from iresnet.training.callbacks import (
 from iresnet.training.checkpoints import read_checkpoint, write_checkpoint
 from iresnet.training.distributed import SHARDINGS, make_accelerator, quietly
 from iresnet.training.dryrun import check_model_fits, check_step_fits
-from iresnet.training.optim import Ema, learning_rate, warn_of_new_rates
+from iresnet.training.optim import Ema, learning_rate, total_steps, warn_of_new_rates
 from iresnet.training.state import TrainingState
 from iresnet.training.step import NotFinite, Step, check_weights
 from iresnet.training.task import Task, make_task
@@ -153,9 +153,8 @@ class Trainer:
         with quietly(), deterministic_algorithms(config.train.deterministic):
             self._build(device, dataset)
         self.steps_per_epoch = len(self.batches)
-        self.total_steps = config.train.epochs * self.steps_per_epoch
-        self.saved_step = 0
-        self.stopping = False
+        self.total_steps = total_steps(config.train, self.steps_per_epoch)
+        self.saved_step, self.stopping = 0, False
         self.listeners: list[Callback] = []  # the callbacks of the run folder and the user's
 
     def _build(self, device: torch.device, dataset: Dataset | None) -> None:
@@ -251,9 +250,9 @@ class Trainer:
             if checkpoint:
                 self.state.restore(checkpoint, self.config.train.seed)
                 self.saved_step, metrics_size = checkpoint.step, checkpoint.metrics_size
-            if self.config.train.epochs > before.train.epochs and self._is_main:
+            if self.total_steps > (length := total_steps(before.train, self.steps_per_epoch)) and self._is_main:
                 self.run.write_config(self.config, self.inputs)
-                warn_of_new_rates(self.config.optim, self.epoch, before.train.epochs, self.config.train.epochs)
+                warn_of_new_rates(self.config.optim, self.step, length, self.total_steps, self.steps_per_epoch)
         elif self._is_main:
             Run.create(self.run.path, self.config, self.inputs, data_dir=self.data_dir, device=self.accelerator.device)
         if self._is_main:
@@ -263,11 +262,12 @@ class Trainer:
 
     def _check_same(self, before: Config, inputs: Inputs) -> None:
         """Refuse to resume a run of other settings or data; it may become longer."""
-        epochs = max(self.config.train.epochs, before.train.epochs)
-        changes = differences(self.config, replace(before, train=replace(before.train, epochs=epochs)))
+        train = before.train
+        if self.total_steps >= total_steps(train, self.steps_per_epoch):
+            train = replace(train, epochs=self.config.train.epochs, max_steps=self.config.train.max_steps)
+        changes = differences(self.config, replace(before, train=train))
         changes += ["the data set"] if self.inputs != inputs else []
-        if changes:
-            listed = "; ".join(changes)
+        if listed := "; ".join(changes):
             raise RunError(f"the run to resume was started with other settings ({listed}); use another --out")
 
     # -- steps ---------------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ class Trainer:
                 self._save_checkpoint()
             elif self.step % train.checkpoint_every == 0 and not self.state.skipped.in_a_row:
                 self._save_checkpoint()
-            if self.stopping:
+            if self.stopping or self.step == self.total_steps:
                 return
 
     def train_step(
@@ -339,9 +339,9 @@ class Trainer:
             What made the step impossible, a loss or gradient that is not finite; None when it was done, or the device
             knows (:class:`~iresnet.training.step.Step`).
         """
-        state = self.state
+        state, epochs = self.state, self.total_steps / self.steps_per_epoch
         # The middle of the step: neither its first nor its last rate is 0.
-        rate = learning_rate(self.config.optim, (state.step + 0.5) / self.steps_per_epoch, self.config.train.epochs)
+        rate = learning_rate(self.config.optim, (state.step + 0.5) / self.steps_per_epoch, epochs)
         state.step += 1
         try:
             metrics = self.take_step(x, y, rate)
@@ -354,8 +354,8 @@ class Trainer:
         return None
 
     def _is_due(self, *every: int) -> bool:
-        """Return whether a number of steps or an epoch is complete."""
-        return any(self.step % n == 0 for n in (*every, self.steps_per_epoch))
+        """Return whether a number of steps, an epoch or the run is complete."""
+        return any(self.step % n == 0 for n in (*every, self.steps_per_epoch, self.total_steps))
 
     def _settle(self) -> str | None:
         """Ask the device which steps it skipped, and return the reason for the last one, None without any."""
