@@ -80,7 +80,8 @@ class _ImageHead(nn.Module):
         largest = 0.0
         for branch, (_, height, width) in zip(self.branches, self.shapes, strict=True):
             pixels = math.ceil(height / 2) * math.ceil(width / 2)
-            constants = [float(_scales(m).max()) if isinstance(m, BatchNorm) else upper_bound(m) for m in branch]
+            layers = branch.children()
+            constants = [float(_scales(m).max()) if isinstance(m, BatchNorm) else upper_bound(m) for m in layers]
             largest = max(largest, math.prod(constants) / math.sqrt(pixels))
         weight = self.linear.weight.double()
         return _norm(weight - weight.mean(0)) * largest
