@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from iresnet.bijections import Bijection
 from iresnet.classifiers import Classifier, Hybrid
@@ -25,7 +25,7 @@ from iresnet.inputs import Inputs
 
 
 @torch.no_grad()
-def logit_constant(model: Classifier | Hybrid, x: Tensor) -> float:  # (N, *E)
+def logit_constant(model: nn.Module, x: Tensor) -> float:  # (N, *E)
     r"""Bound how much differences between logits change with the input: a proved Euclidean Lipschitz constant L.
 
     The product of the constant of the bijection (the upper one of :class:`~iresnet.certificates.Stretch`, which counts
@@ -36,7 +36,8 @@ def logit_constant(model: Classifier | Hybrid, x: Tensor) -> float:  # (N, *E)
         x: an example, for its shape alone.
 
     Returns:
-        L, in logits for each unit of the data; infinite where nothing is proved, as for plain networks.
+        L, in logits for each unit of the data; infinite where nothing is proved, as for plain networks and for
+        modules of other classes.
 
     Example:
         >>> import iresnet as ir
@@ -46,6 +47,8 @@ def logit_constant(model: Classifier | Hybrid, x: Tensor) -> float:  # (N, *E)
         >>> 0 < logit_constant(classifier.eval(), x) < 100
         True
     """
+    if not isinstance(model, (Classifier, Hybrid)):
+        return math.inf
     network = model.network if isinstance(model, Classifier) else model.bijection
     if not isinstance(network, Bijection):
         return math.inf
