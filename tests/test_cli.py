@@ -239,6 +239,24 @@ def test_a_run_that_becomes_longer_says_what_its_learning_rate_does(schedule, ti
     assert rates[1.0] < rates[2.0]
 
 
+def test_a_fine_tuning_remembers_where_it_began(tiny, trained, call, tmp_path, monkeypatch):
+    """A run folder by its full path, so that it is found from elsewhere; a bundled model by its name."""
+    monkeypatch.chdir(trained("toy").parent)
+    run = tmp_path / "run"
+    limits = ("--train.max-steps", 3, "--optim.schedule", "constant")
+    assert call("train", *tiny["toy"], "--init", "toy", *limits, "--out", run)[0] == 0
+    assert load_config(run / "config.yaml").train.init == str(trained("toy"))
+    monkeypatch.chdir(tmp_path)
+    assert call("train", "--out", run, "--resume", "--train.max-steps", 5)[0] == 0
+    assert call("train", "digits-density", "--init", "digits-density", "--dry-run")[0] == 0
+    check_refused(
+        call("train", *tiny["density"], "--init", "digits-densty", "--out", "new"), "did you mean 'digits-dens"
+    )
+    check_refused(call("train", *tiny["density"], "--init", "digits-density", "--out", "new"), "there and")
+    check_refused(call("train", *tiny["toy"], "--train.max-steps", 0), "--train.max-steps must be at least 1, got '0'")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_configuration_can_be_changed(call, tmp_path, monkeypatch):
     write_table(tmp_path / "points.csv")
     (tmp_path / "other.yaml").write_text(
