@@ -35,7 +35,8 @@ def exported(tmp_path_factory):
     def of(name, what):
         if (name, what) not in sessions:
             out = tmp_path_factory.mktemp("export") / f"{what}.onnx"
-            assert cli.run(["export", name, "--to", "onnx", "--what", what, "--out", str(out)]) == 0
+            limits = ["--n-probes", "64", "--max-steps", "500"]
+            assert cli.run(["export", name, "--to", "onnx", "--what", what, "--out", str(out), *limits]) == 0
             sessions[name, what] = session(out)
         return sessions[name, what]
 
@@ -115,9 +116,12 @@ def test_log_densities_with_given_probes_are_those_of_torch(exported, digits):
         assert np.isnan(error).all() if n_probes == 1 else (error > 0).all()
 
 
-def test_a_hybrid_of_a_run_folder_is_written_beside_its_weights(copied):
+def test_a_hybrid_of_a_run_folder_is_written_beside_its_weights(copied, capsys):
     folder = copied("hybrid")
     assert cli.run(["export", str(folder), "--what", "classify"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"wrote {folder / 'classify.onnx'} (")
+    assert "largest difference of onnxruntime from torch" in said
     model, x = ir.load(folder), 17 * torch.rand(5, 1, 8, 8)
     (logits,) = session(folder / "classify.onnx").run(None, {"x": x.numpy()})
     np.testing.assert_allclose(logits, model(x).detach(), atol=1e-4, rtol=0)
@@ -155,6 +159,7 @@ def test_metadata_say_what_is_in_the_file(exported):
     known = facts(exported("digits-density", "decode"))
     worst = max(block.upper for block in ir.certify(ir.load("digits-density")).blocks)
     assert (known["what"], known["certified"], known["event_shape"], known["levels"]) == ("decode", True, [1, 8, 8], 17)
+    assert (known["atol"], known["max_steps"]) == (1e-6, 500)
     assert known["largest_block_bound"] == pytest.approx(worst)
     assert known["iresnet"]
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from iresnet.commands.arguments import Count
 from iresnet.console import progress, say
 from iresnet.errors import RecipeError, UnknownNameError
 
@@ -20,9 +19,9 @@ def export(
     what: str,
     to: str = "onnx",
     out: Path | None = None,
-    n_probes: Count = 64,
+    n_probes: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 64,
     atol: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 1e-6,
-    max_steps: Count = 1000,
+    max_steps: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1000,
 ) -> None:
     """Write a model as a file for other programs, once onnxruntime has given torch's numbers for several batch sizes.
 
@@ -54,4 +53,4 @@ def export(
     with progress(f"export {what}", 2) as advance:
         options = {"n_probes": n_probes, "atol": atol, "max_steps": max_steps}
         exported = to_onnx(model, what, target, **options, facts=facts, progress=advance)
-    say(exported)
+    say(str(exported))

@@ -88,6 +88,17 @@ def _examples(model: Model, n: int) -> Tensor:
     return x if scale is None else scale.mean + scale.std * (x - 0.5)
 
 
+@torch.no_grad()
+def _samples(model: Model, n: int) -> Tensor:
+    """Draw data of a density, whose log-densities are not far off; of a classifier, or without an inverse, examples."""
+    if not isinstance(model, Classifier):
+        flow, generator = flow_of(model), torch.Generator().manual_seed(0)
+        x = flow.bijection.inverse(flow.base.sample(n, generator=generator), report=lambda *_: None)
+        if bool(torch.isfinite(x).all()):
+            return x
+    return _examples(model, n)
+
+
 # -- export ------------------------------------------------------------------------------------------------------------
 
 
@@ -195,12 +206,12 @@ def _inputs(model: Model, what: str) -> Callable[..., tuple[Tensor, ...]]:
         raise RecipeError("this model is a density without classes: export encode, decode or log-prob")
     if what == "log-prob":
         flow_of(model)
-        return lambda n, m=1: (_examples(model, n), draw_probes(model, 3, n=m, probe="rademacher"))
+        return lambda n, m=1: (_samples(model, n), draw_probes(model, 3, n=m, probe="rademacher"))
     if what != "classify":
         _ = model.bijection  # refuses plain networks
     if what == "decode":
-        return lambda n, m=1: (model.bijection(_examples(model, n)).detach(),)
-    return lambda n, m=1: (_examples(model, n),)
+        return lambda n, m=1: (model.bijection(_samples(model, n)).detach(),)
+    return lambda n, m=1: (_samples(model, n),)
 
 
 def _check_certified(frozen: nn.Module, what: str) -> None:
