@@ -29,8 +29,8 @@ class ELU(nn.ELU):
         https://arxiv.org/abs/1511.07289
 
     Example:
-        >>> ELU()(torch.tensor([-math.log(2), 3.0]))
-        tensor([-0.5000,  3.0000])
+        >>> ELU()(torch.tensor([0.5, 20.0]).log())
+        tensor([-0.5000,  2.9957])
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in torch)
