@@ -10,6 +10,7 @@ __all__ = [
     "replace_weights",
 ]
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -129,10 +130,25 @@ class LipschitzLayer(nn.Module):
     normalised = old_attribute("normalised", "normalized")
     unnormalised_weight = old_attribute("unnormalised_weight", "unnormalized_weight")
 
+    @property
+    def _as_built(self) -> bool:
+        """True where the weight has its normalization and no other parametrization."""
+        lists: Any = self._modules.get("parametrizations")
+        return lists is not None and list(lists) == ["weight"] and len(lists["weight"]) == 1
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LipschitzLayer":
+        """Copy with a class of its own: copies by torch share one, and all lose their weight with any of them."""
+        if self._as_built:
+            rebuild, (cls, *parts) = self.__reduce_ex__(2)
+            layer = memo[id(self)] = rebuild(cls, *copy.deepcopy(parts, memo))
+        else:
+            layer = memo[id(self)] = type(self).__new__(type(self))
+            vars(layer).update(copy.deepcopy(vars(self), memo))
+        return layer
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Reduce to the class before torch replaced it, its state, the weight and the normalization."""
-        lists: Any = self._modules.get("parametrizations")
-        if lists is None or list(lists) != ["weight"] or len(lists["weight"]) != 1:  # not as built here
+        if not self._as_built:
             return super().__reduce_ex__(protocol)
         modules = {name: module for name, module in self._modules.items() if name != "parametrizations"}
         state = {**vars(self), "_modules": modules}

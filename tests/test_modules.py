@@ -139,3 +139,18 @@ def test_a_plain_layer_is_what_the_normalized_one_was(name):
     assert plain.layers[0].upper <= 1.0001 * certificate.layers[0].upper
     assert ir.seal(block).certified
     assert pickle.loads(pickle.dumps(layer)).weight.equal(layer.weight)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_copies_do_not_lose_their_weights_with_each_other(name):
+    layer = LAYERS[name]()
+    layer(input_of(layer))
+    first, second = copy.deepcopy([layer, layer])
+    assert first is second
+    assert type(copy.deepcopy(layer)).__name__ == type(layer).__name__
+    x, copied = input_of(layer), copy.deepcopy(layer.eval())
+    assert [m.training for m in copied.modules()] == [m.training for m in layer.modules()]
+    parametrize.remove_parametrizations(copied, "weight")
+    close(layer(x), copied(x), 0.0)
+    close(copy.deepcopy(copied)(x), copied(x), 0.0)
+    assert not copy.deepcopy(copied).weight.is_set_to(copied.weight)
