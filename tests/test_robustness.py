@@ -10,7 +10,8 @@ from laws import randn
 import iresnet as ir
 from iresnet import evaluation
 from iresnet.classifiers import _ImageHead
-from iresnet.data import load
+from iresnet.data import Examples, load
+from iresnet.inputs import Inputs
 
 
 def attacked(model, x, radius, steps=40, starts=3):
@@ -145,6 +146,20 @@ def test_plain_networks_have_no_radius():
     model(torch.randn(8, 3))
     assert evaluation.logit_constant(model.eval(), torch.randn(1, 3)) == math.inf
     assert radii(model, torch.randn(4, 3)).tolist() == [0.0] * 4
+
+
+def test_a_constant_leaves_a_model_in_train_mode_as_it_was():
+    model = ir.Classifier(ir.Chain([ir.ActNorm(2), ir.ResidualBlock(ir.networks.mlp(2, 8))]), 2)
+    x = 5 + torch.randn(30, 2)
+    model(x)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    constant = evaluation.logit_constant(model, x)
+    assert model.training
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    inputs = Inputs((2,), None, ("a", "b"), (0.0,), (1.0,))
+    list(evaluation.predict(model, [Examples(x, [*range(1, 31)])], inputs))
+    assert model.training
+    assert constant == evaluation.logit_constant(model.eval(), x)
 
 
 def test_certified_accuracy_is_the_share_of_right_predictions_with_so_large_a_radius():

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from iresnet.bijections import Bijection
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.data import Examples
-from iresnet.evaluation.batching import check_finite, reference_tensor, stream_in_batches
+from iresnet.evaluation.batching import check_finite, evaluation_mode, reference_tensor, stream_in_batches
 from iresnet.evaluation.scoring import example_inputs
 from iresnet.inputs import Inputs
 
@@ -32,7 +32,7 @@ def logit_constant(model: nn.Module, x: Tensor) -> float:  # (N, *E)
     the scaling of the data) and that of the head in eval mode; a constant added to all logits does not count.
 
     Args:
-        model: the classifier, in eval mode.
+        model: the classifier; its mode, train or eval, stays as it is.
         x: an example, for its shape alone.
 
     Returns:
@@ -44,7 +44,7 @@ def logit_constant(model: nn.Module, x: Tensor) -> float:  # (N, *E)
         >>> classifier = ir.Classifier(ir.ResidualBlock(ir.networks.mlp(2, 8)), n_classes=3)
         >>> x = torch.randn(20, 2)
         >>> _ = classifier(x)
-        >>> 0 < logit_constant(classifier.eval(), x) < 100
+        >>> 0 < logit_constant(classifier, x) < 100
         True
     """
     if not isinstance(model, (Classifier, Hybrid)):
@@ -56,7 +56,8 @@ def logit_constant(model: nn.Module, x: Tensor) -> float:  # (N, *E)
         _, stretch = network.stretch()
     except NotImplementedError:  # a bijection that states no constants
         return math.inf
-    return stretch * model.head.upper_bound(network(x[:1]))
+    with evaluation_mode(model):
+        return stretch * model.head.upper_bound(network(x[:1]))
 
 
 def certified_radius(logits: Tensor, constant: float) -> Tensor:  # (N, n_classes) -> (N,)
@@ -125,7 +126,7 @@ def predict(
         (torch.Size([4, 3]), True)
     """
     tensor = reference_tensor(model)
-    constant = logit_constant(model.eval(), torch.zeros(1, *inputs.shape).to(tensor))
+    constant = logit_constant(model, torch.zeros(1, *inputs.shape).to(tensor))
 
     def evaluate(examples: Examples) -> Predictions:
         x = example_inputs(model, examples.x, inputs, Generator().manual_seed(seed)).to(tensor)
