@@ -111,7 +111,8 @@ class _JointElu(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, rows: tuple[int, int]) -> Tensor:
         x, v = Joint(inputs, rows).split()
         if torch.compiler.is_compiling():  # to one loop, which rather computes twice than stores
-            outputs = torch.cat([_elu(x), v * torch.where((at := x[slice(*rows)]) > 0, 1.0, at.exp())])
+            at = x[slice(*rows)]
+            outputs = torch.cat([_elu(x), v * torch.where(at > 0, 1.0, at.exp())])
         else:
             outputs = torch.empty_like(inputs)
             y, t = Joint(outputs, rows).split()

@@ -19,6 +19,8 @@ from iresnet.lipschitz import lipschitz_layers
 _whole = ContextVar("_whole", default=False)
 """Whether models are described with all of their modules."""
 
+_COLUMNS = ("part", "events", "blocks", "coefficient", "parameters")
+
 
 class Assembled(nn.Module):
     """Model that can be built again from names and numbers, where it was built so, and is described by a short table.
@@ -58,7 +60,7 @@ class Assembled(nn.Module):
     def __repr__(self) -> str:
         if _whole.get():
             return super().__repr__()
-        rows = [("part", "events", "blocks", "coefficient", "parameters"), *(row.cells() for row in _rows(self))]
+        rows = [_COLUMNS, *(row.cells() for row in _rows(self))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         right = (False, False, True, False, True)
         lines = [
@@ -69,7 +71,7 @@ class Assembled(nn.Module):
 
     def _repr_html_(self) -> str:
         """Describe the model in a notebook."""
-        head = "".join(f"<th>{name}</th>" for name in ("part", "events", "blocks", "coefficient", "parameters"))
+        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
         rows = "".join(
             f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row.cells())}</tr>" for row in _rows(self)
         )
@@ -85,8 +87,9 @@ class Assembled(nn.Module):
         return f"{type(self).__name__}: {events}{blocks} blocks, {_size([self]):,} parameters"
 
     def _last_line(self) -> str:
-        known = self._certified and self._certified[0] == _checksum(self)
-        verdict = self._certified[1] if self._certified and known else "certificate unknown: iresnet.certify(model)"
+        checksum, verdict = self._certified or (None, "")
+        if checksum is None or checksum != _checksum(self):
+            verdict = "certificate unknown: iresnet.certify(model)"
         return f"{verdict}; all modules: print(model.tree())"
 
 

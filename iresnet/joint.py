@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from iresnet.devices import is_differentiating
 from iresnet.jacobian import Linearization, Product, is_modified, linearize_inner
+from iresnet.operators import along_first
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def linear(joint: Joint, operator: Product, bias: Tensor | None) -> Tensor:
         return tensor
     if torch.compiler.is_compiling():  # in the loop of the next operation
         is_value = torch.arange(len(tensor), device=tensor.device) < joint.n_values
-        return tensor + bias.to(tensor.dtype) * is_value.view(-1, *[1] * (tensor.dim() - 1))
+        return tensor + bias.to(tensor.dtype) * along_first(is_value, tensor)
     return _AddBias.apply(tensor, bias, joint.n_values)  # pyright: ignore[reportReturnType]
 
 

@@ -10,6 +10,7 @@ __all__ = [
     "save_model",
     "save_weights",
     "start_from",
+    "weights_of",
 ]
 
 import copy
@@ -211,8 +212,12 @@ def save_model(run: Run, model: Model) -> tuple[Model, Certificate]:
 
 def save_weights(run: Run, model: Model) -> None:
     """Save the weights of a model in a run folder as they are."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(run.model_file, save(tensors))
+    write_atomically(run.model_file, save(weights_of(model)))
+
+
+def weights_of(model: Model) -> dict[str, Tensor]:
+    """Return the tensors of a model as they are saved, by name."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def load_model(run: Run) -> Model:

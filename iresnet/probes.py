@@ -28,7 +28,9 @@ def _rademacher(like: Tensor, n: int, generator: Generator | None) -> Iterator[T
 def _gaussian(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
     """Yield independent normal numbers: for comparison with published results."""
     for _ in range(n):
-        yield to_events(_vectors(like, generator).normal_(generator=generator).to(like.device), like.shape)
+        # As vectors, since draws must not depend on a memory layout that a compiler may change.
+        vectors = like.new_empty(len(like), math.prod(like.shape[1:]), device=random_device(generator, like))
+        yield to_events(vectors.normal_(generator=generator).to(like.device), like.shape)
 
 
 def _hadamard(like: Tensor, n: int, generator: Generator | None) -> Iterator[Tensor]:
@@ -69,11 +71,6 @@ def _rows(signs: Tensor, n: int) -> Iterator[Tensor]:
     numbers = _numbers(tuple(signs.shape[1:]), signs.device)
     for row in range(n):
         yield signs * (1 - 2 * _parity(row & numbers)).to(signs.dtype)
-
-
-def _vectors(like: Tensor, generator: Generator | None) -> Tensor:  # (N, *E) -> (N, D)
-    """Allocate contiguous vectors to draw into: draws must not depend on a memory layout that a compiler may change."""
-    return like.new_empty(len(like), math.prod(like.shape[1:]), device=random_device(generator, like))
 
 
 @lru_cache(maxsize=64)

@@ -19,6 +19,7 @@ from iresnet.jacobian import Linearization, linearize_inner
 from iresnet.joint import can_join, linearize_along
 from iresnet.lipschitz import LipschitzLayer, lipschitz_layers, replace_weights
 from iresnet.logdet import LogDetEstimator
+from iresnet.operators import along_first
 
 Rows = tuple[int, int]
 
@@ -151,7 +152,7 @@ class _Scaled(torch.autograd.Function):
             return (None, None, None, *found)
         of_x, *of_tensors = ctx.early
         if of_x is not None:
-            of_x = upstream.view(-1, *[1] * (of_x.dim() - 1)) * of_x
+            of_x = along_first(upstream, of_x) * of_x
         expanded = upstream.stride() == (0,)
         if expanded or (upstream.is_cpu and bool((upstream == upstream[:1]).all())):
             of_tensors = [None if grad is None else upstream[:1].sum() * grad for grad in of_tensors]

@@ -162,12 +162,8 @@ def _reference(
     from iresnet import evaluation
 
     about = {"model_sha256": folder.weights_sha256(), **settings}
-    stored = folder.read_json(REFERENCE)
-    values = stored.get("log_likelihood")
-    if all(stored.get(key) == value for key, value in about.items()) and n in (None, stored.get("asked")):
-        with_numbers = isinstance(values, list) and values and all(isinstance(v, (int, float)) for v in values)
-        if with_numbers:
-            return evaluation.Reference(torch.tensor(values, dtype=torch.float64))
+    if kept := _kept(folder, about, n):
+        return evaluation.Reference(torch.tensor(kept, dtype=torch.float64))
     x = _training_examples(folder, load_data(folder, data_dir), inputs, n or N_REFERENCE)
     with progress("training examples", len(x)) as advance:
         found, done = [], 0
@@ -183,6 +179,15 @@ def _reference(
         except WriteError as error:
             err.print(f"iresnet: {error}; they are scored again at the next call")
     return evaluation.Reference(log_probs)
+
+
+def _kept(folder: "Run", about: dict[str, Any], n: int | None) -> list[float]:
+    """Return the log-likelihoods in the run, where they are of these weights and settings, and of so many examples."""
+    stored = folder.read_json(REFERENCE)
+    values = stored.get("log_likelihood")
+    fits = all(stored.get(key) == value for key, value in about.items()) and n in (None, stored.get("asked"))
+    sound = isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
+    return values if fits and sound else []
 
 
 def _batches(x: "torch.Tensor") -> "Iterator[Examples]":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from iresnet.data.columns import Column
 from iresnet.data.image_folders import SUFFIXES, list_images
-from iresnet.data.images import EncodedImage, ImageConversion, decode_images
+from iresnet.data.images import EncodedImage, ImageConversion, decode_images, sides_to_pad
 from iresnet.data.table import read_features
 from iresnet.data.table_files import TABLE_FILES, TableFile, stream_table
 from iresnet.data.user import read_arrays
@@ -121,8 +121,7 @@ def _images(
         x = torch.from_numpy(decode_images([EncodedImage(str(file), file.read_bytes) for file in some], conversion))
         height, width = x.shape[2:]
         if pad_to and max(height, width) < pad_to:
-            top, left = (pad_to - height) // 2, (pad_to - width) // 2
-            x = F.pad(x, (left, pad_to - width - left, top, pad_to - height - top))
+            x = F.pad(x, sides_to_pad(height, width, pad_to))
         x = _match_channels(x, inputs.shape[0])
         _check_shape(str(some[0]), x, inputs)
         if inputs.levels != 256:

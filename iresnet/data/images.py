@@ -9,6 +9,7 @@ __all__ = [
     "decode_images",
     "encoded_images",
     "integer_labels",
+    "sides_to_pad",
 ]
 
 import hashlib
@@ -169,6 +170,17 @@ def _difference(first: str, a: np.ndarray, other: str, b: np.ndarray) -> str:
     modes = "convert them to one mode (--data.mode RGB)"
     remedy = modes if len(a) != len(b) else "give image_size to scale and crop them (--data.image-size 32)"
     return f"expected images of one form, got {first} ({described[0]}) and {other} ({described[1]}); {remedy}"
+
+
+def sides_to_pad(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Return the zeros left, right, above and below that make an image a square; an odd one goes right and below.
+
+    Example:
+        >>> sides_to_pad(8, 5, 8)
+        (1, 2, 0, 0)
+    """
+    top, left = (size - height) // 2, (size - width) // 2
+    return left, size - width - left, top, size - height - top
 
 
 # -- cache of decoded images -------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from iresnet.data.columns import Column
 from iresnet.data.dataset import Dataset, Split, held_out_sizes, permutation
 from iresnet.data.image_folders import ParquetFiles, find_parquet
-from iresnet.data.images import Stream
+from iresnet.data.images import Stream, sides_to_pad
 from iresnet.data.published import PUBLISHED, UCI, Published, load_published, load_uci
 from iresnet.data.storage import candidate_paths, fetch, user_cache
 from iresnet.data.toys import TOYS, toy_dataset
@@ -95,9 +95,7 @@ def pad_images(dataset: Dataset, size: int) -> Dataset:
     _, height, width = dataset.shape
     if size < max(height, width):
         raise DataError(f"{dataset.name}: {height}x{width} images cannot be padded to {size}x{size}")
-    top, left = (size - height) // 2, (size - width) // 2
-    sides = (left, size - width - left, top, size - height - top)
-
+    sides = sides_to_pad(height, width, size)
     splits = (dataset.train, dataset.validation, dataset.test)
     train, validation, test = (Split(F.pad(split.x, sides), split.y) for split in splits)
     stream = dataset.stream and replace(dataset.stream, sides=sides)

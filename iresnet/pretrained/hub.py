@@ -17,7 +17,7 @@ from safetensors.torch import save
 from iresnet.certificates import Certificate, certify, seal
 from iresnet.errors import RecipeError, RunError
 from iresnet.files import finite_or_none, write_folder_atomically
-from iresnet.models import build_model, load_model, recipe_of
+from iresnet.models import build_model, load_model, recipe_of, weights_of
 from iresnet.pretrained import FILES, find_run, onto
 from iresnet.pretrained.card import Card
 from iresnet.runs import config_text
@@ -211,7 +211,7 @@ def _contents(model: Model) -> tuple[bytes, str, Certificate]:
     certificate = certify(sealed)
     if not certificate.certified:
         certificate = seal(sealed)
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in sealed.state_dict().items()}
+    tensors = weights_of(sealed)
     if dtypes := {str(t.dtype) for t in tensors.values() if t.is_floating_point()} - {"torch.float32"}:
         raise RecipeError(f"models are saved in float32, got {', '.join(dtypes)}; convert it with model.float()")
     try:
