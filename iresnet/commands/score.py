@@ -186,8 +186,9 @@ def _kept(folder: "Run", about: dict[str, Any], n: int | None) -> list[float]:
     stored = folder.read_json(REFERENCE)
     values = stored.get("log_likelihood")
     fits = all(stored.get(key) == value for key, value in about.items()) and n in (None, stored.get("asked"))
-    sound = isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
-    return values if fits and sound else []
+    if not fits or not isinstance(values, list):
+        return []
+    return values if all(isinstance(value, (int, float)) for value in values) else []
 
 
 def _batches(x: "torch.Tensor") -> "Iterator[Examples]":
