@@ -1,9 +1,10 @@
 """What the site adds to mkdocs: pages from the root of the repository, formulas as MathML, and roles in docstrings.
 
-mkdocs calls ``on_config`` and ``on_files``, and griffe, which reads the docstrings, makes a :class:`Roles`.
+mkdocs calls ``on_config`` and ``on_files``; griffe, which reads the docstrings, makes a :class:`Roles`.
 """
 
 import re
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,32 +14,32 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-FILES = ("CITATION.cff",)
-
+"""Pages at the root of the repository, with their names on the site."""
 
 # -- pages -------------------------------------------------------------------------------------------------------------
 
 
 def on_files(files, config):
-    """Add the pages of the root, with their links as seen from docs/, and files that they link to."""
-    for name, target in PAGES.items():
-        files.append(File.generated(config, target, content=moved((ROOT / name).read_text())))
-    for name in FILES:
-        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    """Add the pages of the root, and the file that the README links to."""
+    for name, page in PAGES.items():
+        files.append(File.generated(config, page, content=moved((ROOT / name).read_text())))
+    files.append(File.generated(config, "CITATION.cff", abs_src_path=str(ROOT / "CITATION.cff")))
     return files
 
 
 def moved(text):
     """Change the links of a page at the root into those of the same page in docs/."""
-    text = re.sub(r"\]\(docs/", "](", text)
-    return re.sub(r"\]\((\w+\.md)", lambda link: f"]({PAGES.get(link[1], link[1])}", text)
+    text = text.replace("](docs/", "](")
+    for name, page in PAGES.items():
+        text = text.replace(f"]({name}", f"]({page}")
+    return text
 
 
 # -- formulas ----------------------------------------------------------------------------------------------------------
 
 
 def on_config(config):
-    """Take fences and inline code of the language math for formulas, drawn by the browser itself."""
+    """Take fences and inline code of the language math for formulas, which the browser draws without a script."""
     fence = {"name": "math", "class": "math", "format": lambda source, *_, **__: convert(source, display="block")}
     inline = {"name": "math", "class": "math", "format": lambda source, *_: convert(source)}
     config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
@@ -48,39 +49,35 @@ def on_config(config):
 
 # -- docstrings --------------------------------------------------------------------------------------------------------
 
-ROLE = re.compile(r":(\w+):`~?([^`<]*?)(?: <([^>]*)>)?`")
-DISPLAY = re.compile(r"^( *)\.\. math::(.*(?:\n(?:\1 +.*)?)*)", re.MULTILINE)
+DISPLAY = re.compile(r"^( *)\.\. math::(.*(?:\n\1 +\S.*)*)", re.MULTILINE)
+INLINE = re.compile(r":math:`([^`]*)`")
+ROLE = re.compile(r":\w+:`~?([^`<]*?)(?: <([^>]*)>)?`")
 
 
 class Roles(griffe.Extension):
-    """The roles of reStructuredText in the docstrings, as Markdown."""
+    """The reStructuredText of docstrings as Markdown."""
 
     def on_object(self, *, obj, **_):
-        """Rewrite a docstring before it is parsed."""
+        """Rewrite a docstring before its sections are read."""
         if obj.docstring:
             obj.docstring.value = to_markdown(obj.docstring.value, obj)
 
 
 def to_markdown(text, scope):
-    r"""Write formulas as code in the language math, and names as links where the site has them.
+    r"""Write formulas as code in the language math, and names as links where the site has what they name.
 
     Args:
-        text: of a docstring, with ``:math:`x```, ``:class:`Name``` and ``.. math::``.
+        text: of a docstring, with ``:math:`x```, ``:class:`Name``` and ``.. math:: x``.
         scope: the object of griffe in which names are looked up.
     """
-    text = DISPLAY.sub(
-        lambda block: f"{block[1]}```math\n{block[1]}{' '.join(block[2].split())}\n{block[1]}```\n\n", text
-    )
+    text = DISPLAY.sub(lambda block: "{0}```math\n{0}{1}\n{0}```\n".format(block[1], " ".join(block[2].split())), text)
     text = re.sub(r"^( *)Example:$", r"\1Examples:", text, flags=re.MULTILINE)  # the title that griffe knows
-    return ROLE.sub(partial(_role, scope), text.replace(r"\*", "*"))
+    text = INLINE.sub(r"`#!math \1`", text)
+    return ROLE.sub(partial(_link, scope), text)
 
 
-def _role(scope, role):
-    kind, name, target = role[1], role[2], role[3] or role[2]
-    if kind == "math":
-        return f"`#!math {name}`"
-    try:
+def _link(scope, role):
+    name, target = role[1], role[2] or role[1]
+    with suppress(griffe.NameResolutionError):
         target = scope.resolve(target)
-    except griffe.NameResolutionError:
-        pass
     return f'<autoref identifier="{target}" optional><code>{name.removeprefix("iresnet.")}</code></autoref>'
