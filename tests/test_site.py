@@ -128,6 +128,11 @@ def test_a_docstring_becomes_markdown():
     assert "    Examples:\n        >>> 1\n" in written
 
 
+def test_names_of_functions_stand_apart_in_formulas():
+    assert website.drawn(r"D \log p", "inline").count("<mspace") == 2
+    assert website.drawn(r"\log_2 p", "inline").count("<mspace") == 0  # an index has two children
+
+
 # -- links -------------------------------------------------------------------------------------------------------------
 
 FAULTS = {

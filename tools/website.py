@@ -40,11 +40,17 @@ def moved(text):
 
 def on_config(config):
     """Take fences and inline code of the language math for formulas, which the browser draws without a script."""
-    fence = {"name": "math", "class": "math", "format": lambda source, *_, **__: convert(source, display="block")}
-    inline = {"name": "math", "class": "math", "format": lambda source, *_: convert(source)}
+    fence = {"name": "math", "class": "math", "format": lambda source, *_, **__: drawn(source, "block")}
+    inline = {"name": "math", "class": "math", "format": lambda source, *_: drawn(source, "inline")}
     config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
     config.mdx_configs["pymdownx.inlinehilite"] = {"custom_inline": [inline]}
     return config
+
+
+def drawn(source, display):
+    """Convert LaTeX to MathML, with the thin spaces around logarithms and determinants that LaTeX sets."""
+    space = '<mspace width="0.17em"/>'
+    return re.sub(r"(?<!<msub>)<mi>(log|det)</mi>", rf"{space}\g<0>{space}", convert(source, display=display))
 
 
 # -- docstrings --------------------------------------------------------------------------------------------------------
