@@ -102,7 +102,7 @@ def _address(file, patience=60):
     """Where the tab listens, once the browser has written it down."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
-        with suppress(OSError, ValueError, StopIteration):
+        with suppress(OSError, ValueError, IndexError, StopIteration):
             port = int(file.read_text().splitlines()[0])
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
                 return next(tab["webSocketDebuggerUrl"] for tab in json.load(answer) if tab["type"] == "page")
