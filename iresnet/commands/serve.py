@@ -104,11 +104,13 @@ def _descriptions(folder: "Run", served: "ServedModel") -> tuple[str, str]:
 
     config, inputs = folder.read_config()
     kind = "classifier" if served.flow is None else "density and classifier at once" if served.classifier else "density"
+    n_columns = len(inputs.columns)
+    data = f"rows of {quantity(n_columns, 'column')}" if n_columns else describe_events(inputs.shape)
     levels = f" in {inputs.levels} levels" if inputs.levels else ""
-    data = f", trained on {Path(config.data.name).name}" if config.data.name else ""
+    source = f", trained on {Path(config.data.name).name}" if config.data.name else ""
     n_blocks = sum(isinstance(module, ResidualBlock) for module in served.model.modules())
     blocks = f"{quantity(n_blocks, 'block')} z = x + g(x)" if n_blocks else "a plain network"
-    lead = f"A {kind} of {describe_events(inputs.shape)}{levels}{data}: {blocks}."
+    lead = f"A {kind} of {data}{levels}{source}: {blocks}."
     proved = certify(served.model)
     tiles = [tile for tile in headlines(read_contents(folder.path)) if tile.label != "largest block bound"]
     return markup.header(folder.path.resolve().name, lead, proved.verdict, tiles), markup.certificate(proved)

@@ -58,11 +58,9 @@ def finding(found: Finding, inputs: Inputs, reference: Reference | None) -> str:
         if len(inputs.shape) == 3:
             facts.append(("bits/dim", f"{-nats / (prod(inputs.shape) * np.log(2)):.3f}", ""))
         if reference and found.p_likelihood is not None:
-            typical = "no less unusual, to either side"
-            facts.append(
-                ("p-value of likelihood", number(found.p_likelihood, 3), "training examples at most as likely")
-            )
-            facts.append(("p-value of typicality", number(found.p_typicality, 3), f"training examples {typical}"))
+            likely, typical = number(found.p_likelihood, 3), number(found.p_typicality, 3)
+            facts.append(("p-value of likelihood", likely, "share of training examples at most as likely"))
+            facts.append(("p-value of typicality", typical, "share of them as far from their mean, to either side"))
             bars = _histogram(reference.log_probs.numpy(), nats)
     if found.error is not None:
         facts.append(("decoded again within", number(found.error, 2), "largest error, in units of the data"))

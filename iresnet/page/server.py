@@ -49,12 +49,11 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except socket.gaierror as error:
-        raise RecipeError(f"--host {host} is no address of this machine; 127.0.0.1 is reached from it alone") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise RecipeError(f"--port {port} of {host} is taken; choose another, or 0 for any that is free") from error
-        raise RecipeError(f"cannot listen on --host {host} --port {port}: {error.strerror}") from error
+        reason = str(error.strerror or error).partition(" (while")[0]
+        raise RecipeError(f"cannot listen on --host {host} --port {port}: {reason}") from error
 
 
 def serve(blocks: gr.Blocks, listener: socket.socket, *, stop: threading.Event, ready: Callable[[], None]) -> None:

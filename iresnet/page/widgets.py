@@ -83,7 +83,7 @@ def _image(served: ServedModel, example: gr.State, one: _OneAtATime) -> None:
     with gr.Row():
         with gr.Column(min_width=300):
             pad = _canvas() if served.can_be_drawn else None
-            file = gr.File(label=f"Upload: {kind}, as an image or an array (.npy)", height=120)
+            file = gr.File(label=f"Upload: {kind}, as an image or an array (.npy)", height=150)
             another = gr.Button("A training example", visible=served.examples is not None)
             number = gr.State(0)
         with gr.Column(min_width=300):
@@ -150,7 +150,7 @@ def _row(served: ServedModel, example: gr.State, one: _OneAtATime) -> None:
     """Let the values of a row be filled in, and show what is found about it."""
     with gr.Row():
         with gr.Column(min_width=300):
-            with gr.Row(elem_classes="form"):
+            with gr.Row(elem_classes="fields"):
                 fields = [_field(column, *span) for column, span in zip(served.columns, served.ranges(), strict=True)]
             with gr.Row():
                 look = gr.Button("Look at this row", variant="primary")
@@ -240,7 +240,7 @@ def _interpolation(served: ServedModel, one: _OneAtATime) -> None:
     """Let two images be uploaded or taken from the training data, and show the path between them."""
     kind = describe_events(served.inputs.shape)
     with gr.Row():
-        first, last = (gr.File(label=f"{name}: {kind}", height=120) for name in ("First", "Last"))
+        first, last = (gr.File(label=f"{name}: {kind}", height=150) for name in ("First", "Last"))
     kinds = KINDS if served.flow else KINDS[:1]
     with gr.Row():
         path = gr.Radio(list(kinds), value=kinds[-1], label="path through the latent space")
