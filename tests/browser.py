@@ -71,7 +71,8 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        url = address if "://" in str(address) else Path(address).absolute().as_uri()
+        is_url = str(address).startswith(("http://", "about:"))
+        url = address if is_url else Path(address).absolute().as_uri()
         self.call("Page.navigate", url=url)
         while "Page.loadEventFired" not in self.events:
             self._note(json.loads(self.socket.recv()))
