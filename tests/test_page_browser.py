@@ -22,6 +22,7 @@ from PIL import Image
 import iresnet as ir
 from iresnet.cli import run as command_line
 from iresnet.data import load
+from iresnet.data.columns import to_columns
 from iresnet.evaluation import Reference
 from iresnet.page.served import ServedModel
 from iresnet.pretrained import find_run
@@ -318,9 +319,13 @@ def test_a_row_is_filled_in_and_scored(serve, tab):
     assert float(visitor.facts()["p-value of typicality"]) == pytest.approx(found.p_typicality, abs=1e-3)
     visitor.changes(FACTS, lambda: visitor.press("A training row"))
     visitor.choose("Sample")
-    cells = "[...document.querySelectorAll('[role=tabpanel] table tbody tr')].filter(r => r.offsetParent).length"
     visitor.press("Sample")
-    tab.wait(f"{cells} >= 10")
+    tab.wait("document.querySelector('[data-testid=\"cell-9-0\"]')")
+    cells = tab.evaluate("[...document.querySelectorAll('[data-testid^=cell-]')].map(e => e.innerText.trim())")
+    kinds, lengths, petals = to_columns(api.columns, api.samples(10))
+    assert cells[::3] == kinds.tolist()
+    assert list(map(float, cells[1::3])) == pytest.approx(lengths, rel=1e-4)
+    assert list(map(int, cells[2::3])) == petals.tolist()
     visitor.check()
 
 

@@ -63,7 +63,8 @@ def serve(
             blocks = build(served, *_descriptions(opened, served))
             if not server.is_loopback(host):
                 show_warning(f"--host {host} lets other machines use this page, without a password", None)
-            address = f"http://{host}:{listener.getsockname()[1]}"
+            where = f"[{host}]" if ":" in host else host
+            address = f"http://{where}:{listener.getsockname()[1]}"
             with stop_requests() as stop:
                 server.serve(blocks, listener, stop=stop, ready=lambda: say(f"{address} (Ctrl-C ends it)"))
     raise Interrupted("interrupted")

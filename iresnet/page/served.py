@@ -308,7 +308,7 @@ class ServedModel:
             mean, std = (torch.tensor(v, dtype=torch.float64).expand(dims) for v in (self.inputs.mean, self.inputs.std))
             found = torch.stack([mean - 2 * std, mean, mean + 2 * std]) + offsets(self.inputs.columns, dims)
         starts = accumulate((column.width for column in self.columns[:-1]), initial=0)
-        return [(*map(float, found[:, start]),) for start in starts]
+        return [(float(low), float(middle), float(high)) for low, middle, high in (found[:, start] for start in starts)]
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import fastapi
 import gradio as gr
 import uvicorn
+from gradio.themes import Default, Font
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from iresnet.errors import RecipeError
@@ -73,9 +74,9 @@ def serve(blocks: gr.Blocks, listener: socket.socket, *, stop: threading.Event, 
     host = listener.getsockname()[0]
     if is_loopback(host):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", f"[{host}]", host])
-    theme = gr.themes.Default(
-        font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
-        font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
+    theme = Default(
+        font=[Font("system-ui"), Font("sans-serif")],
+        font_mono=[Font("ui-monospace"), Font("monospace")],
         primary_hue="blue",
     )
     gr.mount_gradio_app(

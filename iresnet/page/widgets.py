@@ -130,7 +130,7 @@ def _image(served: ServedModel, example: gr.State, one: _OneAtATime) -> None:
 
 def _canvas() -> gr.Sketchpad:
     return gr.Sketchpad(
-        _blank(),
+        _blank(),  # pyright: ignore[reportArgumentType] (a dictionary, as its value is)
         label="Draw",
         type="pil",
         canvas_size=(CANVAS, CANVAS),
