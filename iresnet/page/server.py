@@ -60,8 +60,8 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(blocks: gr.Blocks, listener: socket.socket, *, stop: threading.Event, ready: Callable[[], None]) -> None:
     """Serve a page until a stop is requested.
 
-    Fonts are those of the reader's system, since gradio's come from another host; the footer has links to others, and
-    is left out. On loopback, requests by any other name are refused: a page elsewhere could have its own name resolve
+    Fonts are those of the reader's system, so that none is loaded, and there is no footer with links to other hosts. On
+    loopback, requests by any other name are refused: a page elsewhere could have its own name resolve
     to this machine, and read the answers.
 
     Args:
@@ -73,7 +73,7 @@ def serve(blocks: gr.Blocks, listener: socket.socket, *, stop: threading.Event, 
     app = fastapi.FastAPI(openapi_url=None)
     host = listener.getsockname()[0]
     if is_loopback(host):
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", f"[{host}]", host])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", host])
     theme = Default(
         font=[Font("system-ui"), Font("sans-serif")],
         font_mono=[Font("ui-monospace"), Font("monospace")],
