@@ -1,6 +1,7 @@
 """The model behind the page, and the command that serves it; what a browser sees is tested in test_page_browser.py."""
 
 import json
+import math
 import socket
 
 import numpy as np
@@ -68,11 +69,14 @@ def test_a_drawing_has_the_size_and_levels_of_the_model(levels, channels):
     drawing = Image.new("RGBA", (80, 40), (0, 0, 0, 0))
     with pytest.raises(DataError, match="nothing is drawn"):
         served.from_drawing(drawing)
+    gray = math.ceil(256 / levels - 0.5)  # the darkest that is no longer black, as in image files
     ImageDraw.Draw(drawing).rectangle((0, 0, 39, 39), fill=(255, 255, 255, 255))
+    ImageDraw.Draw(drawing).rectangle((60, 0, 79, 39), fill=(gray, gray, gray, 255))
     x = served.from_drawing(drawing)
     assert (x.dtype, x.shape) == (torch.uint8, (1, channels, 4, 8))
     assert bool((x[..., :4] == levels - 1).all())
-    assert bool((x[..., 4:] == 0).all())
+    assert bool((x[..., 4:6] == 0).all())
+    assert bool((x[..., 6:] == 1).all())
 
 
 def test_a_row_is_read_back_from_its_values():
