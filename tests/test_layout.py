@@ -53,6 +53,7 @@ ALLOWED = {
     "__init__": MODELS | {"config", "data", "errors", "pretrained", "training", "export"},
     "interrupts": set(),
     "sklearn": USE | {"training", "evaluation"},
+    "page": USE | {"evaluation", "report"},
     "__main__": {"cli", "interrupts"},
 }
 """Which parts of the package a part may import besides itself; a part that is not listed may import USE."""

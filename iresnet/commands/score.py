@@ -1,6 +1,6 @@
 """``iresnet score``: the likelihood of each image or row of a file, and how unusual it is for the training data."""
 
-__all__ = ["score"]
+__all__ = ["score", "training_examples", "training_reference"]
 
 import math
 from dataclasses import replace
@@ -99,7 +99,7 @@ def score(
     settings = {"n_draws": draws, "seed": seed}
     reference = None
     if train_examples != 0:
-        reference = _reference(folder, flow, inputs, data_dir, train_examples, settings)
+        reference = training_reference(folder, flow, inputs, data_dir, train_examples, settings)
         _check_rate(false_alarms, len(reference))
 
     n_flagged = 0
@@ -148,7 +148,7 @@ def _check_rate(false_alarms: float, n: int) -> None:
         )
 
 
-def _reference(
+def training_reference(
     folder: "Run",
     flow: "Flow",
     inputs: "Inputs",
@@ -164,7 +164,7 @@ def _reference(
     about = {"model_sha256": folder.weights_sha256(), **settings}
     if kept := _kept(folder, about, n):
         return evaluation.Reference(torch.tensor(kept, dtype=torch.float64))
-    x = _training_examples(folder, load_data(folder, data_dir), inputs, n or N_REFERENCE)
+    x = training_examples(folder, load_data(folder, data_dir), inputs, n or N_REFERENCE)
     with progress("training examples", len(x)) as advance:
         found, done = [], 0
         for examples, scores in evaluation.score(flow, _batches(x), inputs, **settings):
@@ -198,7 +198,7 @@ def _batches(x: "torch.Tensor") -> "Iterator[Examples]":
         yield Examples(some, [None] * len(some))
 
 
-def _training_examples(folder: "Run", dataset: "Dataset", inputs: "Inputs", n: int) -> "torch.Tensor":
+def training_examples(folder: "Run", dataset: "Dataset", inputs: "Inputs", n: int) -> "torch.Tensor":
     """Return training examples as they were recorded, of a table without the noise that is added to it."""
     from iresnet.data import load
     from iresnet.data.columns import offsets
