@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -45,7 +45,9 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
         ...     for step in range(3):
         ...         advance(step + 1)
     """
-    bar = Bar(*Progress.get_default_columns(), console=err, transient=True)
+    time_column = TimeRemainingColumn(elapsed_when_finished=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), time_column
+    bar = Bar(*columns, console=err, transient=True)
     bar.start(label, total)
     try:
         yield lambda done: bar.update(completed=done)

@@ -1,7 +1,7 @@
 """Run the notebooks with the iresnet of this Python: in small, as a check, or in full, to write their outputs.
 
-python tools/notebooks.py                               all of them in small
-python tools/notebooks.py --write density-of-images     one of them in full, a minute or two
+python tools/run_notebooks.py                               all of them in small
+python tools/run_notebooks.py --write density-of-images     one of them in full, a minute or two
 """
 
 import argparse
@@ -18,14 +18,15 @@ from nbformat import NotebookNode
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 SMALL = {
-    "anomaly-detection": {"SEEDS": 1, "EPOCHS": 2, "SPLITS": 1},
+    "anomaly-detection": {"SPLITS": 2, "EPOCHS": 2},
     "certified-classifier": {"EPOCHS": 2, "IMAGES": 20, "STEPS": 10},
     "density-of-images": {"EPOCHS": 1, "IMAGES": 40},
     "inside-the-estimators": {"IMAGES": 2, "REPEATS": 10},
 }
 """Values of the parameters for a run in small, by notebook."""
 
-STRICT = 'import warnings\n\nwarnings.simplefilter("error")\nwarnings.simplefilter("ignore", DeprecationWarning)\n'
+STRICT = 'import warnings\n\nimport iresnet\n\nwarnings.simplefilter("error", append=True)\n'
+"""Makes an error of a warning that no library filters."""
 
 
 def names() -> list[str]:
@@ -46,7 +47,8 @@ def parameters_cell(notebook: NotebookNode) -> NotebookNode:
 
 def assigned(source: str) -> set[str]:
     """Return the names that a cell assigns."""
-    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name) and type(node.ctx) is ast.Store}
+    names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
+    return {name.id for name in names if isinstance(name.ctx, ast.Store)}
 
 
 def make_small(notebook: NotebookNode, values: dict[str, int]) -> None:
@@ -77,9 +79,11 @@ def write(name: str, notebook: NotebookNode) -> None:
 def main() -> None:
     """Run some notebooks, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=names(), help="all by default", metavar="NAME")
+    parser.add_argument("names", nargs="*", help="all by default", metavar="NAME")
     parser.add_argument("--write", action="store_true", help="run in full, and keep the outputs")
     options = parser.parse_args()
+    if unknown := set(options.names) - set(names()):
+        parser.error(f"no such notebook: {', '.join(sorted(unknown))}; there are {', '.join(names())}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in options.names or names():
         start, notebook = time.monotonic(), read(name)
