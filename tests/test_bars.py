@@ -20,6 +20,7 @@ class Output:
 
     def display(self, picture, display_id):
         assert display_id
+        assert not self.shown, "a second output"
         self.update(picture)
         return self
 
