@@ -90,13 +90,15 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/pyright
 
-# A wheel, installed elsewhere, must find its recipes and its data.
+# A wheel, installed elsewhere, must find its recipes and its data. The notebooks run in small with it, and without the
+# files of this folder.
 wheel-check: $(INSTALLED)
 	rm -rf dist build/wheel-check
 	$(BIN)/python -m build --quiet --wheel
 	$(PYTHON) -m venv build/wheel-check
-	build/wheel-check/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	build/wheel-check/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[sklearn]" ipykernel nbclient nbformat
 	cd build/wheel-check && bin/iresnet recipes && bin/iresnet train digits-classify --train.epochs 1 --out run && bin/iresnet certify run && bin/iresnet report run
+	env -u PYTHONPATH build/wheel-check/bin/python tools/run_notebooks.py
 
 clean:
 	rm -rf .venv build dist runs .pytest_cache .ruff_cache

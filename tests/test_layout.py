@@ -24,7 +24,7 @@ NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "p
 MODELS = NUMERICS | {"networks", "bijections", "flows", "zoo", "certificates"}
 MODELS |= {"assembled", "classifiers", "inputs", "pushforward"}
 USE = MODELS | {"capacity", "data", "config", "options", "recipes", "runs", "models", "pictures", "collectives"}
-USE |= {"files", "interrupts", "pretrained"}
+USE |= {"files", "interrupts", "pretrained", "bars", "console"}
 
 ALLOWED = {
     "errors": set(),
@@ -50,7 +50,8 @@ ALLOWED = {
     "launch": {"errors"},
     "collectives": {"errors", "launch"},
     "console": {"launch", "collectives"},
-    "__init__": MODELS | {"config", "data", "errors", "pretrained", "training", "export"},
+    "bars": {"console"},
+    "__init__": MODELS | {"bars", "config", "data", "errors", "pretrained", "training", "export"},
     "interrupts": set(),
     "sklearn": USE | {"training", "evaluation"},
     "page": USE | {"evaluation", "report"},

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from iresnet.console import progress, say
+from iresnet.bars import progress
+from iresnet.console import say
 from iresnet.errors import RecipeError, UnknownNameError
 
 FORMATS = ("onnx",)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeGuard
 
 from cyclopts import Parameter
 
+from iresnet.bars import progress
 from iresnet.commands.arguments import (
     Count,
     DeviceName,
@@ -19,7 +20,7 @@ from iresnet.commands.arguments import (
     load_run,
     use_processes,
 )
-from iresnet.console import is_main, progress, say
+from iresnet.console import is_main, say
 from iresnet.errors import RecipeError, UnknownNameError
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
+from iresnet.bars import progress
 from iresnet.commands.arguments import (
     AnyRun,
     BatchSize,
@@ -26,7 +27,7 @@ from iresnet.commands.arguments import (
     use_processes,
 )
 from iresnet.commands.rows import Rows
-from iresnet.console import err, is_main, progress, say
+from iresnet.console import err, is_main, say
 from iresnet.errors import DataError, RecipeError, WriteError
 
 if TYPE_CHECKING:
