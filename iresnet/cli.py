@@ -61,8 +61,8 @@ def main() -> None:
 def _leave(status: int) -> NoReturn:
     """End one of several processes at once, without the end of the interpreter.
 
-    Threads of torch's process group, of gloo and of the store, outlive its destruction. They are destroyed while the
-    interpreter ends, and where one of them is still at work then, the C++ library aborts the process, whose work is done.
+    Threads of torch's process group, of gloo and of the store, outlive its destruction. Some are still at work while
+    the interpreter ends, under load, and then the C++ library aborts the process, though all is done.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # nobody reads it any more

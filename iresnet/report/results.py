@@ -101,13 +101,11 @@ def _certified(predictions: dict[str, Any]) -> Iterator[Block]:
     for entry in sublist(predictions, "certified"):
         entry = entry if isinstance(entry, dict) else {}
         accuracy = finite(entry.get("accuracy"))
-        text = DASH if accuracy is None else percent(accuracy)
-        bar = None if accuracy is None else (0.0, 100 * min(max(accuracy, 0.0), 1.0))
-        interval = Cell(_percents(entry.get("interval")), "number")
-        radius = finite(entry.get("radius"))
-        rows.append(
-            [Cell(DASH if radius is None else f"{radius:g}", "number"), Cell(text, "number", bar=bar), interval]
-        )
+        radius, bar = finite(entry.get("radius")), None
+        texts = [DASH if radius is None else f"{radius:g}", DASH, _percents(entry.get("interval"))]
+        if accuracy is not None:
+            texts[1], bar = percent(accuracy), (0.0, 100 * min(max(accuracy, 0.0), 1.0))
+        rows.append([Cell(texts[0], "number"), Cell(texts[1], "number", bar=bar), Cell(texts[2], "number")])
     if rows:
         caption = "Certified accuracy: right, and proved to stay so within a Euclidean radius in units of the data"
         yield Table(caption, ("radius", "accuracy, at least", "95 % interval"), rows)
