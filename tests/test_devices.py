@@ -365,7 +365,7 @@ def test_what_commands_save_does_not_depend_on_the_device(trained, tmp_path, cal
     assert call("report", folders[another_device])[0] == 0
 
 
-@pytest.mark.parametrize(("command", "options"), [("score", ("--train-examples", 60)), ("predict", ())])
+@pytest.mark.parametrize(("command", "options"), [("score", ("--train-examples", 120)), ("predict", ())])
 def test_what_is_told_of_single_examples_does_not_depend_on_the_device(
     command, options, trained, tmp_path, call, another_device
 ):

@@ -215,7 +215,7 @@ COMMANDS = {
     "until it is good enough": (("evaluate", "RUN", "--standard-error", "0.05"), "evaluation.json"),
     "sample": (("sample", "RUN", "-n", "70"), "samples/samples.png"),
     "reconstruct": (("reconstruct", "RUN"), "samples/reconstructions.png"),
-    "score": (("score", "RUN", "RUN/new.npz", "--out", "RUN/scores.csv", "--train-examples", "60"), "scores.csv"),
+    "score": (("score", "RUN", "RUN/new.npz", "--out", "RUN/scores.csv", "--train-examples", "120"), "scores.csv"),
     "predict": (("predict", "RUN", "RUN/new.npz", "--out", "RUN/classes.csv", "--batch-size", "7"), "classes.csv"),
 }
 
