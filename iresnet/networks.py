@@ -134,6 +134,7 @@ def mlp(
     depth: int = 3,
     coeff: float | None = 0.9,
     activation: str = "elu",
+    preactivation: bool = False,
     normalization: str = "power",
     n_steps: int | None = None,
 ) -> nn.Sequential:
@@ -147,6 +148,7 @@ def mlp(
         depth: number of dense layers.
         coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint.
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
+        preactivation: whether an activation comes first, as in Residual Flows.
         normalization: see :data:`iresnet.normalization.NORMALIZATIONS`.
         n_steps: its iterations, the default of the normalization when None.
 
@@ -163,8 +165,8 @@ def mlp(
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         layer = LipschitzLinear(fan_in, fan_out, coeff, normalization=normalization, n_steps=n_steps)
-        layers += [layer, make_activation(activation)]
-    return nn.Sequential(*layers[:-1])
+        layers += [make_activation(activation), layer]
+    return nn.Sequential(*layers if preactivation else layers[1:])
 
 
 def _positive(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:

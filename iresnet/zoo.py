@@ -1,349 +1,24 @@
-"""Names to models: the only place where architectures are put together."""
+"""Names to models: architectures with a scale for their data and a base density or a head."""
 
 __all__ = ["ARCHITECTURES", "LOGDETS", "SOLVERS", "Model", "block", "build", "make_logdet", "make_solver", "options_of"]
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from iresnet import networks
-from iresnet.accelerated import Anderson, NewtonKrylov
-from iresnet.bijections import (
-    ActNorm,
-    Affine,
-    Bijection,
-    Chain,
-    FactorOut,
-    Flatten,
-    InjectivePad,
-    ResidualBlock,
-    Squeeze,
-)
+from iresnet.architectures import ARCHITECTURES, Shape
+from iresnet.bijections import Affine, Chain, Flatten
+from iresnet.blocks import LOGDETS, SOLVERS, block, check_options, make_logdet, make_solver, one_of, options_of
 from iresnet.classifiers import Classifier, Hybrid
-from iresnet.errors import RecipeError, UnknownNameError
+from iresnet.errors import RecipeError
 from iresnet.flows import BASES, Flow
 from iresnet.inputs import level_scale
-from iresnet.logdet import Exact, Krylov, LogDetEstimator
-from iresnet.networks import PlainBlock
 from iresnet.renamed import accept_old_names
-from iresnet.series import PowerSeries, RussianRoulette
-from iresnet.solvers import FixedPointIteration, Solver
 
-LOGDETS: dict[str, type[LogDetEstimator]] = {
-    "exact": Exact,
-    "krylov": Krylov,
-    "power-series": PowerSeries,
-    "russian-roulette": RussianRoulette,
-}
-SOLVERS: dict[str, type[Solver]] = {
-    "anderson": Anderson,
-    "fixed-point": FixedPointIteration,
-    "newton-krylov": NewtonKrylov,
-}
-
-Shape = tuple[int, ...]
-ImageShape = tuple[int, int, int]
 Model = Flow | Classifier | Hybrid
-
-
-def make_logdet(spec: LogDetEstimator | Mapping[str, Any] | str | None) -> LogDetEstimator | None:
-    """Build an estimator from its name and options; an estimator, or None for the default, is returned as it is.
-
-    Args:
-        spec: a name, or a mapping of ``name`` and the options of the class.
-
-    Raises:
-        UnknownNameError: for an unknown name.
-        RecipeError: for an unknown option.
-
-    Example:
-        >>> make_logdet({"name": "krylov", "n_steps": 3})
-        Krylov(n_steps=3, n_probes=1)
-    """
-    return spec if spec is None or isinstance(spec, LogDetEstimator) else _make("log-determinant", LOGDETS, spec)
-
-
-def make_solver(spec: Solver | Mapping[str, Any] | str | None) -> Solver:
-    """Build a solver from its name and options; a solver is returned as it is.
-
-    Args:
-        spec: a name, or a mapping of ``name`` and the options of the class.
-
-    Raises:
-        UnknownNameError: for an unknown name.
-        RecipeError: for an unknown option.
-
-    Example:
-        >>> make_solver("fixed-point")
-        FixedPointIteration(atol=1e-05, max_steps=200)
-    """
-    return spec if isinstance(spec, Solver) else _make("solver", SOLVERS, spec or "anderson")
-
-
-def _make(kind: str, registry: Mapping[str, Callable], spec: Mapping[str, Any] | str) -> Any:
-    options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = str(options.pop("name", None))
-    make = _one_of(registry, kind, name)
-    _check_options(f"{kind} '{name}'", make, options)
-    return make(**options)
-
-
-def _one_of(registry: Mapping[str, Callable], kind: str, name: str) -> Callable:
-    if name not in registry:
-        raise UnknownNameError(kind, name, registry)
-    return registry[name]
-
-
-def options_of(function: Callable) -> dict[str, inspect.Parameter]:
-    """Return the options that an architecture, an estimator or a solver takes, by name.
-
-    Args:
-        function: a value of one of the dictionaries here; ``**options`` of an architecture are those of :func:`block`.
-
-    Example:
-        >>> {name: p.default for name, p in options_of(LOGDETS["exact"]).items()}
-        {'max_gib': 8.0}
-    """
-    parameters = inspect.signature(function).parameters
-    own = {name: p for name, p in parameters.items() if name not in ("shape", "g", "generator", "options")}
-    return own | (options_of(block) if "options" in parameters else {})
-
-
-def _check_options(of: str, function: Callable, options: Mapping[str, Any]) -> None:
-    valid = options_of(function)
-    for name in options:
-        if name not in valid:
-            raise UnknownNameError(f"option of {of}", name, valid)
-
-
-# -- blocks ----------------------------------------------------------------------------------------------------------
-
-
-def block(
-    g: Callable[..., nn.Sequential],
-    *,
-    coeff: float | None = 0.9,
-    activation: str = "elu",
-    normalization: str = "power",
-    n_power_steps: int | None = None,
-    logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
-    solver: Solver | Mapping[str, Any] | str | None = None,
-    memory: str = "keep",
-) -> ResidualBlock:
-    """Build a residual block; all invertible architectures take these options.
-
-    Args:
-        g: builds the map from the options of its layers.
-        coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint: classification only, to compare.
-        activation: one of :data:`iresnet.activations.ACTIVATIONS`.
-        normalization: of weights, one of :data:`iresnet.normalization.NORMALIZATIONS`.
-        n_power_steps: power iterations a step (1 when None), or Gram iterations (7 when None).
-        logdet: estimator of log-determinants, its name, or a mapping of name and options.
-        solver: solver of inverses, its name, or a mapping of name and options.
-        memory: what is kept for backward, one of :data:`iresnet.bijections.memory.MEMORY`, see
-            :class:`~iresnet.ResidualBlock`.
-    """
-    layers = {"coeff": coeff, "activation": activation, "normalization": normalization, "n_steps": n_power_steps}
-    return ResidualBlock(g(**layers), logdet=make_logdet(logdet), solver=make_solver(solver), memory=memory)
-
-
-# -- architectures: data of a shape -> a list of bijections, the last of which ends in latent vectors or features ------
-
-
-def iresnet(
-    shape: Shape,
-    *,
-    blocks: Sequence[int] = (7, 7, 7),
-    strides: Sequence[int] = (1, 2, 2),
-    hidden: int | Sequence[int] = (32, 64, 128),
-    squeeze: bool = False,
-    injective_pad: int = 0,
-    actnorm: bool = True,
-    network: str = "conv-bottleneck",
-    **options: Any,
-) -> Chain:
-    """Build the single-scale network of 2019: all channels go through all blocks. Defaults: the published classifier's.
-
-    Args:
-        shape: (C, H, W) of the images.
-        blocks: residual blocks in each scale.
-        strides: 2 squeezes at the start of a scale, 1 does not.
-        hidden: channels inside the blocks, one number or one a scale.
-        squeeze: squeeze once before everything.
-        injective_pad: channels of zeros appended to the image; classification only.
-        actnorm: put an ActNorm before each block.
-        network: conv-bottleneck or dense-concat.
-        options: of :func:`block`.
-    """
-    head, shape = _head(shape, squeeze=squeeze, injective_pad=injective_pad)
-    scales = _check_scales(blocks, strides, hidden)
-    return Chain(head + _scales(shape, scales, network, options, actnorm=actnorm, factor_out=False))
-
-
-def iresnet_multiscale(
-    shape: Shape,
-    *,
-    blocks: Sequence[int] = (16, 16, 16),
-    strides: Sequence[int] = (1, 2, 2),
-    hidden: int | Sequence[int] = 512,
-    squeeze: bool = True,
-    actnorm: bool = True,
-    network: str = "conv-bottleneck",
-    **options: Any,
-) -> Chain:
-    """Build the multi-scale network of 2019: half of the channels leave after each scale but the last.
-
-    Defaults: the published density model's. Arguments as for :func:`iresnet`.
-    """
-    head, shape = _head(shape, squeeze=squeeze, injective_pad=0)
-    scales = _check_scales(blocks, strides, hidden)
-    return Chain(head + _scales(shape, scales, network, options, actnorm=actnorm, factor_out=True))
-
-
-def toy_mlp(
-    shape: Shape,
-    *,
-    blocks: int = 10,
-    hidden: int = 64,
-    depth: int = 3,
-    actnorm: bool = True,
-    network: str = "mlp",
-    **options: Any,
-) -> Chain:
-    """Build blocks of multi-layer perceptrons, for vectors.
-
-    Args:
-        shape: (D,).
-        blocks: residual blocks.
-        hidden: size of the hidden layers.
-        depth: dense layers in each block.
-        actnorm: put an ActNorm before each block.
-        network: mlp or dense-concat.
-        options: of :func:`block`.
-    """
-    if len(shape) != 1:
-        raise RecipeError(f"toy-mlp models vectors, got events of shape {shape}; use iresnet or iresnet-multiscale")
-    if not isinstance(blocks, int) or blocks < 0:
-        raise RecipeError(f"toy-mlp takes one number of blocks, got {blocks}")
-    maps = {"mlp": partial(networks.mlp, shape[0]), "dense-concat": partial(networks.dense_concat, shape)}
-    g = partial(_one_of(maps, "network", network), hidden, depth=depth)
-    return Chain(_blocks(shape, [g] * blocks, options, actnorm=actnorm))
-
-
-def resnet(
-    shape: Shape,
-    *,
-    blocks: Sequence[int] = (7, 7, 7),
-    strides: Sequence[int] = (1, 2, 2),
-    hidden: int | Sequence[int] = (32, 64, 128),
-    squeeze: bool = False,
-    injective_pad: int = 0,
-    activation: str = "relu",
-) -> nn.Sequential:
-    """Build the plain residual network in the shapes of :func:`iresnet`, to compare with: it cannot be inverted.
-
-    Batch norm, no ActNorm, no constraint; classification only. Arguments as for :func:`iresnet`.
-    """
-    head, shape = _head(shape, squeeze=squeeze, injective_pad=injective_pad)
-    network = nn.Sequential(*head)
-    for n_blocks, stride, width in _check_scales(blocks, strides, hidden):
-        if stride == 2:
-            network.append(Squeeze())
-            shape = _squeezed(shape)
-        network.extend(PlainBlock(shape[0], width, activation=activation) for _ in range(n_blocks))
-    return network
-
-
-ARCHITECTURES: dict[str, Callable[..., Chain | nn.Sequential]] = {
-    "iresnet": iresnet,
-    "iresnet-multiscale": iresnet_multiscale,
-    "resnet": resnet,
-    "toy-mlp": toy_mlp,
-}
-
-
-def _blocks(
-    shape: Shape, maps: Sequence[Callable[..., nn.Sequential]], options: Mapping[str, Any], *, actnorm: bool
-) -> list[Bijection]:
-    """Build a residual block of each map g, after an ActNorm of its own."""
-    bijections: list[Bijection] = []
-    for g in maps:
-        bijections += [ActNorm(shape[0])] if actnorm else []
-        bijections.append(block(g, **options))
-    return bijections
-
-
-def _head(shape: Shape, *, squeeze: bool, injective_pad: int) -> tuple[list[Bijection], ImageShape]:
-    """Build what comes before the first scale, and return the shape after it."""
-    if len(shape) != 3:
-        raise RecipeError(f"this architecture models images (C, H, W), got events of shape {shape}; use toy-mlp")
-    head: list[Bijection] = [Squeeze()] if squeeze else []
-    c, h, w = _squeezed(shape) if squeeze else shape
-    if injective_pad:
-        head.append(InjectivePad(injective_pad))
-    return head, (c + injective_pad, h, w)
-
-
-def _check_scales(
-    blocks: Sequence[int], strides: Sequence[int], hidden: int | Sequence[int]
-) -> list[tuple[int, int, int]]:
-    """Return blocks, stride and width of each scale."""
-    if isinstance(blocks, int) or isinstance(strides, int):
-        raise RecipeError(f"blocks {blocks} and strides {strides} must be lists, with one entry a scale each")
-    widths = [hidden] * len(blocks) if isinstance(hidden, int) else list(hidden)
-    if not 0 < len(blocks) == len(strides) == len(widths):
-        raise RecipeError(f"blocks {blocks}, strides {strides} and hidden {hidden} must have one entry a scale each")
-    if min(blocks) < 0:
-        raise RecipeError(f"blocks must not be negative, got {blocks}")
-    if set(strides) - {1, 2}:
-        raise RecipeError(f"strides must be 1 or 2, got {strides}")
-    return list(zip(blocks, strides, widths, strict=True))
-
-
-def _scales(
-    shape: ImageShape,
-    scales: Sequence[tuple[int, int, int]],
-    network: str,
-    options: Mapping[str, Any],
-    *,
-    actnorm: bool,
-    factor_out: bool,
-    first: bool = True,
-) -> list[Bijection]:
-    """Build the bijections of all scales; with ``factor_out`` the later ones are nested in a FactorOut."""
-    (n_blocks, stride, width), *later = scales
-    squeeze: list[Bijection] = []
-    if stride == 2:
-        squeeze, shape = [Squeeze()], _squeezed(shape)
-    bottleneck, dense = (partial(g, shape, width) for g in (networks.conv_bottleneck, networks.dense_concat))
-    maps = [_one_of({"conv-bottleneck": bottleneck, "dense-concat": dense}, "network", network)] * n_blocks
-    if first and n_blocks and network == "conv-bottleneck":
-        # The published models have no activation before the very first convolution.
-        maps[0] = partial(bottleneck, preactivation=False)
-    scale = squeeze + _blocks(shape, maps, options, actnorm=actnorm)
-    if not later:
-        return [*scale, Flatten(shape)] if factor_out else scale
-    c, h, w = shape
-    kept = (c - c // 2, h, w) if factor_out else shape
-    rest = _scales(kept, later, network, options, actnorm=actnorm, factor_out=factor_out, first=False)
-    return [*scale, FactorOut(shape, Chain(rest))] if factor_out else scale + rest
-
-
-def _squeezed(shape: ImageShape) -> ImageShape:
-    c, h, w = shape
-    if h % 2 or w % 2:
-        raise RecipeError(
-            f"images of {h}x{w} cannot be squeezed: pad them (--data.pad-to), or squeeze less often (strides, squeeze)"
-        )
-    return (4 * c, h // 2, w // 2)
-
-
-# -- models ----------------------------------------------------------------------------------------------------------
 
 
 @accept_old_names
@@ -386,13 +61,15 @@ def build(
         >>> flow.bits_per_dim(256 * torch.rand(2, 1, 16, 16)).shape
         torch.Size([2])
     """
-    architecture, model = _one_of(ARCHITECTURES, "architecture", name), _one_of(_TASKS, "task", task)
-    _check_options(f"architecture '{name}'", architecture, options)
+    architecture, model = one_of(ARCHITECTURES, "architecture", name), one_of(_TASKS, "task", task)
+    check_options(f"architecture '{name}'", architecture, options)
     if task != "classify":
         _check_density(name, task, options)
     default_mean, default_std = level_scale(256) if len(shape) == 3 else (0.0, 1.0)
     scaling = {"mean": default_mean if mean is None else mean, "std": default_std if std is None else std}
     scale, network = Affine(**scaling), architecture(tuple(shape), **options)
+    if options.get("logit") is not None:  # which takes [0, 1), where the scale gives [-1/2, 1/2)
+        scale = Affine(scaling["mean"] - scaling["std"] / 2, scaling["std"])
     scaled = Chain([scale, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(scale, *network)  # pyright: ignore[reportArgumentType]
     built = model(scaled, tuple(shape), n_classes=n_classes, base=base, head_hidden=head_hidden)
     given = {"name": name, "shape": tuple(shape), "task": task, "base": base, "head_hidden": head_hidden}
@@ -422,7 +99,7 @@ def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:
 def _flow(chain: Chain, shape: Shape, *, base: str, **_: Any) -> Flow:
     z = _dry_forward(chain, shape)
     flat = chain if len(z) == 1 else Chain([*chain.bijections, Flatten(z)])  # pyright: ignore[reportArgumentType]
-    return Flow(flat, _one_of(BASES, "base density", base)(math.prod(shape)), event_shape=shape)
+    return Flow(flat, one_of(BASES, "base density", base)(math.prod(shape)), event_shape=shape)
 
 
 def _classifier(network: nn.Module, shape: Shape, *, n_classes: int, **_: Any) -> Classifier:
