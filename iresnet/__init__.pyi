@@ -59,6 +59,7 @@ __all__ = [
 from . import data, errors, export, networks, zoo
 from .accelerated import Anderson, NewtonKrylov
 from .activations import LipSwish, MaxMin
+from .bases import DiagonalNormal, StandardNormal
 from .bijections import (
     ActNorm,
     Affine,
@@ -77,7 +78,7 @@ from .classifiers import Classifier, Hybrid
 from .config import load_config
 from .data.dataset import Dataset
 from .data.transforms import dequantise, dequantize
-from .flows import DiagonalNormal, Flow, StandardNormal
+from .flows import Flow
 from .jacobian import linearize
 from .lipschitz import LipschitzConv2d, LipschitzLinear, hold_weights
 from .logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator

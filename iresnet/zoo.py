@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from iresnet import networks
-from iresnet.accelerated import Anderson, NewtonKrylov
+from iresnet.bases import BASES, Base, ContextNormal, DiagonalNormal
 from iresnet.bijections import (
     ActNorm,
     Affine,
@@ -25,100 +25,19 @@ from iresnet.bijections import (
     Squeeze,
 )
 from iresnet.classifiers import Classifier, Hybrid
-from iresnet.errors import RecipeError, UnknownNameError
-from iresnet.flows import BASES, Flow
+from iresnet.context import ContextEncoder, at_context
+from iresnet.errors import RecipeError
+from iresnet.flows import Flow
 from iresnet.inputs import level_scale
-from iresnet.logdet import Exact, Krylov, LogDetEstimator
+from iresnet.logdet import LogDetEstimator
+from iresnet.named import LOGDETS, SOLVERS, check_options, make_logdet, make_solver, one_of, own_options
 from iresnet.networks import PlainBlock
 from iresnet.renamed import accept_old_names
-from iresnet.series import PowerSeries, RussianRoulette
-from iresnet.solvers import FixedPointIteration, Solver
-
-LOGDETS: dict[str, type[LogDetEstimator]] = {
-    "exact": Exact,
-    "krylov": Krylov,
-    "power-series": PowerSeries,
-    "russian-roulette": RussianRoulette,
-}
-SOLVERS: dict[str, type[Solver]] = {
-    "anderson": Anderson,
-    "fixed-point": FixedPointIteration,
-    "newton-krylov": NewtonKrylov,
-}
+from iresnet.solvers import Solver
 
 Shape = tuple[int, ...]
 ImageShape = tuple[int, int, int]
 Model = Flow | Classifier | Hybrid
-
-
-def make_logdet(spec: LogDetEstimator | Mapping[str, Any] | str | None) -> LogDetEstimator | None:
-    """Build an estimator from its name and options; an estimator, or None for the default, is returned as it is.
-
-    Args:
-        spec: a name, or a mapping of ``name`` and the options of the class.
-
-    Raises:
-        UnknownNameError: for an unknown name.
-        RecipeError: for an unknown option.
-
-    Example:
-        >>> make_logdet({"name": "krylov", "n_steps": 3})
-        Krylov(n_steps=3, n_probes=1)
-    """
-    return spec if spec is None or isinstance(spec, LogDetEstimator) else _make("log-determinant", LOGDETS, spec)
-
-
-def make_solver(spec: Solver | Mapping[str, Any] | str | None) -> Solver:
-    """Build a solver from its name and options; a solver is returned as it is.
-
-    Args:
-        spec: a name, or a mapping of ``name`` and the options of the class.
-
-    Raises:
-        UnknownNameError: for an unknown name.
-        RecipeError: for an unknown option.
-
-    Example:
-        >>> make_solver("fixed-point")
-        FixedPointIteration(atol=1e-05, max_steps=200)
-    """
-    return spec if isinstance(spec, Solver) else _make("solver", SOLVERS, spec or "anderson")
-
-
-def _make(kind: str, registry: Mapping[str, Callable], spec: Mapping[str, Any] | str) -> Any:
-    options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = str(options.pop("name", None))
-    make = _one_of(registry, kind, name)
-    _check_options(f"{kind} '{name}'", make, options)
-    return make(**options)
-
-
-def _one_of(registry: Mapping[str, Callable], kind: str, name: str) -> Callable:
-    if name not in registry:
-        raise UnknownNameError(kind, name, registry)
-    return registry[name]
-
-
-def options_of(function: Callable) -> dict[str, inspect.Parameter]:
-    """Return the options that an architecture, an estimator or a solver takes, by name.
-
-    Args:
-        function: a value of one of the dictionaries here; ``**options`` of an architecture are those of :func:`block`.
-
-    Example:
-        >>> {name: p.default for name, p in options_of(LOGDETS["exact"]).items()}
-        {'max_gib': 8.0}
-    """
-    parameters = inspect.signature(function).parameters
-    own = {name: p for name, p in parameters.items() if name not in ("shape", "g", "generator", "options")}
-    return own | (options_of(block) if "options" in parameters else {})
-
-
-def _check_options(of: str, function: Callable, options: Mapping[str, Any]) -> None:
-    valid = options_of(function)
-    for name in options:
-        if name not in valid:
-            raise UnknownNameError(f"option of {of}", name, valid)
 
 
 # -- blocks ----------------------------------------------------------------------------------------------------------
@@ -134,6 +53,7 @@ def block(
     logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
     solver: Solver | Mapping[str, Any] | str | None = None,
     memory: str = "keep",
+    context: int = 0,
 ) -> ResidualBlock:
     """Build a residual block; all invertible architectures take these options.
 
@@ -147,9 +67,12 @@ def block(
         solver: solver of inverses, its name, or a mapping of name and options.
         memory: what is kept for backward, one of :data:`iresnet.bijections.memory.MEMORY`, see
             :class:`~iresnet.ResidualBlock`.
+        context: features of a context on which the map depends.
     """
     layers = {"coeff": coeff, "activation": activation, "normalization": normalization, "n_steps": n_power_steps}
-    return ResidualBlock(g(**layers), logdet=make_logdet(logdet), solver=make_solver(solver), memory=memory)
+    return ResidualBlock(
+        g(**layers, context=context), logdet=make_logdet(logdet), solver=make_solver(solver), memory=memory
+    )
 
 
 # -- architectures: data of a shape -> a list of bijections, the last of which ends in latent vectors or features ------
@@ -231,7 +154,7 @@ def toy_mlp(
     if not isinstance(blocks, int) or blocks < 0:
         raise RecipeError(f"toy-mlp takes one number of blocks, got {blocks}")
     maps = {"mlp": partial(networks.mlp, shape[0]), "dense-concat": partial(networks.dense_concat, shape)}
-    g = partial(_one_of(maps, "network", network), hidden, depth=depth)
+    g = partial(one_of(maps, "network", network), hidden, depth=depth)
     return Chain(_blocks(shape, [g] * blocks, options, actnorm=actnorm))
 
 
@@ -265,6 +188,20 @@ ARCHITECTURES: dict[str, Callable[..., Chain | nn.Sequential]] = {
     "resnet": resnet,
     "toy-mlp": toy_mlp,
 }
+
+
+def options_of(function: Callable) -> dict[str, inspect.Parameter]:
+    """Return the options that an architecture, an estimator or a solver takes, by name.
+
+    Args:
+        function: a value of one of the dictionaries here; ``**options`` of an architecture are those of :func:`block`.
+
+    Example:
+        >>> list(options_of(ARCHITECTURES["toy-mlp"]))[:4]
+        ['blocks', 'hidden', 'depth', 'actnorm']
+    """
+    takes_blocks = "options" in inspect.signature(function).parameters
+    return own_options(function) | (own_options(block) if takes_blocks else {})
 
 
 def _blocks(
@@ -321,7 +258,7 @@ def _scales(
     if stride == 2:
         squeeze, shape = [Squeeze()], _squeezed(shape)
     bottleneck, dense = (partial(g, shape, width) for g in (networks.conv_bottleneck, networks.dense_concat))
-    maps = [_one_of({"conv-bottleneck": bottleneck, "dense-concat": dense}, "network", network)] * n_blocks
+    maps = [one_of({"conv-bottleneck": bottleneck, "dense-concat": dense}, "network", network)] * n_blocks
     if first and n_blocks and network == "conv-bottleneck":
         # The published models have no activation before the very first convolution.
         maps[0] = partial(bottleneck, preactivation=False)
@@ -357,6 +294,7 @@ def build(
     std: float | Tensor | None = None,
     base: str = "diagonal-normal",
     head_hidden: int = 32,
+    context: int | ContextEncoder = 0,
     **options: Any,
 ) -> Model:
     r"""Build a model by the name of its architecture.
@@ -370,8 +308,10 @@ def build(
         mean: subtracted from the data first, a number or one a channel, (C, 1, 1). Default: 128 for images, which are
             expected on [0, 256), and 0 for vectors.
         std: the data is then divided by this. Default: 256 for images and 1 for vectors.
-        base: base density, one of :data:`iresnet.flows.BASES`.
+        base: base density, one of :data:`iresnet.bases.BASES`.
         head_hidden: channels of the head of a hybrid of images.
+        context: of a conditional density: how many numbers or classes the context has, which are then encoded by a
+            perceptron of 64 hidden units; or an encoder.
         options: arguments of the architecture.
 
     Returns:
@@ -386,18 +326,30 @@ def build(
         >>> flow.bits_per_dim(256 * torch.rand(2, 1, 16, 16)).shape
         torch.Size([2])
     """
-    architecture, model = _one_of(ARCHITECTURES, "architecture", name), _one_of(_TASKS, "task", task)
-    _check_options(f"architecture '{name}'", architecture, options)
+    architecture, model = one_of(ARCHITECTURES, "architecture", name), one_of(_TASKS, "task", task)
+    check_options(f"architecture '{name}'", options_of(architecture), options)
     if task != "classify":
         _check_density(name, task, options)
     default_mean, default_std = level_scale(256) if len(shape) == 3 else (0.0, 1.0)
     scaling = {"mean": default_mean if mean is None else mean, "std": default_std if std is None else std}
-    scale, network = Affine(**scaling), architecture(tuple(shape), **options)
+    encoder = _encoder(context, task)
+    conditions = {"context": encoder.features} if encoder else {}
+    scale, network = Affine(**scaling), architecture(tuple(shape), **options, **conditions)
     scaled = Chain([scale, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(scale, *network)  # pyright: ignore[reportArgumentType]
-    built = model(scaled, tuple(shape), n_classes=n_classes, base=base, head_hidden=head_hidden)
+    heads = {"n_classes": n_classes, "base": base, "head_hidden": head_hidden, "encoder": encoder}
+    built = model(scaled, tuple(shape), **heads)
     given = {"name": name, "shape": tuple(shape), "task": task, "base": base, "head_hidden": head_hidden}
+    given |= {"context": context} if encoder else {}
     built.origin = {**given, **scaling, **options}
     return built
+
+
+def _encoder(context: int | ContextEncoder, task: str) -> ContextEncoder | None:
+    if context and task != "density":
+        raise RecipeError(f"the task '{task}' takes no context; a density does")
+    if isinstance(context, ContextEncoder) or context == 0:
+        return context or None
+    return ContextEncoder([0.0] * context, [1.0] * context, hidden=64)
 
 
 def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:
@@ -419,10 +371,14 @@ def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:
         )
 
 
-def _flow(chain: Chain, shape: Shape, *, base: str, **_: Any) -> Flow:
-    z = _dry_forward(chain, shape)
+def _flow(chain: Chain, shape: Shape, *, base: str, encoder: ContextEncoder | None = None, **_: Any) -> Flow:
+    at_zero = chain if encoder is None else at_context(chain, torch.zeros(1, encoder.features))
+    z = _dry_forward(at_zero, shape)
     flat = chain if len(z) == 1 else Chain([*chain.bijections, Flatten(z)])  # pyright: ignore[reportArgumentType]
-    return Flow(flat, _one_of(BASES, "base density", base)(math.prod(shape)), event_shape=shape)
+    density: Base = one_of(BASES, "base density", base)(math.prod(shape))
+    if encoder and isinstance(density, DiagonalNormal):
+        density = ContextNormal(density.features, encoder.features)
+    return Flow(flat, density, event_shape=shape, context_encoder=encoder)
 
 
 def _classifier(network: nn.Module, shape: Shape, *, n_classes: int, **_: Any) -> Classifier:
@@ -431,7 +387,7 @@ def _classifier(network: nn.Module, shape: Shape, *, n_classes: int, **_: Any) -
     return classifier
 
 
-def _hybrid(chain: Chain, shape: Shape, *, n_classes: int, base: str, head_hidden: int) -> Hybrid:
+def _hybrid(chain: Chain, shape: Shape, *, n_classes: int, base: str, head_hidden: int, **_: Any) -> Hybrid:
     hybrid = Hybrid(_flow(chain, shape, base=base), n_classes, hidden=head_hidden)
     _dry_forward(hybrid, shape)
     return hybrid

@@ -20,8 +20,8 @@ FILES = {
 SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "bounds", "solvers", "accelerated"}
-NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices", "joint"}
-MODELS = NUMERICS | {"networks", "bijections", "flows", "zoo", "certificates"}
+NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices", "joint", "context"}
+MODELS = NUMERICS | {"networks", "bijections", "bases", "flows", "named", "zoo", "certificates"}
 MODELS |= {"assembled", "classifiers", "inputs", "pushforward"}
 USE = MODELS | {"capacity", "data", "config", "options", "recipes", "runs", "models", "pictures", "collectives"}
 USE |= {"files", "interrupts", "pretrained"}
@@ -32,9 +32,11 @@ ALLOWED = {
     "networks": NUMERICS,
     "bijections": NUMERICS,
     "assembled": NUMERICS | {"bijections"},
-    "flows": NUMERICS | {"assembled", "bijections"},
+    "bases": NUMERICS,
+    "named": NUMERICS,
+    "flows": NUMERICS | {"assembled", "bases", "bijections"},
     "classifiers": NUMERICS | {"assembled", "networks", "bijections", "flows"},
-    "pushforward": NUMERICS | {"bijections", "flows"},
+    "pushforward": NUMERICS | {"bases", "bijections", "flows"},
     "certificates": NUMERICS | {"assembled", "bijections", "flows", "classifiers", "files"},
     "inputs": set(),
     "capacity": {"errors", "zoo"},
@@ -87,7 +89,7 @@ def test_imports_go_one_way(name):
 
 
 def test_the_reader_of_imports_sees_them():
-    assert imported(FILES["zoo.py"]) >= {"networks", "bijections", "logdet", "series", "solvers"}
+    assert imported(FILES["zoo.py"]) >= {"networks", "bijections", "logdet", "named", "solvers"}
     assert imported(FILES["__init__.pyi"]) >= {"networks", "zoo", "jacobian"}
     assert imported(FILES["bijections/residual.py"]) >= {"bijections", "solvers", "jacobian"}
 

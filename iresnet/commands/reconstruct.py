@@ -21,6 +21,7 @@ from iresnet.commands.arguments import (
     open_run,
     use_processes,
 )
+from iresnet.commands.contexts import Context, at_context
 from iresnet.console import is_main, progress, say
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def reconstruct(
     *,
     n: Count = 10,
     solver_examples: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 32,
+    context: Context = None,
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -71,6 +73,7 @@ def reconstruct(
     from iresnet.zoo import SOLVERS
 
     folder, model, dataset, data = open_run(run, data_dir, split, device)
+    model, data = at_context(model, folder.read_config()[1], context, data)
     bijection, options = model.bijection, {"levels": dataset.levels, "seed": seed}
     with progress("inversion", len(data)) as advance:
         sizes = {} if batch_size is None else {"batch_size": batch_size}
