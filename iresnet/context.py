@@ -169,7 +169,7 @@ class Shift(AtContext):
 
     def broadcast(self, h: Tensor) -> Tensor:
         """Return the vectors as they broadcast to h, and refuse other numbers of samples."""
-        if len(self.shift) not in (1, len(h)):
+        if len(self.shift) > 1 and len(self.shift) != h.shape[0]:  # in this order: exported batches have any size
             raise IResNetError(
                 f"a context of {len(self.shift)} rows goes with {len(self.shift)} samples, got {len(h)}; give one row "
                 "a sample, or a single row for all"

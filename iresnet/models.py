@@ -33,7 +33,7 @@ from iresnet.data import Dataset, check_columns, check_density
 from iresnet.errors import DataError, RecipeError, RunError
 from iresnet.files import write_atomically
 from iresnet.flows import Flow
-from iresnet.inputs import Inputs, level_scale
+from iresnet.inputs import Column, Inputs, level_scale
 from iresnet.options import check_types
 from iresnet.runs import Run
 from iresnet.zoo import Model
@@ -204,13 +204,27 @@ def recipe_of(model: Model) -> tuple[Config, Inputs]:
                 if key in options:
                     options[key] = _named(options[key], key, registry)
             names = () if isinstance(model, Flow) else model.class_names
-            config = Config(data=DataConfig(name="unknown"), model=options, task=_TASKS[task])
             scale = [tuple(torch.as_tensor(numbers).flatten().tolist()) for numbers in (mean, std)]
-            return config, Inputs(shape, None, names, *scale)
+            inputs = Inputs(shape, None, names, *scale)
+            if options.pop("context", None) is not None:
+                inputs = _with_context(inputs, model.context_encoder)  # pyright: ignore[reportArgumentType]
+            task = replace(_TASKS[task], conditional=inputs.is_conditional)
+            return Config(data=DataConfig(name="unknown"), model=options, task=task), inputs
     raise RecipeError(
         f"this {type(model).__name__} was put together by hand, and cannot be built again from names; build it with "
         "iresnet.zoo.build, or save its state_dict() with safetensors"
     )
+
+
+def _with_context(inputs: Inputs, encoder: ContextEncoder) -> Inputs:
+    """Add what is known of a context: classes by number, or numbers without names."""
+    scale = tuple(encoder.mean.tolist()), tuple(encoder.std.tolist())
+    n, hidden = len(encoder.mean), encoder.features if len(encoder.network) else None
+    if hidden not in (None, _HIDDEN):
+        raise RecipeError(f"recipes encode a context by {_HIDDEN} hidden units, or classes by none, got {hidden}")
+    names = tuple(map(str, range(n))) if hidden is None else ()
+    columns = () if hidden is None else tuple(Column("", i + 1) for i in range(n))
+    return replace(inputs, class_names=names, context=columns, context_mean=scale[0], context_std=scale[1])
 
 
 _TASKS = {"density": TaskConfig(1.0, 0.0), "classify": TaskConfig(0.0, 1.0), "hybrid": TaskConfig(1.0, 1.0)}

@@ -248,3 +248,15 @@ def test_classifiers_take_no_context():
 def test_rows_of_modules_without_contexts_are_themselves():
     g = nn.Sequential(nn.Linear(2, 2))
     assert rows_of(g, slice(1)) is g
+
+
+@pytest.mark.parametrize("context", [K, "classes"])
+def test_a_folder_to_publish_gives_the_same_density(context, tmp_path):
+    context = ContextEncoder([0.0] * K, [1.0] * K) if context == "classes" else context
+    flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=1, hidden=4, context=context).eval()
+    flow.base.mean.weight.data.normal_()
+    ir.save_pretrained(flow, tmp_path / "flow")
+    loaded, x, c = ir.from_pretrained(tmp_path / "flow"), torch.randn(4, 2), torch.randn(4, K)
+    torch.testing.assert_close(loaded.log_prob(x, context=c), flow.log_prob(x, context=c))
+    with pytest.raises(RecipeError, match="was put together by hand"):
+        ir.save_pretrained(flow.given(c[0]), tmp_path / "given")

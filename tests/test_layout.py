@@ -20,7 +20,18 @@ FILES = {
 SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "bounds", "solvers", "accelerated"}
-NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices", "joint", "context"}
+NUMERICS |= {
+    "logdet",
+    "krylov",
+    "implicit",
+    "series",
+    "probes",
+    "operators",
+    "precision",
+    "devices",
+    "joint",
+    "context",
+}
 MODELS = NUMERICS | {"networks", "bijections", "bases", "flows", "named", "zoo", "certificates"}
 MODELS |= {"assembled", "classifiers", "inputs", "pushforward"}
 USE = MODELS | {"capacity", "data", "config", "options", "recipes", "runs", "models", "pictures", "collectives"}

@@ -246,8 +246,9 @@ def latent(
         encode, base = model.bijection, flow_of(model).base
     examples = dequantized_examples(data, n, levels=dataset.levels, seed=seed)
     x = examples.x.float().to(device_of(model))
+    labels = examples.y if dataset.class_names else None  # contexts are none
     with progress("latents", len(x)) as advance:
-        analysis = analyze_latent(encode, x, examples.y, base=base, progress=advance)
+        analysis = analyze_latent(encode, x, labels, base=base, progress=advance)
     if analysis.radius:
         say(_claim_table(analysis))
     say(str(analysis))

@@ -174,13 +174,11 @@ def _describe(shape: tuple[int, ...]) -> str:
 
 
 def _rows(path: Path, inputs: Inputs, batch_size: int, keep: Sequence[str], *, contexts: bool) -> Iterator[Examples]:
-    columns = inputs.columns or [Column("", i + 1) for i in range(*inputs.shape)]
     start, file = 1, None
     for file in stream_table(path, batch_size):
         if missing := [name for name in keep if name not in file.titles]:
             raise DataError(f"{path}: no column {', '.join(missing)} to keep, got {', '.join(file.titles)}")
-        if not inputs.columns and file.width != len(columns):
-            raise DataError(f"{path}: this run takes rows of {len(columns)} numbers, got {file.width} columns")
+        columns = inputs.columns or _columns_without_names(file, inputs)
         x = read_features(file, columns)
         _check_complete(file, x, columns)
         kept = {name: file.read_texts(file.titles.index(name)) for name in keep}
@@ -189,6 +187,15 @@ def _rows(path: Path, inputs: Inputs, batch_size: int, keep: Sequence[str], *, c
         start += len(x)
     if file is None:
         raise DataError(f"{path}: expected rows of numbers, got an empty table")
+
+
+def _columns_without_names(file: TableFile, inputs: Inputs) -> list[Column]:
+    """Return the columns of a table for a model that knows no names: all but those of the context."""
+    of_context = {column.title for column in inputs.context}
+    columns = [Column(title, i + 1) for i, title in enumerate(file.titles) if title not in of_context]
+    if len(columns) != inputs.shape[0]:
+        raise DataError(f"{file.path}: this run takes rows of {inputs.shape[0]} numbers, got {len(columns)} columns")
+    return columns
 
 
 def _read_contexts(file: TableFile, columns: Sequence[Column]) -> Tensor:  # (N, K)
