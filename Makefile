@@ -15,11 +15,12 @@ DEVICE ?= cuda
 # Where make visdom starts its server.
 PORT ?= 8097
 
-.PHONY: help demo test gpu-test visdom bench scaling mutation-test fault-test lint types wheel-check install clean
+.PHONY: help demo test docs gpu-test visdom bench scaling mutation-test fault-test lint types wheel-check install clean
 
 help:
 	@echo "make demo   install, train a density of digits, evaluate, sample, invert, certify and report it (3 minutes)"
 	@echo "make test   install and run the tests"
+	@echo "make docs   build the documentation site into build/site; a broken link fails it (10 seconds)"
 	@echo "make gpu-test [PYTHON=...]   on a machine with a GPU: the laws there, and a table of what is promised (8 minutes)"
 	@echo "make visdom [PORT=...]   start a visdom server on this machine; needs npm, but no other network"
 	@echo "make bench [RUN=...]   time iresnet and other methods side by side, and invert a trained run (an hour)"
@@ -51,6 +52,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
+
+# The variable silences a banner about other versions of mkdocs.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # With the Python that is there, in which iresnet is installed: such machines may have no network.
 gpu-test:
@@ -84,13 +90,15 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/pyright
 
-# A wheel, installed elsewhere, must find its recipes and its data.
+# A wheel, installed elsewhere, must find its recipes and its data. The notebooks run in small with it, and without the
+# files of this folder.
 wheel-check: $(INSTALLED)
 	rm -rf dist build/wheel-check
 	$(BIN)/python -m build --quiet --wheel
 	$(PYTHON) -m venv build/wheel-check
-	build/wheel-check/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	build/wheel-check/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[sklearn]" ipykernel nbclient nbformat
 	cd build/wheel-check && bin/iresnet recipes && bin/iresnet train digits-classify --train.epochs 1 --out run && bin/iresnet certify run && bin/iresnet report run
+	env -u PYTHONPATH build/wheel-check/bin/python tools/run_notebooks.py
 
 clean:
 	rm -rf .venv build dist runs .pytest_cache .ruff_cache

@@ -49,6 +49,7 @@ __all__ = [
     "load",
     "load_config",
     "networks",
+    "progress",
     "push_to_hub",
     "save_pretrained",
     "seal",
@@ -59,6 +60,7 @@ __all__ = [
 from . import data, errors, export, networks, zoo
 from .accelerated import Anderson, NewtonKrylov
 from .activations import LipSwish, MaxMin
+from .bars import progress
 from .bases import DiagonalNormal, StandardNormal
 from .bijections import (
     ActNorm,

@@ -24,6 +24,7 @@ from iresnet.commands.predict import predict
 from iresnet.commands.reconstruct import reconstruct
 from iresnet.commands.sample import sample
 from iresnet.commands.score import score
+from iresnet.commands.serve import serve
 from iresnet.commands.train import recipes, train, train_help
 from iresnet.console import complain, show_thread_failure, show_warning
 from iresnet.errors import Interrupted, IResNetError, ProcessLost, WriteError
@@ -41,7 +42,7 @@ app.command(recipes)
 app.command(train)
 for command in (evaluate, score, predict, encode, decode, sample, reconstruct, interpolate):
     app.command(command)
-for command in (certify, compare, report, export):
+for command in (certify, compare, report, serve, export):
     app.command(command)
 app.command(import_checkpoint, name="import")
 app.command(analyze, name=("analyze", "analyse"))

@@ -1,14 +1,11 @@
-"""Output of the command line: results, errors, warnings and progress, printed by one of several processes."""
+"""Output of the command line: results, errors and warnings, printed by one of several processes."""
 
-__all__ = ["announce", "complain", "err", "is_main", "progress", "say", "show_thread_failure", "show_warning"]
+__all__ = ["announce", "complain", "err", "is_main", "say", "show_thread_failure", "show_warning"]
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from iresnet.launch import started_together
 
@@ -70,11 +67,3 @@ def _is_first(message: str) -> bool:
     from iresnet.collectives import is_first_to_say
 
     return is_first_to_say(message)
-
-
-@contextmanager
-def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on terminals; yield a function that takes the number done."""
-    with Progress(console=err, transient=True, disable=not (err.is_terminal and is_main())) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda done: bar.update(task, completed=done)

@@ -294,7 +294,7 @@ def build(
     std: float | Tensor | None = None,
     base: str = "diagonal-normal",
     head_hidden: int = 32,
-    context: int | ContextEncoder = 0,
+    context: int | str | ContextEncoder = 0,
     **options: Any,
 ) -> Model:
     r"""Build a model by the name of its architecture.
@@ -304,14 +304,14 @@ def build(
         shape: \*E, the event shape of the data: (C, H, W) or (D,).
         task: ``"density"`` gives a :class:`~iresnet.Flow`, ``"classify"`` a :class:`~iresnet.Classifier`,
             ``"hybrid"`` a :class:`~iresnet.Hybrid`.
-        n_classes: for classifiers and hybrids.
+        n_classes: for classifiers and hybrids, and densities given a class.
         mean: subtracted from the data first, a number or one a channel, (C, 1, 1). Default: 128 for images, which are
             expected on [0, 256), and 0 for vectors.
         std: the data is then divided by this. Default: 256 for images and 1 for vectors.
         base: base density, one of :data:`iresnet.bases.BASES`.
         head_hidden: channels of the head of a hybrid of images.
-        context: of a conditional density: how many numbers or classes the context has, which are then encoded by a
-            perceptron of 64 hidden units; or an encoder.
+        context: of a conditional density: how many numbers the context has, which are encoded by a perceptron of 64
+            hidden units; ``"class"`` for one of ``n_classes``; or an encoder.
         options: arguments of the architecture.
 
     Returns:
@@ -332,7 +332,7 @@ def build(
         _check_density(name, task, options)
     default_mean, default_std = level_scale(256) if len(shape) == 3 else (0.0, 1.0)
     scaling = {"mean": default_mean if mean is None else mean, "std": default_std if std is None else std}
-    encoder = _encoder(context, task)
+    encoder = _encoder(context, task, n_classes)
     conditions = {"context": encoder.features} if encoder else {}
     scale, network = Affine(**scaling), architecture(tuple(shape), **options, **conditions)
     scaled = Chain([scale, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(scale, *network)  # pyright: ignore[reportArgumentType]
@@ -344,12 +344,16 @@ def build(
     return built
 
 
-def _encoder(context: int | ContextEncoder, task: str) -> ContextEncoder | None:
+def _encoder(context: int | str | ContextEncoder, task: str, n_classes: int) -> ContextEncoder | None:
     if context and task != "density":
         raise RecipeError(f"the task '{task}' takes no context; a density does")
-    if isinstance(context, ContextEncoder) or context == 0:
-        return context or None
-    return ContextEncoder([0.0] * context, [1.0] * context, hidden=64)
+    if isinstance(context, ContextEncoder):
+        return context
+    if context == "class" and n_classes > 0:
+        return ContextEncoder([0.0] * n_classes, [1.0] * n_classes)
+    if not isinstance(context, int) or context < 0:
+        raise RecipeError(f"context is how many numbers it has, or 'class' with n_classes, got {context!r}")
+    return ContextEncoder([0.0] * context, [1.0] * context, hidden=64) if context else None
 
 
 def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import iresnet as ir
 from iresnet.bases import ContextNormal
 from iresnet.bijections import RandomChunk
 from iresnet.bounds import lower_bound, upper_bound
-from iresnet.context import ContextEncoder, ContextShift, at_context, rows_of
+from iresnet.context import ContextShift, at_context, rows_of
 from iresnet.errors import IResNetError, RecipeError
 
 N, K = 6, 3
@@ -193,8 +193,7 @@ def test_training_learns_the_context():
 
 def test_classes_are_contexts():
     torch.manual_seed(0)
-    encoder = ContextEncoder([0.0] * K, [1.0] * K)
-    flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=1, hidden=4, context=encoder)
+    flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=1, hidden=4, context="class", n_classes=K)
     flow.base.mean.weight.data.normal_()
     x, y = torch.randn(4, 2), torch.tensor([0, 2, 1, 2])
     torch.testing.assert_close(flow.log_prob(x, context=y), flow.log_prob(x, context=torch.eye(K)[y]), rtol=0.3, atol=1)
@@ -240,7 +239,10 @@ def test_wrong_contexts_are_refused(call, message):
     assert message in str(caught.value)
 
 
-def test_classifiers_take_no_context():
+def test_classifiers_take_no_context_and_contexts_have_a_size():
+    for context in ("class", -1, 0.5, "age"):
+        with pytest.raises(RecipeError, match="context is how many numbers it has, or 'class' with n_classes"):
+            ir.zoo.build("toy-mlp", shape=(2,), context=context)
     with pytest.raises(RecipeError, match="the task 'classify' takes no context"):
         ir.zoo.build("toy-mlp", shape=(2,), task="classify", n_classes=2, context=3)
 
@@ -250,10 +252,9 @@ def test_rows_of_modules_without_contexts_are_themselves():
     assert rows_of(g, slice(1)) is g
 
 
-@pytest.mark.parametrize("context", [K, "classes"])
+@pytest.mark.parametrize("context", [K, "class"])
 def test_a_folder_to_publish_gives_the_same_density(context, tmp_path):
-    context = ContextEncoder([0.0] * K, [1.0] * K) if context == "classes" else context
-    flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=1, hidden=4, context=context).eval()
+    flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=1, hidden=4, context=context, n_classes=K).eval()
     flow.base.mean.weight.data.normal_()
     ir.save_pretrained(flow, tmp_path / "flow")
     loaded, x, c = ir.from_pretrained(tmp_path / "flow"), torch.randn(4, 2), torch.randn(4, K)

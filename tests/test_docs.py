@@ -270,11 +270,16 @@ def test_the_page_on_data_names_every_option_of_your_own():
     assert {name for name, text in options.items() if text.startswith("your")} <= named
 
 
-@pytest.mark.parametrize("page", ["data.md", "python.md", "scikit-learn.md"])
+@pytest.mark.parametrize("page", ["concepts.md", "data.md", "gallery.md", "python.md", "scikit-learn.md"])
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL):
         exec(block, {})
+
+
+@pytest.mark.parametrize("line", commands("gallery.md"))
+def test_every_command_of_the_gallery_works(line):
+    app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
 
 
 @pytest.mark.parametrize("page", ["../README.md", *sorted(path.name for path in DOCS.glob("*.md"))])

@@ -35,7 +35,7 @@ NUMERICS |= {
 MODELS = NUMERICS | {"networks", "bijections", "bases", "flows", "named", "zoo", "certificates"}
 MODELS |= {"assembled", "classifiers", "inputs", "pushforward"}
 USE = MODELS | {"capacity", "data", "config", "options", "recipes", "runs", "models", "pictures", "collectives"}
-USE |= {"files", "interrupts", "pretrained"}
+USE |= {"files", "interrupts", "pretrained", "bars", "console"}
 
 ALLOWED = {
     "errors": set(),
@@ -63,9 +63,11 @@ ALLOWED = {
     "launch": {"errors"},
     "collectives": {"errors", "launch"},
     "console": {"launch", "collectives"},
-    "__init__": MODELS | {"config", "data", "errors", "pretrained", "training", "export"},
+    "bars": {"console"},
+    "__init__": MODELS | {"bars", "config", "data", "errors", "pretrained", "training", "export"},
     "interrupts": set(),
     "sklearn": USE | {"training", "evaluation"},
+    "page": USE | {"evaluation", "report"},
     "__main__": {"cli", "interrupts"},
 }
 """Which parts of the package a part may import besides itself; a part that is not listed may import USE."""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter, validators
 from rich.table import Table
 
+from iresnet.bars import progress
 from iresnet.commands.arguments import Count, DataDir, DeviceName, RunFolder, Seed, flow_of, load_run, open_run
 from iresnet.commands.contexts import Context, at_context
-from iresnet.console import progress, say
+from iresnet.console import say
 from iresnet.errors import RunError
 from iresnet.files import distinct_names
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from iresnet.bars import progress
 from iresnet.commands.arguments import (
     AnyRun,
     BatchSize,
@@ -26,7 +27,7 @@ from iresnet.commands.arguments import (
 )
 from iresnet.commands.contexts import Context, at_context, has_contexts
 from iresnet.commands.rows import Rows
-from iresnet.console import is_main, progress, say
+from iresnet.console import is_main, say
 from iresnet.errors import DataError, RecipeError
 from iresnet.files import replacing, writing
 from iresnet.outputs import check_suffix

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter, validators
 from rich.table import Table
 
+from iresnet.bars import progress
 from iresnet.commands.arguments import (
     BatchSize,
     DataDir,
@@ -26,7 +27,7 @@ from iresnet.commands.arguments import (
     open_run,
     use_processes,
 )
-from iresnet.console import err, is_main, progress, say
+from iresnet.console import err, is_main, say
 from iresnet.errors import RecipeError, UnknownNameError
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
+from iresnet.bars import progress
 from iresnet.commands.contexts import Context, at_context
-from iresnet.console import progress, say
+from iresnet.console import say
 from iresnet.errors import RecipeError, UnknownNameError
 
 FORMATS = ("onnx",)

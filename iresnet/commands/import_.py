@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from iresnet.bars import progress
 from iresnet.commands.arguments import DataDir
-from iresnet.console import progress, say
+from iresnet.console import say
 
 if TYPE_CHECKING:
     from iresnet.imports import Imported

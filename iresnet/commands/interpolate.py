@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
+from iresnet.bars import progress
 from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, RunFolder, Seed, open_run, use_processes
 from iresnet.commands.contexts import Context, at_context
-from iresnet.console import is_main, progress, say
+from iresnet.console import is_main, say
 from iresnet.errors import DataError
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ __all__ = ["predict"]
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from iresnet.bars import progress
 from iresnet.commands.arguments import (
     AnyRun,
     BatchSize,
@@ -20,7 +21,6 @@ from iresnet.commands.arguments import (
     use_processes,
 )
 from iresnet.commands.rows import Rows
-from iresnet.console import progress
 
 if TYPE_CHECKING:
     from typing import Any

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter, validators
 from rich.table import Table
 
+from iresnet.bars import progress
 from iresnet.commands.arguments import (
     BatchSize,
     Count,
@@ -22,7 +23,7 @@ from iresnet.commands.arguments import (
     use_processes,
 )
 from iresnet.commands.contexts import Context, at_context
-from iresnet.console import is_main, progress, say
+from iresnet.console import is_main, say
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeGuard
 
 from cyclopts import Parameter
 
+from iresnet.bars import progress
 from iresnet.commands.arguments import (
     Count,
     DeviceName,
@@ -20,7 +21,7 @@ from iresnet.commands.arguments import (
     use_processes,
 )
 from iresnet.commands.contexts import Context, at_context, class_number
-from iresnet.console import is_main, progress, say
+from iresnet.console import is_main, say
 from iresnet.errors import RecipeError
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """``iresnet score``: the likelihood of each image or row of a file, and how unusual it is for the training data."""
 
-__all__ = ["score"]
+__all__ = ["score", "training_examples", "training_reference"]
 
 import math
 from dataclasses import replace
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
+from iresnet.bars import progress
 from iresnet.commands.arguments import (
     AnyRun,
     BatchSize,
@@ -27,7 +28,7 @@ from iresnet.commands.arguments import (
 )
 from iresnet.commands.contexts import Context, at_context, has_contexts
 from iresnet.commands.rows import Rows
-from iresnet.console import err, is_main, progress, say
+from iresnet.console import err, is_main, say
 from iresnet.errors import DataError, RecipeError, WriteError
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def score(
     settings = {"n_draws": draws, "seed": seed}
     reference = None
     if train_examples != 0:
-        reference = _reference(folder, flow, inputs, data_dir, train_examples, settings)
+        reference = training_reference(folder, flow, inputs, data_dir, train_examples, settings)
         _check_rate(false_alarms, len(reference))
 
     n_flagged = 0
@@ -154,7 +155,7 @@ def _check_rate(false_alarms: float, n: int) -> None:
         )
 
 
-def _reference(
+def training_reference(
     folder: "Run",
     flow: "Flow",
     inputs: "Inputs",
@@ -170,7 +171,7 @@ def _reference(
     about = {"model_sha256": folder.weights_sha256(), **settings}
     if kept := _kept(folder, about, n):
         return evaluation.Reference(torch.tensor(kept, dtype=torch.float64))
-    training = _training_examples(folder, load_data(folder, data_dir), inputs, n or N_REFERENCE)
+    training = training_examples(folder, load_data(folder, data_dir), inputs, n or N_REFERENCE)
     with progress("training examples", len(training)) as advance:
         found, done = [], 0
         for examples, scores in evaluation.score(flow, _batches(training, inputs), inputs, **settings):
@@ -204,7 +205,7 @@ def _batches(training: "Split", inputs: "Inputs") -> "Iterator[Examples]":
         yield Examples(some.x, [None] * len(some), context=some.y if inputs.is_conditional else None)
 
 
-def _training_examples(folder: "Run", dataset: "Dataset", inputs: "Inputs", n: int) -> "Split":
+def training_examples(folder: "Run", dataset: "Dataset", inputs: "Inputs", n: int) -> "Split":
     """Return training examples as they were recorded, of a table without the noise that is added to it."""
     from iresnet.data import Split, load
     from iresnet.data.columns import offsets

@@ -1,6 +1,6 @@
 """Examples in a file or folder, in the form of the data that a model was trained on, batch by batch."""
 
-__all__ = ["Examples", "open_examples"]
+__all__ = ["Examples", "describe_events", "open_examples"]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -159,11 +159,17 @@ def _read_array(path: Path, inputs: Inputs) -> Tensor:
 
 def _check_shape(where: str, x: Tensor, inputs: Inputs) -> None:
     if tuple(x.shape[1:]) != tuple(inputs.shape):
-        expected, got = (_describe(tuple(shape)) for shape in (inputs.shape, x.shape[1:]))
+        expected, got = (describe_events(tuple(shape)) for shape in (inputs.shape, x.shape[1:]))
         raise DataError(f"{where}: this run takes {expected}, got {got}; convert them, or choose another run")
 
 
-def _describe(shape: tuple[int, ...]) -> str:
+def describe_events(shape: tuple[int, ...]) -> str:
+    """Describe data of a shape in words.
+
+    Example:
+        >>> describe_events((1, 8, 8)), describe_events((4,))
+        ('gray images of 8x8 pixels', 'rows of 4 numbers')
+    """
     if len(shape) != 3:
         return f"rows of {'x'.join(map(str, shape))} numbers"
     channels = {1: "gray", 3: "RGB"}.get(shape[0], f"{shape[0]}-channel")

@@ -1,6 +1,6 @@
 """Overview: the headline numbers of one run, or of several side by side."""
 
-__all__ = ["overview"]
+__all__ = ["headlines", "overview"]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -48,14 +48,12 @@ def overview(runs: Sequence[Contents], names: Sequence[str]) -> Section:
         runs: the runs.
         names: their names.
     """
-    headlines = [list(_headlines(run)) for run in runs]
+    found = [list(headlines(run)) for run in runs]
     problems = [Panel(i, [Hint(text + ".") for text in run.problems]) for i, run in enumerate(runs) if run.problems]
     if len(runs) == 1:
-        return Section(
-            "overview", "At a glance", [Panel(None, [Tiles(headlines[0])] if headlines[0] else []), *problems]
-        )
+        return Section("overview", "At a glance", [Panel(None, [Tiles(found[0])] if found[0] else []), *problems])
     data = {(str(run.settings.get("data.name")), run.shape, str(run.evaluation.get("split"))) for run in runs}
-    blocks: list[Block] = [_comparison(headlines, names, comparable=len(data) == 1)]
+    blocks: list[Block] = [_comparison(found, names, comparable=len(data) == 1)]
     different = differences(runs)
     if different:
         rows = [[Cell(name, "code"), *_setting_cells(values)] for name, values in different.items()]
@@ -65,10 +63,10 @@ def overview(runs: Sequence[Contents], names: Sequence[str]) -> Section:
     return Section("overview", "Side by side", [Panel(None, blocks), *problems])
 
 
-def _comparison(headlines: Sequence[Sequence[Headline]], names: Sequence[str], *, comparable: bool) -> Table:
+def _comparison(numbers: Sequence[Sequence[Headline]], names: Sequence[str], *, comparable: bool) -> Table:
     rows = []
-    for label in dict.fromkeys(headline.label for run in headlines for headline in run):
-        found = [next((headline for headline in run if headline.label == label), None) for run in headlines]
+    for label in dict.fromkeys(headline.label for run in numbers for headline in run):
+        found = [next((headline for headline in run if headline.label == label), None) for run in numbers]
         ranks = [headline.rank for headline in found if headline and headline.rank is not None]
         best = min(ranks) if comparable and len(set(ranks)) > 1 else None
         rows.append([Cell(label), *(headline.cell(best) if headline else Cell(DASH) for headline in found)])
@@ -85,7 +83,8 @@ def _setting_cells(values: Sequence[Any]) -> list[Cell]:
 # -- headline numbers --------------------------------------------------------------------------------------------------
 
 
-def _headlines(run: Contents) -> Iterator[Headline]:
+def headlines(run: Contents) -> Iterator[Headline]:
+    """Yield the headline numbers of a run, as far as commands have measured them."""
     for read, results in (
         (_likelihood, run.evaluation),
         (_accuracy, run.evaluation),

@@ -86,7 +86,7 @@ class FlowDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
             ``("--model.activation", "elu", "--train.ema", "0.99")``.
         device: ``"auto"``, a GPU when there is one and else the CPU; ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         random_state: of weights, order, probes and held-out rows, and of samples.
-        verbose: show a progress bar on stderr when above 0.
+        verbose: show a progress bar, on stderr or in a notebook, when above 0.
 
     Attributes:
         model_: the :class:`~iresnet.Flow` of standardized rows, sealed, in float64.

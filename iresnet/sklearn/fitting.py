@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from rich.console import Console
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
@@ -151,7 +150,7 @@ class FlowEstimator(BaseEstimator):
         """Train until the end, a validation loss that no longer falls, or the deadline."""
         deadline, best = _Deadline(trainer, self.max_seconds, start), _BestModel()
         trainer.callbacks = [deadline, *([best] if self.early_stopping else [])]
-        trainer.callbacks += [ProgressBar(Console(stderr=True))] if self.verbose else []
+        trainer.callbacks += [ProgressBar()] if self.verbose else []
         try:
             trainer.fit(folder)
         except Interrupted as error:

@@ -1,6 +1,6 @@
-"""Progress of a training run on the terminal."""
+"""Progress of a training run, on the terminal or in a notebook."""
 
-__all__ = ["BlockLog", "ProgressBar"]
+__all__ = ["BlockLog", "ProgressBar", "default_callbacks"]
 
 import math
 import time
@@ -9,28 +9,31 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from iresnet.bars import Bar, watched
+from iresnet.console import err
 from iresnet.training.callbacks import BadStep, Callback, Event, Snapshot, Started, Stepped, Stopped
 
 
 class ProgressBar(Callback):
-    """Progress bar with loss, bits/dim or accuracy, throughput and time left; one line a snapshot without a terminal.
+    """Progress bar with loss, bits/dim or accuracy, throughput and time left, below one line a snapshot.
+
+    On a terminal and in a notebook; elsewhere the lines alone are printed. A :class:`~iresnet.Trainer` has one unless
+    it is given callbacks, and somebody looks.
 
     Args:
         console: to print to.
     """
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self, console: Console = err):
         self.batch_size = 0
         self.compiling: float | None = None  # time of its start
-        self.bar = Progress(
+        self.bar = Bar(
             SpinnerColumn(),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
@@ -40,7 +43,6 @@ class ProgressBar(Callback):
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
         )
 
     def __call__(self, event: Event) -> None:
@@ -48,37 +50,39 @@ class ProgressBar(Callback):
         match event:
             case Started():
                 self.batch_size = event.batch_size
-                self.console.print(f"training on {event.device}")
-                for note in event.notes:
-                    self.console.print(note)
+                for line in (f"training on {event.device}", *event.notes):
+                    self.bar.say(line)
                 if event.compiled:
-                    self.console.print("compiling: the first step takes minutes, unless the code is on disk")
+                    self.bar.say("compiling: the first step takes minutes, unless the code is on disk")
                     self.compiling = time.monotonic()
-                self.bar.start()
-                self.bar.add_task("train", total=event.total_steps, completed=event.step, numbers="", throughput="")
+                self.bar.start("train", event.total_steps, completed=event.step, numbers="", throughput="")
             case Stepped(_, _, metrics):
                 if self.compiling is not None:
-                    self.console.print(f"first step, with compilation: {time.monotonic() - self.compiling:.0f} s")
+                    self.bar.say(f"first step, with compilation: {time.monotonic() - self.compiling:.0f} s")
                     self.compiling = None
-                speed = self.bar.tasks[0].speed
+                speed = self.bar.speed
                 throughput = f"{speed * self.batch_size:.0f}/s" if speed else ""
-                self.bar.update(self.bar.tasks[0].id, advance=1, throughput=throughput)
-                if metrics:
-                    self.bar.update(self.bar.tasks[0].id, numbers=_format(metrics))
+                numbers = {"numbers": _format(metrics)} if metrics else {}
+                self.bar.update(advance=1, throughput=throughput, **numbers)
             case BadStep(step, _, reason, total):
-                self.console.print(f"step {step} skipped: {reason} ({total} skipped so far)")
+                self.bar.say(f"step {step} skipped: {reason} ({total} skipped so far)")
             case Snapshot(step, epoch, _, certificate, metrics, _, excesses):
                 verdict = "certified" if certificate.certified else "NOT certified"
-                self.console.print(f"epoch {epoch:g}, step {step}: validation {_format(metrics)}, {verdict}")
+                self.bar.say(f"epoch {epoch:g}, step {step}: validation {_format(metrics)}, {verdict}")
                 if excesses:
                     worst = max(excesses, key=lambda e: e.bound / e.coeff)
                     more = f", and {len(excesses) - 1} more layers theirs" if len(excesses) > 1 else ""
-                    self.console.print(
+                    self.bar.say(
                         f"before sealing, '{worst.name}' had left its coefficient {worst.coeff:g}: "
                         f"bound {worst.bound:.4f}{more}"
                     )
             case Stopped():
                 self.bar.stop()
+
+
+def default_callbacks() -> list[Callback]:
+    """Return a progress bar, if somebody looks."""
+    return [ProgressBar()] if watched() else []
 
 
 class BlockLog(Callback):

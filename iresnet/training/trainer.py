@@ -51,6 +51,7 @@ from iresnet.training.checkpoints import read_checkpoint, write_checkpoint
 from iresnet.training.distributed import SHARDINGS, make_accelerator, quietly
 from iresnet.training.dryrun import check_model_fits, check_step_fits
 from iresnet.training.optim import Ema, learning_rate, total_steps, warn_of_new_rates
+from iresnet.training.progress import default_callbacks
 from iresnet.training.state import TrainingState
 from iresnet.training.step import NotFinite, Step, check_weights
 from iresnet.training.task import Task, make_task
@@ -65,7 +66,7 @@ def train(
     data_dir: str | Path | None = None,
     device: str | torch.device = "auto",
     resume: bool = False,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | None = None,
 ) -> Run:
     """Train a model into a run folder: a :class:`Trainer`, in the process group that torchrun started, if it did.
 
@@ -80,7 +81,7 @@ def train(
         device: where to train, see :func:`~iresnet.devices.choose_device`; each of several processes takes a GPU of its
             own.
         resume: continue the run in ``out``.
-        callbacks: told of every event, after the metrics file and the pictures.
+        callbacks: told of every event, after the metrics file and the pictures; see :class:`Trainer`.
 
     Returns:
         The run folder, with the sealed model in it.
@@ -106,7 +107,8 @@ class Trainer:
         dataset: the data, in place of those that the recipe names; the run folder notes their name.
         data_dir: where data sets are looked for first.
         device: where to train, see :func:`~iresnet.devices.choose_device`.
-        callbacks: told of every :data:`~iresnet.training.callbacks.Event` in the main process.
+        callbacks: told of every :data:`~iresnet.training.callbacks.Event` in the main process; by default a progress
+            bar, on a terminal and in a notebook, and none elsewhere.
 
     Attributes:
         config: the recipe.
@@ -140,13 +142,14 @@ class Trainer:
         dataset: Dataset | None = None,
         data_dir: str | Path | None = None,
         device: str | torch.device = "auto",
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | None = None,
     ):
         if not isinstance(config, Config):
             raise RecipeError(f"a trainer takes a configuration, got {config!r}; make one with ir.load_config(RECIPE)")
         if dataset is not None:
             config = replace(config, data=replace(config.data, name=dataset.name))
-        self.config, self.data_dir, self.callbacks = config, data_dir, callbacks
+        self.config, self.data_dir = config, data_dir
+        self.callbacks = default_callbacks() if callbacks is None else callbacks
         device = choose_device(device)
         if device.type == "cpu":
             keep_freed_memory()
@@ -274,18 +277,10 @@ class Trainer:
 
     def _loop(self) -> None:
         train = self.config.train
-        self._tell(
-            Started(
-                self.step,
-                self.total_steps,
-                self.steps_per_epoch,
-                train.batch_size,
-                compiled=train.compile,
-                device=describe_device(self.accelerator.device),
-                notes=[*describe(self.inputs.columns), *self._notes()],
-            )
-        )
+        device, notes = describe_device(self.accelerator.device), [*describe(self.inputs.columns), *self._notes()]
+        counts = self.step, self.total_steps, self.steps_per_epoch
         try:
+            self._tell(Started(*counts, train.batch_size, compiled=train.compile, device=device, notes=notes))
             with stop_requests() as stop:
                 if self.done:  # before the first step: the file of the model may be gone or damaged
                     trained = self.strategy.full_model()
