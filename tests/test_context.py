@@ -261,3 +261,21 @@ def test_a_folder_to_publish_gives_the_same_density(context, tmp_path):
     torch.testing.assert_close(loaded.log_prob(x, context=c), flow.log_prob(x, context=c))
     with pytest.raises(RecipeError, match="was put together by hand"):
         ir.save_pretrained(flow.given(c[0]), tmp_path / "given")
+
+
+def test_parts_of_a_batch_whose_probes_take_the_pass_of_the_values():
+    flow = conditional(blocks=2)
+    x, c = batch(flow)
+    at_c = flow.given(c)
+    z, logdet = at_c.bijection.forward_and_logdet(x, logdet=RandomChunk(ir.Krylov(2), 3, chosen=1))
+    torch.testing.assert_close(z, at_c.encode(x))
+    mean = torch.stack(
+        [
+            at_c.bijection.forward_and_logdet(x, logdet=RandomChunk(ir.Krylov(2), 3, chosen=1))[1][2:4]
+            for _ in range(400)
+        ]
+    )
+    exact = at_c.bijection.forward_and_logdet(x, logdet=RandomChunk(ir.Exact(), 3, chosen=1))[1][2:4]
+    assert bool(((mean.mean(0) - exact).abs() < 5 * mean.std(0) / 20 + 1e-9).all())
+    logdet.sum().backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in flow.parameters() if p.grad is not None)
