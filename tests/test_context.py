@@ -264,7 +264,7 @@ def test_a_folder_to_publish_gives_the_same_density(context, tmp_path):
 
 
 def test_parts_of_a_batch_whose_probes_take_the_pass_of_the_values():
-    flow = conditional(blocks=2)
+    flow = conditional(blocks=2, network="dense-concat")
     x, c = batch(flow)
     at_c = flow.given(c)
     z, logdet = at_c.bijection.forward_and_logdet(x, logdet=RandomChunk(ir.Krylov(2), 3, chosen=1))
