@@ -29,6 +29,7 @@ __all__ = [
     "MaxMin",
     "NewtonKrylov",
     "PowerSeries",
+    "Reorder",
     "ResidualBlock",
     "RussianRoulette",
     "Solution",
@@ -72,6 +73,7 @@ from .bijections import (
     InjectivePad,
     Inversion,
     Logit,
+    Reorder,
     ResidualBlock,
     Squeeze,
 )

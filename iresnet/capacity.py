@@ -90,7 +90,7 @@ def parameter_bytes(name: str, shape: Sequence[int], options: dict[str, Any]) ->
     concatenated, larger by the same amount, so that the bytes are quadratic in the depth.
 
     Args:
-        name: a key of :data:`iresnet.zoo.ARCHITECTURES`.
+        name: a key of :data:`iresnet.architectures.ARCHITECTURES`.
         shape: event shape of the data.
         options: of the model; those of the architecture alone are looked at.
 

@@ -3,11 +3,13 @@
 __all__ = ["main", "run"]
 
 import inspect
+import os
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
@@ -51,7 +53,22 @@ app.command(analyze, name=("analyze", "analyse"))
 def main() -> None:
     """Run the command line and exit with its status."""
     heed_interrupts()
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    if started_together():
+        _leave(status)
+    sys.exit(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """End one of several processes at once, without the end of the interpreter.
+
+    Threads of torch's process group, of gloo and of the store, outlive its destruction. Some are still at work while
+    the interpreter ends, under load, and then the C++ library aborts the process, though all is done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
+    os._exit(status)
 
 
 def run(tokens: Sequence[str]) -> int:

@@ -142,6 +142,7 @@ def mlp(
     depth: int = 3,
     coeff: float | None = 0.9,
     activation: str = "elu",
+    preactivation: bool = False,
     normalization: str = "power",
     n_steps: int | None = None,
     context: int = 0,
@@ -156,6 +157,7 @@ def mlp(
         depth: number of dense layers.
         coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint.
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
+        preactivation: whether an activation comes first, as in Residual Flows.
         normalization: see :data:`iresnet.normalization.NORMALIZATIONS`.
         n_steps: its iterations, the default of the normalization when None.
         context: features of a context that shifts the outputs of all linear maps; 0 without one.
@@ -173,8 +175,8 @@ def mlp(
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         layer = LipschitzLinear(fan_in, fan_out, coeff, normalization=normalization, n_steps=n_steps)
-        layers += [layer, *_shifts(context, fan_out), make_activation(activation)]
-    return nn.Sequential(*layers[:-1])
+        layers += [make_activation(activation), layer, *_shifts(context, fan_out)]
+    return nn.Sequential(*layers if preactivation else layers[1:])
 
 
 def _shifts(context: int, features: int) -> list[nn.Module]:

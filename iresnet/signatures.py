@@ -33,16 +33,13 @@ def model_options() -> Iterator[Option]:
         >>> option.type, option.default, option.help
         ('int', '0', 'iresnet, resnet: channels of zeros appended to the image; classification only')
     """
-    zoo = "iresnet.zoo"
-    blocks = _parameters(zoo, "block")
-    architectures = {
-        name: own | blocks if "options" in own else own for name, own in _registered(zoo, "ARCHITECTURES").items()
-    }
+    blocks, own = _parameters("iresnet.blocks", "block"), _registered("iresnet.architectures", "ARCHITECTURES")
+    architectures = {name: found | blocks if "options" in found else found for name, found in own.items()}
     yield Option("model.name", "str", "iresnet; of vectors: toy-mlp", f"architecture: {', '.join(architectures)}")
     yield from _merged("model.", architectures)
-    yield from _merged("model.", {"all": _parameters(zoo, "build")})
+    yield from _merged("model.", {"all": _parameters("iresnet.zoo", "build")})
     for part, default, registry in (("logdet", "krylov", "LOGDETS"), ("solver", "anderson", "SOLVERS")):
-        choices = _registered(zoo, registry)
+        choices = _registered("iresnet.blocks", registry)
         yield Option(f"model.{part}.name", "str", default, ", ".join(choices))
         yield from _merged(f"model.{part}.", choices)
 

@@ -3,6 +3,7 @@
 The classes stand in modules of the names that pickles hold; ``modules`` puts them there and takes them away again.
 """
 
+import inspect
 import sys
 from contextlib import contextmanager
 from types import ModuleType
@@ -255,19 +256,19 @@ PLACES = {
 
 
 @contextmanager
-def modules():
-    """Let the classes be found where that code has them, as pickling wants."""
-    own = {cls: cls.__module__ for classes in PLACES.values() for cls in classes}
-    for name, classes in PLACES.items():
+def modules(places):
+    """Let the classes be found where a code has them, as pickling wants."""
+    own = {cls: cls.__module__ for classes in places.values() for cls in classes}
+    for name, classes in places.items():
         sys.modules[name] = ModuleType(name)
-        sys.modules[name].__file__ = __file__  # old checkpoints hold the source of their classes
         for cls in classes:
+            sys.modules[name].__file__ = inspect.getsourcefile(cls)  # old checkpoints hold the source of their classes
             cls.__module__ = name
             setattr(sys.modules[name], cls.__name__, cls)
     try:
         yield
     finally:
-        for name in PLACES:
+        for name in places:
             del sys.modules[name]
         for cls, module in own.items():
             cls.__module__ = module
@@ -286,6 +287,6 @@ def save(network, path, *, parallel=False, **options):
     """Write a checkpoint as that code does after a test, wrapped as on a machine with GPUs or not."""
     network.eval()
     network = as_on_gpus(network) if parallel else network
-    with modules():
+    with modules(PLACES):
         torch.save({"model": network, "objective": -3.5, "epoch": 7}, path, **options)
     return path

@@ -50,6 +50,8 @@ BIJECTIONS = {
     "logit": (lambda: ir.Logit(), (2, 3)),
     "logit of another alpha": (lambda: ir.Logit(1e-3), (5,)),
     "squeeze": (ir.Squeeze, (2, 4, 2)),
+    "reorder of vectors": (lambda: ir.Reorder([2, 0, 1]), (3,)),
+    "reorder of images": (lambda: ir.Reorder([1, 2, 3, 0]), (4, 1, 2)),
     "flatten": (lambda: ir.Flatten((2, 1, 3)), (2, 1, 3)),
     "factor out": (lambda: ir.FactorOut((4, 1, 2), ir.Flatten((2, 1, 2))), (4, 1, 2)),
     "two scales": (two_scales, (5, 1, 2)),
@@ -305,6 +307,8 @@ BAD = {
     "alpha of one half": (lambda: ir.Logit(0.5), r"\(0, 0.5\)"),
     "no channels": (lambda: ir.InjectivePad(0), "at least 1 channel"),
     "one channel to halve": (lambda: ir.FactorOut((1, 2, 2), ir.Flatten((1, 2, 2))), "at least 2 channels"),
+    "an order that leaves one out": (lambda: ir.Reorder([0, 2, 2]), "0, ..., 2 once"),
+    "another number of channels": (lambda: ir.Reorder([1, 0])(torch.zeros(1, 3)), r"\(N, 2, ...\), got \(1, 3\)"),
     "another shape": (lambda: ir.Flatten((2, 3))(torch.zeros(1, 3, 2)), r"\(N, 2, 3\), got \(1, 3, 2\)"),
 }
 

@@ -416,7 +416,8 @@ def test_runs_are_compared_by_what_is_known(copied, call, tmp_path):
     assert (status, err) == (0, "")
     likelihood = read(density, "evaluation.json")["likelihood"]["bits_per_dim"]
     assert f"{likelihood['mean']:.4f} ± {likelihood['half_width']:.4f}" in out
-    assert f"accuracy and ECE and parameters: iresnet evaluate {classifier}\n" in out or "iresnet evaluate" in out
+    command = f"iresnet evaluate {classifier}\n"
+    assert f"parameters and accuracy and ECE and certified accuracy: {command}" in out or "iresnet evaluate" in out
     assert f"block bound: iresnet certify {classifier}\n" in out
     assert f"block bound: iresnet certify {density}\n" not in out
     assert f"reconstruction: iresnet reconstruct {density}\n" in out
@@ -429,6 +430,18 @@ def test_runs_are_compared_by_what_is_known(copied, call, tmp_path):
         table = list(csv.DictReader(file))
     assert [row["run"] for row in table] == [str(density), str(classifier)]
     assert float(table[0]["bits/dim"]) == likelihood["mean"]
+
+
+def test_certified_accuracies_are_compared_at_their_radii(copied, call):
+    folder = copied("classify")
+    assert call("evaluate", folder, "--radius", 0.01, "--radius", 1e9)[0] == 0
+    first = read(folder, "evaluation.json")["classification"]["certified"][0]["accuracy"]
+    lines = [line for line in call("compare", folder)[1].splitlines() if line.startswith("certified accuracy ")]
+    assert [line.split("  ")[-1].strip() for line in lines] == [f"{first:.2%} within 0.01; 0.00% within 1e+09"]
+    tree = read(folder, "evaluation.json")
+    tree["classification"]["certified"] = []
+    (folder / "evaluation.json").write_text(json.dumps(tree))
+    assert any(line.split() == ["certified", "accuracy", "none"] for line in call("compare", folder)[1].splitlines())
 
 
 def test_runs_are_headed_by_what_tells_them_apart(copied, call):

@@ -2,11 +2,13 @@
 
 import contextlib
 import copy
+import csv
 import json
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pretend
 import pytest
 import torch
@@ -361,6 +363,29 @@ def test_what_commands_save_does_not_depend_on_the_device(trained, tmp_path, cal
     largest = [json.loads((f / "reconstruction.json").read_text())["largest"] for f in folders.values()]
     assert max(largest) < 1e-4
     assert call("report", folders[another_device])[0] == 0
+
+
+@pytest.mark.parametrize(("command", "options"), [("score", ("--train-examples", 120)), ("predict", ())])
+def test_what_is_told_of_single_examples_does_not_depend_on_the_device(
+    command, options, trained, tmp_path, call, another_device
+):
+    np.savez(tmp_path / "new.npz", x=np.random.default_rng(1).integers(0, 17, (30, 1, 8, 8), dtype=np.uint8))
+    rows = []
+    for device in ("cpu", another_device):
+        run = shutil.copytree(trained("hybrid"), tmp_path / device)
+        written = tmp_path / f"{device}.csv"
+        status, _, err = call(command, run, tmp_path / "new.npz", "--out", written, "--device", device, *options)
+        assert (status, err) == (0, "")
+        with written.open() as file:
+            rows.append(list(csv.DictReader(file)))
+    assert len(rows[0]) == len(rows[1]) == 30
+    for expected, found in zip(*rows, strict=True):
+        assert found.keys() == expected.keys()
+        for name, text in expected.items():
+            try:
+                assert float(found[name]) == pytest.approx(float(text), rel=1e-4, abs=1e-5), name
+            except ValueError:  # a word, such as the class
+                assert found[name] == text
 
 
 def test_the_whole_way_on_a_device_without_a_warning(tiny, tmp_path, call, another_device):

@@ -1,6 +1,5 @@
 """Import of published checkpoints: outputs of the code that made them, nothing executed, certificates that are true."""
 
-import argparse
 import builtins
 import io
 import pickle
@@ -288,10 +287,6 @@ BAD = {
     "missing": (lambda path: None, "no such file"),
     "weights alone": (lambda path: torch.save({"model": classifier().state_dict()}, path), "OrderedDict"),
     "other dictionary": (lambda path: torch.save({"weights": 1}, path), "weights"),
-    "Residual Flows": (
-        lambda path: torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, path),
-        "Residual Flows",
-    ),
     "padded density": (whole(lambda: multiscale(pad=2)), "volume zero"),
     "classifier of several scales": (whole(lambda: multiscale(density=False)), "last scale"),
     "sorting": (whole(lambda: classifier(nonlin=code2019.MaxMinGroup)), "MaxMinGroup"),
@@ -351,10 +346,3 @@ def test_nothing_stays_when_the_disk_is_full(call, tmp_path, monkeypatch):
     path = code2019.save(classifier(), tmp_path / "checkpoint.t7")
     assert call("import", path, "--out", tmp_path / "run")[0] == 2
     assert not (tmp_path / "run").exists()
-
-
-def test_residual_flows_are_refused_in_a_line(call, tmp_path):
-    path = code2019.save(classifier(), tmp_path / "checkpoint.t7")
-    status, _, err = call("import", path, "--from", "residual-flows", "--out", tmp_path / "run")
-    assert status == 2
-    assert "Residual Flows" in err

@@ -20,20 +20,10 @@ FILES = {
 SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "bounds", "solvers", "accelerated"}
-NUMERICS |= {
-    "logdet",
-    "krylov",
-    "implicit",
-    "series",
-    "probes",
-    "operators",
-    "precision",
-    "devices",
-    "joint",
-    "context",
-}
-MODELS = NUMERICS | {"networks", "bijections", "bases", "flows", "named", "zoo", "certificates"}
-MODELS |= {"assembled", "classifiers", "inputs", "pushforward"}
+NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices", "joint"}
+NUMERICS |= {"context"}
+MODELS = NUMERICS | {"networks", "bijections", "bases", "flows", "zoo", "certificates"}
+MODELS |= {"assembled", "classifiers", "inputs", "pushforward", "blocks", "architectures"}
 USE = MODELS | {"capacity", "data", "config", "options", "recipes", "runs", "models", "pictures", "collectives"}
 USE |= {"files", "interrupts", "pretrained", "bars", "console"}
 
@@ -44,13 +34,14 @@ ALLOWED = {
     "bijections": NUMERICS,
     "assembled": NUMERICS | {"bijections"},
     "bases": NUMERICS,
-    "named": NUMERICS,
     "flows": NUMERICS | {"assembled", "bases", "bijections"},
     "classifiers": NUMERICS | {"assembled", "networks", "bijections", "flows"},
     "pushforward": NUMERICS | {"bases", "bijections", "flows"},
     "certificates": NUMERICS | {"assembled", "bijections", "flows", "classifiers", "files"},
     "inputs": set(),
     "capacity": {"errors", "zoo"},
+    "blocks": NUMERICS | {"bijections"},
+    "architectures": NUMERICS | {"bijections", "networks", "blocks"},
     "zoo": MODELS - {"assembled", "certificates", "pushforward"},
     "config": {"errors", "options", "recipes"},
     "options": {"errors"},
@@ -102,7 +93,7 @@ def test_imports_go_one_way(name):
 
 
 def test_the_reader_of_imports_sees_them():
-    assert imported(FILES["zoo.py"]) >= {"networks", "bijections", "logdet", "named", "solvers"}
+    assert imported(FILES["blocks.py"]) >= {"bijections", "logdet", "series", "solvers"}
     assert imported(FILES["__init__.pyi"]) >= {"networks", "zoo", "jacobian"}
     assert imported(FILES["bijections/residual.py"]) >= {"bijections", "solvers", "jacobian"}
 

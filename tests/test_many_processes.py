@@ -133,7 +133,7 @@ def _work(rank, port, folder, data):
         train(config_of("images, sharded"), folder / "resumed", data_dir=data, resume=True)
         for case, (tokens, _) in COMMANDS.items():
             with (folder / f"{case} {rank}.txt").open("w") as file, redirect_stdout(file):
-                assert cli.run([str(folder / f"run {case}") if token == "RUN" else token for token in tokens]) == 0
+                assert cli.run([token.replace("RUN", str(folder / f"run {case}")) for token in tokens]) == 0
 
 
 class _StopAt(Callback):
@@ -158,7 +158,7 @@ def shared(data, trained, tmp_path_factory):
     """What two processes trained, wrote and printed in all cases."""
     folder = tmp_path_factory.mktemp("two")
     for case in COMMANDS:
-        shutil.copytree(trained("hybrid"), folder / f"run {case}")
+        copy_with_images(trained("hybrid"), folder / f"run {case}")
     mp.start_processes(_work, (free_port(), folder, data), nprocs=2, start_method="spawn")
     return folder
 
@@ -215,14 +215,23 @@ COMMANDS = {
     "until it is good enough": (("evaluate", "RUN", "--standard-error", "0.05"), "evaluation.json"),
     "sample": (("sample", "RUN", "-n", "70"), "samples/samples.png"),
     "reconstruct": (("reconstruct", "RUN"), "samples/reconstructions.png"),
+    "score": (("score", "RUN", "RUN/new.npz", "--out", "RUN/scores.csv", "--train-examples", "120"), "scores.csv"),
+    "predict": (("predict", "RUN", "RUN/new.npz", "--out", "RUN/classes.csv", "--batch-size", "7"), "classes.csv"),
 }
+
+
+def copy_with_images(source, target):
+    """Copy a run, and put images to score beside it."""
+    run = Path(shutil.copytree(source, target))
+    np.savez(run / "new.npz", x=np.random.default_rng(1).integers(0, 17, (50, 1, 8, 8), dtype=np.uint8))
+    return run
 
 
 @pytest.mark.parametrize("case", COMMANDS)
 def test_two_processes_write_and_print_what_one_does(case, trained, shared, tmp_path, capsys):
     tokens, written = COMMANDS[case]
-    run = shutil.copytree(trained("hybrid"), tmp_path / "run")
-    assert cli.run([str(run) if token == "RUN" else token for token in tokens]) == 0
+    run = copy_with_images(trained("hybrid"), tmp_path / "run")
+    assert cli.run([token.replace("RUN", str(run)) for token in tokens]) == 0
     expected = capsys.readouterr().out.replace(str(run), "RUN")
     printed = [
         (shared / f"{case} {rank}.txt").read_text().replace(str(shared / f"run {case}"), "RUN") for rank in range(2)

@@ -1,6 +1,9 @@
 """What several processes have to agree on, seen in two real ones."""
 
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -76,3 +79,13 @@ def test_the_launcher_says_nothing_of_its_own(monkeypatch, caplog):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert launch(["recipes"], 2, lambda *_: 1) == 0
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("n", "printed"), [(1, "done, late"), (2, "done")])
+def test_one_of_several_processes_ends_without_the_end_of_the_interpreter(n, printed):
+    """Its output is there, and its status; what torch does while an interpreter ends is not waited for."""
+    code = "import atexit; from iresnet import cli; atexit.register(print, ', late', end='')"
+    code += "; cli.run = lambda tokens: print('done', end='') or 3; cli.main()"
+    environment = {**os.environ, "WORLD_SIZE": str(n)}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (3, printed, "")

@@ -109,6 +109,10 @@ def test_a_page_has_every_section_with_what_the_run_holds(kind, full, tmp_path):
         assert "full-covariance Gaussian" in outline.text
     if kind in ("classify", "hybrid"):
         assert f"{100 * tree['classification']['accuracy']:.1f} %" in outline.text
+        certified = tree["classification"]["certified"]
+        rows = [f"{entry['radius']:g} {100 * entry['accuracy']:.1f} %" for entry in certified]
+        assert len(rows) == 4
+        assert all(row in " ".join(outline.text.split()) for row in rows)
     worst = max(block["upper"] for block in certificate["blocks"])
     assert f"{worst:.4f}" in outline.text
     assert "✓ certified" in outline.text

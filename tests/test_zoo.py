@@ -112,7 +112,8 @@ def test_models_are_invertible_certified_and_sampled(name):
 def test_actnorm_stands_before_each_block_or_nowhere(name, actnorm):
     model, _ = tiny(name, actnorm=actnorm)
     kinds = [type(m) for m in model.modules() if isinstance(m, (ir.ActNorm, ir.ResidualBlock))]
-    assert kinds == ([ir.ActNorm, ir.ResidualBlock] if actnorm else [ir.ResidualBlock]) * (len(kinds) // (1 + actnorm))
+    expected = ([ir.ActNorm, ir.ResidualBlock] if actnorm else [ir.ResidualBlock]) * (len(kinds) // (1 + actnorm))
+    assert kinds == expected + ([ir.ActNorm] if actnorm and name == "residual-flow" else [])
 
 
 @pytest.mark.parametrize("name", INVERTIBLE)
@@ -199,6 +200,50 @@ def test_the_density_model_of_2019():
     parameters = 16 * sum(bottleneck(c, 512) + 2 * c for c in (12, 24, 48)) + 2 * 3072
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert all(layer.coeff == 0.9 for layer in model.modules() if isinstance(layer, PowerIteration))
+
+
+@pytest.mark.usefixtures("_no_power_iteration")
+@pytest.mark.parametrize("factor_out", [False, True])
+def test_the_residual_flow_of_2019(factor_out):
+    model = build("residual-flow", shape=(3, 32, 32), factor_out=factor_out, logit=0.05, activation="lipswish")
+    dense = [b for b in model.modules() if isinstance(b, ir.ResidualBlock) and isinstance(b.g[1], ir.LipschitzLinear)]
+    scales = [(3, 32), (6, 16), (12, 8)] if factor_out else [(3, 32), (12, 16), (48, 8)]
+    size = scales[-1][0] * 64
+    kinds = Counter(type(m) for m in model.modules())
+    assert (kinds[ir.ActNorm], kinds[ir.Squeeze], kinds[ir.FactorOut], len(dense)) == (53, 2, 2 * factor_out, 4)
+    assert [type(m) for m in model.bijection.bijections[:3]] == [ir.Affine, ir.Logit, ir.ActNorm]
+    convolutions = [m for m in model.modules() if isinstance(m, ir.LipschitzConv2d)][::3]
+    assert [(m.in_channels, m.image_size[0]) for m in convolutions] == [scale for scale in scales for _ in range(16)]
+    images = sum(16 * (bottleneck(c, 512) + 2 * c) for c, _ in scales) + 2 * 3
+    vectors = 4 * (2 * size * 128 + 128**2 + 2 * 128 + size + 2 * size)
+    slopes = 3 * (48 + 4) - 1  # of activations: the first block has none before its first convolution
+    assert sum(p.numel() for p in model.bijection.parameters()) == images + vectors + slopes
+
+
+def test_a_residual_flow_orders_channels_by_color_and_lets_the_second_half_leave():
+    options = {"blocks": (0, 0), "dense_hidden": 0, "actnorm": False, "mean": 0.0, "std": 1.0}
+    x = torch.rand(2, 3, 4, 6)
+    squeezed = F.pixel_unshuffle(x, 2)
+    close(build("residual-flow", shape=(3, 4, 6), **options).encode(x), squeezed.flatten(1))
+    halves = [squeezed[:, 6:].flatten(1), squeezed[:, :6].flatten(1)]
+    close(build("residual-flow", shape=(3, 4, 6), factor_out=True, **options).encode(x), torch.cat(halves, 1))
+    first = build("residual-flow", shape=(3, 4, 6), squeeze=True, **options | {"blocks": (0,)})
+    close(first.encode(x), squeezed.flatten(1))
+
+
+def test_a_logit_takes_all_pixels_of_a_residual_flow():
+    options = {"blocks": (0,), "dense_hidden": 0, "actnorm": False, "logit": 0.05}
+    x = torch.tensor([[0.0, 64.0, 128.0, 256.0]]).view(1, 1, 2, 2)
+    z = build("residual-flow", shape=(1, 2, 2), **options).encode(x)
+    close(z, torch.tensor([[0.05, 0.275, 0.5, 0.95]]).logit())
+    levels = build("residual-flow", shape=(1, 2, 2), mean=8.0, std=16.0, **options)
+    close(levels.encode(x / 16), z)
+
+
+@pytest.mark.parametrize("n_scales", [1, 2])
+def test_the_first_convolution_of_a_residual_flow_has_no_activation_before_it_unless_there_is_one_scale(n_scales):
+    model = build("residual-flow", shape=(1, 4, 4), blocks=(2,) * n_scales, hidden=3, dense_hidden=2)
+    assert first_layers(model) == [n_scales == 1] + [True] * (2 * n_scales - 1 + 4)
 
 
 # -- to compare with -------------------------------------------------------------------------------------------------
@@ -353,9 +398,11 @@ def test_every_base_builds_and_trains(name):
 # -- the maps of the blocks ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("preactivation", [True, False])
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_the_mlp_has_the_depth_and_the_bound_that_it_says(depth):
-    g = frozen(ir.networks.mlp(3, 5, depth=depth, coeff=0.8), scale=100.0)
+def test_the_mlp_has_the_depth_and_the_bound_that_it_says(depth, preactivation):
+    g = frozen(ir.networks.mlp(3, 5, depth=depth, coeff=0.8, preactivation=preactivation), scale=100.0)
+    assert isinstance(g[0], ELU) == preactivation
     layers = [m for m in g if isinstance(m, ir.LipschitzLinear)]
     assert [(m.in_features, m.out_features) for m in layers] == list(
         zip([3] + [5] * (depth - 1), [5] * (depth - 1) + [3], strict=True)

@@ -1,6 +1,6 @@
 """What the site adds to mkdocs: pages from the root of the repository, formulas as MathML, and roles in docstrings.
 
-mkdocs calls ``on_config`` and ``on_files``; griffe, which reads the docstrings, makes a :class:`Roles`.
+mkdocs calls the functions ``on_...``; griffe, which reads the docstrings, makes a :class:`Roles`.
 """
 
 import re
@@ -20,11 +20,17 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGEL
 
 
 def on_files(files, config):
-    """Add the pages of the root, and the file that the README links to."""
+    """Add the pages of the root, the file that the README links to, and the notebooks."""
     for name, page in PAGES.items():
         files.append(File.generated(config, page, content=moved((ROOT / name).read_text())))
-    files.append(File.generated(config, "CITATION.cff", abs_src_path=str(ROOT / "CITATION.cff")))
+    for path in (ROOT / "CITATION.cff", *sorted((ROOT / "notebooks").glob("*.ipynb"))):
+        files.append(File.generated(config, str(path.relative_to(ROOT)), abs_src_path=str(path)))
     return files
+
+
+def on_page_markdown(markdown, **_):
+    """Link to the notebooks where the site has them."""
+    return markdown.replace("](../notebooks/", "](notebooks/")
 
 
 def moved(text):

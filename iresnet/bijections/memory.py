@@ -44,8 +44,9 @@ def _forward(g: nn.Module, x: Tensor) -> Tensor:
 
 
 def _keep(g: nn.Module, x: Tensor, estimator: LogDetEstimator, rows: Rows) -> tuple[Tensor, Tensor]:
-    chosen, of_chosen = x[slice(*rows)], rows_of(g, slice(*rows))
-    can_share = of_chosen is g or len(chosen) == len(x)  # one g for all samples, whatever their contexts
+    chosen = x[slice(*rows)]
+    of_chosen = g if len(chosen) == len(x) else rows_of(g, slice(*rows))
+    can_share = of_chosen is g  # for all samples, whatever their contexts
     v = estimator.direction(chosen) if can_join() and can_share else None
     if v is None:
         return _apart(g, x, estimator, rows)
@@ -64,14 +65,14 @@ def _with_others(forward: Callable, run: Callable) -> Callable:
 
     def of_rows(g: nn.Module, x: Tensor, estimator: LogDetEstimator, rows: Rows) -> tuple[Tensor, Tensor]:
         start, stop = rows
+        if stop - start == len(x):
+            return run(g, x, estimator)
         z, logdet = run(rows_of(g, slice(start, stop)), x[start:stop], estimator)
-        if stop - start < len(x):
-            z_before, z_after = (
-                forward(rows_of(g, others), x[others]) if len(x[others]) else x[others]
-                for others in (slice(start), slice(stop, None))
-            )
-            z = torch.cat([z_before, z, z_after])
-        return z, logdet
+        z_before, z_after = (
+            forward(rows_of(g, others), x[others]) if len(x[others]) else x[others]
+            for others in (slice(start), slice(stop, None))
+        )
+        return torch.cat([z_before, z, z_after]), logdet
 
     return of_rows
 

@@ -1,9 +1,9 @@
-"""Maps that move elements and change none: squeeze, factor out, flatten, injective padding."""
+"""Maps that move elements and change none: squeeze, reorder, factor out, flatten, injective padding."""
 
-__all__ = ["FactorOut", "Flatten", "InjectivePad", "Squeeze", "inverse_and_logdet", "latent_shapes", "trace"]
+__all__ = ["FactorOut", "Flatten", "InjectivePad", "Reorder", "Squeeze", "inverse_and_logdet", "latent_shapes", "trace"]
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,58 @@ class Squeeze(Bijection):
             raise IResNetError(f"the inverse of Squeeze makes 4 channels into one, got {c} channels")
         z = z.reshape(n, 2, 2, c // 4, h, w)
         return z.permute(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
+
+    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
+        """See :meth:`Bijection.stretch`."""
+        return 1.0, 1.0
+
+
+class Reorder(Bijection):
+    r"""Put the channels (or features) in another order.
+
+    Args:
+        order: for each channel of z the one of x, each once.
+
+    Shape:
+        (N, C, \*) -> the same.
+
+    Raises:
+        IResNetError: when ``order`` is no permutation of 0, ..., C - 1.
+
+    Example:
+        >>> Reorder([2, 0, 1])(torch.tensor([[10.0, 11.0, 12.0]]))
+        tensor([[12., 10., 11.]])
+    """
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, order: Sequence[int]):
+        super().__init__()
+        if sorted(order) != list(range(len(order))):
+            raise IResNetError(f"Reorder takes each of 0, ..., {len(order) - 1} once, got {list(order)}")
+        # Not saved: they follow from the architecture.
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.register_buffer("back", torch.tensor(order).argsort(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Bijection.forward`."""
+        check_events(x, f"Reorder of {len(self.order)} channels", (len(self.order), ...))
+        return x[:, self.order]
+
+    def forward_and_logdet(
+        self,
+        x: Tensor,
+        *,
+        logdet: LogDets | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Bijection.forward_and_logdet`."""
+        return self(x), x.new_zeros(x.shape[0])
+
+    def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
+        """See :meth:`Bijection.inverse`."""
+        check_events(z, f"the inverse of Reorder of {len(self.back)} channels", (len(self.back), ...))
+        return z[:, self.back]
 
     def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
         """See :meth:`Bijection.stretch`."""

@@ -185,14 +185,18 @@ class ResidualBlock(Bijection):
         _check_kind(solver or self.solver, Solver, "an inverse", "solver=ir.NewtonKrylov()")
         bound = upper_bound(self.g) if lipschitz is None else lipschitz
         z = self._as_weights(z)
+        own_contexts = rows_of(self.g, slice(1)) is not self.g
         with torch.no_grad(), hold_weights(self.g, iterate=False):
 
+            def at(active: Tensor) -> nn.Module:
+                return rows_of(self.g, active) if own_contexts else self.g
+
             def linearized(x: Tensor, active: Tensor) -> Linearization:
-                g = linearize(rows_of(self.g, active), x)
+                g = linearize(at(active), x)
                 return Linearization(z[active] - g.value, lambda v: -g.jvp(v), lambda w: -g.vjp(w))
 
             return (solver or self.solver).solve(
-                lambda x, active: z[active] - same_shape(rows_of(self.g, active)(x), x),
+                lambda x, active: z[active] - same_shape(at(active)(x), x),
                 z,
                 lipschitz=bound,
                 linearized=linearized,

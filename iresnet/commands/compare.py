@@ -23,6 +23,7 @@ COMMANDS = {
     "bits/dim": "evaluate",
     "accuracy": "evaluate",
     "ECE": "evaluate",
+    "certified accuracy": "evaluate",
     "other data": "evaluate --ood DATASET",
     "block bound": "certify",
     "reconstruction": "reconstruct",
@@ -38,6 +39,7 @@ FORMATS = {
     "steps": "{}",
     "minutes": "{:.1f}",
     "other data": "{}",
+    "certified accuracy": "{}",
 }
 """Formats of values; four digits where there is none."""
 
@@ -93,7 +95,8 @@ def compare(
 ) -> None:
     """Print one table of several runs; nothing is computed again.
 
-    Likelihood, accuracy, calibration (ECE), detection of other data (AUROC of typicality, or of predictive entropy
+    Likelihood, accuracy, calibration (ECE), certified accuracy at each radius that was evaluated (give several runs the
+    same ones: iresnet evaluate --radius), detection of other data (AUROC of typicality, or of predictive entropy
     without a density), largest Lipschitz bound of a block, largest reconstruction error, steps and wall time of
     training, as the files of the run folders have them. Below the table stand the commands that fill its empty cells;
     results of other weights are called stale.
@@ -178,6 +181,7 @@ def _cells(run: Contents, kind: str) -> dict[str, Cell]:
         half_width = None if low is None or high is None else (high - low) / 2
         cells["accuracy"] = Cell(_number(found, "accuracy"), half_width)
         cells["ECE"] = Cell(_number(found, "calibration", "ece"), _number(found, "calibration", "half_width"))
+        cells["certified accuracy"] = _certified_accuracy(found)
     aurocs = []
     for name, scores in _items(_at(run.evaluation, "ood")):
         # one score, the same for all densities: the best of several would be chosen by what it is to tell
@@ -196,6 +200,16 @@ def _cells(run: Contents, kind: str) -> dict[str, Cell]:
     known = [s for s in seconds if s is not None]
     cells["minutes"] = Cell(sum(known) / 60 if known else None)
     return cells
+
+
+def _certified_accuracy(classification: Any) -> Cell:
+    """List the accuracies that are proved at some radii; they are known, and none, where nothing is proved."""
+    certified = _at(classification, "certified")
+    if not isinstance(certified, list):
+        return Cell()
+    found = [(_number(entry, "radius"), _number(entry, "accuracy")) for entry in certified]
+    texts = [f"{share:.2%} within {radius:g}" for radius, share in found if radius is not None and share is not None]
+    return Cell("; ".join(texts) or "none")
 
 
 def _largest_bound(certificate: dict[str, Any]) -> Cell:

@@ -120,7 +120,7 @@ def solver_errors(
     Args:
         bijection: the map.
         split: the examples; integer ones are dequantized.
-        solvers: classes by name, such as :data:`iresnet.zoo.SOLVERS`.
+        solvers: classes by name, such as :data:`iresnet.blocks.SOLVERS`.
         levels: values that an integer component takes; the range of continuous data is taken from the split.
         batch_size: examples at a time.
         seed: of the dequantization noise.

@@ -1,6 +1,6 @@
 """Networks of the code of 2019, from what a checkpoint of it holds to models of this package."""
 
-__all__ = ["Imported", "convert"]
+__all__ = ["CLASSES", "convert"]
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from iresnet.bijections import ActNorm, Affine, Chain, ResidualBlock
 from iresnet.classifiers import Classifier
@@ -18,13 +17,12 @@ from iresnet.data import Dataset
 from iresnet.data.published import PUBLISHED
 from iresnet.errors import DataError
 from iresnet.flows import Flow
-from iresnet.imports.layers2019 import ACTIVATIONS, PREFIX, effective_weight, expect, items
+from iresnet.imports.filling import Imported, fill, fill_weight
+from iresnet.imports.layers2019 import ACTIVATIONS, CLASSES, PREFIX, effective_weight, expect, items
 from iresnet.imports.pickles import Inert, attribute, describe
 from iresnet.inputs import Inputs, level_scale
 from iresnet.lipschitz import LipschitzConv2d, lipschitz_layers
 from iresnet.models import build_model, inputs_of
-from iresnet.normalization import PowerIteration
-from iresnet.operators import WeightStack
 from iresnet.zoo import Model
 
 _SINGLE, _MULTI = f"{PREFIX}conv_iResNet", f"{PREFIX}multiscale_conv_iResNet"
@@ -35,23 +33,6 @@ _SCALES = {
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
 """Means and deviations of classified images in [0, 1], as constants of that code."""
-
-
-@dataclass(frozen=True)
-class Imported:
-    """A network of a published code as a model of this package.
-
-    Attributes:
-        config: the recipe of its architecture; how it was trained is not known.
-        inputs: what it takes.
-        model: with the weights, in eval mode, not sealed.
-        about: what the checkpoint says of itself, for people.
-    """
-
-    config: Config
-    inputs: Inputs
-    model: Model
-    about: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -110,8 +91,8 @@ def _find_module(content: Any) -> Inert:
     if isinstance(content, dict):
         if "state_dict" in content:
             raise DataError(
-                "a dictionary of weights, as Residual Flows writes it, which is not read yet; give a checkpoint of the "
-                "code of 2019, which holds a whole module"
+                "a dictionary of weights, as Residual Flows writes it: give --from residual-flows; the code of 2019 "
+                "wrote whole modules"
             )
         if "model" not in content:
             keys = ", ".join(str(key) for key in list(content)[:5])
@@ -272,59 +253,25 @@ def _fill(model: Model, network: _Network, dataset: Dataset | None, progress: Ca
         _fill_head(model.head, network.root)
     else:
         assert isinstance(model, Flow)
-        copy(model.base.mean, network.root, "prior_mu")
-        copy(model.base.log_std, network.root, "prior_logstd")
+        _copy(model.base.mean, network.root, "prior_mu")
+        _copy(model.base.log_std, network.root, "prior_logstd")
 
 
-def copy(target: Any, owner: Inert, name: str) -> None:
-    """Copy a tensor of a checkpoint, of the same shape.
-
-    Raises:
-        DataError: when it is of another shape.
-    """
-    source = attribute(owner, name)
-    if not isinstance(source, Tensor) or source.shape != target.shape:
-        raise DataError(
-            f"expected a tensor of shape {tuple(target.shape)} as '{name}' of {describe(owner)}, got {describe(source)}"
-        )
-    target.copy_(source)
+def _copy(target: Any, owner: Inert, name: str) -> None:
+    fill(target, attribute(owner, name), f"'{name}' of {describe(owner)}")
 
 
 def _fill_convolution(layer: LipschitzConv2d, source: Inert) -> None:
-    weight = layer.unnormalized_weight
-    weight.copy_(effective_weight(source, tuple(weight.shape)))
+    fill_weight(layer, effective_weight(source, tuple(layer.unnormalized_weight.shape)))
     assert layer.bias is not None
-    copy(layer.bias, source, "bias")
-    assert isinstance(layer.normalization, PowerIteration)
-    _leave_unchanged(layer.normalization, weight)
-
-
-def _leave_unchanged(normalization: PowerIteration, weight: Tensor) -> None:
-    r"""Choose u such that :math:`|W u| \le c`, so that a weight whose norm may be above c passes as it is.
-
-    u is the first singular vector where the norm is below c. Elsewhere it goes from a random direction towards the last
-    one, :math:`u \leftarrow u - W^T W u / \sigma^2`, until it is stretched by no more than c.
-    """
-    normalization.converge(weight, tol=1e-3, max_steps=100)
-    norm = normalization.sigma(weight)
-    u = torch.randn(normalization.u.shape, generator=torch.Generator().manual_seed(0))
-    operator = WeightStack(weight[None])
-    for _ in range(1000):
-        if bool(normalization.sigma(weight) <= normalization.coeff):
-            return
-        normalization.u.copy_(F.normalize(u.flatten(), dim=0).view_as(u))
-        u = normalization.u - operator.apply_transpose(operator.apply(normalization.u)) / norm.square()
-    raise DataError(
-        f"a weight of shape {tuple(weight.shape)} stretches every direction by more than its coefficient "
-        f"{normalization.coeff}: its power iteration never ran; train it for a step with the code of 2019"
-    )
+    _copy(layer.bias, source, "bias")
 
 
 def _fill_actnorm(target: ActNorm, source: Inert) -> None:
     if attribute(source, "_init") is not True:
         raise DataError("an ActNorm of it has not seen data yet: train it for a step with the code of 2019")
-    copy(target.log_scale, source, "_log_scale")
-    copy(target.shift, source, "_shift")
+    _copy(target.log_scale, source, "_log_scale")
+    _copy(target.shift, source, "_shift")
     # x e^s + t there, (x + b) e^s here
     target.shift.copy_(target.shift.double() * (-target.log_scale.double()).exp())
     target.initialized.fill_(1.0)
@@ -351,6 +298,6 @@ def _fill_head(head: nn.Module, root: Inert) -> None:
     assert isinstance(head.norm, nn.modules.batchnorm._BatchNorm)
     assert isinstance(head.linear, nn.Linear)
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-        copy(getattr(head.norm, name), norm, name)
+        _copy(getattr(head.norm, name), norm, name)
     for name in ("weight", "bias"):
-        copy(getattr(head.linear, name), linear, name)
+        _copy(getattr(head.linear, name), linear, name)

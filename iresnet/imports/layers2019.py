@@ -37,8 +37,6 @@ CLASSES = (
     "torch.nn.parallel.data_parallel.DataParallel",
     "torch.nn.backends.thnn._get_thnn_function_backend",  # in every module, before torch 1.5
     "torch.device",
-    "argparse.Namespace",  # this and the next are of Residual Flows, whose dictionaries are told apart by their keys
-    "resflows.utils.ExponentialMovingAverage",
 )
 """Classes whose objects such a checkpoint holds."""
 

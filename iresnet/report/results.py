@@ -84,14 +84,31 @@ def _predictions(tree: dict[str, Any]) -> Iterator[Block]:
         rows.append(_estimate_row("expected calibration error", error, finite(calibration.get("half_width")) or 0.0))
     if rows:
         yield Table("Predictions", ("what", "value", "95 % interval"), rows)
+    yield from _certified(own)
     if calibration:
         yield Fold("Calibration: how often predictions of a confidence are right", details(calibration, "Calibration"))
     yield from _classes(tree)
     yield from _confusions(tree)
-    shown = ("interval", "calibration", "classes", "confusion")
+    shown = ("interval", "calibration", "classes", "confusion", "certified")
     rest = {key: value for key, value in own.items() if isinstance(value, (dict, list)) and not estimate(value)}
     if rest := {key: value for key, value in rest.items() if key not in shown}:
         yield Fold("More of the predictions", details(rest, "Predictions"))
+
+
+def _certified(predictions: dict[str, Any]) -> Iterator[Block]:
+    """Make a table of the accuracy that is proved to be left within each radius, with bars."""
+    rows = []
+    for entry in sublist(predictions, "certified"):
+        entry = entry if isinstance(entry, dict) else {}
+        accuracy = finite(entry.get("accuracy"))
+        radius, bar = finite(entry.get("radius")), None
+        texts = [DASH if radius is None else f"{radius:g}", DASH, _percents(entry.get("interval"))]
+        if accuracy is not None:
+            texts[1], bar = percent(accuracy), (0.0, 100 * min(max(accuracy, 0.0), 1.0))
+        rows.append([Cell(texts[0], "number"), Cell(texts[1], "number", bar=bar), Cell(texts[2], "number")])
+    if rows:
+        caption = "Certified accuracy: right, and proved to stay so within a Euclidean radius in units of the data"
+        yield Table(caption, ("radius", "accuracy, at least", "95 % interval"), rows)
 
 
 def _prediction_row(key: str, value: Any, tree: dict[str, Any]) -> list[Cell] | None:
