@@ -62,6 +62,7 @@ from . import data, errors, export, networks, zoo
 from .accelerated import Anderson, NewtonKrylov
 from .activations import LipSwish, MaxMin
 from .bars import progress
+from .bases import DiagonalNormal, StandardNormal
 from .bijections import (
     ActNorm,
     Affine,
@@ -81,7 +82,7 @@ from .classifiers import Classifier, Hybrid
 from .config import load_config
 from .data.dataset import Dataset
 from .data.transforms import dequantise, dequantize
-from .flows import DiagonalNormal, Flow, StandardNormal
+from .flows import Flow
 from .jacobian import linearize
 from .lipschitz import LipschitzConv2d, LipschitzLinear, hold_weights
 from .logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator

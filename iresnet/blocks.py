@@ -96,7 +96,7 @@ def options_of(function: Callable) -> dict[str, inspect.Parameter]:
         {'max_gib': 8.0}
     """
     parameters = inspect.signature(function).parameters
-    own = {name: p for name, p in parameters.items() if name not in ("shape", "g", "generator", "options")}
+    own = {name: p for name, p in parameters.items() if name not in ("shape", "g", "context", "generator", "options")}
     return own | (options_of(block) if "options" in parameters else {})
 
 
@@ -133,6 +133,7 @@ def block(
     logdet: LogDetEstimator | Mapping[str, Any] | str | None = None,
     solver: Solver | Mapping[str, Any] | str | None = None,
     memory: str = "keep",
+    context: int = 0,
 ) -> ResidualBlock:
     """Build a residual block; all invertible architectures take these options.
 
@@ -146,6 +147,9 @@ def block(
         solver: solver of inverses, its name, or a mapping of name and options.
         memory: what is kept for backward, one of :data:`iresnet.bijections.memory.MEMORY`, see
             :class:`~iresnet.ResidualBlock`.
+        context: features of a context on which the map depends.
     """
     layers = {"coeff": coeff, "activation": activation, "normalization": normalization, "n_steps": n_power_steps}
-    return ResidualBlock(g(**layers), logdet=make_logdet(logdet), solver=make_solver(solver), memory=memory)
+    return ResidualBlock(
+        g(**layers, context=context), logdet=make_logdet(logdet), solver=make_solver(solver), memory=memory
+    )

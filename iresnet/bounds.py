@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from iresnet.activations import ACTIVATIONS, ELU
+from iresnet.context import Conditional, ContextShift, Shift, at_context
 from iresnet.devices import device_of
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, is_modified, linearize
@@ -110,7 +111,7 @@ def _dense_concat_bound(g: DenseConcat, norm: float) -> float:
     return float(torch.linalg.vector_norm(constants, norm)) * _ROUNDING
 
 
-@bounds(nn.Tanh, nn.Identity, nn.Flatten, *ACTIVATIONS.values())
+@bounds(nn.Tanh, nn.Identity, nn.Flatten, ContextShift, Shift, *ACTIVATIONS.values())
 def _one(g: nn.Module, norm: float) -> float:  # noqa: ARG001
     return 1.0  # which is the contract of ACTIVATIONS; those of torch with parameters have rules of their own below
 
@@ -191,7 +192,8 @@ def lower_bound(g: nn.Module, norm: float = 2.0, *, search_steps: int = 0, n_poi
     r"""Return the largest ratio :math:`|J u| / |u|` or :math:`|g(x) - g(y)| / |x - y|` found by search, in float64.
 
     Power iteration finds the directions u that are stretched most at random points. With ``search_steps``, pairs (x, y)
-    then climb the gradient of their ratio: an attack on the upper bound, whose failure shows how tight it is.
+    then climb the gradient of their ratio: an attack on the upper bound, whose failure shows how tight it is. A map
+    that depends on a context is searched at one random context a point.
 
     Args:
         g: a layer or a sequence of layers.
@@ -219,13 +221,21 @@ def lower_bound(g: nn.Module, norm: float = 2.0, *, search_steps: int = 0, n_poi
     x, u = (torch.randn(n_points, *shape, generator=generator, dtype=torch.float64).to(device) for _ in range(2))
     weights = _exact_weights(g, above=False)
     try:
-        exact = copy.deepcopy(g).double().requires_grad_(False)
+        exact = _at_some_contexts(copy.deepcopy(g).double().requires_grad_(False), x, generator)
         with replace_weights(exact, weights):
             u, found = _power_iteration(linearize(exact, x), u, norm)
     except Exception:  # a user's layer may need another shape, or refuse to be copied, with any exception
         return 0.0
     with replace_weights(exact, weights):
         return max(found, _climb(exact, x, u, norm, search_steps))
+
+
+def _at_some_contexts(g: nn.Module, x: Tensor, generator: torch.Generator) -> nn.Module:
+    """Put a map that depends on a context at a random one for each point."""
+    sizes = [part.context for part in g.modules() if isinstance(part, Conditional)]
+    if not sizes:
+        return g
+    return at_context(g, torch.randn(len(x), sizes[0], generator=generator, dtype=x.dtype).to(x.device))
 
 
 @torch.no_grad()

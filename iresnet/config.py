@@ -74,6 +74,9 @@ class DataConfig:
     drop: tuple[str | int, ...] = option((), "your table: leave these columns out")
     one_hot: tuple[str | int, ...] = option((), "your table: columns of categories, a feature for each category")
     impute: bool = option(False, "your table: put others of the column, drawn at random, in place of missing values")
+    context: tuple[str | int, ...] = option(
+        (), "your table: columns that a conditional density of the others is given; they are no features"
+    )
     dequantize: bool = option(False, "your table: add uniform noise of one step to columns of integers or few values")
     keys: tuple[str, ...] = option((), "your .npz: what its arrays are, if not called so: [x=images,y=labels]")
     test: str | None = option(None, "your data: another file or folder, all of which is the test split")
@@ -92,6 +95,9 @@ class TaskConfig:
 
     nll_weight: float = option(1.0, "weight of the negative log-likelihood, in bits per dimension", at_least=0)
     ce_weight: float = option(0.0, "weight of the cross-entropy, in nats", at_least=0)
+    conditional: bool = option(
+        False, "model the density given a context: the class of an example, or columns of its data (--data.context)"
+    )
 
     @property
     def kind(self) -> str:
@@ -234,6 +240,14 @@ def _conflicts(config: Config) -> Iterator[str]:
     most_chunks = train.batch_size // smallest
     if task.nll_weight == task.ce_weight == 0:
         yield "--task.nll-weight or --task.ce-weight must be above 0, got '0' for both"
+    if task.conditional and task.kind != "density":
+        yield "--task.conditional is for a density alone: leave out --task.ce-weight"
+    if task.conditional and train.sharding == "fsdp":
+        yield "--train.sharding fsdp shards no conditional density: leave it out"
+    if task.conditional and train.compile:
+        yield "--train.compile compiles no conditional density: leave it out"
+    if config.data.context and not task.conditional:
+        yield "--data.context is what a conditional density is given: add --task.conditional true"
     if train.batch_size < smallest:
         yield f"--train.batch-size must be at least 2 for the batch norm of a classifier, got '{train.batch_size}'"
     if train.accumulate > most_chunks:

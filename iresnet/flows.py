@@ -1,18 +1,8 @@
 """Flows: a bijection with a base density."""
 
-__all__ = [
-    "BASES",
-    "Base",
-    "Density",
-    "DiagonalNormal",
-    "Flow",
-    "StandardNormal",
-    "check_data",
-    "check_sampling",
-]
+__all__ = ["Density", "Flow", "check_data", "check_sampling"]
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import EllipsisType
@@ -21,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from iresnet.assembled import Assembled
+from iresnet.bases import Base
 from iresnet.bijections import (
     Bijection,
     Inversion,
@@ -31,132 +22,11 @@ from iresnet.bijections import (
     inverse_and_logdet,
     invert,
 )
-from iresnet.devices import is_readable, random_device
-from iresnet.errors import IResNetError, RecipeError
+from iresnet.context import ContextEncoder, at_context
+from iresnet.devices import is_readable
+from iresnet.errors import IResNetError
 from iresnet.lipschitz import hold_weights
 from iresnet.solvers import Solver
-
-# -- base densities ----------------------------------------------------------------------------------------------------
-
-
-class Base(nn.Module, ABC):
-    """Density of latent vectors (N, D) that can be evaluated and sampled.
-
-    Args:
-        features: D.
-    """
-
-    def __init__(self, features: int):
-        super().__init__()
-        self.features = features
-
-    @abstractmethod
-    def log_prob(
-        self,
-        z: Tensor,  # (N, D)
-    ) -> Tensor:  # (N,)
-        """Return the log-density in nats."""
-
-    @abstractmethod
-    def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:  # (n, D)
-        """Draw ``n`` vectors, with the standard deviation multiplied by ``temperature``."""
-
-    def _check(self, z: Tensor) -> None:
-        if z.dim() != 2 or z.shape[1] != self.features or not z.is_floating_point():
-            raise RecipeError(
-                f"this base density takes real vectors of shape (N, {self.features}), got {tuple(z.shape)}, {z.dtype}"
-            )
-
-    def moments(self) -> tuple[Tensor, Tensor]:  # (D,) or ()
-        """Return mean and standard deviation of a normal density; spherical paths and tests of latents need them.
-
-        Raises:
-            RecipeError: for a density that is not normal with independent features.
-        """
-        raise RecipeError(
-            f"{type(self).__name__} is not known to be normal: if it is, with independent features, give it moments()"
-        )
-
-
-class StandardNormal(Base):
-    r"""Standard normal density N(0, I).
-
-    Args:
-        features: D.
-
-    Example:
-        >>> base = StandardNormal(2)
-        >>> bool(torch.isclose(base.log_prob(torch.zeros(1, 2)), -torch.tensor(2 * math.pi).log()))
-        True
-    """
-
-    anchor: Tensor
-
-    def __init__(self, features: int):
-        super().__init__(features)
-        self.register_buffer("anchor", torch.zeros(()), persistent=False)  # carries dtype and device
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """See :meth:`Base.log_prob`."""
-        self._check(z)
-        return _standard_log_prob(z)
-
-    def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """See :meth:`Base.sample`."""
-        return temperature * _noise(self.anchor, n, self.features, generator)
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """See :meth:`Base.moments`."""
-        return self.anchor, self.anchor + 1
-
-
-class DiagonalNormal(Base):
-    r"""Normal density with learned mean and standard deviation of each feature, N(0, I) at first.
-
-    .. math:: \log p(z) = -\sum_i \tfrac{1}{2} ((z_i - \mu_i) e^{-s_i})^2 + s_i + \tfrac{1}{2} \log 2\pi
-
-    Args:
-        features: D.
-
-    Example:
-        >>> z = torch.randn(4, 3)
-        >>> bool(torch.allclose(DiagonalNormal(3).log_prob(z), StandardNormal(3).log_prob(z)))
-        True
-    """
-
-    def __init__(self, features: int):
-        super().__init__(features)
-        self.mean = nn.Parameter(torch.zeros(features))
-        self.log_std = nn.Parameter(torch.zeros(features))
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """See :meth:`Base.log_prob`."""
-        self._check(z)
-        return _standard_log_prob((z - self.mean) * torch.exp(-self.log_std)) - self.log_std.sum()
-
-    def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """See :meth:`Base.sample`."""
-        return self.mean + temperature * self.log_std.exp() * _noise(self.mean, n, self.features, generator)
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """See :meth:`Base.moments`."""
-        return self.mean, self.log_std.exp()
-
-
-BASES: dict[str, type[Base]] = {"standard-normal": StandardNormal, "diagonal-normal": DiagonalNormal}
-"""Base densities by name."""
-
-
-def _standard_log_prob(z: Tensor) -> Tensor:
-    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
-
-
-def _noise(like: Tensor, n: int, features: int, generator: torch.Generator | None) -> Tensor:
-    device = random_device(generator, like)
-    return torch.randn(n, features, dtype=like.dtype, device=device, generator=generator).to(like.device)
-
-
-# -- flows -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -189,6 +59,8 @@ class Flow(Assembled):
         base: density of z.
         event_shape: \*E, so that other data of as many elements are refused; None to refuse other numbers of elements
             alone.
+        context_encoder: of a conditional density p(x | context), whose bijection and base density depend on features
+            of a context; None without one.
 
     Example:
         >>> import iresnet as ir
@@ -198,11 +70,49 @@ class Flow(Assembled):
         torch.Size([10])
     """
 
-    def __init__(self, bijection: Bijection, base: Base, *, event_shape: Sequence[int] | None = None):
+    def __init__(
+        self,
+        bijection: Bijection,
+        base: Base,
+        *,
+        event_shape: Sequence[int] | None = None,
+        context_encoder: ContextEncoder | None = None,
+    ):
         super().__init__()
         self.bijection = bijection
         self.base = base
         self.event_shape = None if event_shape is None else tuple(event_shape)
+        self.context_encoder = context_encoder
+
+    def given(self, context: Tensor) -> "Flow":
+        r"""Return the density p(x | context), with the same parameters: a flow like any other.
+
+        All that a flow does it does at the context: densities, samples, inverses with reports, certificates,
+        distributions of torch. The context is encoded once, so for each step of an optimizer ask again.
+
+        Args:
+            context: of each sample, (N, K), or classes, (N,) int64, for batches of these N samples; or one for samples
+                of any number, (K,), (1, K) or a class, ().
+
+        Raises:
+            IResNetError: when the flow depends on no context, or the context has another form than its own.
+
+        Example:
+            >>> import iresnet as ir
+            >>> flow = ir.zoo.build("toy-mlp", shape=(2,), blocks=2, hidden=8, context=1)
+            >>> flow.given(torch.tensor([0.5])).sample(3).shape
+            torch.Size([3, 2])
+        """
+        if self.context_encoder is None:
+            raise IResNetError("this flow depends on no context; build one with iresnet.zoo.build(..., context=K)")
+        features = self.context_encoder(context)
+        bijection, base = at_context(self.bijection, features), at_context(self.base, features)
+        flow = Flow(bijection, base, event_shape=self.event_shape)  # pyright: ignore[reportArgumentType]
+        flow.training = self.training  # not of the parts, which are shared
+        return flow
+
+    def _at(self, context: Tensor | None) -> "Flow":
+        return self if context is None else self.given(context)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return :meth:`log_prob`, so that a flow can be called."""
@@ -212,6 +122,7 @@ class Flow(Assembled):
         self,
         x: Tensor,  # (N, *E)
         *,
+        context: Tensor | None = None,
         logdet: LogDets | None = None,
     ) -> Tensor:  # (N,)
         """Log-density of data in nats; stochastic unless the estimators are exact or have fixed probes.
@@ -221,6 +132,7 @@ class Flow(Assembled):
 
         Args:
             x: data, on the scale that the bijection expects: [0, levels) for dequantized images.
+            context: of a conditional density, see :meth:`given`.
             logdet: for this call, replaces the estimator of every residual block.
 
         Raises:
@@ -234,15 +146,19 @@ class Flow(Assembled):
             >>> flow.log_prob(ir.dequantize(images, levels=256)).shape
             torch.Size([2])
         """
-        return self.density(x, logdet=logdet).log_prob
+        return self.density(x, context=context, logdet=logdet).log_prob
 
-    def encode_and_log_prob(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
+    def encode_and_log_prob(
+        self, x: Tensor, *, context: Tensor | None = None, logdet: LogDets | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Latent vectors, (N, D), and log-densities, (N,), in one pass."""
-        density = self.density(x, logdet=logdet)
+        density = self.density(x, context=context, logdet=logdet)
         return density.z, density.log_prob
 
-    def density(self, x: Tensor, *, logdet: LogDets | None = None) -> Density:
+    def density(self, x: Tensor, *, context: Tensor | None = None, logdet: LogDets | None = None) -> Density:
         """Latent vectors and the terms of :meth:`log_prob`, in one pass."""
+        if context is not None:
+            return self.given(context).density(x, logdet=logdet)
         self._check(x)
         z, total = self.bijection.forward_and_logdet(x, logdet=logdet)
         if z.shape[1:] != (self.base.features,):
@@ -252,22 +168,24 @@ class Flow(Assembled):
             )
         return Density(z, self.base.log_prob(z), total)
 
-    def bits_per_dim(self, x: Tensor, *, logdet: LogDets | None = None) -> Tensor:  # (N,)
+    def bits_per_dim(
+        self, x: Tensor, *, context: Tensor | None = None, logdet: LogDets | None = None
+    ) -> Tensor:  # (N,)
         r"""Negative log-density in bits for each element of an event.
 
         .. math:: -\log p(x) / (D \log 2)
         """
-        return -self.log_prob(x, logdet=logdet) / (self.base.features * math.log(2))
+        return -self.log_prob(x, context=context, logdet=logdet) / (self.base.features * math.log(2))
 
-    def encode(self, x: Tensor) -> Tensor:  # (N, *E) -> (N, D)
+    def encode(self, x: Tensor, *, context: Tensor | None = None) -> Tensor:  # (N, *E) -> (N, D)
         """Map data to latent vectors."""
         self._check(x)
-        return self.bijection(x)
+        return self._at(context).bijection(x)
 
-    def decode(self, z: Tensor) -> Tensor:  # (N, D) -> (N, *E)
+    def decode(self, z: Tensor, *, context: Tensor | None = None) -> Tensor:  # (N, D) -> (N, *E)
         """Map latent vectors to data; warns when an inverse did not converge."""
         check_data(z, "decoding", (self.base.features,), self, finite=False)
-        return self.bijection.inverse(z)
+        return self._at(context).bijection.inverse(z)
 
     def decode_and_logdet(self, z: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         r"""Map latent vectors to data, (N, \*E), with the log-determinant of the decoding, (N,), in one pass.
@@ -309,19 +227,26 @@ class Flow(Assembled):
         return invert(self.bijection, z, solver=solver)
 
     def sample(
-        self, n: int | Sequence[int], *, temperature: float = 1.0, generator: torch.Generator | None = None
+        self,
+        n: int | Sequence[int],
+        *,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         r"""Draw data, (n, \*E), without gradients; :func:`iresnet.as_distribution` draws them with.
 
         Args:
             n: how many; or the shape of a batch, as in torch.distributions: () for a single event.
+            context: of a conditional density, see :meth:`given`: of each sample, or of all.
             temperature: multiplies the standard deviation of the latent; below 1 gives more typical samples.
             generator: source of randomness; torch's global one when None.
         """
         shape = tuple(n) if isinstance(n, Sequence) else (n,)
         check_sampling(min(shape, default=1), temperature)
         with torch.no_grad():
-            x = self.decode(self.base.sample(math.prod(shape), temperature=temperature, generator=generator))
+            flow = self._at(context)
+            x = flow.decode(flow.base.sample(math.prod(shape), temperature=temperature, generator=generator))
         return x.reshape(*shape, *x.shape[1:])
 
     def _check(self, x: Tensor) -> None:

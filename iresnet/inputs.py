@@ -59,6 +59,10 @@ class Inputs:
         mean: subtracted from the data, one number or one a channel or feature.
         std: the data is then divided by it.
         columns: of a table: names, offsets, noise and categories of its features.
+        context: columns that a conditional density is given; none where that is the class.
+        context_mean: subtracted from the numbers of the context, which for classes are zeros and a one; empty for a
+            density without a context.
+        context_std: the context is then divided by it.
     """
 
     shape: tuple[int, ...]
@@ -67,6 +71,14 @@ class Inputs:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     columns: tuple[Column, ...] = ()
+    context: tuple[Column, ...] = ()
+    context_mean: tuple[float, ...] = ()
+    context_std: tuple[float, ...] = ()
+
+    @property
+    def is_conditional(self) -> bool:
+        """True for a density that is given a context."""
+        return bool(self.context_mean)
 
 
 def level_scale(levels: int) -> tuple[float, float]:

@@ -14,7 +14,7 @@ __all__ = [
 ]
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,11 +28,12 @@ from iresnet.bijections import Affine
 from iresnet.capacity import check_room
 from iresnet.certificates import Certificate, seal
 from iresnet.config import Config, DataConfig, TaskConfig
+from iresnet.context import ContextEncoder
 from iresnet.data import Dataset, check_columns, check_density
 from iresnet.errors import DataError, RecipeError, RunError
 from iresnet.files import write_atomically
 from iresnet.flows import Flow
-from iresnet.inputs import Inputs, level_scale
+from iresnet.inputs import Column, Inputs, level_scale
 from iresnet.options import check_types
 from iresnet.runs import Run
 from iresnet.zoo import Model
@@ -40,10 +41,13 @@ from iresnet.zoo import Model
 _TOLERANCE = 1e-8
 """Standard deviations by which moments of the same data differ at most."""
 
+_HIDDEN = 64
+"""Units of the perceptron that encodes contexts of real numbers."""
+
 # -- what a model knows of its data ------------------------------------------------------------------------------------
 
 
-def inputs_of(dataset: Dataset, kind: str) -> Inputs:
+def inputs_of(dataset: Dataset, kind: str, *, conditional: bool = False) -> Inputs:
     """Describe a data set to a model.
 
     Integer data of densities is centered and scaled by its number of levels, as published; all other data is
@@ -52,11 +56,17 @@ def inputs_of(dataset: Dataset, kind: str) -> Inputs:
     Args:
         dataset: the data.
         kind: ``density``, ``classify`` or ``hybrid``.
+        conditional: whether the model is given the class, or the context that the data have.
 
     Raises:
-        DataError: when a task needs labels that are not there, a feature is constant, or a density is asked of columns
-            that have none.
+        DataError: when a task needs labels or a context that are not there, a feature is constant, or a density is
+            asked of columns that have none.
     """
+    if conditional and dataset.train.y is None:
+        raise DataError(
+            f"{dataset.name} has neither classes nor a context for a conditional density; give a target column "
+            "(--data.target) or context columns (--data.context), or leave out --task.conditional"
+        )
     if kind != "density" and not dataset.n_classes:
         remedy = "--task.ce-weight 0" + (" --task.nll-weight 1" if kind == "classify" else "")
         raise DataError(f"{dataset.name} has no labels, which the task '{kind}' needs; use {remedy}")
@@ -64,7 +74,8 @@ def inputs_of(dataset: Dataset, kind: str) -> Inputs:
         check_columns(dataset)
     if dataset.levels is None and kind != "classify":
         check_density(dataset)
-    return Inputs(dataset.shape, dataset.levels, dataset.class_names, *_scale(dataset, kind), dataset.columns)
+    facts = dataset.shape, dataset.levels, dataset.class_names, *_scale(dataset, kind), dataset.columns
+    return Inputs(*facts, dataset.context, *_context_scale(dataset)) if conditional else Inputs(*facts)
 
 
 def is_trained_on(dataset: Dataset, kind: str, inputs: Inputs) -> bool:
@@ -83,10 +94,28 @@ def is_trained_on(dataset: Dataset, kind: str, inputs: Inputs) -> bool:
     known = (inputs.shape, inputs.levels, inputs.class_names, columns)
     if (dataset.shape, dataset.levels, dataset.class_names, dataset.columns) != known:
         return False
-    mean, std = _scale(dataset, kind)
-    tolerance = [_TOLERANCE * value for value in inputs.std]
-    triples = zip([*mean, *std], [*inputs.mean, *inputs.std], [*tolerance, *tolerance], strict=True)
-    return all(abs(now - then) <= most for now, then, most in triples)
+    context = _context_scale(dataset) if inputs.is_conditional else ((), ())
+    if dataset.context != inputs.context and inputs.is_conditional:
+        return False
+    return _is_near(_scale(dataset, kind), (inputs.mean, inputs.std)) and _is_near(
+        context, (inputs.context_mean, inputs.context_std)
+    )
+
+
+def _is_near(scale: tuple[Sequence[float], Sequence[float]], known: tuple[Sequence[float], Sequence[float]]) -> bool:
+    """Compare means and standard deviations with known ones, in units of the latter."""
+    tolerance = [_TOLERANCE * value for value in known[1]] * 2
+    pairs = zip([*scale[0], *scale[1]], [*known[0], *known[1]], tolerance, strict=True)
+    return all(abs(now - then) <= most for now, then, most in pairs)
+
+
+def _context_scale(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and std of the numbers of a context; classes are not standardized."""
+    if not dataset.context:
+        return (0.0,) * dataset.n_classes, (1.0,) * dataset.n_classes
+    assert dataset.train.y is not None
+    values = dataset.train.y.double()
+    return tuple(values.mean(0).tolist()), tuple((std or 1.0) for std in values.std(0).tolist())
 
 
 def _scale(dataset: Dataset, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -109,7 +138,7 @@ def model_options(config: Config, inputs: Inputs) -> tuple[str, dict[str, Any]]:
     """
     options = dict(config.model)
     name = str(options.pop("name", "iresnet" if len(inputs.shape) == 3 else "toy-mlp"))
-    for key in options.keys() & {"shape", "task", "n_classes", "mean", "std"}:
+    for key in options.keys() & {"shape", "task", "n_classes", "mean", "std", "context"}:
         raise RecipeError(f"--model.{key.replace('_', '-')} follows from the data and the task; leave it out")
     for option, default, registry in (("logdet", "krylov", zoo.LOGDETS), ("solver", "anderson", zoo.SOLVERS)):
         if isinstance(options.get(option), dict):
@@ -135,12 +164,20 @@ def build_model(config: Config, inputs: Inputs) -> Model:
         n_classes=len(inputs.class_names),
         mean=_per_channel(inputs.mean, inputs.shape),
         std=_per_channel(inputs.std, inputs.shape),
+        context=_context_encoder(inputs),
         **options,
     )
     if not isinstance(model, Flow):
         model.class_names = inputs.class_names
     model.origin = (config, inputs)
     return model
+
+
+def _context_encoder(inputs: Inputs) -> ContextEncoder | int:
+    """Return an encoder of the context: classes as they are, numbers by a perceptron."""
+    if not inputs.is_conditional:
+        return 0
+    return ContextEncoder(inputs.context_mean, inputs.context_std, hidden=_HIDDEN if inputs.context else None)
 
 
 def recipe_of(model: Model) -> tuple[Config, Inputs]:
@@ -167,13 +204,27 @@ def recipe_of(model: Model) -> tuple[Config, Inputs]:
                 if key in options:
                     options[key] = _named(options[key], key, registry)
             names = () if isinstance(model, Flow) else model.class_names
-            config = Config(data=DataConfig(name="unknown"), model=options, task=_TASKS[task])
             scale = [tuple(torch.as_tensor(numbers).flatten().tolist()) for numbers in (mean, std)]
-            return config, Inputs(shape, None, names, *scale)
+            inputs = Inputs(shape, None, names, *scale)
+            if options.pop("context", None) is not None:
+                inputs = _with_context(inputs, model.context_encoder)  # pyright: ignore[reportArgumentType]
+            task = replace(_TASKS[task], conditional=inputs.is_conditional)
+            return Config(data=DataConfig(name="unknown"), model=options, task=task), inputs
     raise RecipeError(
         f"this {type(model).__name__} was put together by hand, and cannot be built again from names; build it with "
         "iresnet.zoo.build, or save its state_dict() with safetensors"
     )
+
+
+def _with_context(inputs: Inputs, encoder: ContextEncoder) -> Inputs:
+    """Add what is known of a context: classes by number, or numbers without names."""
+    scale = tuple(encoder.mean.tolist()), tuple(encoder.std.tolist())
+    n, hidden = len(encoder.mean), encoder.features if len(encoder.network) else None
+    if hidden not in (None, _HIDDEN):
+        raise RecipeError(f"recipes encode a context by {_HIDDEN} hidden units, or classes by none, got {hidden}")
+    names = tuple(map(str, range(n))) if hidden is None else ()
+    columns = () if hidden is None else tuple(Column("", i + 1) for i in range(n))
+    return replace(inputs, class_names=names, context=columns, context_mean=scale[0], context_std=scale[1])
 
 
 _TASKS = {"density": TaskConfig(1.0, 0.0), "classify": TaskConfig(0.0, 1.0), "hybrid": TaskConfig(1.0, 1.0)}

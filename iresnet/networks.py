@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from iresnet.activations import make_activation
+from iresnet.context import ContextShift
 from iresnet.errors import IResNetError
 from iresnet.lipschitz import DenseConcat, LipschitzConv2d, LipschitzLinear
 from iresnet.operators import at_least_float32, channels_last
@@ -35,6 +36,7 @@ def conv_bottleneck(
     preactivation: bool = True,
     normalization: str = "power",
     n_steps: int | None = None,
+    context: int = 0,
 ) -> nn.Sequential:
     r"""Build the convolutional map of the 2019 paper: 3x3, 1x1, 3x3, with activations before each.
 
@@ -48,6 +50,7 @@ def conv_bottleneck(
         preactivation: whether an activation comes first; the published models leave it out in their first block.
         normalization: see :data:`iresnet.normalization.NORMALIZATIONS`.
         n_steps: its iterations, the default of the normalization when None.
+        context: features of a context that shifts the outputs of all linear maps; 0 without one.
 
     Raises:
         IResNetError: when ``coeff`` is outside (0, 1) or a size is not positive.
@@ -68,7 +71,7 @@ def conv_bottleneck(
     layers: list[nn.Module] = []
     for (fan_in, fan_out), kernel_size in zip(sizes, (3, 1, 3), strict=True):
         conv = LipschitzConv2d(fan_in, fan_out, kernel_size, coeff, image_size=(height, width), **options)
-        layers += [make_activation(activation), conv]
+        layers += [make_activation(activation), conv, *_shifts(context, fan_out)]
     return nn.Sequential(*layers if preactivation else layers[1:])
 
 
@@ -82,6 +85,7 @@ def dense_concat(
     activation: str = "elu",
     normalization: str = "power",
     n_steps: int | None = None,
+    context: int = 0,
 ) -> nn.Sequential:
     r"""Build the map of invertible DenseNets: every layer takes the outputs of all layers before it.
 
@@ -98,6 +102,7 @@ def dense_concat(
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
         normalization: see :data:`iresnet.normalization.NORMALIZATIONS`.
         n_steps: its iterations, the default of the normalization when None.
+        context: features of a context that shifts the outputs of all linear maps; 0 without one.
 
     Raises:
         IResNetError: when ``coeff`` is outside (0, 1) or a size is not positive.
@@ -122,8 +127,11 @@ def dense_concat(
         return LipschitzConv2d(fan_in, fan_out, kernel_size, coeff, image_size=(pixels[0], pixels[1]), **options)
 
     widths = [channels + i * hidden for i in range(depth)]
-    grow = [DenseConcat(nn.Sequential(layer(w, hidden, 3), make_activation(activation))) for w in widths[:-1]]
-    return nn.Sequential(*grow, layer(widths[-1], channels, 1))
+    grow = [
+        DenseConcat(nn.Sequential(layer(w, hidden, 3), *_shifts(context, hidden), make_activation(activation)))
+        for w in widths[:-1]
+    ]
+    return nn.Sequential(*grow, layer(widths[-1], channels, 1), *_shifts(context, channels))
 
 
 @accept_old_names
@@ -137,6 +145,7 @@ def mlp(
     preactivation: bool = False,
     normalization: str = "power",
     n_steps: int | None = None,
+    context: int = 0,
 ) -> nn.Sequential:
     r"""Build a contractive multi-layer perceptron for vectors.
 
@@ -151,6 +160,7 @@ def mlp(
         preactivation: whether an activation comes first, as in Residual Flows.
         normalization: see :data:`iresnet.normalization.NORMALIZATIONS`.
         n_steps: its iterations, the default of the normalization when None.
+        context: features of a context that shifts the outputs of all linear maps; 0 without one.
 
     Raises:
         IResNetError: when ``coeff`` is outside (0, 1) or a size is not positive.
@@ -165,8 +175,12 @@ def mlp(
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         layer = LipschitzLinear(fan_in, fan_out, coeff, normalization=normalization, n_steps=n_steps)
-        layers += [make_activation(activation), layer]
+        layers += [make_activation(activation), layer, *_shifts(context, fan_out)]
     return nn.Sequential(*layers if preactivation else layers[1:])
+
+
+def _shifts(context: int, features: int) -> list[nn.Module]:
+    return [ContextShift(context, features)] if context else []
 
 
 def _positive(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution, constraints
 from torch.distributions.transforms import Transform
 
+from iresnet.bases import Base
 from iresnet.bijections import Affine, Bijection, Chain, Logit, as_they_are
 from iresnet.devices import is_readable, kept_random_state
 from iresnet.errors import IResNetError
-from iresnet.flows import Base, Flow
+from iresnet.flows import Flow
 from iresnet.lipschitz import hold_weights
 
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from iresnet.architectures import ARCHITECTURES, Shape
+from iresnet.bases import BASES, Base, ContextNormal, DiagonalNormal
 from iresnet.bijections import Affine, Chain, Flatten
 from iresnet.blocks import LOGDETS, SOLVERS, block, check_options, make_logdet, make_solver, one_of, options_of
 from iresnet.classifiers import Classifier, Hybrid
+from iresnet.context import ContextEncoder, at_context
 from iresnet.errors import RecipeError
-from iresnet.flows import BASES, Flow
+from iresnet.flows import Flow
 from iresnet.inputs import level_scale
 from iresnet.renamed import accept_old_names
 
@@ -32,6 +34,7 @@ def build(
     std: float | Tensor | None = None,
     base: str = "diagonal-normal",
     head_hidden: int = 32,
+    context: int | str | ContextEncoder = 0,
     **options: Any,
 ) -> Model:
     r"""Build a model by the name of its architecture.
@@ -41,12 +44,14 @@ def build(
         shape: \*E, the event shape of the data: (C, H, W) or (D,).
         task: ``"density"`` gives a :class:`~iresnet.Flow`, ``"classify"`` a :class:`~iresnet.Classifier`,
             ``"hybrid"`` a :class:`~iresnet.Hybrid`.
-        n_classes: for classifiers and hybrids.
+        n_classes: for classifiers and hybrids, and densities given a class.
         mean: subtracted from the data first, a number or one a channel, (C, 1, 1). Default: 128 for images, which are
             expected on [0, 256), and 0 for vectors.
         std: the data is then divided by this. Default: 256 for images and 1 for vectors.
-        base: base density, one of :data:`iresnet.flows.BASES`.
+        base: base density, one of :data:`iresnet.bases.BASES`.
         head_hidden: channels of the head of a hybrid of images.
+        context: of a conditional density: how many numbers the context has, which are encoded by a perceptron of 64
+            hidden units; ``"class"`` for one of ``n_classes``; or an encoder.
         options: arguments of the architecture.
 
     Returns:
@@ -67,14 +72,30 @@ def build(
         _check_density(name, task, options)
     default_mean, default_std = level_scale(256) if len(shape) == 3 else (0.0, 1.0)
     scaling = {"mean": default_mean if mean is None else mean, "std": default_std if std is None else std}
-    scale, network = Affine(**scaling), architecture(tuple(shape), **options)
+    encoder = _encoder(context, task, n_classes)
+    conditions = {"context": encoder.features} if encoder else {}
+    scale, network = Affine(**scaling), architecture(tuple(shape), **options, **conditions)
     if options.get("logit") is not None:  # which takes [0, 1), where the scale gives [-1/2, 1/2)
         scale = Affine(scaling["mean"] - scaling["std"] / 2, scaling["std"])
     scaled = Chain([scale, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(scale, *network)  # pyright: ignore[reportArgumentType]
-    built = model(scaled, tuple(shape), n_classes=n_classes, base=base, head_hidden=head_hidden)
+    heads = {"n_classes": n_classes, "base": base, "head_hidden": head_hidden, "encoder": encoder}
+    built = model(scaled, tuple(shape), **heads)
     given = {"name": name, "shape": tuple(shape), "task": task, "base": base, "head_hidden": head_hidden}
+    given |= {"context": context} if encoder else {}
     built.origin = {**given, **scaling, **options}
     return built
+
+
+def _encoder(context: int | str | ContextEncoder, task: str, n_classes: int) -> ContextEncoder | None:
+    if context and task != "density":
+        raise RecipeError(f"the task '{task}' takes no context; a density does")
+    if isinstance(context, ContextEncoder):
+        return context
+    if context == "class" and n_classes > 0:
+        return ContextEncoder([0.0] * n_classes, [1.0] * n_classes)
+    if not isinstance(context, int) or context < 0:
+        raise RecipeError(f"context is how many numbers it has, or 'class' with n_classes, got {context!r}")
+    return ContextEncoder([0.0] * context, [1.0] * context, hidden=64) if context else None
 
 
 def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:
@@ -96,10 +117,14 @@ def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:
         )
 
 
-def _flow(chain: Chain, shape: Shape, *, base: str, **_: Any) -> Flow:
-    z = _dry_forward(chain, shape)
+def _flow(chain: Chain, shape: Shape, *, base: str, encoder: ContextEncoder | None = None, **_: Any) -> Flow:
+    at_zero = chain if encoder is None else at_context(chain, torch.zeros(1, encoder.features))
+    z = _dry_forward(at_zero, shape)
     flat = chain if len(z) == 1 else Chain([*chain.bijections, Flatten(z)])  # pyright: ignore[reportArgumentType]
-    return Flow(flat, one_of(BASES, "base density", base)(math.prod(shape)), event_shape=shape)
+    density: Base = one_of(BASES, "base density", base)(math.prod(shape))
+    if encoder and isinstance(density, DiagonalNormal):
+        density = ContextNormal(density.features, encoder.features)
+    return Flow(flat, density, event_shape=shape, context_encoder=encoder)
 
 
 def _classifier(network: nn.Module, shape: Shape, *, n_classes: int, **_: Any) -> Classifier:
@@ -108,7 +133,7 @@ def _classifier(network: nn.Module, shape: Shape, *, n_classes: int, **_: Any) -
     return classifier
 
 
-def _hybrid(chain: Chain, shape: Shape, *, n_classes: int, base: str, head_hidden: int) -> Hybrid:
+def _hybrid(chain: Chain, shape: Shape, *, n_classes: int, base: str, head_hidden: int, **_: Any) -> Hybrid:
     hybrid = Hybrid(_flow(chain, shape, base=base), n_classes, hidden=head_hidden)
     _dry_forward(hybrid, shape)
     return hybrid

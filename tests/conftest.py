@@ -89,6 +89,8 @@ TINY = {
     "classify": ("digits-classify", "--model.blocks", "[1,1]", *SMALL),
     "hybrid": ("digits-hybrid", "--model.blocks", "[1,1]", *SMALL),
     "toy": ("toy-density", "--model.blocks", "2", *SMALL, "--train.batch-size", "500"),
+    "of-class": ("digits-conditional", "--model.blocks", "[1,1]", *SMALL),
+    "of-angle": ("toy-conditional", "--model.blocks", "2", *SMALL, "--train.batch-size", "500"),
 }
 
 

@@ -31,10 +31,10 @@ from iresnet.analysis.figures import draw_inverse, draw_latent, draw_lipschitz, 
 from iresnet.analysis.latents import KSTest, latent_scales
 from iresnet.analysis.reference import Converged, Dense, block_calls, reference
 from iresnet.analysis.spectra import spectrum
+from iresnet.bases import Base
 from iresnet.data import Split
 from iresnet.errors import DataError, IResNetError, RecipeError
 from iresnet.evaluation import calibration
-from iresnet.flows import Base
 from iresnet.pictures import png, rendered
 
 KINDS = ("density", "classify", "hybrid", "toy")

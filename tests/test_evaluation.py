@@ -9,13 +9,13 @@ from torch import nn
 
 import iresnet as ir
 from iresnet import evaluation
+from iresnet.bases import Base
 from iresnet.bijections import Bijection
 from iresnet.data import Dataset, Split, load
 from iresnet.errors import DataError
 from iresnet.evaluation.batching import evaluate_in_batches
 from iresnet.evaluation.classification import wilson
 from iresnet.evaluation.likelihood import summarize
-from iresnet.flows import Base
 
 DIGITS = load("digits")
 

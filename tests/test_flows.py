@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 import iresnet as ir
+from iresnet.bases import BASES
 from iresnet.bijections import Bijection
 from iresnet.errors import IResNetError
-from iresnet.flows import BASES
 
 pytestmark = pytest.mark.usefixtures("default_device")
 

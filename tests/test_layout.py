@@ -21,7 +21,8 @@ SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "bounds", "solvers", "accelerated"}
 NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices", "joint"}
-MODELS = NUMERICS | {"networks", "bijections", "flows", "zoo", "certificates"}
+NUMERICS |= {"context"}
+MODELS = NUMERICS | {"networks", "bijections", "bases", "flows", "zoo", "certificates"}
 MODELS |= {"assembled", "classifiers", "inputs", "pushforward", "blocks", "architectures"}
 USE = MODELS | {"capacity", "data", "config", "options", "recipes", "runs", "models", "pictures", "collectives"}
 USE |= {"files", "interrupts", "pretrained", "bars", "console"}
@@ -32,9 +33,10 @@ ALLOWED = {
     "networks": NUMERICS,
     "bijections": NUMERICS,
     "assembled": NUMERICS | {"bijections"},
-    "flows": NUMERICS | {"assembled", "bijections"},
+    "bases": NUMERICS,
+    "flows": NUMERICS | {"assembled", "bases", "bijections"},
     "classifiers": NUMERICS | {"assembled", "networks", "bijections", "flows"},
-    "pushforward": NUMERICS | {"bijections", "flows"},
+    "pushforward": NUMERICS | {"bases", "bijections", "flows"},
     "certificates": NUMERICS | {"assembled", "bijections", "flows", "classifiers", "files"},
     "inputs": set(),
     "capacity": {"errors", "zoo"},

@@ -8,12 +8,12 @@ from torch import nn
 
 import iresnet as ir
 from iresnet import evaluation
+from iresnet.bases import Base
 from iresnet.data import Dataset, Split, load
 from iresnet.data.transforms import dequantize
 from iresnet.errors import DataError, IResNetError
 from iresnet.evaluation.batching import importance_weighted
 from iresnet.evaluation.uncertainty import Record, recording, variance_components, weight_noise
-from iresnet.flows import Base
 from iresnet.logdet import LogDetEstimate, LogDetEstimator
 
 DIMS = 6

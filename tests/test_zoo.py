@@ -12,11 +12,11 @@ from torch import nn
 
 import iresnet as ir
 from iresnet.activations import ELU
+from iresnet.bases import BASES
 from iresnet.bijections.memory import MEMORY
 from iresnet.bounds import upper_bound
 from iresnet.config import WITHOUT
 from iresnet.errors import IResNetError, RecipeError, UnknownNameError
-from iresnet.flows import BASES
 from iresnet.lipschitz import DenseConcat
 from iresnet.networks import BatchNorm
 from iresnet.normalization import PowerIteration

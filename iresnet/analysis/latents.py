@@ -21,9 +21,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from iresnet.bases import Base
 from iresnet.bijections import latent_shapes
 from iresnet.errors import DataError
-from iresnet.flows import Base
 
 SIGNIFICANCE = 1e-3
 """Level of significance: a claim with a smaller p-value is rejected."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from iresnet.context import Shift, rows_of
 from iresnet.devices import is_transforming
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, linearize_inner
@@ -44,12 +45,14 @@ def _forward(g: nn.Module, x: Tensor) -> Tensor:
 
 def _keep(g: nn.Module, x: Tensor, estimator: LogDetEstimator, rows: Rows) -> tuple[Tensor, Tensor]:
     chosen = x[slice(*rows)]
-    v = estimator.direction(chosen) if can_join() else None
+    of_chosen = g if len(chosen) == len(x) else rows_of(g, slice(*rows))
+    can_share = of_chosen is g  # for all samples, whatever their contexts
+    v = estimator.direction(chosen) if can_join() and can_share else None
     if v is None:
         return _apart(g, x, estimator, rows)
     value, jacobian = linearize_along(g, x, v, rows)
     same_shape(value, x)
-    return x + value, estimator(_repeatable(g, chosen, jacobian))
+    return x + value, estimator(_repeatable(of_chosen, chosen, jacobian))
 
 
 def _linearized(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
@@ -61,12 +64,15 @@ def _with_others(forward: Callable, run: Callable) -> Callable:
     """Extend a function that takes log-determinants of all its samples to batches that have others too."""
 
     def of_rows(g: nn.Module, x: Tensor, estimator: LogDetEstimator, rows: Rows) -> tuple[Tensor, Tensor]:
-        before, chosen, after = x.tensor_split(rows)
-        z, logdet = run(g, chosen, estimator)
-        if len(chosen) < len(x):
-            z_before, z_after = (forward(g, others) if len(others) else others for others in (before, after))
-            z = torch.cat([z_before, z, z_after])
-        return z, logdet
+        start, stop = rows
+        if stop - start == len(x):
+            return run(g, x, estimator)
+        z, logdet = run(rows_of(g, slice(start, stop)), x[start:stop], estimator)
+        z_before, z_after = (
+            forward(rows_of(g, others), x[others]) if len(x[others]) else x[others]
+            for others in (slice(start), slice(stop, None))
+        )
+        return torch.cat([z_before, z, z_after]), logdet
 
     return of_rows
 
@@ -179,9 +185,10 @@ def _repeatable(g: nn.Module, x: Tensor, jacobian: Linearization) -> Linearizati
 
 
 def _others(g: nn.Module, layers: Sequence[LipschitzLayer]) -> list[Tensor]:
-    """Return the parameters of g that no layer normalizes, each once."""
+    """Return the parameters of g that no layer normalizes, and its shifts by a context, each once."""
     of_layers = {id(layer.parametrizations.weight) for layer in layers}  # pyright: ignore
-    others = (p for m in g.modules() if id(m) not in of_layers for p in m._parameters.values() if p is not None)
+    others = [p for m in g.modules() if id(m) not in of_layers for p in m._parameters.values() if p is not None]
+    others += [m.shift for m in g.modules() if isinstance(m, Shift)]
     return list({id(p): p for p in others}.values())
 
 
@@ -194,7 +201,7 @@ def _linearize_with(g: nn.Module, x: Tensor, *tensors: Tensor) -> Linearization:
         found = held(linearize_inner)(g, x)
         value, jvp, vjp = found.value, held(found.jvp), held(found.vjp)
     else:  # they were put there for the forward pass, as by torch.func.functional_call
-        names = {id(p): name for name, p in g.named_parameters()}
+        names = {id(p): name for name, p in (*g.named_parameters(), *g.named_buffers())}
         named = {f"g.{names[id(p)]}": q for p, q in zip(now, then, strict=True)}
         at = held(partial(functional_call, _At(g), named))
         value, jvp, vjp = at(("value", x)), lambda v: at(("jvp", x, v)), lambda w: at(("vjp", x, w))

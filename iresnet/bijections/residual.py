@@ -15,6 +15,7 @@ from iresnet.accelerated import Anderson
 from iresnet.bijections.base import Bijection, LogDets, Report, check_dtype, check_events
 from iresnet.bijections.memory import MEMORY, Directions, compiled_directions, linearize_held, same_shape
 from iresnet.bounds import upper_bound
+from iresnet.context import is_conditional, rows_of
 from iresnet.devices import in_a_checkpoint, is_readable, is_transforming
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.implicit import Product, implicit, solve_linear
@@ -80,7 +81,8 @@ class ResidualBlock(Bijection):
         self.logdet = logdet
         self.solver = solver or Anderson()
         self.memory = memory
-        self.last_logdet: Tensor | None = None
+        # Shared with this block at a context, which is a copy that has another g:
+        self._last_logdet: list[Tensor] = []
         self._independent: set[bool] = set()  # modes, train or eval, in which g is known not to mix samples
         self._compiled = False
 
@@ -91,11 +93,19 @@ class ResidualBlock(Bijection):
         C++ compiler. Inverses and passes without gradients run as before.
 
         Raises:
-            IResNetError: unless ``memory`` is ``"keep"``: the other ways manage the graph themselves.
+            IResNetError: unless ``memory`` is ``"keep"``: the other ways manage the graph themselves; or for a map that
+                depends on a context, which would be compiled again for each batch.
         """
+        if is_conditional(self.g):
+            raise IResNetError("blocks that depend on a context are not compiled: leave out --train.compile")
         if self.memory != "keep":
             raise IResNetError(f"compiled blocks need memory='keep', got '{self.memory}'")
         self._compiled = True
+
+    @property
+    def last_logdet(self) -> Tensor | None:
+        """See the class."""
+        return self._last_logdet[0] if self._last_logdet else None
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
@@ -116,7 +126,7 @@ class ResidualBlock(Bijection):
             self._check_independence(x)
             z, value = self._run_in_rows(x, estimator)
         if not is_transforming():  # whose tensors do not outlive it
-            self.last_logdet = value.detach()
+            self._last_logdet[:] = [value.detach()]
         return z, value
 
     def _run_in_rows(self, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
@@ -147,7 +157,8 @@ class ResidualBlock(Bijection):
         if self.training in self._independent or len(x) == 0 or not is_readable(x):
             return
         company = x[:16] if len(x) > 1 else torch.cat([x, 2 * x + 1])
-        together, again, alone = self.g(company), self.g(company), self.g(x[:1])
+        g = rows_of(self.g, torch.arange(len(company)) % len(x))
+        together, again, alone = g(company), g(company), rows_of(g, slice(1))(x[:1])
         different = (together - again).abs().amax() + (together[:1] - alone).abs().amax()
         if bool(different > 1e-2 * together.abs().max()):  # never where it is not finite
             raise IResNetError(
@@ -174,14 +185,21 @@ class ResidualBlock(Bijection):
         _check_kind(solver or self.solver, Solver, "an inverse", "solver=ir.NewtonKrylov()")
         bound = upper_bound(self.g) if lipschitz is None else lipschitz
         z = self._as_weights(z)
+        own_contexts = rows_of(self.g, slice(1)) is not self.g
         with torch.no_grad(), hold_weights(self.g, iterate=False):
 
+            def at(active: Tensor) -> nn.Module:
+                return rows_of(self.g, active) if own_contexts else self.g
+
             def linearized(x: Tensor, active: Tensor) -> Linearization:
-                g = linearize(self.g, x)
+                g = linearize(at(active), x)
                 return Linearization(z[active] - g.value, lambda v: -g.jvp(v), lambda w: -g.vjp(w))
 
             return (solver or self.solver).solve(
-                lambda x, active: z[active] - same_shape(self.g(x), x), z, lipschitz=bound, linearized=linearized
+                lambda x, active: z[active] - same_shape(at(active)(x), x),
+                z,
+                lipschitz=bound,
+                linearized=linearized,
             )
 
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from iresnet.bars import progress
 from iresnet.commands.arguments import Count, DataDir, DeviceName, RunFolder, Seed, flow_of, load_run, open_run
+from iresnet.commands.contexts import Context, at_context
 from iresnet.console import say
 from iresnet.errors import RunError
 from iresnet.files import distinct_names
@@ -38,6 +39,7 @@ def logdet(
     *,
     n: Count | None = None,
     draws: Annotated[int, Parameter(validator=validators.Number(gte=2))] = 64,
+    context: Context = None,
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -63,6 +65,7 @@ def logdet(
     from iresnet.devices import device_of
 
     folder, model, dataset, data = open_run(run, data_dir, split, device)
+    model, data = at_context(model, folder.read_config()[1], context, data)
     bijection = bijection_of(model).double()
     n = n or max(1, min(32, 3072 // data.x[0].numel()))  # about a minute
     x = dequantized_examples(data, n, levels=dataset.levels, seed=seed).x.to(device_of(model))
@@ -84,7 +87,7 @@ def _estimator_table(analysis: "LogDetAnalysis") -> Table:
 
 
 @analyze.command
-def lipschitz(run: RunFolder, *, device: DeviceName = "auto") -> None:
+def lipschitz(run: RunFolder, *, context: Context = None, device: DeviceName = "auto") -> None:
     """Compute singular values of every layer, with bounds from below and above.
 
     Spectra are exact for dense layers, 1x1 convolutions, and convolutions of a small enough matrix; else those of the
@@ -98,6 +101,7 @@ def lipschitz(run: RunFolder, *, device: DeviceName = "auto") -> None:
     from iresnet.analysis.spectra import linear_layers
 
     folder, model, inputs = load_run(run, device)
+    model, _ = at_context(model, inputs, context)
     with progress("layers", len(linear_layers(model, inputs.shape))) as advance:
         analysis = analyze_lipschitz(model, inputs.shape, progress=advance)
     say(_layer_table(analysis))
@@ -140,6 +144,7 @@ def inverse(
     ] = None,
     out: Path | None = None,
     n: Count = 8,
+    context: Context = None,
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -172,7 +177,8 @@ def inverse(
     networks, solvers = [], ()
     with progress("curves", (len(runs) + len(coeffs) + len(SOLVERS)) * len(STEPS)) as advance:
         for path, name in zip(runs, distinct_names(runs), strict=True):
-            _, model, dataset, data = open_run(path, data_dir, split, device)
+            opened, model, dataset, data = open_run(path, data_dir, split, device)
+            model, data = at_context(model, opened.read_config()[1], context, data)
             bijection = analysis.bijection_of(model).double()
             x = analysis.dequantized_examples(data, n, levels=dataset.levels, seed=seed).x.to(device_of(model))
             options: dict[str, Any] = {
@@ -211,6 +217,7 @@ def latent(
     run: RunFolder,
     *,
     n: Count = 2000,
+    context: Context = None,
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -233,14 +240,16 @@ def latent(
     from iresnet.devices import device_of
 
     folder, model, dataset, data = open_run(run, data_dir, split, device)
+    model, data = at_context(model, folder.read_config()[1], context, data)
     if isinstance(model, Classifier):
         encode, base = model.features, None
     else:
         encode, base = model.bijection, flow_of(model).base
     examples = dequantized_examples(data, n, levels=dataset.levels, seed=seed)
     x = examples.x.float().to(device_of(model))
+    labels = examples.y if dataset.class_names else None  # contexts are none
     with progress("latents", len(x)) as advance:
-        analysis = analyze_latent(encode, x, examples.y, base=base, progress=advance)
+        analysis = analyze_latent(encode, x, labels, base=base, progress=advance)
     if analysis.radius:
         say(_claim_table(analysis))
     say(str(analysis))

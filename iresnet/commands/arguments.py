@@ -154,7 +154,7 @@ def load_data(folder: "Run", data_dir: Path | None) -> "Dataset":
 
 
 def open_files(
-    folder: "Run", path: Path, *, batch_size: int, keep: list[str] | None = None
+    folder: "Run", path: Path, *, batch_size: int, keep: list[str] | None = None, contexts: bool = True
 ) -> "tuple[Iterator[Examples], int | None]":
     """Open files of examples for the model of a run, with images converted as they were for training."""
     from iresnet.data import ImageConversion, open_examples
@@ -167,6 +167,7 @@ def open_files(
         conversion=ImageConversion(config.data.image_size, config.data.mode),
         pad_to=config.data.pad_to,
         keep=keep or (),
+        contexts=contexts,
     )
 
 

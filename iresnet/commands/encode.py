@@ -20,10 +20,12 @@ from iresnet.commands.arguments import (
     Processes,
     Seed,
     check_samples_file,
+    flow_of,
     load_run,
     open_files,
     use_processes,
 )
+from iresnet.commands.contexts import Context, at_context, has_contexts
 from iresnet.commands.rows import Rows
 from iresnet.console import is_main, say
 from iresnet.errors import DataError, RecipeError
@@ -45,6 +47,7 @@ def encode(
     *,
     out: Path,
     keep: Keep = None,
+    context: Context = None,
     seed: Seed = 0,
     batch_size: BatchSize = None,
     device: DeviceName = "auto",
@@ -72,12 +75,15 @@ def encode(
 
     check_suffix(out, SUFFIXES)
     folder, model, inputs = load_run(run, device, anywhere=True)
-    bijection, tensor = model.bijection, evaluation.reference_tensor(model)
-    batches, total = open_files(folder, files, batch_size=batch_size or BATCH_SIZE, keep=keep)
+    tensor = evaluation.reference_tensor(model)
+    batches, total = open_files(folder, files, batch_size=batch_size or BATCH_SIZE, keep=keep, contexts=not context)
+    if not has_contexts(inputs, files, context):
+        model, _ = at_context(model, inputs, context)
 
     def latents(examples: "Examples") -> "torch.Tensor":
         x = evaluation.example_inputs(model, examples.x, inputs, torch.Generator().manual_seed(seed))
-        return bijection(x.to(tensor)).flatten(1).cpu()
+        at_own = model if examples.context is None else flow_of(model).given(examples.context.to(tensor.device))
+        return at_own.bijection(x.to(tensor)).flatten(1).cpu()
 
     parts: list[dict[str, Any]] = []
     rows = Rows(out if out.suffix.lower() == ".parquet" else None)
@@ -110,6 +116,7 @@ def decode(
     latents: Annotated[Path, Parameter(name="LATENTS", help="File that iresnet encode wrote, or one like it.")],
     *,
     out: Path,
+    context: Context = None,
     batch_size: BatchSize = None,
     device: DeviceName = "auto",
     processes: Processes = None,
@@ -132,6 +139,7 @@ def decode(
     from iresnet.pictures import draw_each, write
 
     _, model, inputs = load_run(run, device, anywhere=True)
+    model, _ = at_context(model, inputs, context)
     is_folder = not out.suffix and len(inputs.shape) == 3
     if not is_folder:
         check_samples_file(out, inputs)

@@ -28,7 +28,7 @@ from iresnet.commands.arguments import (
     use_processes,
 )
 from iresnet.console import err, is_main, say
-from iresnet.errors import UnknownNameError
+from iresnet.errors import RecipeError, UnknownNameError
 
 if TYPE_CHECKING:
     from iresnet.data import Dataset, Split
@@ -98,6 +98,8 @@ def evaluate(
         flow_of(model)  # refuses a classifier
     if radius:
         classifier_of(model)
+    if ood and folder.read_config()[1].is_conditional:
+        raise RecipeError("--ood compares densities without a context: other data have none for this run")
     others = dict(_load_other(name, data_dir or folder.data_dir, dataset, split) for name in ood or ())
     subset = data.shuffled(seed, examples) if examples else data
     result, previous = _header(folder, model, dataset, split), _previous_evaluation(folder, split)
@@ -227,7 +229,9 @@ def _evaluate(
                 progress=advance,
                 **options,
             )
-        baselines = _baselines(dataset, subset, dequantize_samples=n_draws, seed=seed) if is_main() else {}
+        conditional = flow_of(model).context_encoder is not None
+        noise = {"dequantize_samples": n_draws, "seed": seed}
+        baselines = _baselines(dataset, subset, conditional=conditional, **noise) if is_main() else {}
     if isinstance(model, (Classifier, Hybrid)):
         with progress("classification", len(subset)) as advance:
             given = {"levels": dataset.levels, "radii": radii, **options}
@@ -263,14 +267,14 @@ def _detect(
         return evaluation.detect(model, subset, train, sets, levels=dataset.levels, progress=advance, **options)
 
 
-def _baselines(dataset: "Dataset", subset: "Split", **noise: int) -> "dict[str, Likelihood]":
+def _baselines(dataset: "Dataset", subset: "Split", *, conditional: bool, **noise: int) -> "dict[str, Likelihood]":
     """Evaluate the densities to compare with that exist for the data."""
     from iresnet import evaluation
-    from iresnet.data import TOYS
+    from iresnet.data import CONDITIONAL_TOYS, TOYS
     from iresnet.errors import DataError
 
     found = {}
-    if dataset.name in TOYS:
+    if dataset.name in TOYS or (dataset.name in CONDITIONAL_TOYS and conditional):
         found["true density"] = evaluation.true_density(dataset, subset)
     if dataset.levels is not None:
         found[f"uniform on {dataset.levels} levels"] = evaluation.uniform_baseline(dataset, subset)

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter, validators
 
 from iresnet.bars import progress
+from iresnet.commands.contexts import Context, at_context
 from iresnet.console import say
 from iresnet.errors import RecipeError, UnknownNameError
 
@@ -20,6 +21,7 @@ def export(
     what: str,
     to: str = "onnx",
     out: Path | None = None,
+    context: Context = None,
     n_probes: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 64,
     atol: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 1e-6,
     max_steps: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1000,
@@ -49,7 +51,8 @@ def export(
     target = out or (folder.path / f"{what}.onnx" if Path(run).exists() else Path(f"{Path(run).name}-{what}.onnx"))
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise RecipeError(f"--out {target}: give a file in a folder that is there")
-    model, inputs = load(run), folder.read_config()[1]
+    inputs = folder.read_config()[1]
+    model, _ = at_context(load(run), inputs, context)
     facts = {"levels": inputs.levels, "class_names": inputs.class_names, "model_sha256": folder.weights_sha256()}
     with progress(f"export {what}", 2) as advance:
         options = {"n_probes": n_probes, "atol": atol, "max_steps": max_steps}

@@ -10,6 +10,7 @@ from cyclopts import Parameter, validators
 
 from iresnet.bars import progress
 from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, RunFolder, Seed, open_run, use_processes
+from iresnet.commands.contexts import Context, at_context
 from iresnet.console import is_main, say
 from iresnet.errors import DataError
 
@@ -30,6 +31,7 @@ def interpolate(
     n: Annotated[int, Parameter(name=["--n", "-n"], validator=validators.Number(gte=1))] = 6,
     kind: Annotated[list[str] | None, Parameter(negative="")] = None,
     steps: Annotated[int, Parameter(validator=validators.Number(gte=2))] = 9,
+    context: Context = None,
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -61,6 +63,7 @@ def interpolate(
     from iresnet.devices import device_of
 
     folder, model, dataset, data = open_run(run, data_dir, split, device)
+    model, data = at_context(model, folder.read_config()[1], context, data)
     first, last = (x.to(device_of(model)) for x in _pairs(dataset, data, n, seed))
     with progress("paths", n * steps * len(kind or evaluation.KINDS)) as advance:
         found = evaluation.interpolate(model, first, last, steps=steps, kinds=kind, progress=advance)

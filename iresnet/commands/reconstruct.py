@@ -22,6 +22,7 @@ from iresnet.commands.arguments import (
     open_run,
     use_processes,
 )
+from iresnet.commands.contexts import Context, at_context
 from iresnet.console import is_main, say
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def reconstruct(
     *,
     n: Count = 10,
     solver_examples: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 32,
+    context: Context = None,
     split: str = "test",
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -72,6 +74,7 @@ def reconstruct(
     from iresnet.zoo import SOLVERS
 
     folder, model, dataset, data = open_run(run, data_dir, split, device)
+    model, data = at_context(model, folder.read_config()[1], context, data)
     bijection, options = model.bijection, {"levels": dataset.levels, "seed": seed}
     with progress("inversion", len(data)) as advance:
         sizes = {} if batch_size is None else {"batch_size": batch_size}

@@ -20,10 +20,12 @@ from iresnet.commands.arguments import (
     load_run,
     use_processes,
 )
+from iresnet.commands.contexts import Context, at_context, class_number
 from iresnet.console import is_main, say
-from iresnet.errors import RecipeError, UnknownNameError
+from iresnet.errors import RecipeError
 
 if TYPE_CHECKING:
+    from iresnet.flows import Flow
     from iresnet.inputs import Inputs
 
 
@@ -32,6 +34,7 @@ def sample(
     *,
     n: Count = 64,
     of_class: Annotated[str | None, Parameter(name="--class")] = None,
+    context: Context = None,
     temperature: float = 1.0,
     out: Path | None = None,
     individual: Annotated[bool, Parameter(negative="")] = False,
@@ -47,6 +50,8 @@ def sample(
     Models that are density and classifier at once (hybrids) can draw samples of one class: --class 3.
     Latents of the base density are accepted with the probability that the classifier gives to the class, which is exact
     for the joint model; the share accepted is printed. Such samples go to samples/samples-CLASS.*.
+
+    Conditional densities are sampled at --context; without it at each class in turn, where the context is the class.
 
     Args:
         run: Run folder.
@@ -71,23 +76,32 @@ def sample(
     folder, model, inputs = load_run(run, device)
     _check_out(out, inputs, individual=individual)
     flow, name = flow_of(model), "samples"
+    parts = _parts(flow, inputs, context, n)
     needed = SAMPLE_BYTES * n * flow.base.features
     check_room(needed, torch.device("cpu"), f"drawing {n} samples", "ask for fewer with -n")
 
-    generator = torch.Generator().manual_seed(seed)
+    generator, columns = torch.Generator().manual_seed(seed), None
     if of_class is None:
         check_sampling(n, temperature)
-        z = flow.base.sample(n, temperature=temperature, generator=generator)
+        latents = [part.base.sample(m, temperature=temperature, generator=generator) for part, m in parts]
+        if context:
+            name += "-" + _as_name("-".join(context))
+        elif len(parts) > 1 and n % len(parts) == 0:
+            columns = n // len(parts)  # a row for each class
     else:
-        label = _class_number(of_class, inputs)
+        label = class_number(of_class, inputs)
         if not isinstance(model, Hybrid):
             raise RecipeError("this run is a density without classes; train a hybrid with --task.ce-weight 1")
-        name += "-" + "".join(c if c.isalnum() or c in "-_" else "-" for c in inputs.class_names[label])
-        latents = evaluation.latents_of_class(model, label, n, temperature=temperature, generator=generator)
-        say(f"class {label}: {latents}")
-        z = latents.z
+        name += "-" + _as_name(inputs.class_names[label])
+        found = evaluation.latents_of_class(model, label, n, temperature=temperature, generator=generator)
+        say(f"class {label}: {found}")
+        latents = [found.z]
+    samples, done = [], 0
     with progress("samples", n) as advance:
-        samples = evaluation.decode(flow, z.detach(), progress=advance)
+        for (part, _), z in zip(parts, latents, strict=True):
+            samples.append(evaluation.decode(part, z.detach(), progress=lambda n, before=done: advance(before + n)))
+            done += len(z)
+    samples = torch.cat(samples)
 
     if not is_main():
         return
@@ -95,14 +109,33 @@ def sample(
         say(f"wrote {write(samples, inputs, out)}")
         return
     target = (out or folder.samples) / name
-    paths = [draw(samples, inputs, target)]
+    paths = [draw(samples, inputs, target, columns=columns)]
     if individual or (inputs.columns and paths[0].suffix != ".csv"):
         paths.append(draw_each(samples, inputs, target))
     if out is None:
         about = {"model_sha256": folder.weights_sha256(), "n": n, "temperature": temperature, "seed": seed}
+        about |= {"context": context} if context else {}
         folder.write_json(f"samples/{name}.json", about)
     for path in dict.fromkeys(paths):
         say(f"wrote {path}")
+
+
+def _parts(flow: "Flow", inputs: "Inputs", context: list[str] | None, n: int) -> "list[tuple[Flow, int]]":
+    """Return the density to sample, at each class in turn where it is given one that is not told, and how often."""
+    import torch
+
+    from iresnet.devices import device_of
+
+    if not inputs.is_conditional or inputs.context or context:
+        return [(at_context(flow, inputs, context)[0], n)]  # pyright: ignore[reportReturnType]
+    k = len(inputs.class_names)
+    counts = [n // k + (label < n % k) for label in range(k)]
+    device = device_of(flow)
+    return [(flow.given(torch.tensor(label, device=device)), m) for label, m in enumerate(counts) if m]
+
+
+def _as_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
 
 
 def _is_file(out: Path | None) -> TypeGuard[Path]:
@@ -117,15 +150,3 @@ def _check_out(out: Path | None, inputs: "Inputs", *, individual: bool) -> None:
     if individual:
         raise RecipeError(f"--individual writes several files: give a folder as --out, got {out}")
     check_samples_file(out, inputs)
-
-
-def _class_number(of_class: str, inputs: "Inputs") -> int:
-    """Find a class by its name, or else by its number."""
-    names = inputs.class_names
-    if of_class in names:
-        return names.index(of_class)
-    if of_class.isdecimal() and int(of_class) < len(names):
-        return int(of_class)
-    if not names:
-        raise RecipeError("the data of this run have no classes; leave out --class")
-    raise UnknownNameError("class", of_class, names)

@@ -26,6 +26,7 @@ from iresnet.commands.arguments import (
     open_files,
     use_processes,
 )
+from iresnet.commands.contexts import Context, at_context, has_contexts
 from iresnet.commands.rows import Rows
 from iresnet.console import err, is_main, say
 from iresnet.errors import DataError, RecipeError, WriteError
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from iresnet.data import Dataset, Examples
+    from iresnet.data import Dataset, Examples, Split
     from iresnet.evaluation import Reference
     from iresnet.flows import Flow
     from iresnet.inputs import Inputs
@@ -58,6 +59,7 @@ def score(
     keep: Keep = None,
     false_alarms: Annotated[float, Parameter(validator=validators.Number(gt=0, lt=1))] = 0.01,
     train_examples: Annotated[int | None, Parameter(validator=validators.Number(gte=0))] = None,
+    context: Context = None,
     draws: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 4,
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -78,6 +80,9 @@ def score(
     the run. They are examples that the model has seen, so new ones from the same source are flagged somewhat more often
     than --false-alarms tells.
 
+    Conditional densities are given --context, or the columns of the table that have the context; p-values compare with
+    training examples at their own contexts.
+
     Args:
         run: Run folder.
         files: Images, table or array.
@@ -96,7 +101,8 @@ def score(
     rows = Rows(out, by=by)
     folder, model, inputs = load_run(run, device, anywhere=True)
     flow, size = flow_of(model), batch_size or BATCH_SIZE
-    batches, total = open_files(folder, files, batch_size=size, keep=keep)
+    batches, total = open_files(folder, files, batch_size=size, keep=keep, contexts=not context)
+    of_files = flow if has_contexts(inputs, files, context) else flow_of(at_context(flow, inputs, context)[0])
     settings = {"n_draws": draws, "seed": seed}
     reference = None
     if train_examples != 0:
@@ -105,7 +111,7 @@ def score(
 
     n_flagged = 0
     with progress("scores", total) as advance, rows.written():
-        for examples, scores in evaluation.score(flow, batches, inputs, **settings):
+        for examples, scores in evaluation.score(of_files, batches, inputs, **settings):
             found = _columns(scores.log_prob, inputs, reference, false_alarms, scores.standard_error)
             n_flagged += sum(found.get("flagged", []))
             rows.add(examples, found, advance)
@@ -165,14 +171,14 @@ def training_reference(
     about = {"model_sha256": folder.weights_sha256(), **settings}
     if kept := _kept(folder, about, n):
         return evaluation.Reference(torch.tensor(kept, dtype=torch.float64))
-    x = training_examples(folder, load_data(folder, data_dir), inputs, n or N_REFERENCE)
-    with progress("training examples", len(x)) as advance:
+    training = training_examples(folder, load_data(folder, data_dir), inputs, n or N_REFERENCE)
+    with progress("training examples", len(training)) as advance:
         found, done = [], 0
-        for examples, scores in evaluation.score(flow, _batches(x), inputs, **settings):
+        for examples, scores in evaluation.score(flow, _batches(training, inputs), inputs, **settings):
             found.append(scores.log_prob)
             advance(done := done + len(examples))
     log_probs = torch.cat(found)
-    say(f"scored {len(x)} training examples to compare with")
+    say(f"scored {len(training)} training examples to compare with")
     if is_main():
         values = [round(value, 6) for value in log_probs.tolist()]
         try:
@@ -192,24 +198,24 @@ def _kept(folder: "Run", about: dict[str, Any], n: int | None) -> list[float]:
     return values if all(isinstance(value, (int, float)) for value in values) else []
 
 
-def _batches(x: "torch.Tensor") -> "Iterator[Examples]":
+def _batches(training: "Split", inputs: "Inputs") -> "Iterator[Examples]":
     from iresnet.data import Examples
 
-    for some in x.split(BATCH_SIZE):
-        yield Examples(some, [None] * len(some))
+    for some in training.split(BATCH_SIZE):
+        yield Examples(some.x, [None] * len(some), context=some.y if inputs.is_conditional else None)
 
 
-def training_examples(folder: "Run", dataset: "Dataset", inputs: "Inputs", n: int) -> "torch.Tensor":
+def training_examples(folder: "Run", dataset: "Dataset", inputs: "Inputs", n: int) -> "Split":
     """Return training examples as they were recorded, of a table without the noise that is added to it."""
-    from iresnet.data import load
+    from iresnet.data import Split, load
     from iresnet.data.columns import offsets
 
     if not inputs.columns:
-        return dataset.train.shuffled(0, n).x
+        return dataset.train.shuffled(0, n)
     if any(column.noisy for column in inputs.columns):
         config, _ = folder.read_config()
         dataset = load(dataset.source, **replace(config.data, dequantize=False).options)
-    x = dataset.train.shuffled(0, n).x.double()
-    if x.shape[1:] != inputs.shape:
+    some = dataset.train.shuffled(0, n)
+    if some.x.shape[1:] != inputs.shape:
         raise DataError(f"{dataset.source} has other columns than when the run was trained")
-    return x + offsets(dataset.columns, x.shape[1])
+    return Split(some.x.double() + offsets(dataset.columns, *inputs.shape), some.y)

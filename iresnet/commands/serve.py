@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter, validators
 
 from iresnet.commands.arguments import AnyRun, DataDir, DeviceName, flow_of, load_data, load_run, open_files
+from iresnet.commands.contexts import Context, at_context
 from iresnet.commands.score import N_REFERENCE, training_examples, training_reference
 from iresnet.console import say, show_warning
 from iresnet.errors import Interrupted, IResNetError, RecipeError
@@ -30,6 +31,7 @@ def serve(
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 7860,
     train_examples: Annotated[int | None, Parameter(validator=validators.Number(gte=0))] = None,
+    context: Context = None,
     data_dir: DataDir = None,
     device: DeviceName = "auto",
 ) -> None:
@@ -59,8 +61,8 @@ def serve(
 
         with server.listen(host, port) as listener:
             opened, model, inputs = load_run(run, device, anywhere=True)
-            served = _served(opened, model, inputs, data_dir, train_examples)
-            blocks = build(served, *_descriptions(opened, served))
+            served = _served(opened, model, inputs, context, data_dir, train_examples)
+            blocks = build(served, *_descriptions(opened, served, context))
             if not server.is_loopback(host):
                 show_warning(f"--host {host} lets other machines use this page, without a password", None)
             where = f"[{host}]" if ":" in host else host
@@ -70,18 +72,22 @@ def serve(
     raise Interrupted("interrupted")
 
 
-def _served(folder: "Run", model: "Model", inputs: "Inputs", data_dir: Path | None, n: int | None) -> "ServedModel":
+def _served(
+    folder: "Run", model: "Model", inputs: "Inputs", context: list[str] | None, data_dir: Path | None, n: int | None
+) -> "ServedModel":
     """Prepare the model, with training examples and their likelihoods where they can be had."""
     from iresnet.classifiers import Classifier
     from iresnet.page.served import ServedModel
 
     def read(path: Path) -> "Tensor":
-        batches, _ = open_files(folder, path, batch_size=1)
+        batches, _ = open_files(folder, path, batch_size=1, contexts=False)
         return next(batches).x
 
+    served, _ = at_context(model, inputs, context)
     examples = reference = None
     try:
-        examples = training_examples(folder, load_data(folder, data_dir), inputs, N_REFERENCE)
+        training = training_examples(folder, load_data(folder, data_dir), inputs, N_REFERENCE)
+        examples = at_context(model, inputs, context, training)[1].x
     except IResNetError as error:
         show_warning(f"the page has no training examples: {error}", None)
     if not isinstance(model, Classifier) and n != 0:
@@ -90,10 +96,10 @@ def _served(folder: "Run", model: "Model", inputs: "Inputs", data_dir: Path | No
         except IResNetError:
             if examples is not None:  # else it was told above
                 raise
-    return ServedModel(model, inputs, read=read, reference=reference, examples=examples)
+    return ServedModel(served, inputs, read=read, reference=reference, examples=examples)
 
 
-def _descriptions(folder: "Run", served: "ServedModel") -> tuple[str, str]:
+def _descriptions(folder: "Run", served: "ServedModel", context: list[str] | None) -> tuple[str, str]:
     """Describe the model and its certificate."""
     from iresnet.bijections import ResidualBlock
     from iresnet.certificates import certify
@@ -111,7 +117,8 @@ def _descriptions(folder: "Run", served: "ServedModel") -> tuple[str, str]:
     source = f", trained on {Path(config.data.name).name}" if config.data.name else ""
     n_blocks = sum(isinstance(module, ResidualBlock) for module in served.model.modules())
     blocks = f"{quantity(n_blocks, 'block')} z = x + g(x)" if n_blocks else "a plain network"
-    lead = f"A {kind} of {data}{levels}{source}: {blocks}."
+    given = f", given {', '.join(context)}" if context else ""
+    lead = f"A {kind} of {data}{levels}{source}{given}: {blocks}."
     proved = certify(served.model)
     tiles = [tile for tile in headlines(read_contents(folder.path)) if tile.label != "largest block bound"]
     return markup.header(folder.path.resolve().name, lead, proved.verdict, tiles), markup.certificate(proved)

@@ -1,6 +1,7 @@
 """Data sets as tensors: find, read, split, batch, dequantize and augment."""
 
 __all__ = [
+    "CONDITIONAL_TOYS",
     "DATASETS",
     "PADDINGS",
     "TOYS",
@@ -34,5 +35,5 @@ from iresnet.data.examples import Examples, open_examples
 from iresnet.data.images import ImageConversion, Stream
 from iresnet.data.preparation import check_columns, check_density, to_features
 from iresnet.data.registry import DATASETS, load
-from iresnet.data.toys import TOYS, Toy
+from iresnet.data.toys import CONDITIONAL_TOYS, TOYS, Toy
 from iresnet.data.transforms import PADDINGS, dequantise, dequantize, flip, match_format, pad_crop

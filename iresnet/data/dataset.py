@@ -10,7 +10,7 @@ __all__ = [
     "permutation",
 ]
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,11 +69,12 @@ def _mix(z: np.ndarray) -> np.ndarray:  # uint64, wraps modulo 2^64
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split and, where there are any, their class labels.
+    """Examples of one split and, where there are any, their class labels or contexts.
 
     Args:
         x: examples, shape ``(N, *E)``: uint8 for images of gray levels or colors, floating point otherwise.
-        y: class labels, shape ``(N,)``, int64, or ``None``.
+        y: class labels, shape ``(N,)``, int64; or what a conditional density is given, shape ``(N, K)``, floating
+            point; or ``None``.
 
     Raises:
         DataError: no examples, or labels that do not go with them.
@@ -85,16 +86,21 @@ class Split:
     """
 
     x: Tensor  # (N, *E)
-    y: Tensor | None = None  # (N,)
+    y: Tensor | None = None  # (N,) or (N, K)
 
     def __post_init__(self):
         if self.x.ndim < 2 or len(self.x) == 0:
             raise DataError(f"a split needs examples of shape (N, ...), got shape {tuple(self.x.shape)}")
         if not (self.x.dtype == torch.uint8 or self.x.is_floating_point()):
             raise DataError(f"examples must be uint8 or floating point, got {self.x.dtype}")
-        if self.y is not None and (self.y.shape != self.x.shape[:1] or self.y.dtype != torch.int64):
+        if self.y is None:
+            return
+        is_labels = self.y.shape == self.x.shape[:1] and self.y.dtype == torch.int64
+        is_context = self.y.ndim == 2 and len(self.y) == len(self.x) and self.y.is_floating_point()
+        if not is_labels and not is_context:
             raise DataError(
-                f"{len(self.x)} examples need {len(self.x)} int64 labels, got {tuple(self.y.shape)} {self.y.dtype}"
+                f"{len(self.x)} examples need {len(self.x)} int64 labels, or rows of real numbers as contexts, got "
+                f"{tuple(self.y.shape)} {self.y.dtype}"
             )
 
     def __len__(self) -> int:
@@ -112,6 +118,12 @@ class Split:
     def take(self, index: Tensor) -> "Split":  # (n,) int64
         """Return the examples at these positions, in their order."""
         return Split(self.x[index], None if self.y is None else self.y[index])
+
+    def split(self, size: int) -> "Iterator[Split]":
+        """Yield the examples in order, so many at a time."""
+        y = [None] * len(self) if self.y is None else self.y.split(size)
+        for x, some in zip(self.x.split(size), y, strict=False):
+            yield Split(x, some)
 
     def to(self, device: torch.device | str) -> "Split":
         """Return the split with its tensors on ``device``.
@@ -140,6 +152,7 @@ class Dataset:
         source: where it was read from, and whom to credit.
         stream: the training examples, when they are too many for memory; ``train`` is then a sample of them.
         columns: the columns of the user's table that the features come from; empty otherwise.
+        context: the columns that ``y`` comes from, where it is what a conditional density is given.
 
     Raises:
         DataError: splits of different shapes, or labels outside ``class_names``.
@@ -162,6 +175,7 @@ class Dataset:
     source: str = ""
     stream: Stream | None = None
     columns: tuple[Column, ...] = ()
+    context: tuple[Column, ...] = ()
 
     def __post_init__(self):
         for kind, split in (("validation", self.validation), ("test", self.test)):
@@ -175,10 +189,12 @@ class Dataset:
 
     def _check_values(self, where: str, split: Split) -> None:
         x, y, n = split.x, split.y, self.n_classes
-        if (y is None) != (n == 0):
+        if self.context:
+            self._check_context(where, y)
+        elif (y is None) != (n == 0):
             got = "none" if y is None else "some"
             raise DataError(f"{where}: labels and class names go together in every split, got {n} names, {got}")
-        if y is not None and not 0 <= int(y.min()) <= int(y.max()) < n:
+        elif y is not None and not 0 <= int(y.min()) <= int(y.max()) < n:
             raise DataError(f"{where}: labels must lie in 0..{n - 1}, got {int(y.min())}..{int(y.max())}")
         if x.is_floating_point() != (self.levels is None):
             raise DataError(
@@ -186,6 +202,17 @@ class Dataset:
             )
         if self.levels is not None and int(x.max()) >= self.levels:
             raise DataError(f"{where}: values must lie in 0..{self.levels - 1}, got {int(x.max())}")
+
+    def _check_context(self, where: str, y: Tensor | None) -> None:
+        width = sum(column.width for column in self.context)
+        if self.n_classes or y is None or y.shape[1:] != (width,):
+            got = "none" if y is None else f"shape {tuple(y.shape)}"
+            raise DataError(f"{where}: expected contexts of {width} numbers and no classes, got {got}")
+        if not bool(torch.isfinite(y).all()):
+            row = int((~torch.isfinite(y)).any(1).nonzero()[0])
+            raise DataError(
+                f"{where}: a context is missing or not finite in row {row + 1}; fill it in, or drop the row"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -201,6 +228,8 @@ class Dataset:
         sizes = f"{len(self.stream or self.train)} train, {len(self.validation)} validation, {len(self.test)} test"
         levels = "continuous" if self.levels is None else f"{self.levels} levels"
         labels = f"{self.n_classes} classes" if self.n_classes else "no labels"
+        if self.context:
+            labels = f"given {', '.join(column.title for column in self.context)}"
         return f"{self.name}: {sizes}; {'x'.join(map(str, self.shape))}, {levels}, {labels}"
 
 

@@ -32,11 +32,13 @@ class Examples:
         x: integers as uint8, (N, \*E); values of a table as they stand in it, float64; float32 else.
         names: of their files, or numbers of their rows from 1.
         kept: values of further columns of a table, by name.
+        context: what a conditional density is given, (N, K), or classes, (N,); None where the file has none.
     """
 
     x: Tensor
     names: list[Any]
     kept: dict[str, list[str]] = field(default_factory=dict)
+    context: Tensor | None = None
 
     @property
     def key(self) -> str:
@@ -55,6 +57,7 @@ def open_examples(
     conversion: ImageConversion | None = None,
     pad_to: int | None = None,
     keep: Sequence[str] = (),
+    contexts: bool = True,
 ) -> tuple[Iterator[Examples], int | None]:
     """Open a file or folder of examples for a model; they are read when they are asked for.
 
@@ -69,6 +72,7 @@ def open_examples(
         conversion: of images, as for training.
         pad_to: height and width to which images were padded for training.
         keep: for tables, further columns to read as texts.
+        contexts: for tables, whether to read the columns that a conditional density is given.
 
     Returns:
         The examples, batch by batch, and how many there are, None where that is not known before all are read.
@@ -101,7 +105,7 @@ def open_examples(
         root = path if suffix == "folder" else path.parent
         return _images(files, root, inputs, batch_size, conversion or ImageConversion(), pad_to), len(files)
     if not is_image and suffix in TABLE_FILES:
-        return _rows(path, inputs, batch_size, keep), None
+        return _rows(path, inputs, batch_size, keep, contexts=contexts), None
     kinds = {True: "a folder of images, an image file", False: f"a table ({', '.join(TABLE_FILES)})"}
     expected = "" if is_image and not inputs.levels else f"{kinds[is_image]}, or "
     raise DataError(f"{path}: this run takes {expected}an array ({', '.join(_ARRAYS)}), got '{suffix}'")
@@ -175,21 +179,35 @@ def describe_events(shape: tuple[int, ...]) -> str:
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path, inputs: Inputs, batch_size: int, keep: Sequence[str]) -> Iterator[Examples]:
-    columns = inputs.columns or [Column("", i + 1) for i in range(*inputs.shape)]
+def _rows(path: Path, inputs: Inputs, batch_size: int, keep: Sequence[str], *, contexts: bool) -> Iterator[Examples]:
     start, file = 1, None
     for file in stream_table(path, batch_size):
         if missing := [name for name in keep if name not in file.titles]:
             raise DataError(f"{path}: no column {', '.join(missing)} to keep, got {', '.join(file.titles)}")
-        if not inputs.columns and file.width != len(columns):
-            raise DataError(f"{path}: this run takes rows of {len(columns)} numbers, got {file.width} columns")
+        columns = inputs.columns or _columns_without_names(file, inputs)
         x = read_features(file, columns)
         _check_complete(file, x, columns)
         kept = {name: file.read_texts(file.titles.index(name)) for name in keep}
-        yield Examples(torch.from_numpy(x), [*range(start, start + len(x))], kept)
+        context = _read_contexts(file, inputs.context) if contexts and inputs.context else None
+        yield Examples(torch.from_numpy(x), [*range(start, start + len(x))], kept, context)
         start += len(x)
     if file is None:
         raise DataError(f"{path}: expected rows of numbers, got an empty table")
+
+
+def _columns_without_names(file: TableFile, inputs: Inputs) -> list[Column]:
+    """Return the columns of a table for a model that knows no names: all but those of the context."""
+    of_context = {column.title for column in inputs.context}
+    columns = [Column(title, i + 1) for i, title in enumerate(file.titles) if title not in of_context]
+    if len(columns) != inputs.shape[0]:
+        raise DataError(f"{file.path}: this run takes rows of {inputs.shape[0]} numbers, got {len(columns)} columns")
+    return columns
+
+
+def _read_contexts(file: TableFile, columns: Sequence[Column]) -> Tensor:  # (N, K)
+    context = read_features(file, columns)
+    _check_complete(file, context, columns)
+    return torch.from_numpy(context).float()
 
 
 def _check_complete(file: TableFile, x: np.ndarray, columns: Sequence[Column]) -> None:

@@ -6,6 +6,7 @@ __all__ = [
     "find_copies",
     "is_discrete",
     "prepare",
+    "separate_context",
     "smallest_step",
     "to_features",
 ]
@@ -18,7 +19,7 @@ from torch import Generator, Tensor
 
 from iresnet.data.columns import Column, feature_titles
 from iresnet.data.dataset import Dataset, Split
-from iresnet.errors import DataError
+from iresnet.errors import DataError, UnknownNameError
 
 # -- discrete columns, and copies --------------------------------------------------------------------------------------
 
@@ -73,6 +74,50 @@ def find_copies(x: Tensor) -> dict[int, int]:  # (N, D)
     first: dict[bytes, int] = {}
     earlier = {i: first.setdefault((column + 0.0).numpy().tobytes(), i) for i, column in enumerate(x.T)}  # -0 is 0
     return {i: copied for i, copied in earlier.items() if copied != i}
+
+
+# -- contexts ----------------------------------------------------------------------------------------------------------
+
+
+def separate_context(
+    splits: Sequence[Split], columns: Sequence[Column], names: Sequence[str], where: str
+) -> tuple[list[Split], tuple[Column, ...], tuple[Column, ...]]:
+    """Take columns out of the features of a table: the density of the others is given them.
+
+    Args:
+        splits: examples of a table.
+        columns: of the table.
+        names: of the columns to take out.
+        where: name of the data in error messages.
+
+    Returns:
+        The splits, whose ``y`` are the contexts, the columns that are left, and those of the contexts.
+
+    Raises:
+        DataError: when there are labels too, or no column is left.
+        UnknownNameError: no column of that name.
+
+    Example:
+        >>> split = Split(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        >>> (split,), features, context = separate_context([split], [Column("a", 1), Column("b", 2)], ["b"], "t.csv")
+        >>> split.x.tolist(), split.y.tolist(), context[0].name
+        ([[1.0], [3.0]], [[2.0], [4.0]], 'b')
+    """
+    titles = [column.title for column in columns]
+    for name in names:
+        if name not in titles:
+            raise UnknownNameError("column", name, titles)
+    if any(split.y is not None for split in splits):
+        raise DataError(f"{where}: the context is a class (--data.target) or columns (--data.context), not both")
+    if set(names) == set(titles):
+        raise DataError(f"{where}: all columns are context (--data.context), expected others whose density is wanted")
+    owners = [column.title for column in columns for _ in range(column.width)]
+    is_context = torch.tensor([owner in names for owner in owners])
+    separated = [Split(split.x[:, ~is_context], split.x[:, is_context].float()) for split in splits]
+    features, context = (
+        tuple(column for column in columns if (column.title in names) == wanted) for wanted in (False, True)
+    )
+    return separated, features, context
 
 
 # -- data without a density --------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from iresnet.data.image_folders import ParquetFiles, find_parquet
 from iresnet.data.images import Stream, sides_to_pad
 from iresnet.data.published import PUBLISHED, UCI, Published, load_published, load_uci
 from iresnet.data.storage import candidate_paths, fetch, user_cache
-from iresnet.data.toys import TOYS, toy_dataset
+from iresnet.data.toys import CONDITIONAL_TOYS, TOYS, toy_dataset
 from iresnet.data.user import ReadOptions, load_path
 from iresnet.errors import DataError, UnknownNameError
 from iresnet.renamed import accept_old_names
@@ -178,7 +178,7 @@ def _open_stream(name: str, files: ParquetFiles, spec: Published | None) -> Data
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": lambda _: digits(),
     **{name: partial(load_published, spec) for name, spec in PUBLISHED.items()},
-    **{name: lambda _, name=name: toy_dataset(name) for name in TOYS},
+    **{name: lambda _, name=name: toy_dataset(name) for name in (*TOYS, *CONDITIONAL_TOYS)},
     **{name: partial(load_uci, name) for name in UCI},
 }
 
@@ -201,6 +201,7 @@ def load(
     dequantize: bool = False,
     keys: Mapping[str, str] | None = None,
     test: str | Path | None = None,
+    context: Sequence[str | int] = (),
     like: Sequence[Column] = (),
 ) -> Dataset:
     """Load a data set by its name, or from the user's own folder or file.
@@ -226,6 +227,7 @@ def load(
         dequantize: for a table: add uniform noise of one step to columns of integers or few values.
         keys: for ``.npz``: the names that ``x``, ``y``, ``train_x``, ... have in the file.
         test: for data of the user: another file or folder, all of which is the test split.
+        context: for a table: columns that a conditional density of the others is given.
         like: for a table: columns of another data set; these alone are read, in the same way.
 
     Returns:
@@ -253,6 +255,7 @@ def load(
         dequantize=dequantize,
         keys={key: str(name) for key, name in (keys or {}).items()},
         test=None if test is None else _find(test, data_dir),
+        context=tuple(map(str, context)),
     )
     if stream:
         _refuse_options(str(name), options, split_seed, "data that are read in memory, without --data.stream")

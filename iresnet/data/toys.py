@@ -1,6 +1,16 @@
 """Densities on the plane, each with exact samples and an exact density."""
 
-__all__ = ["TOYS", "Checkerboard", "Curve", "PolarCurves", "Toy", "TwistedGaussians", "toy_dataset"]
+__all__ = [
+    "CONDITIONAL_TOYS",
+    "TOYS",
+    "Checkerboard",
+    "Curve",
+    "PolarCurves",
+    "Toy",
+    "Turning",
+    "TwistedGaussians",
+    "toy_dataset",
+]
 
 import math
 from abc import ABC, abstractmethod
@@ -9,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from iresnet.data.columns import Column
 from iresnet.data.dataset import Dataset, Split
 
 _SIZES = {"train": 10_000, "validation": 2_000, "test": 10_000}
@@ -245,6 +256,37 @@ class Checkerboard(Toy):
         return 2 * self.half_width / self.squares
 
 
+@dataclass(frozen=True)
+class Turning:
+    r"""Density on the plane given an angle, by which a toy is turned about the origin.
+
+    .. math:: p(x \mid c) = p(R(-c) x)
+
+    Angles are uniform on [0, pi).
+
+    Args:
+        toy: the density at the angle 0.
+
+    Example:
+        >>> moons = Turning(TOYS["moons"])
+        >>> x, c = moons.sample(5)
+        >>> moons.log_prob(x, c).shape
+        torch.Size([5])
+    """
+
+    toy: Toy
+
+    def sample(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:  # (n, 2), (n, 1)
+        """Draw independent points with their angles."""
+        x = self.toy.sample(n, generator)
+        angle = math.pi * torch.rand(n, 1, generator=generator)
+        return _rotate(x, angle[:, 0]), angle
+
+    def log_prob(self, x: Tensor, context: Tensor) -> Tensor:  # (N, 2), (N, 1) -> (N,)
+        """Return the log-density of points given their angles, in nats."""
+        return self.toy.log_prob(_rotate(x, -context[:, 0]))
+
+
 def _device(generator: Generator | None, device: torch.device | str | None) -> torch.device:
     return torch.device(device) if device is not None else generator.device if generator else torch.device("cpu")
 
@@ -275,20 +317,29 @@ TOYS: dict[str, Toy] = {
     "swissroll": PolarCurves((Curve(1.5 * _PI, 4.5 * _PI, radius=0.0, growth=0.25),), noise=0.15),
 }
 
+#: The toy densities given a context, by name.
+CONDITIONAL_TOYS: dict[str, Turning] = {"turning-moons": Turning(TOYS["moons"])}
+
 
 def toy_dataset(name: str) -> Dataset:
     """Draw a fixed data set from a toy density: 10000 points to train on, 2000 and 10000 for validation and test.
 
     Args:
-        name: one of :data:`TOYS`.
+        name: one of :data:`TOYS` or :data:`CONDITIONAL_TOYS`.
 
     Returns:
-        Points of shape ``(2,)``, float32, without labels or levels.
+        Points of shape ``(2,)``, float32, without labels or levels; with the angles that turned them as contexts.
 
     Example:
         >>> print(toy_dataset("moons"))
         moons: 10000 train, 2000 validation, 10000 test; 2, continuous, no labels
     """
-    sizes = list(_SIZES.values())
-    splits = TOYS[name].sample(sum(sizes), torch.Generator().manual_seed(0)).split(sizes)
-    return Dataset(name, *map(Split, splits), levels=None, source="drawn from iresnet.data.TOYS with seed 0")
+    sizes, generator = list(_SIZES.values()), torch.Generator().manual_seed(0)
+    source = "drawn from iresnet.data.TOYS with seed 0"
+    if name in CONDITIONAL_TOYS:
+        x, angle = CONDITIONAL_TOYS[name].sample(sum(sizes), generator)
+        pairs = zip(x.split(sizes), angle.split(sizes), strict=True)
+        return Dataset(
+            name, *(Split(*pair) for pair in pairs), levels=None, source=source, context=(Column("angle", 1),)
+        )
+    return Dataset(name, *map(Split, TOYS[name].sample(sum(sizes), generator).split(sizes)), levels=None, source=source)

@@ -19,7 +19,7 @@ from iresnet.data.dataset import Dataset, Split, Splits, hold_out, numbered_clas
 from iresnet.data.formats import read_idx
 from iresnet.data.image_folders import read_image_folder, read_parquet_folder
 from iresnet.data.images import NO_CONVERSION, ImageConversion
-from iresnet.data.preparation import prepare
+from iresnet.data.preparation import prepare, separate_context
 from iresnet.data.storage import reading
 from iresnet.data.table import ColumnSelection, read_table
 from iresnet.data.table_files import TABLE_FILES, check_distinct
@@ -47,6 +47,7 @@ class ReadOptions:
         dequantize: for tables, also as arrays: add noise to columns of integers or few values.
         keys: for ``.npz``: names of the arrays in the file.
         test: another file or folder, all of which is the test split.
+        context: for tables: columns that the density of the others is given.
     """
 
     image_size: int | None = None
@@ -59,6 +60,7 @@ class ReadOptions:
     dequantize: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
     test: str | Path | None = None
+    context: tuple[str, ...] = ()
 
     @property
     def names_given(self) -> list[str]:
@@ -82,7 +84,7 @@ _APPLIES_TO = {
     "image_size": ("image_size", "folders of images", ("folder",)),
     "mode": ("mode", "folders of images", ("folder",)),
     "target": ("a target column", _TABLE_DATA, _TABLES),
-    **{name: (name, _TABLE_DATA, _TABLES) for name in ("columns", "drop", "one_hot", "impute")},
+    **{name: (name, _TABLE_DATA, _TABLES) for name in ("columns", "drop", "one_hot", "impute", "context")},
     "dequantize": ("dequantize", "tables and arrays of vectors; images of integers always are", _TABLES + _ARRAYS),
     "keys": ("keys", "the arrays of a .npz file", (".npz",)),
 }
@@ -125,6 +127,9 @@ def load_path(
     if options.test is not None:
         splits["test"] = _read_test(Path(options.test), path, options, splits, class_names, columns)
     complete = hold_out(splits, str(path), shuffle=True, seed=split_seed)
+    context: tuple[Column, ...] = ()
+    if options.context:
+        complete, columns, context = separate_context(complete, columns, options.context, str(path))
     if columns:
         complete, columns = prepare(complete, columns, str(path), dequantize=options.dequantize)
     elif options.dequantize:
@@ -132,7 +137,7 @@ def load_path(
     train, validation, test = complete
     levels = 256 if train.x.dtype == torch.uint8 else None
     name = path.name.partition(".")[0] or path.name
-    return Dataset(name, train, validation, test, levels, class_names, str(path), columns=columns)
+    return Dataset(name, train, validation, test, levels, class_names, str(path), columns=columns, context=context)
 
 
 def _read(

@@ -25,7 +25,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from iresnet.collectives import gather, rank, world_size
-from iresnet.data import dequantize
+from iresnet.data import Split, dequantize
 from iresnet.devices import device_of
 from iresnet.errors import DataError, IResNetError
 from iresnet.lipschitz import hold_weights
@@ -158,11 +158,13 @@ class Batch:
 
     Attributes:
         x: examples, (N, *E).
+        y: their labels or contexts, where there are any.
         noise: state of the generator of dequantization noise.
         seeds: one for each set of probes.
     """
 
     x: Tensor
+    y: Tensor | None
     noise: Tensor
     seeds: list[int]
 
@@ -192,14 +194,14 @@ class RandomNumbers:
         self._noise, self._seeds = Generator().manual_seed(seed), Generator().manual_seed(seed)
         self._states = [(self._noise.get_state(), self._seeds.get_state())]
 
-    def batch(self, x: Tensor, n_probes: int = 1) -> Batch:  # (N, *E)
+    def batch(self, examples: Split, n_probes: int = 1) -> Batch:
         """Draw the next random numbers: K noise draws of these examples, all of which meet the same L probes."""
         seeds = torch.randint(2**31, (n_probes,), generator=self._seeds).tolist()
         noise = self._noise.get_state()
         for _ in range(self.n_draws):
-            model_inputs(x, self.levels, self._noise, self.dtype)
+            model_inputs(examples.x, self.levels, self._noise, self.dtype)
         self._states.append((self._noise.get_state(), self._seeds.get_state()))
-        return Batch(x, noise, seeds)
+        return Batch(examples.x, examples.y, noise, seeds)
 
     def inputs(self, batch: Batch) -> Iterator[Tensor]:  # K times (N, *E)
         """Add each of the K noise draws of a batch to its examples."""

@@ -282,7 +282,7 @@ def model_outputs(
             entropy = check_finite(-(log_p.exp() * log_p).sum(1))
         return bits, entropy
 
-    batches = (random.batch(x) for x in split.x.to(tensor.device).split(batch_size))
+    batches = (random.batch(some) for some in split.to(tensor.device).split(batch_size))
     results = evaluate_in_batches(model, batches, evaluate, progress=progress)
     columns = [None if column[0] is None else torch.cat(column) for column in zip(*results, strict=True)]
     return Outputs(*columns)

@@ -15,12 +15,12 @@ __all__ = [
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from iresnet.data import TOYS, Dataset, Split
+from iresnet.bijections import ResidualBlock
+from iresnet.data import CONDITIONAL_TOYS, TOYS, Dataset, Split
 from iresnet.errors import DataError, IResNetError
 from iresnet.evaluation.batching import (
     Batch,
@@ -38,7 +38,7 @@ from iresnet.flows import Flow
 from iresnet.logdet import EXACT_LIMIT, Exact, Krylov, LogDetEstimator
 from iresnet.renamed import accept_old_names
 
-LogProb = Callable[[Tensor], Tensor]
+LogProb = Callable[[Tensor, Tensor | None], Tensor]
 
 # -- likelihood --------------------------------------------------------------------------------------------------------
 
@@ -169,18 +169,32 @@ def likelihood(
     tensor = reference_tensor(flow)
     random = RandomNumbers(levels, tensor.dtype, n_draws=dequantize_samples, seed=seed)
     split = split.shuffled(seed)
-    x = split.x.to(tensor.device)
+    examples = split.to(tensor.device)
     record = Record()
     target = None if standard_error is None else standard_error * bit
     n_noise, n_probes = 1 if levels is None else 2, 1 if isinstance(estimator, Exact) else 2
     with evaluation_mode(flow):
-        log_prob = partial(flow.log_prob, logdet=recording(flow, estimator.drawing_from(random.probes), record))
-        nats, total = _evaluate(flow, log_prob, x, batch_size, random, record, target, progress)
-        few = x[: min(n_repeated, len(nats))]
+        log_prob = _log_prob(flow, estimator.drawing_from(random.probes), record)
+        nats, total = _evaluate(flow, log_prob, examples, batch_size, random, record, target, progress)
+        few = examples.take(torch.arange(min(n_repeated, len(nats)), device=tensor.device))
         repeats = _evaluate_repeatedly(flow, log_prob, few, batch_size, random, n_noise, n_probes)
     result = summarize(nats, dims, str(estimator), dequantize_samples)
     uncertainty = _uncertainty(nats, repeats, total.mean(len(nats), dequantize_samples), bit)
     return replace(result, uncertainty=uncertainty, classes=_class_means(nats / bit, split.y))
+
+
+def _log_prob(flow: Flow, estimator: LogDetEstimator, record: Record) -> LogProb:
+    """Return the log-density of examples, given their contexts where the flow depends on one."""
+    recorders = recording(flow, estimator, record)
+
+    def log_prob(x: Tensor, y: Tensor | None) -> Tensor:
+        if flow.context_encoder is None or y is None:
+            return flow.log_prob(x, logdet=recorders)
+        density = flow.given(y)
+        blocks = (module for module in density.modules() if isinstance(module, ResidualBlock))
+        return density.log_prob(x, logdet=dict(zip(blocks, recorders.values(), strict=True)))
+
+    return log_prob
 
 
 def default_estimator(dims: int) -> LogDetEstimator:
@@ -191,7 +205,7 @@ def default_estimator(dims: int) -> LogDetEstimator:
 def _evaluate(
     flow: Flow,
     log_prob: LogProb,
-    x: Tensor,  # (N, *E)
+    examples: Split,
     batch_size: int,
     random: RandomNumbers,
     record: Record,
@@ -208,7 +222,7 @@ def _evaluate(
         enough = len(results) > 1 and len(nats) >= FEWEST
         return enough and target is not None and float(nats.std()) <= target * math.sqrt(len(nats))
 
-    batches = (random.batch(examples) for examples in x.split(batch_size))
+    batches = (random.batch(some) for some in examples.split(batch_size))
     stop = None if target is None else is_precise
     results = evaluate_in_batches(flow, batches, evaluate, stop=stop, progress=progress)
     random.rewind(len(results))  # batches may have been made for other processes after the last one
@@ -221,14 +235,14 @@ def _evaluate(
 def _evaluate_repeatedly(
     flow: Flow,
     log_prob: LogProb,
-    x: Tensor,  # (M, *E)
+    examples: Split,
     batch_size: int,
     random: RandomNumbers,
     n_noise: int,
     n_probes: int,
 ) -> Tensor:  # (R, K, L, M)
     """Evaluate R sets of K noise draws of each example, each set with its own L probes."""
-    batches = ([random.batch(examples, n_probes) for _ in range(n_noise)] for examples in x.split(batch_size))
+    batches = ([random.batch(some, n_probes) for _ in range(n_noise)] for some in examples.split(batch_size))
     repeats = evaluate_in_batches(
         flow, batches, lambda sets: torch.stack([_log_probs(log_prob, batch, random) for batch in sets])
     )
@@ -242,7 +256,7 @@ def _log_probs(log_prob: LogProb, batch: Batch, random: RandomNumbers) -> Tensor
         row = []
         for seed in batch.seeds:
             random.seed_probes(seed)
-            row.append(check_finite(log_prob(x).double().cpu()))
+            row.append(check_finite(log_prob(x, batch.y).double().cpu()))
         rows.append(torch.stack(row))
     return torch.stack(rows)
 
@@ -257,7 +271,7 @@ def _uncertainty(nats: Tensor, repeats: Tensor, spent: Record, bit: float) -> Un
 
 def _class_means(bits: Tensor, y: Tensor | None) -> tuple[Estimate | None, ...]:  # (n,), (N,)
     """Average over the evaluated examples of each class, which are the first n."""
-    if y is None:
+    if y is None or y.is_floating_point():  # contexts
         return ()
     members = [bits[y[: len(bits)].cpu() == label] for label in range(int(y.max()) + 1)]
     return tuple(estimate(values) if len(values) > 1 else None for values in members)
@@ -299,15 +313,19 @@ def true_density(dataset: Dataset, split: Split) -> Likelihood:
     """Evaluate the density that a toy data set was drawn from, which no model beats except by chance.
 
     Args:
-        dataset: one of :data:`iresnet.data.TOYS`.
+        dataset: one of :data:`iresnet.data.TOYS`, or of :data:`iresnet.data.CONDITIONAL_TOYS`, given its contexts.
         split: the examples that are evaluated.
 
     Raises:
         DataError: for data whose law is not known.
     """
-    if dataset.name not in TOYS:
+    if dataset.name in CONDITIONAL_TOYS and split.y is not None:
+        log_prob = CONDITIONAL_TOYS[dataset.name].log_prob(split.x, split.y)
+    elif dataset.name in TOYS:
+        log_prob = TOYS[dataset.name].log_prob(split.x)
+    else:
         raise DataError(f"the law of {dataset.name} is not known")
-    return summarize(-TOYS[dataset.name].log_prob(split.x).double(), dataset.shape[0], "closed form")
+    return summarize(-log_prob.double(), dataset.shape[0], "closed form")
 
 
 def gaussian_baseline(dataset: Dataset, split: Split, *, dequantize_samples: int = 1, seed: int = 0) -> Likelihood:

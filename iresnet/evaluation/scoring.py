@@ -47,7 +47,7 @@ def score(
     :func:`~iresnet.evaluation.likelihood` is for that.
 
     Args:
-        flow: the density.
+        flow: the density; one that depends on a context is given those of the examples.
         batches: the examples.
         inputs: what the model knows of its data.
         n_draws: K; a single one is enough where nothing is random (real numbers of few dimensions).
@@ -77,7 +77,8 @@ def score(
             estimator: LogDetEstimator = (
                 Exact() if dims <= EXACT_LIMIT else Krylov(N_STEPS, probe="shared", generator=generator)
             )
-            draws.append(check_finite(flow.log_prob(x, logdet=estimator).double().cpu()))
+            context = None if examples.context is None else examples.context.to(tensor.device)
+            draws.append(check_finite(flow.log_prob(x, context=context, logdet=estimator).double().cpu()))
         values = torch.stack(draws)
         error = values.std(0) / math.sqrt(len(seeds)) if is_random else torch.zeros(len(examples)).double()
         return Scores(values.mean(0), error)

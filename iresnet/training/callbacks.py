@@ -36,7 +36,7 @@ from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.certificates import Certificate, Excess
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.collectives import world_size
-from iresnet.data import dequantize
+from iresnet.data import Split, dequantize
 from iresnet.errors import RunWarning
 from iresnet.files import writing
 from iresnet.inputs import Inputs, value_range
@@ -158,24 +158,28 @@ class Drawing:
 
 
 @torch.no_grad()
-def make_drawing(model: Model, inputs: Inputs, x: Tensor, n: int) -> Drawing:
+def make_drawing(model: Model, inputs: Inputs, examples: Split, n: int) -> Drawing:
     """Sample and reconstruct, with the same latents and noise at each call.
 
     Args:
         model: the sealed model.
         inputs: facts about the data.
-        x: examples, as stored; the first :data:`N_RECONSTRUCTED` are reconstructed, for any n.
+        examples: as stored; the first :data:`N_RECONSTRUCTED` are reconstructed, for any n, and a density that depends
+            on a context is sampled at theirs.
         n: samples to draw, and pictures to show.
     """
-    x = x[:N_RECONSTRUCTED]
+    x = examples.x[:N_RECONSTRUCTED]
     if isinstance(model, Classifier):
         x = x.float()
         invertible = isinstance(model.network, Bijection)
         return Drawing(inputs, n, None, x, model.invert(model.features(x)) if invertible else None)
     flow = model.flow if isinstance(model, Hybrid) else model
-    samples = flow.sample(n, generator=torch.Generator().manual_seed(0)) if n else None
     x = dequantize(x, levels=inputs.levels, generator=torch.Generator().manual_seed(0))
-    return Drawing(inputs, n, samples, x, flow.decode(flow.encode(x)))
+    of_samples = of_x = None
+    if inputs.is_conditional and examples.y is not None:
+        of_samples, of_x = examples.y[torch.arange(n) % len(examples)], examples.y[: len(x)]
+    samples = flow.sample(n, context=of_samples, generator=torch.Generator().manual_seed(0)) if n else None
+    return Drawing(inputs, n, samples, x, flow.decode(flow.encode(x, context=of_x), context=of_x))
 
 
 # -- events and callbacks ----------------------------------------------------------------------------------------------

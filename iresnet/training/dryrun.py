@@ -215,7 +215,7 @@ def dry_run(
     check_trackers(config)
     dataset = load_data(config.data.name, data_dir, **config.data.options)
     device = choose_device(device)
-    inputs = inputs_of(dataset, config.task.kind)
+    inputs = inputs_of(dataset, config.task.kind, conditional=config.task.conditional)
     check_model_fits(config, inputs, device)
     task = make_task(config, dataset, inputs).to(device).train()
     optimizer = make_optimizer(task.model, config.optim)

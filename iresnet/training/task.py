@@ -82,7 +82,7 @@ class Task(nn.Module):
     def forward(
         self,
         x: Tensor,  # (N, *E), as stored: uint8 or float
-        y: Tensor | None,  # (N,)
+        y: Tensor | None,  # (N,), or (N, K): contexts
         *,
         iterate: bool = True,
         report: Callable[[Bijection, tuple[Tensor, ...]], None] | None = None,
@@ -93,16 +93,17 @@ class Task(nn.Module):
 
         Args:
             x: examples.
-            y: their labels.
+            y: their labels, or contexts: a density that depends on a context is given them.
             iterate: whether power iterations advance in train mode: they do once for each step of the optimizer.
             report: called first with each bijection and its outputs, in a pass of its own with the same random numbers.
         """
         x, y = self._rotated(self.augmented(x), y) if self.training else (x, y)
         with hold_weights(self.model, iterate=iterate) if self.hold else nullcontext():
             x = x.float() if isinstance(self.model, Classifier) else dequantize(x, levels=self.levels)
+            model = self._at_context(y)
             if report:
-                self._report(x, report)
-            density, logits = self._outputs(x)
+                self._report(model, x, report)
+            density, logits = self._outputs(model, x)
         loss, metrics = x.new_zeros((), dtype=next(self.model.parameters()).dtype), {}
         if density is not None:
             bits = -_Mean.apply(density.log_prob) / (x[0].numel() * math.log(2))  # pyright: ignore[reportOperatorIssue]
@@ -128,21 +129,28 @@ class Task(nn.Module):
             x = AUGMENTATIONS[name](x)
         return x
 
-    def _outputs(self, x: Tensor) -> tuple[Density | None, Tensor | None]:
-        """Return densities and logits, None where the model has none."""
-        match self.model:
-            case Flow():
-                return self.model.density(x, logdet=self._logdets()), None
-            case Hybrid():
-                return self.model.density_and_logits(x, logdet=self._logdets())
-            case Classifier():
-                return None, self.model(x)
-            case _:
-                raise TypeError(f"a Task trains a Flow, Classifier or Hybrid, got {type(self.model).__name__}")
+    def _at_context(self, y: Tensor | None) -> nn.Module:
+        """Return the model, at the contexts where it depends on one."""
+        if not isinstance(self.model, Flow) or self.model.context_encoder is None:
+            return self.model
+        assert y is not None
+        return self.model.given(y)
 
-    def _logdets(self) -> dict[nn.Module, LogDetEstimator] | None:
+    def _outputs(self, model: nn.Module, x: Tensor) -> tuple[Density | None, Tensor | None]:
+        """Return densities and logits, None where the model has none."""
+        match model:
+            case Flow():
+                return model.density(x, logdet=self._logdets(model)), None
+            case Hybrid():
+                return model.density_and_logits(x, logdet=self._logdets(model))
+            case Classifier():
+                return None, model(x)
+            case _:
+                raise TypeError(f"a Task trains a Flow, Classifier or Hybrid, got {type(model).__name__}")
+
+    def _logdets(self, model: nn.Module) -> dict[nn.Module, LogDetEstimator] | None:
         """Return estimators for the residual blocks, or None for their own."""
-        blocks = (module for module in self.model.modules() if isinstance(module, ResidualBlock))  # walked if needed
+        blocks = (module for module in model.modules() if isinstance(module, ResidualBlock))  # walked if needed
         if self.training and self.logdet_chunks > 1:
             default, n = default_logdet(1, training=True), self.logdet_chunks
             return {block: RandomChunk(block.logdet or default, n, chosen=i % n) for i, block in enumerate(blocks)}
@@ -151,12 +159,12 @@ class Task(nn.Module):
         return None
 
     @torch.no_grad()
-    def _report(self, x: Tensor, report: Callable[[Bijection, tuple[Tensor, ...]], None]) -> None:
+    def _report(self, model: Any, x: Tensor, report: Callable[[Bijection, tuple[Tensor, ...]], None]) -> None:
         """Report the outputs of every bijection, and restore the random state."""
-        random, density = random_state(), not isinstance(self.model, Classifier)
-        network: Any = self.model.bijection if density else self.model.network
+        random, density = random_state(), not isinstance(model, Classifier)
+        network = model.bijection if density else model.network
         if isinstance(network, Bijection):
-            for bijection, outputs in trace(network, x, density=density, logdet=self._logdets()):
+            for bijection, outputs in trace(network, x, density=density, logdet=self._logdets(model)):
                 report(bijection, outputs)
         set_random_state(random)
 

@@ -167,7 +167,7 @@ class Trainer:
         check_trackers(config)
         self.dataset = dataset or load_data(config.data.name, self.data_dir, **config.data.options)
         self.accelerator = make_accelerator(config.train.precision, device)
-        self.inputs: Inputs = inputs_of(self.dataset, config.task.kind)
+        self.inputs: Inputs = inputs_of(self.dataset, config.task.kind, conditional=config.task.conditional)
         check_model_fits(config, self.inputs, self.accelerator.device)
         task = make_task(config, self.dataset, self.inputs)
         self.batches = training_batches(
@@ -392,7 +392,7 @@ class Trainer:
             with kept_random_state():
                 sealed, certificate = self._save_model(trained)
                 metrics = self._validate(sealed)
-                drawing = make_drawing(sealed, self.inputs, self.validation.x, self.config.train.n_pictures)
+                drawing = make_drawing(sealed, self.inputs, self.validation, self.config.train.n_pictures)
                 repaired = excesses(trained)
                 self._tell(Snapshot(self.step, self.epoch, sealed, certificate, metrics, drawing, repaired))
             state.best = state.best.updated(self.step, metrics["loss"])

@@ -1,0 +1,182 @@
+"""Base densities: laws of latent vectors."""
+
+__all__ = ["BASES", "Base", "ContextNormal", "DiagonalNormal", "StandardNormal"]
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iresnet.context import WITHOUT_CONTEXT, AtContext, Conditional
+from iresnet.devices import random_device
+from iresnet.errors import IResNetError, RecipeError
+
+
+class Base(nn.Module, ABC):
+    """Density of latent vectors (N, D) that can be evaluated and sampled.
+
+    Args:
+        features: D.
+    """
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.features = features
+
+    @abstractmethod
+    def log_prob(
+        self,
+        z: Tensor,  # (N, D)
+    ) -> Tensor:  # (N,)
+        """Return the log-density in nats."""
+
+    @abstractmethod
+    def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:  # (n, D)
+        """Draw ``n`` vectors, with the standard deviation multiplied by ``temperature``."""
+
+    def _check(self, z: Tensor) -> None:
+        if z.dim() != 2 or z.shape[1] != self.features or not z.is_floating_point():
+            raise RecipeError(
+                f"this base density takes real vectors of shape (N, {self.features}), got {tuple(z.shape)}, {z.dtype}"
+            )
+
+    def moments(self) -> tuple[Tensor, Tensor]:  # (D,) or ()
+        """Return mean and standard deviation of a normal density; spherical paths and tests of latents need them.
+
+        Raises:
+            RecipeError: for a density that is not normal with independent features.
+        """
+        raise RecipeError(
+            f"{type(self).__name__} is not known to be normal: if it is, with independent features, give it moments()"
+        )
+
+
+class StandardNormal(Base):
+    r"""Standard normal density N(0, I).
+
+    Args:
+        features: D.
+
+    Example:
+        >>> base = StandardNormal(2)
+        >>> bool(torch.isclose(base.log_prob(torch.zeros(1, 2)), -torch.tensor(2 * math.pi).log()))
+        True
+    """
+
+    anchor: Tensor
+
+    def __init__(self, features: int):
+        super().__init__(features)
+        self.register_buffer("anchor", torch.zeros(()), persistent=False)  # carries dtype and device
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """See :meth:`Base.log_prob`."""
+        self._check(z)
+        return _standard_log_prob(z)
+
+    def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`Base.sample`."""
+        return temperature * _noise(self.anchor, n, self.features, generator)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """See :meth:`Base.moments`."""
+        return self.anchor, self.anchor + 1
+
+
+class DiagonalNormal(Base):
+    r"""Normal density with learned mean and standard deviation of each feature, N(0, I) at first.
+
+    .. math:: \log p(z) = -\sum_i \tfrac{1}{2} ((z_i - \mu_i) e^{-s_i})^2 + s_i + \tfrac{1}{2} \log 2\pi
+
+    Args:
+        features: D.
+
+    Example:
+        >>> z = torch.randn(4, 3)
+        >>> bool(torch.allclose(DiagonalNormal(3).log_prob(z), StandardNormal(3).log_prob(z)))
+        True
+    """
+
+    def __init__(self, features: int):
+        super().__init__(features)
+        self.mean = nn.Parameter(torch.zeros(features))
+        self.log_std = nn.Parameter(torch.zeros(features))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """See :meth:`Base.log_prob`."""
+        self._check(z)
+        return _standard_log_prob((z - self.mean) * torch.exp(-self.log_std)) - self.log_std.sum(-1)
+
+    def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`Base.sample`."""
+        return self.mean + temperature * self.log_std.exp() * _noise(self.mean, n, self.features, generator)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """See :meth:`Base.moments`."""
+        return self.mean, self.log_std.exp()
+
+
+class ContextNormal(Base, Conditional):
+    r"""Normal density whose mean and logarithm of standard deviation are affine functions of a context.
+
+    .. math:: \mu(c) = \mu + A c, \quad \log \sigma(c) = s + B c
+
+    A and B are 0 at first.
+
+    Args:
+        features: D.
+        context: K, features of the context.
+
+    Example:
+        >>> base = ContextNormal(3, context=2)
+        >>> base.at(torch.ones(5, 2)).log_prob(torch.zeros(5, 3)).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, features: int, context: int):
+        super().__init__(features)
+        self.context = context
+        self.mean = nn.Linear(context, features)
+        self.log_std = nn.Linear(context, features)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def at(self, c: Tensor) -> Base:
+        """See :meth:`Conditional.at`."""
+        return _Normal(self.mean(c), self.log_std(c))
+
+    def log_prob(self, z: Tensor) -> Tensor:  # noqa: ARG002
+        """Refuse to run without a context."""
+        raise IResNetError(WITHOUT_CONTEXT)
+
+    def sample(self, n: int, **_: Any) -> Tensor:  # noqa: ARG002
+        """Refuse to run without a context."""
+        raise IResNetError(WITHOUT_CONTEXT)
+
+
+class _Normal(AtContext, DiagonalNormal):
+    """Normal densities of given means and logarithms of standard deviations: of each vector, (N, D), or all, (1, D)."""
+
+    def __init__(self, mean: Tensor, log_std: Tensor):
+        Base.__init__(self, mean.shape[1])
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("log_std", log_std, persistent=False)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """See :meth:`Base.moments`."""
+        return self.mean.squeeze(0), self.log_std.exp().squeeze(0)
+
+
+BASES: dict[str, type[Base]] = {"standard-normal": StandardNormal, "diagonal-normal": DiagonalNormal}
+"""Base densities by name."""
+
+
+def _standard_log_prob(z: Tensor) -> Tensor:
+    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+
+
+def _noise(like: Tensor, n: int, features: int, generator: torch.Generator | None) -> Tensor:
+    device = random_device(generator, like)
+    return torch.randn(n, features, dtype=like.dtype, device=device, generator=generator).to(like.device)
