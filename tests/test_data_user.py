@@ -231,7 +231,10 @@ def picture(mode):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr"])
 def test_images_of_any_mode_are_converted_when_asked(mode, wanted, tmp_path):
     for i in range(3):
-        picture(mode).save(tmp_path / f"{i}.{'tiff' if mode in ('CMYK', 'YCbCr') else 'png'}")
+        if mode in ("CMYK", "YCbCr"):  # compressed, since pillow 12.3 does not read the YCbCr that it writes plainly
+            picture(mode).save(tmp_path / f"{i}.tiff", compression="tiff_lzw")
+        else:
+            picture(mode).save(tmp_path / f"{i}.png")
     dataset = load(tmp_path, mode=wanted)
     assert dataset.shape == (3 if wanted == "RGB" else 1, 8, 8)
     if mode == "I;16":
