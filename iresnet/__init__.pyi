@@ -27,6 +27,7 @@ __all__ = [
     "LogDetEstimator",
     "Logit",
     "MaxMin",
+    "MixtureNormal",
     "NewtonKrylov",
     "PowerSeries",
     "Reorder",
@@ -34,6 +35,7 @@ __all__ = [
     "RussianRoulette",
     "Solution",
     "Solver",
+    "Spline",
     "Squeeze",
     "StandardNormal",
     "Trainer",
@@ -62,7 +64,7 @@ from . import data, errors, export, networks, zoo
 from .accelerated import Anderson, NewtonKrylov
 from .activations import LipSwish, MaxMin
 from .bars import progress
-from .bases import DiagonalNormal, StandardNormal
+from .bases import DiagonalNormal, MixtureNormal, StandardNormal
 from .bijections import (
     ActNorm,
     Affine,
@@ -75,6 +77,7 @@ from .bijections import (
     Logit,
     Reorder,
     ResidualBlock,
+    Spline,
     Squeeze,
 )
 from .certificates import Certificate, certify, seal

@@ -1,6 +1,6 @@
 """Base densities: laws of latent vectors."""
 
-__all__ = ["BASES", "Base", "ContextNormal", "DiagonalNormal", "StandardNormal"]
+__all__ = ["BASES", "Base", "ContextNormal", "DiagonalNormal", "MixtureNormal", "StandardNormal"]
 
 import math
 from abc import ABC, abstractmethod
@@ -19,7 +19,12 @@ class Base(nn.Module, ABC):
 
     Args:
         features: D.
+
+    Attributes:
+        has_rsample: whether the derivatives of samples by the parameters are those of the density.
     """
+
+    has_rsample = True
 
     def __init__(self, features: int):
         super().__init__()
@@ -49,7 +54,9 @@ class Base(nn.Module, ABC):
             RecipeError: for a density that is not normal with independent features.
         """
         raise RecipeError(
-            f"{type(self).__name__} is not known to be normal: if it is, with independent features, give it moments()"
+            f"{type(self).__name__} is not known to be normal with independent features, as spherical paths and tests "
+            "of latents assume: take linear paths (--kind linear), or train with --model.base diagonal-normal; if it "
+            "is normal, give it moments()"
         )
 
 
@@ -118,6 +125,58 @@ class DiagonalNormal(Base):
         return self.mean, self.log_std.exp()
 
 
+class MixtureNormal(Base):
+    r"""Mixture of normal densities with learned weights, means and standard deviations of each feature.
+
+    .. math:: p(z) = \sum_k w_k \, N(z; \mu_k, \mathrm{diag}(\sigma_k^2))
+
+    For data of separate parts: blocks stretch distances by bounded factors, so that they cannot tear a single normal
+    density apart without leaving bridges. At first all standard deviations are :math:`K^{-1/D}` and the means are drawn
+    such that covariances add up to I; a single component is N(0, I).
+
+    Args:
+        features: D.
+        components: K.
+
+    Raises:
+        RecipeError: for less than one component.
+
+    Example:
+        >>> base, z = MixtureNormal(3, components=1), torch.randn(4, 3)
+        >>> bool(torch.allclose(base.log_prob(z), StandardNormal(3).log_prob(z)))
+        True
+    """
+
+    has_rsample = False
+
+    def __init__(self, features: int, components: int = 64):
+        super().__init__(features)
+        if components < 1:
+            raise RecipeError(f"a mixture has at least 1 component, got {components}")
+        std = components ** (-1 / features)
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.mean = nn.Parameter(math.sqrt(1 - std**2) * torch.randn(components, features))
+        self.log_std = nn.Parameter(torch.full((components, features), math.log(std)))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """See :meth:`Base.log_prob`."""
+        self._check(z)
+        standardized = (z[:, None] - self.mean) * torch.exp(-self.log_std)  # (N, K, D)
+        of_components = _standard_log_prob(standardized) - self.log_std.sum(-1)
+        return torch.logsumexp(self.logits.log_softmax(0) + of_components, 1)
+
+    def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`Base.sample`: the temperature multiplies the standard deviations of the components."""
+        ends = self.logits.detach().softmax(0).cumsum(0)
+        uniform = torch.rand(n, dtype=ends.dtype, device=random_device(generator, ends), generator=generator)
+        k = torch.searchsorted(ends[:-1], uniform.to(ends.device))
+        return self.mean[k] + temperature * self.log_std[k].exp() * _noise(self.mean, n, self.features, generator)
+
+    def extra_repr(self) -> str:
+        """Describe the density."""
+        return f"{self.features}, components={len(self.logits)}"
+
+
 class ContextNormal(Base, Conditional):
     r"""Normal density whose mean and logarithm of standard deviation are affine functions of a context.
 
@@ -169,12 +228,16 @@ class _Normal(AtContext, DiagonalNormal):
         return self.mean.squeeze(0), self.log_std.exp().squeeze(0)
 
 
-BASES: dict[str, type[Base]] = {"standard-normal": StandardNormal, "diagonal-normal": DiagonalNormal}
+BASES: dict[str, type[Base]] = {
+    "standard-normal": StandardNormal,
+    "diagonal-normal": DiagonalNormal,
+    "mixture-normal": MixtureNormal,
+}
 """Base densities by name."""
 
 
-def _standard_log_prob(z: Tensor) -> Tensor:
-    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+def _standard_log_prob(z: Tensor) -> Tensor:  # (*, D) -> (*,)
+    return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
 
 
 def _noise(like: Tensor, n: int, features: int, generator: torch.Generator | None) -> Tensor:

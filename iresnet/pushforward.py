@@ -181,11 +181,15 @@ class _Latents(Distribution):
 
     arg_constraints = {}  # noqa: RUF012 (as in torch)  # pyright: ignore[reportAssignmentType]
     support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
-    has_rsample = True
 
     def __init__(self, base: Base, batch_shape: Sequence[int] = ()):
         self.base = base
         super().__init__(torch.Size(batch_shape), torch.Size((base.features,)), validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Availability of samples with gradients, see :class:`~iresnet.bases.Base`."""
+        return self.base.has_rsample
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "_Latents":
         """Return the distribution of independent copies."""
@@ -193,6 +197,19 @@ class _Latents(Distribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Draw latents, (\\*, D), with gradients by the parameters of the base."""
+        if not self.has_rsample:
+            raise IResNetError(
+                f"samples of {type(self.base).__name__} have no gradients by its weights: draw them with sample(), or "
+                "choose the base density diagonal-normal"
+            )
+        return self._draw(sample_shape)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Draw latents, (\\*, D), without gradients."""
+        with torch.no_grad():
+            return self._draw(sample_shape)
+
+    def _draw(self, sample_shape: Sequence[int]) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         return self.base.sample(math.prod(shape[:-1])).reshape(shape)
 

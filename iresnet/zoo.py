@@ -4,13 +4,14 @@ __all__ = ["ARCHITECTURES", "LOGDETS", "SOLVERS", "Model", "block", "build", "ma
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from iresnet.architectures import ARCHITECTURES, Shape
-from iresnet.bases import BASES, Base, ContextNormal, DiagonalNormal
+from iresnet.bases import BASES, Base, ContextNormal, DiagonalNormal, MixtureNormal
 from iresnet.bijections import Affine, Chain, Flatten
 from iresnet.blocks import LOGDETS, SOLVERS, block, check_options, make_logdet, make_solver, one_of, options_of
 from iresnet.classifiers import Classifier, Hybrid
@@ -33,6 +34,7 @@ def build(
     mean: float | Tensor | None = None,
     std: float | Tensor | None = None,
     base: str = "diagonal-normal",
+    components: int = 64,
     head_hidden: int = 32,
     context: int | str | ContextEncoder = 0,
     **options: Any,
@@ -49,6 +51,7 @@ def build(
             expected on [0, 256), and 0 for vectors.
         std: the data is then divided by this. Default: 256 for images and 1 for vectors.
         base: base density, one of :data:`iresnet.bases.BASES`.
+        components: of the base density mixture-normal, normal densities that it consists of.
         head_hidden: channels of the head of a hybrid of images.
         context: of a conditional density: how many numbers the context has, which are encoded by a perceptron of 64
             hidden units; ``"class"`` for one of ``n_classes``; or an encoder.
@@ -78,10 +81,12 @@ def build(
     if options.get("logit") is not None:  # which takes [0, 1), where the scale gives [-1/2, 1/2)
         scale = Affine(scaling["mean"] - scaling["std"] / 2, scaling["std"])
     scaled = Chain([scale, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(scale, *network)  # pyright: ignore[reportArgumentType]
-    heads = {"n_classes": n_classes, "base": base, "head_hidden": head_hidden, "encoder": encoder}
+    make_base = partial(_base, base, components)
+    heads = {"n_classes": n_classes, "make_base": make_base, "head_hidden": head_hidden, "encoder": encoder}
     built = model(scaled, tuple(shape), **heads)
     given = {"name": name, "shape": tuple(shape), "task": task, "base": base, "head_hidden": head_hidden}
     given |= {"context": context} if encoder else {}
+    given |= {"components": components} if base == "mixture-normal" else {}
     built.origin = {**given, **scaling, **options}
     return built
 
@@ -117,11 +122,18 @@ def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:
         )
 
 
-def _flow(chain: Chain, shape: Shape, *, base: str, encoder: ContextEncoder | None = None, **_: Any) -> Flow:
+def _base(name: str, components: int, features: int) -> Base:
+    kind = one_of(BASES, "base density", name)
+    return MixtureNormal(features, components) if kind is MixtureNormal else kind(features)
+
+
+def _flow(
+    chain: Chain, shape: Shape, *, make_base: Callable[[int], Base], encoder: ContextEncoder | None = None, **_: Any
+) -> Flow:
     at_zero = chain if encoder is None else at_context(chain, torch.zeros(1, encoder.features))
     z = _dry_forward(at_zero, shape)
     flat = chain if len(z) == 1 else Chain([*chain.bijections, Flatten(z)])  # pyright: ignore[reportArgumentType]
-    density: Base = one_of(BASES, "base density", base)(math.prod(shape))
+    density = make_base(math.prod(shape))
     if encoder and isinstance(density, DiagonalNormal):
         density = ContextNormal(density.features, encoder.features)
     return Flow(flat, density, event_shape=shape, context_encoder=encoder)
@@ -133,8 +145,10 @@ def _classifier(network: nn.Module, shape: Shape, *, n_classes: int, **_: Any) -
     return classifier
 
 
-def _hybrid(chain: Chain, shape: Shape, *, n_classes: int, base: str, head_hidden: int, **_: Any) -> Hybrid:
-    hybrid = Hybrid(_flow(chain, shape, base=base), n_classes, hidden=head_hidden)
+def _hybrid(
+    chain: Chain, shape: Shape, *, n_classes: int, make_base: Callable[[int], Base], head_hidden: int, **_: Any
+) -> Hybrid:
+    hybrid = Hybrid(_flow(chain, shape, make_base=make_base), n_classes, hidden=head_hidden)
     _dry_forward(hybrid, shape)
     return hybrid
 

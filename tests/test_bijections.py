@@ -41,7 +41,16 @@ def two_scales():
     return ir.Chain([conv_block(5, 1, 2, preactivation=False), actnorm(5), outer])
 
 
+def spline(features, bins, bound):
+    module = ir.Spline(features, bins, bound=bound)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    return module
+
+
 BIJECTIONS = {
+    "spline": (lambda: spline(3, 5, 4.0), (3,)),
+    "spline with data outside": (lambda: spline(4, 3, 0.4), (4,)),
     "actnorm of vectors": (lambda: actnorm(3), (3,)),
     "actnorm of images": (lambda: actnorm(2), (2, 2, 3)),
     "affine": (lambda: ir.Affine(mean=0.3, std=2.5), (2, 3)),
@@ -267,6 +276,52 @@ def test_an_actnorm_loaded_before_its_first_batch_is_still_initialized():
     close(module(3 * torch.randn(500, 2)).std(0), torch.ones(2), 2e-3)
 
 
+# -- splines ---------------------------------------------------------------------------------------------------------
+
+
+def far_and_near(features):
+    """Points across the knots and in both tails, dense enough for quadrature."""
+    return torch.linspace(-6, 6, 20_001, dtype=torch.float64)[:, None].expand(-1, features)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 16])
+def test_a_spline_is_the_identity_at_first(bins):
+    z, logdet = ir.Spline(3, bins).double().forward_and_logdet(far_and_near(3))
+    close(z, far_and_near(3), 1e-12)
+    close(logdet, torch.zeros(len(z)), 1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("bins", [1, 2, 7, 16])
+def test_the_slope_of_a_spline_is_within_its_stretch_which_it_reaches(bins, scale):
+    module = ir.Spline(3, bins).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=scale)
+    least, most = module.stretch()
+    x = far_and_near(3).clone().requires_grad_()
+    slopes = gradients(module(x).sum(), [x])[0]
+    assert least * (1 - 1e-9) <= float(slopes.min())
+    assert float(slopes.max()) <= most * (1 + 1e-9)
+    for slope in (least, most):  # at some point, which the closest of many comes near
+        assert float((slopes / slope).log().abs().min()) < 0.02
+
+
+def test_a_spline_is_the_integral_of_its_slope():
+    module, x = spline(3, 6, 4.0).double(), far_and_near(3).clone().requires_grad_()
+    z = module(x)
+    (slope,) = gradients(z.sum(), [x])  # elementwise: no other derivatives
+    close(torch.cumulative_trapezoid(slope, x, dim=0), (z - z[:1])[1:], 1e-4)
+
+
+def test_a_spline_too_steep_for_float32_stays_finite_in_both_directions():
+    module = ir.Spline(3, 16)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=5.0)
+    x = far_and_near(3).float()
+    for value in (*module.forward_and_logdet(x), module.inverse(x)):
+        assert bool(value.isfinite().all())
+
+
 # -- reshaping -------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +360,10 @@ BAD = {
     "mean that is not a number": (lambda: ir.Affine(mean=math.nan), "finite mean"),
     "alpha of zero": (lambda: ir.Logit(0.0), r"\(0, 0.5\)"),
     "alpha of one half": (lambda: ir.Logit(0.5), r"\(0, 0.5\)"),
+    "no bins": (lambda: ir.Spline(2, 0), "1 to 500 bins, got 0"),
+    "more bins than there is room for": (lambda: ir.Spline(2, 501), "1 to 500 bins, got 501"),
+    "knots without end": (lambda: ir.Spline(2, bound=math.inf), "positive and finite"),
+    "features that a spline has not": (lambda: ir.Spline(2)(torch.zeros(1, 3)), r"\(N, 2\), got \(1, 3\)"),
     "no channels": (lambda: ir.InjectivePad(0), "at least 1 channel"),
     "one channel to halve": (lambda: ir.FactorOut((1, 2, 2), ir.Flatten((1, 2, 2))), "at least 2 channels"),
     "an order that leaves one out": (lambda: ir.Reorder([0, 2, 2]), "0, ..., 2 once"),

@@ -145,6 +145,7 @@ def test_a_certificate_is_a_table_and_plain_numbers():
 NETWORKS = {
     "flow of images": image,
     "flow of vectors": toy,
+    "splines around blocks": lambda: toy(spline=5),
     "two scales": lambda: ir.zoo.build("iresnet-multiscale", shape=(1, 4, 4), blocks=(1, 1), strides=(2, 1), hidden=4),
     "classifier": MODULES["classifier"][0],
     "affine": lambda: ir.Affine(torch.zeros(3), torch.tensor([0.5, 2.0, 3.0])),
@@ -157,10 +158,15 @@ def test_no_jacobian_of_the_network_leaves_its_bi_lipschitz_constants(name):
     for module in model.modules():
         if isinstance(module, ir.ActNorm):
             nn.init.normal_(module.log_scale, std=0.3)
+        if isinstance(module, ir.Spline):
+            for parameter in module.parameters():
+                nn.init.normal_(parameter)
     network = ir.certify(model).network
     bijection = getattr(model, "bijection", model)
-    shape = {"flow of vectors": (3,), "affine": (3,), "two scales": (1, 4, 4)}.get(name, (2, 4, 4))
-    singular = torch.linalg.svdvals(dense_jacobian(bijection, 100 * torch.rand(20, *shape).double()).detach())
+    vectors = dict.fromkeys(("flow of vectors", "splines around blocks", "affine"), (3,))
+    shape = {**vectors, "two scales": (1, 4, 4)}.get(name, (2, 4, 4))
+    points = torch.cat([scale * torch.rand(20, *shape).double() for scale in (1, 100)])
+    singular = torch.linalg.svdvals(dense_jacobian(bijection, points).detach())
     assert 0 < network.lower <= float(singular.min())
     assert float(singular.max()) <= network.upper < math.inf
 

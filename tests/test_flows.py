@@ -7,7 +7,7 @@ import pytest
 import torch
 from laws import close, dense_logdet, frozen, gradients, randn, within_4_errors
 from torch import Tensor
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 import iresnet as ir
 from iresnet.bases import BASES
@@ -20,7 +20,8 @@ LOG_2 = math.log(2)
 
 
 def trained_base(name: str, features: int):
-    base = BASES[name](features).double()
+    options = {"components": 4} if name == "mixture-normal" else {}
+    base = BASES[name](features, **options).double()
     for parameter in base.parameters():
         torch.nn.init.normal_(parameter)
     return base
@@ -55,7 +56,7 @@ def test_a_base_integrates_to_one_and_its_samples_follow_it(name):
     within_4_errors(z.detach(), (grid * log_p.exp()[:, None]).sum(0) * 0.05**2)
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", [name for name in BASES if name != "mixture-normal"])
 def test_temperature_scales_the_spread_about_the_mode(name):
     base = trained_base(name, 3)
 
@@ -66,6 +67,56 @@ def test_temperature_scales_the_spread_about_the_mode(name):
     close(sample(0.5) - mode, 0.5 * (sample(1.0) - mode))
     assert bool((base.log_prob(mode) >= base.log_prob(sample(1.0))).all())
     close(gradients(base.log_prob(mode.requires_grad_()).sum(), [mode])[0], torch.zeros(5, 3))
+
+
+def test_a_mixture_is_that_of_torch():
+    base = trained_base("mixture-normal", 3)
+    components = Independent(Normal(base.mean, base.log_std.exp()), 1)
+    truth = MixtureSameFamily(Categorical(logits=base.logits), components)
+    z = randn(9, 3).requires_grad_()
+    inputs = [z, *base.parameters()]
+    close(base.log_prob(z), truth.log_prob(z))
+    close(gradients(base.log_prob(z).sum(), inputs), gradients(truth.log_prob(z).sum(), inputs))
+
+
+def test_temperature_scales_the_spread_about_the_means_of_a_mixture():
+    base = trained_base("mixture-normal", 3)
+
+    def sample(temperature):
+        return base.sample(2000, temperature=temperature, generator=torch.Generator().manual_seed(2)).detach()
+
+    means = sample(0.0)
+    of_component = (means[:, None] - base.mean).abs().amax(2) == 0
+    assert bool((of_component.sum(1) == 1).all())
+    within_4_errors(of_component.double(), base.logits.softmax(0).detach())
+    close(sample(0.5) - means, 0.5 * (sample(1.0) - means))
+
+
+@pytest.mark.parametrize("features", [1, 2, 10])
+def test_a_fresh_mixture_has_the_scale_of_a_standard_normal(features):
+    base = ir.MixtureNormal(features, 1000).double()
+    expected = torch.ones(features)
+    close(base.mean.var(0) + (2 * base.log_std).exp().mean(0), expected, 0.1)
+    close(base.mean.mean(0), torch.zeros(features), 0.15)
+    assert sum(p.numel() for p in base.parameters()) == 1000 * (2 * features + 1)
+
+
+def test_a_mixture_has_a_component_and_no_moments():
+    with pytest.raises(IResNetError, match="at least 1 component, got 0"):
+        ir.MixtureNormal(2, 0)
+    with pytest.raises(IResNetError, match=r"MixtureNormal is not known to be normal.*--kind linear"):
+        ir.MixtureNormal(2).moments()
+
+
+def test_a_flow_with_splines_and_a_mixture_integrates_to_one():
+    flow = ir.zoo.build(
+        "toy-mlp", shape=(2,), blocks=2, hidden=8, logdet="exact", spline=4, base="mixture-normal", components=4
+    )
+    for module in flow.modules():
+        if isinstance(module, ir.Spline):
+            for parameter in module.parameters():
+                torch.nn.init.normal_(parameter, std=0.5)
+    close(integral(frozen(flow), 12.0, 601), 1.0, 1e-2)
 
 
 # -- known densities -------------------------------------------------------------------------------------------------

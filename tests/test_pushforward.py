@@ -52,6 +52,19 @@ def test_batches_of_any_shape_are_those_of_the_flow(make, batch):
     assert not q.sample(batch).requires_grad
 
 
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3), (0,)])
+def test_samples_of_a_mixture_have_no_gradients_as_in_torch(batch):
+    flow = ir.zoo.build("toy-mlp", shape=(3,), blocks=1, hidden=8, base="mixture-normal", components=3).eval()
+    q = ir.as_distribution(flow, validate_args=0 not in batch)
+    x = q.sample(batch)
+    assert x.shape == (*batch, 3)
+    assert not x.requires_grad
+    assert not q.has_rsample
+    assert q.log_prob(x).shape == batch
+    with pytest.raises(IResNetError, match="MixtureNormal have no gradients"):
+        q.rsample(batch)
+
+
 def test_samples_take_a_number_or_a_shape():
     flow = vectors()
 

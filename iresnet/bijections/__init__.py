@@ -15,6 +15,7 @@ __all__ = [
     "Reorder",
     "Report",
     "ResidualBlock",
+    "Spline",
     "Squeeze",
     "as_they_are",
     "check_dtype",
@@ -38,3 +39,4 @@ from iresnet.bijections.reshape import (
     trace,
 )
 from iresnet.bijections.residual import RandomChunk, ResidualBlock
+from iresnet.bijections.spline import Spline

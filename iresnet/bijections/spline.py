@@ -1,0 +1,158 @@
+"""Monotone splines of each feature, learned."""
+
+__all__ = ["Spline"]
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iresnet.bijections.base import Bijection, LogDets, Report, check_events
+from iresnet.bounds import upper_bound
+from iresnet.errors import IResNetError
+from iresnet.solvers import Solver
+
+_LEAST = 1e-3
+"""Smallest slope at a knot, whose inverse is the largest, and smallest bin, in parts of the interval over the bins."""
+
+
+class Spline(Bijection):
+    r"""Monotone rational-quadratic spline of each feature, the identity at first.
+
+    Between two knots, with :math:`\xi \in [0, 1]` the position between them, h the difference of their values, s the
+    slope of their chord and :math:`d_0, d_1` the slopes at the knots:
+
+    .. math::
+        z = z_0 + h \frac{s \xi^2 + d_0 \xi (1 - \xi)}{q}, \quad
+        \frac{dz}{dx} = s^2 \frac{d_1 \xi^2 + 2 s \xi (1 - \xi) + d_0 (1 - \xi)^2}{q^2}, \quad
+        q = s + (d_0 + d_1 - 2 s) \xi (1 - \xi)
+
+    The interval [-bound, bound] is mapped onto itself; outside the spline is linear, with the slope of its end, so that
+    tails are scaled too. Values, slopes and the position of knots are learned. Unlike a residual block it may be steep:
+    where data have edges, gaps or long tails it takes them off the blocks, along the axes. It mixes no features.
+
+    Args:
+        features: D.
+        bins: K, intervals between knots.
+        bound: end of the knots, in the scale of x: standardize before, by an ActNorm.
+
+    Shape:
+        (N, D) -> the same.
+
+    Raises:
+        IResNetError: for less than one bin, or more than 500, or a bound that is not positive.
+
+    Reference:
+        Neural Spline Flows, Durkan, Bekasov, Murray and Papamakarios 2019, https://arxiv.org/abs/1906.04032
+
+    Example:
+        >>> spline = Spline(2, bins=4)
+        >>> x = torch.tensor([[0.5, -7.0]])
+        >>> spline(x).detach()
+        tensor([[ 0.5000, -7.0000]])
+        >>> _ = nn.init.normal_(spline.slopes)
+        >>> bool(torch.allclose(spline.inverse(spline(x)), x, atol=1e-5))
+        True
+    """
+
+    def __init__(self, features: int, bins: int = 8, *, bound: float = 4.0):
+        super().__init__()
+        if not 1 <= bins <= 0.5 / _LEAST:
+            raise IResNetError(f"a spline has 1 to {0.5 / _LEAST:.0f} bins, got {bins}")
+        if not 0 < bound < math.inf:
+            raise IResNetError(f"the bound of a spline must be positive and finite, got {bound}")
+        self.bound = bound
+        self.widths = nn.Parameter(torch.zeros(features, bins))
+        self.heights = nn.Parameter(torch.zeros(features, bins))
+        self.slopes = nn.Parameter(torch.zeros(features, bins + 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Bijection.forward`."""
+        return self.forward_and_logdet(x)[0]
+
+    def forward_and_logdet(
+        self,
+        x: Tensor,
+        *,
+        logdet: LogDets | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Bijection.forward_and_logdet`."""
+        self._check(x)
+        inside = x.clamp(-self.bound, self.bound)
+        x0, z0, w, h, d0, d1 = self._bins_of(inside, 0)
+        z, slope = _between((inside - x0) / w, h, h / w, d0, d1)
+        return z0 + z + slope * (x - inside), slope.log().sum(1)
+
+    def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
+        """See :meth:`Bijection.inverse`; a quadratic equation."""
+        self._check(z)
+        inside = z.clamp(-self.bound, self.bound)
+        x0, z0, w, h, d0, d1 = self._bins_of(inside, 1)
+        s, y = h / w, inside - z0
+        # a xi^2 + b xi = c with c >= 0, in the form of its root that loses no digits.
+        curvature = y * (d0 + d1 - 2 * s)
+        a, b, c = h * (s - d0) + curvature, h * d0 - curvature, s * y
+        xi = 2 * c / (b + (b.square() + 4 * a * c).clamp(min=0).sqrt())
+        _, slope = _between(xi, h, s, d0, d1)
+        return x0 + w * xi + (z - inside) / slope
+
+    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
+        """See :meth:`Bijection.stretch`: the least and the largest slope, at knots and where the curvature is 0."""
+        with torch.no_grad():
+            _, _, w, h, d0, d1 = self._table().double().unbind(-1)
+            s = h / w
+            # With u = A xi + s - d0 and A = d0 + d1 - 2 s the curvature is that of u^3 + p u + r, up to a factor.
+            curving, start = d0 + d1 - 2 * s, s - d0
+            p = 3 * (d0 * d1 - s.square())
+            r = curving * (start * s - curving * d0) - start**3 - p * start
+            roots = _roots(p, r)
+            inner = ((roots - start[..., None]) / curving[..., None]).nan_to_num(0.0).clamp(0, 1)
+            positions = torch.cat([inner, torch.zeros_like(inner[..., :1]), torch.ones_like(inner[..., :1])], -1)
+            slopes = _between(positions, *(v[..., None] for v in (h, s, d0, d1)))[1]
+        return float(slopes.min()), float(slopes.max())
+
+    def _bins_of(
+        self,
+        values: Tensor,  # (N, D)
+        side: int,
+    ) -> tuple[Tensor, ...]:  # of (N, D)
+        """Return the parameters of the bins that values of x (side 0) or of z (side 1) fall in."""
+        table = self._table()
+        bins = (values[..., None] >= table[:, 1:, side]).sum(-1)
+        return table[torch.arange(len(table), device=bins.device), bins].unbind(-1)
+
+    def _table(self) -> Tensor:  # (D, K, 6)
+        """Return the parameters of every bin: where it begins, in x and z, its width and height, slopes at its ends."""
+        sizes = [self._sizes(raw) for raw in (self.widths, self.heights)]
+        starts = [F.pad(size.cumsum(-1)[:, :-1], (1, 0)) - self.bound for size in sizes]
+        steepest = -math.log(_LEAST)
+        slopes = (steepest * torch.tanh(self.slopes / steepest)).exp()
+        return torch.stack([*starts, *sizes, slopes[:, :-1], slopes[:, 1:]], -1)
+
+    def _sizes(self, raw: Tensor) -> Tensor:
+        return 2 * self.bound * (_LEAST + (1 - raw.shape[1] * _LEAST) * raw.softmax(-1))
+
+    def _check(self, x: Tensor) -> None:
+        check_events(x, f"Spline({len(self.widths)})", (len(self.widths),))
+
+    def extra_repr(self) -> str:
+        """Describe the map."""
+        return f"{len(self.widths)}, bins={self.widths.shape[1]}, bound={self.bound}"
+
+
+def _between(xi: Tensor, h: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the value above that of the first knot, and the slope, at a position between two knots."""
+    across = xi * (1 - xi)
+    q = s + (d0 + d1 - 2 * s) * across
+    value = h * (s * xi.square() + d0 * across) / q
+    return value, (s / q).square() * (d1 * xi.square() + 2 * s * across + d0 * (1 - xi).square())
+
+
+def _roots(p: Tensor, r: Tensor) -> Tensor:  # (*,), (*,) -> (*, 3)
+    """Return the real parts of the roots of u^3 + p u + r, the eigenvalues of its companion matrix."""
+    companion = p.new_zeros(*p.shape, 3, 3)
+    companion[..., 1, 0] = companion[..., 2, 1] = 1.0
+    companion[..., 0, 2], companion[..., 1, 2] = -r, -p
+    return torch.linalg.eigvals(companion).real
