@@ -191,10 +191,10 @@ class Householder(nn.Module):
     .. math::
         z \mapsto z - 2 \min(v^T z, 0) \, v, \quad v = (\sin(\theta/2), -\cos(\theta/2))
 
-    for the pair z of channels i and i + C/2. Its Jacobian is the identity or a reflection, so gradients keep their norm,
-    and its constant is 1 in the Euclidean norm; :math:`|\cos\theta| + |\sin\theta|` in the norms 1 and infinity. The
-    angle, one for all pairs, starts at :math:`\pi/2`, which is :class:`MaxMin`; at 0 a channel of each pair becomes
-    minus its absolute value.
+    for the pair z of channels i and i + C/2. Its Jacobian is the identity or a reflection, so gradients keep their
+    norm. Its constant is 1 in the Euclidean norm, and :math:`|\cos\theta| + |\sin\theta|` in the norms 1 and infinity.
+    The angle, one for all pairs, starts at :math:`\pi/2`, which is :class:`MaxMin`; at 0 the second channel of each
+    pair becomes minus its absolute value.
 
     Reference:
         Improved deterministic l2 robustness on CIFAR-10 and CIFAR-100, Singla, Singla and Feizi 2021,

@@ -24,11 +24,11 @@ class AlmostOrthogonal(Normalization):
     same way.
 
     Every d of these bounds the norm by c: with the :math:`q = d` of the step before, the matrix
-    :math:`\mathrm{diag}(\sum_i A_{ij} q_i / q_j) - W^T W`, multiplied by diag(q) from both sides, is diagonally dominant,
-    so it is positive semidefinite, at each frequency of a convolution. A zero-padded convolution is a compression of that on the
-    infinite plane. One step is AOL; more are the rescaling found by semidefinite programming (SDP-based Lipschitz
-    layers), whose q, learned there, is here the one that spends the same share of the bound on every channel. In the limit
-    a normalized weight is normalized to itself.
+    :math:`\mathrm{diag}(\sum_i A_{ij} q_i / q_j) - W^T W`, multiplied by diag(q) from both sides, is diagonally
+    dominant, and so positive semidefinite, at each frequency of a convolution. The zero-padded convolution is a
+    compression of that on the infinite plane. One step is AOL; more are the rescaling of SDP-based Lipschitz layers,
+    whose q, learned there, is here the one with which every channel spends its whole bound. In the limit a normalized
+    weight is normalized to itself.
 
     The bound is tight where the channels are orthogonal, and loose for random ones: training has to turn them. There is
     no state, so train and eval mode agree, and sealing changes nothing.
@@ -88,7 +88,7 @@ def _has_fewer_outputs(weight: Tensor) -> bool:
 
 
 def _correlations(weight: Tensor) -> Tensor:  # (out, in, ...) -> (n, n)
-    """Return the sums over all shifts of the absolute correlations of the kernels of two channels, on the smaller side."""
+    """Return the absolute correlations of the kernels of two channels, summed over all shifts, on the smaller side."""
     with use_precision("float32", weight.device):
         channels = weight if _has_fewer_outputs(weight) else weight.transpose(0, 1)
         if weight[0, 0].numel() == 1:

@@ -8,8 +8,8 @@ from laws import close
 
 import iresnet as ir
 from iresnet import normalization
-from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.bounds import upper_bound
+from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.lipschitz import hold_weights
 from iresnet.normalization import NORMALIZATIONS, AbsoluteSums, GramIteration, normalize_all
 from iresnet.operators import WeightStack, same_conv, same_conv_transpose, torus_matrices
