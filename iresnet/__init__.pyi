@@ -16,6 +16,7 @@ __all__ = [
     "Flatten",
     "Flow",
     "FlowTransform",
+    "Householder",
     "Hybrid",
     "InjectivePad",
     "Inversion",
@@ -62,7 +63,7 @@ __all__ = [
 
 from . import data, errors, export, networks, zoo
 from .accelerated import Anderson, NewtonKrylov
-from .activations import LipSwish, MaxMin
+from .activations import Householder, LipSwish, MaxMin
 from .bars import progress
 from .bases import DiagonalNormal, MixtureNormal, StandardNormal
 from .bijections import (

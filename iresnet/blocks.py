@@ -142,7 +142,7 @@ def block(
         coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint: classification only, to compare.
         activation: one of :data:`iresnet.activations.ACTIVATIONS`.
         normalization: of weights, one of :data:`iresnet.normalization.NORMALIZATIONS`.
-        n_power_steps: power iterations a step (1 when None), or Gram iterations (7 when None).
+        n_power_steps: power iterations a step (1 when None), Gram iterations (7), or updates of aol (5).
         logdet: estimator of log-determinants, its name, or a mapping of name and options.
         solver: solver of inverses, its name, or a mapping of name and options.
         memory: what is kept for backward, one of :data:`iresnet.bijections.memory.MEMORY`, see

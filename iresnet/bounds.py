@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iresnet.activations import ACTIVATIONS, ELU
+from iresnet.activations import ACTIVATIONS, ELU, Householder
 from iresnet.context import Conditional, ContextShift, Shift, at_context
 from iresnet.devices import device_of
 from iresnet.errors import IResNetError
@@ -113,12 +113,18 @@ def _dense_concat_bound(g: DenseConcat, norm: float) -> float:
 
 @bounds(nn.Tanh, nn.Identity, nn.Flatten, ContextShift, Shift, *ACTIVATIONS.values())
 def _one(g: nn.Module, norm: float) -> float:  # noqa: ARG001
-    return 1.0  # which is the contract of ACTIVATIONS; those of torch with parameters have rules of their own below
+    return 1.0  # which is the contract of ACTIVATIONS; those with parameters may have rules of their own below
 
 
 @bounds(nn.ELU, ELU)
 def _elu_bound(g: nn.ELU, norm: float) -> float:  # noqa: ARG001
     return max(1.0, abs(g.alpha))
+
+
+@bounds(Householder)
+def _householder_bound(g: Householder, norm: float) -> float:
+    angle = float(g.angle)
+    return 1.0 if norm == 2 else max(1.0, abs(math.cos(angle)) + abs(math.sin(angle))) * _ROUNDING
 
 
 @bounds(nn.Softplus)

@@ -23,8 +23,9 @@ from torch.nn.utils import parametrize
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, Product, linearize_inner, linearizes
 from iresnet.joint import Joint, joins, linear
-from iresnet.normalization import Normalization, make_normalization, normalize_all
+from iresnet.normalization import make_normalization, normalize_all
 from iresnet.operators import same_conv, same_conv_transpose
+from iresnet.parametrization import Normalization
 from iresnet.renamed import accept_old_names, old_attribute
 
 
@@ -175,8 +176,9 @@ class LipschitzLinear(LipschitzLayer, nn.Linear):
         out_features: size of the output.
         coeff: the largest spectral norm allowed, in (0, 1); None for no constraint, and then no certificate.
         bias: whether to add a learned bias.
-        normalization: ``"power"`` (cheap, lags behind moving weights) or ``"gram"`` (an upper bound at every step).
-        n_steps: iterations; 1 at each use in train mode for power, 7 for gram when None.
+        normalization: ``"power"`` (cheap, lags behind moving weights), ``"gram"`` or ``"aol"`` (upper bounds at every
+            step).
+        n_steps: iterations; 1 at each use in train mode for power, 7 for gram and 5 for aol when None.
 
     Raises:
         IResNetError: when ``coeff`` is outside (0, 1).
@@ -248,8 +250,9 @@ class LipschitzConv2d(LipschitzLayer, nn.Conv2d):
         coeff: the largest operator norm allowed, in (0, 1); None for no constraint, and then no certificate.
         image_size: height and width of the images.
         bias: whether to add a learned bias.
-        normalization: ``"power"`` (cheap, lags behind moving weights) or ``"gram"`` (an upper bound at every step).
-        n_steps: iterations; 1 at each use in train mode for power, 7 for gram when None.
+        normalization: ``"power"`` (cheap, lags behind moving weights), ``"gram"`` or ``"aol"`` (upper bounds at every
+            step).
+        n_steps: iterations; 1 at each use in train mode for power, 7 for gram and 5 for aol when None.
 
     Shape:
         (N, in_channels, H, W) -> (N, out_channels, H, W).

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 
 import pytest
 import torch
@@ -436,7 +437,27 @@ def test_activations_never_stretch(name, b):
     assert bool(((activation(grid + step) - activation(grid)).norm(dim=1) <= step.norm(dim=1) * (1 + 1e-9)).all())
 
 
-def test_maxmin_needs_pairs():
+@pytest.mark.parametrize("name", ["maxmin", "householder"])
+def test_activations_of_pairs_need_pairs(name):
     for use in (lambda g, x: g(x), ir.linearize):
         with pytest.raises(IResNetError, match="even number of them, got 3"):
-            use(ir.MaxMin(), torch.zeros(2, 3))
+            use(make_activation(name), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("angle", [-3.0, -0.4, 0.0, 0.7, math.pi / 2, 2.2, 9.0])
+def test_householder_reflects_what_lies_below_its_line(angle):
+    g = make_activation("householder").double()
+    nn.init.constant_(g.angle, angle)
+    z = randn(100, 2)
+    v = torch.tensor([math.sin(angle / 2), -math.cos(angle / 2)], dtype=torch.float64)
+    reflected = z - 2 * (z @ v)[:, None] * v
+    close(g(z), torch.where((z @ v < 0)[:, None], reflected, z))
+    jacobians = dense_jacobian(g, z).detach()
+    for p in (1, 2, float("inf")):  # reached, not only kept
+        largest = float(torch.linalg.matrix_norm(jacobians, p).max())
+        assert largest == pytest.approx(upper_bound(g, p))
+
+
+def test_householder_starts_as_maxmin():
+    x = randn(50, 6, 2, 2)
+    close(make_activation("householder").double()(x), ir.MaxMin()(x), 1e-6)

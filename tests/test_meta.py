@@ -35,9 +35,12 @@ STEPS = {
     "many probes": ("density", "--model.logdet.n-probes", "3"),
     **{
         f"normalization {name}": ("density", "--model.normalization", name, "--model.n-power-steps", "null")
-        for name in ("gram", "l1", "linf")
+        for name in ("gram", "aol", "l1", "linf")
     },
-    **{f"activation {name}": ("density", "--model.activation", name) for name in ("lipswish", "maxmin", "relu")},
+    **{
+        f"activation {name}": ("density", "--model.activation", name)
+        for name in ("lipswish", "maxmin", "householder", "relu")
+    },
     "dense blocks": ("density", "--model.network", "dense-concat"),
     **{f"optimizer {name}": ("density", "--optim.name", name) for name in OPTIMIZERS},
     "clipped": ("density", "--optim.clip-norm", "1"),

@@ -57,6 +57,8 @@ LAYERS = {
     "3x3": lambda **kw: ir.LipschitzConv2d(2, 6, 3, image_size=(5, 4), **kw),
     "1x1": lambda **kw: ir.LipschitzConv2d(6, 4, 1, image_size=(5, 4), **kw),
     "dense, gram": lambda **kw: ir.LipschitzLinear(5, 8, normalization="gram", **kw),
+    "dense, aol": lambda **kw: ir.LipschitzLinear(5, 8, normalization="aol", n_steps=99, **kw),
+    "3x3, aol": lambda **kw: ir.LipschitzConv2d(2, 6, 3, image_size=(5, 4), normalization="aol", n_steps=99, **kw),
     "3x3, l1": lambda **kw: ir.LipschitzConv2d(2, 6, 3, image_size=(5, 4), normalization="l1", **kw),
 }
 

@@ -119,7 +119,8 @@ class Muon(torch.optim.Optimizer):
         M \leftarrow \mu M + (1 - \mu) G, \quad
         W \leftarrow W - \eta \sqrt{\max(1, m/n)} \; \mathrm{polar}((1 - \mu) G + \mu M),
 
-    and is then replaced by its normalized weight, which does not change the function of the layer. Otherwise W would
+    and is then replaced by its normalized weight, which does not change the function of the layer (with ``aol``, in the
+    limit of its steps). Otherwise W would
     grow, since the loss does not depend on its norm, and steps of one size would turn it ever less.
 
     Args:

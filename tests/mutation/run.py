@@ -26,7 +26,9 @@ GROUPS: dict[str, str] = {
     "logdet.py krylov.py implicit.py": "test_logdet.py test_derivatives.py",
     "series.py probes.py": "test_logdet.py",
     "jacobian.py activations.py": "test_jacobian.py",
-    "lipschitz.py normalization.py operators.py bounds.py": "test_lipschitz.py test_normalization.py",
+    "lipschitz.py parametrization.py normalization.py rescaling.py operators.py bounds.py": (
+        "test_lipschitz.py test_normalization.py"
+    ),
     "solvers.py accelerated.py precision.py": "test_solvers.py test_precision.py test_float32.py",
     "bijections/*.py": (
         "test_bijections.py test_inversion.py test_memory.py test_chunk.py test_hybrids.py test_certificates.py "
