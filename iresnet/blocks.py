@@ -1,6 +1,16 @@
 """Blocks from the names of their parts: kinds, estimators, solvers, and all options of a block."""
 
-__all__ = ["BLOCKS", "LOGDETS", "SOLVERS", "block", "check_options", "make_logdet", "make_solver", "one_of", "options_of"]
+__all__ = [
+    "BLOCKS",
+    "LOGDETS",
+    "SOLVERS",
+    "block",
+    "check_options",
+    "make_logdet",
+    "make_solver",
+    "one_of",
+    "options_of",
+]
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -161,8 +171,8 @@ def block(
 
     Args:
         g: builds the map from the options of its layers.
-        block: residual, z = x + g(x); implicit, z + g_z(z) = x + g_x(x), of two maps, solved in both directions;
-            monotone, 2 (I + g)^-1 - I, solved in both directions.
+        block: kind of the block, one of :data:`iresnet.blocks.BLOCKS`: z = x + g(x), z + g_z(z) = x + g_x(x), or
+            2 (I + g)^-1 - I, the last two with solves in both directions.
         coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint: classification only, to compare.
         activation: one of :data:`iresnet.activations.ACTIVATIONS`.
         normalization: of weights, one of :data:`iresnet.normalization.NORMALIZATIONS`.

@@ -35,6 +35,8 @@ FLOWS = {
     "dense": {"network": "dense-concat"},
     "recompute": {"memory": "recompute"},
     "early": {"memory": "early"},
+    "implicit": {"block": "implicit"},
+    "monotone": {"block": "monotone"},
     "images": {"name": "iresnet-multiscale", "shape": (1, 4, 4), "blocks": (2, 1), "strides": (1, 2), "hidden": 6},
 }
 

@@ -191,19 +191,10 @@ def test_first_derivatives_linearize_once(monkeypatch):
 # -- inverses --------------------------------------------------------------------------------------------------------
 
 
-class Inverse(nn.Module):
-    def __init__(self, inner: ir.ResidualBlock):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.inner.inverse(z)
-
-
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("name", MAPS)
 def test_an_inverse_has_first_and_second_derivatives_by_latents_and_parameters(name, memory):
-    f = Inverse(block(name, memory=memory, solver=ir.Anderson(1e-13)))
+    f = ir.Inverse(block(name, memory=memory, solver=ir.Anderson(1e-13)))
     names = [key for key, _ in f.named_parameters()]
     inputs = [batch(), *(p.detach().clone() for p in f.parameters())]
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from iresnet.bijections.base import Bijection, LogDets, Report
+from iresnet.bijections.inverse import Inverse
 from iresnet.bijections.residual import RandomChunk, ResidualBlock
 from iresnet.bounds import upper_bound
 from iresnet.jacobian import Linearization, linearizes
@@ -41,7 +42,7 @@ class MonotoneBlock(Bijection):
         memory: what is kept for backward, see :class:`~iresnet.ResidualBlock`.
 
     Attributes:
-        block: the residual block u + g(u), which certificates and reports name.
+        resolvent: :math:`(I + g)^{-1}`, the inverse of a residual block, which certificates and reports name.
 
     Raises:
         IResNetError, UnknownNameError: as :class:`~iresnet.ResidualBlock` does.
@@ -66,33 +67,36 @@ class MonotoneBlock(Bijection):
         memory: str = "keep",
     ):
         super().__init__()
-        self.block = ResidualBlock(g, logdet=logdet, solver=solver, memory=memory)
+        self.resolvent = Inverse(ResidualBlock(g, logdet=logdet, solver=solver, memory=memory))
+
+    @property
+    def _block(self) -> ResidualBlock:
+        return self.resolvent.bijection  # pyright: ignore[reportReturnType]
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`; warns as inverses do."""
-        with hold_weights(self.block):
-            return 2 * self.block.inverse(x) - x
+        return 2 * self.resolvent(x) - x
 
     def forward_and_logdet(self, x: Tensor, *, logdet: LogDets | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`; warns as inverses do."""
-        with hold_weights(self.block):  # the solution and its log-determinant are those of the same weights
-            u = self.block.inverse(x)
-            _, value = self.block.forward_and_logdet(u, logdet=_artanh(self.block.estimator_of(u, logdet)))
+        with hold_weights(self.resolvent):  # the solution and its log-determinant are those of the same weights
+            u = self.resolvent(x)
+            _, value = self._block.forward_and_logdet(u, logdet=_artanh(self._block.estimator_of(u, logdet)))
             return 2 * u - x, value
 
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:
         """Solve u - g(u) = z, which gives x = 2 u - z; see :meth:`Bijection.inverse`."""
-        opposite = ResidualBlock(nn.Sequential(self.block.g, _Negative()), solver=solver or self.block.solver)
+        opposite = ResidualBlock(nn.Sequential(self._block.g, _Negative()), solver=solver or self._block.solver)
 
         def report_on_x(_: nn.Module, of_u: Solution) -> None:  # whose errors are twice those of u
             assert report is not None
-            report(self.block, replace(of_u, value=2 * of_u.value - z.detach(), last_step=2 * of_u.last_step))
+            report(self._block, replace(of_u, value=2 * of_u.value - z.detach(), last_step=2 * of_u.last_step))
 
         return 2 * opposite.inverse(z, report=report_on_x if report else None) - z
 
     def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:
         """See :meth:`Bijection.stretch`; the first constant is that of strong monotonicity too."""
-        least, most = self.block.stretch(lipschitz)
+        least, most = self._block.stretch(lipschitz)
         return least / most, most / least if least > 0 else math.inf
 
 
