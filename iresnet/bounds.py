@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iresnet.activations import ACTIVATIONS, ELU
+from iresnet.activations import ACTIVATIONS, ELU, CPila
 from iresnet.context import Conditional, ContextShift, Shift, at_context
 from iresnet.devices import device_of
 from iresnet.errors import IResNetError
@@ -119,6 +119,11 @@ def _one(g: nn.Module, norm: float) -> float:  # noqa: ARG001
 @bounds(nn.ELU, ELU)
 def _elu_bound(g: nn.ELU, norm: float) -> float:  # noqa: ARG001
     return max(1.0, abs(g.alpha))
+
+
+@bounds(CPila)
+def _cpila_bound(g: CPila, norm: float) -> float:  # noqa: ARG001
+    return 4 / math.e / 1.06 * _ROUNDING if norm == 1 else 1.0
 
 
 @bounds(nn.Softplus)

@@ -1,4 +1,4 @@
-"""Blocks whose forward pass solves an equation: implicit and monotone ones. Further laws: test_bijections, test_context."""
+"""Implicit and monotone blocks, whose forward pass solves; more laws: test_bijections.py, test_context.py."""
 
 import copy
 import math
@@ -266,10 +266,10 @@ def test_a_model_of_such_blocks_is_trained_and_used_by_the_commands(kind, certif
 
 @pytest.mark.parametrize("options", [("--train.sharding", "fsdp"), ("--train.compile", "true")])
 def test_what_needs_residual_blocks_is_refused(options):
-    with pytest.raises(RecipeError, match="residual blocks, got --model.block implicit"):
+    with pytest.raises(RecipeError, match=r"residual blocks, got --model\.block implicit"):
         ir.load_config("toy-density", ["--model.block", "implicit", *options])
 
 
 def test_an_unknown_kind_is_named():
-    with pytest.raises(ir.errors.UnknownNameError, match="monoton.*monotone"):
+    with pytest.raises(ir.errors.UnknownNameError, match=r"monoton.*monotone"):
         ir.zoo.build("toy-mlp", shape=(2,), block="monoton")
