@@ -84,7 +84,8 @@ def inverse_and_logdet(
         x, and log|det dx/dz| of every sample.
 
     Example:
-        >>> chain = Chain([Squeeze(), Flatten((4, 1, 1))])
+        >>> import iresnet as ir
+        >>> chain = Chain([ir.Squeeze(), ir.Flatten((4, 1, 1))])
         >>> x, logdet = inverse_and_logdet(chain, torch.ones(2, 4))
         >>> x.shape, logdet.tolist()
         (torch.Size([2, 1, 2, 2]), [0.0, 0.0])

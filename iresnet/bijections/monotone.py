@@ -5,6 +5,7 @@ __all__ = ["MonotoneBlock"]
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,10 +37,8 @@ class MonotoneBlock(Bijection):
 
     Args:
         g: as that of a :class:`~iresnet.ResidualBlock`.
-        logdet: estimator of :math:`\log\det(I \pm J)`; both take the same probe where an estimate takes one, and then
-            their even terms cancel.
-        solver: solver of both directions.
-        memory: what is kept for backward, see :class:`~iresnet.ResidualBlock`.
+        parts: its ``logdet``, ``solver`` and ``memory``. The solver is that of both directions. Both log-determinants
+            take the same probe where an estimate takes one, and then the even terms of their series cancel.
 
     Attributes:
         resolvent: :math:`(I + g)^{-1}`, the inverse of a residual block, which certificates and reports name.
@@ -58,16 +57,9 @@ class MonotoneBlock(Bijection):
         True
     """
 
-    def __init__(
-        self,
-        g: nn.Module,
-        *,
-        logdet: LogDetEstimator | None = None,
-        solver: Solver | None = None,
-        memory: str = "keep",
-    ):
+    def __init__(self, g: nn.Module, **parts: Any):
         super().__init__()
-        self.resolvent = Inverse(ResidualBlock(g, logdet=logdet, solver=solver, memory=memory))
+        self.resolvent = Inverse(ResidualBlock(g, **parts))
 
     @property
     def _block(self) -> ResidualBlock:
