@@ -157,6 +157,17 @@ def test_derivatives_of_every_order_are_those_of_the_exact_log_determinant(estim
     close(WAYS[way](f, batch()), WAYS[way](LogDet(block(name, logdet=ir.Exact())), batch()), 1e-9)
 
 
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("way", [*BY_AUTOGRAD, "reverse over reverse"])
+@pytest.mark.parametrize("solving", [ir.Inverse, lambda of: ir.MonotoneBlock(of.g, logdet=of.logdet, solver=of.solver)])
+def test_derivatives_of_solutions_are_those_of_the_exact_log_determinant_too(solving, way, memory):
+    found, expected = (
+        WAYS[way](LogDet(solving(block("rules", logdet=make(), memory=memory, solver=ir.Anderson(1e-13)))), batch())
+        for make in (ESTIMATORS["krylov"], ir.Exact)
+    )
+    close(found, expected, 1e-8)
+
+
 def test_the_exact_estimator_has_the_second_derivative_of_the_closed_form():
     x = torch.tensor([[0.7]], dtype=torch.float64)
     slope = 1 + 0.9 * torch.cos(3 * x)

@@ -83,12 +83,12 @@ def test_in_train_mode_weights_move_once_and_the_block_is_one_map(kind):
         if isinstance(layer, ir.LipschitzLinear):
             layer.normalization.u = torch.ones_like(layer.normalization.u)  # lags behind
     x = randn(4, 3)
-    with ir.hold_weights(solving):
-        expected = solving.forward_and_logdet(x)
-        close(expected[1], dense_logdet(solving, x))
-    again = block(kind).train()
-    again.load_state_dict(solving.state_dict())
-    close(again.inverse(again.eval()(x)), x)
+    z, logdet = solving.forward_and_logdet(x)
+    now = copy.deepcopy(solving).eval()  # with the weights that were used
+    close(z, now(x))
+    close(logdet, dense_logdet(now, x))
+    with torch.no_grad():
+        assert float((z - solving(x)).abs().max()) > 1e-9  # they move at the next call
 
 
 @pytest.mark.parametrize("kind", SOLVING)
@@ -223,6 +223,15 @@ def test_constants_of_an_implicit_block_are_attained():
     assert (least, most) == pytest.approx((0.1 / 1.8, 1.9 / 0.2))
     x = randn(3, 2)
     close(implicit(x), most * x, 1e-9)
+
+
+@torch.no_grad()  # gradients take one more step
+def test_the_error_bound_of_a_monotone_block_is_attained_where_plain_steps_shrink_by_its_constant():
+    monotone = ir.MonotoneBlock(linear(0.9 * torch.eye(3).double()), solver=PRECISE)
+    x = randn(20, 3)
+    inversion = ir.Flow(monotone, ir.StandardNormal(3)).invert(monotone(x), solver=ir.FixedPointIteration(1e-3))
+    ((_, solution),) = inversion.solutions
+    close((inversion.x - x).norm(dim=1) / solution.error_bound, torch.ones(20), 1e-6)
 
 
 @pytest.mark.parametrize("kind", SOLVING)
