@@ -1,6 +1,6 @@
 """Activations with Lipschitz constant 1, and their linearizations."""
 
-__all__ = ["ACTIVATIONS", "ELU", "Householder", "LipSwish", "MaxMin", "make_activation"]
+__all__ = ["ACTIVATIONS", "ELU", "CPila", "Householder", "LipSwish", "MaxMin", "make_activation", "widening"]
 
 import math
 from collections.abc import Iterator
@@ -267,6 +267,51 @@ def _lipswish(g: LipSwish, x: Tensor) -> Linearization:
     return elementwise(x * s / 1.1, s * (1 + beta_x * (1 - s)) / 1.1)
 
 
+class CPila(nn.Module):
+    r"""Concatenated Pila: two channels of each, smooth, and linear on one side each, so that gradients do not vanish.
+
+    .. math::
+        [p(x - 0.2), \, p(-x - 0.2)] / 1.06, \quad
+        p(t) = t \text{ for } t > 0, \text{ else } (t - 5 t^2 + 12.5 t^3) \, e^{5 t}
+
+    It has constant 1 in the norms 2 and infinity. In the 1-norm it is that of x = 0, :math:`4 / (1.06 e)`.
+
+    Shape:
+        (N, C, \*) -> (N, 2 C, \*).
+
+    Reference:
+        Invertible Monotone Operators for Normalizing Flows, Ahn et al. 2022, https://arxiv.org/abs/2210.08176
+
+    Example:
+        >>> CPila()(torch.zeros(1, 3)).shape
+        torch.Size([1, 6])
+    """
+
+    widening = 2
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, ...)
+        """Apply to each channel."""
+        t = self.arguments(x)
+        s = 5 * t.clamp(max=0)
+        return (F.relu(t) + s * (1 - s + s.square() / 2) * s.exp() / 5) / 1.06
+
+    def arguments(self, x: Tensor) -> Tensor:  # (N, 2 C, ...)
+        """Return what p is applied to."""
+        return torch.cat([x - 0.2, -x - 0.2], dim=1)
+
+
+@linearizes(CPila)
+def _cpila(g: CPila, x: Tensor) -> Linearization:
+    s = 5 * g.arguments(x).clamp(max=0)
+    slope, negative_slope = ((1 - s + s.square() * (1 + s) / 2) * s.exp() / 1.06).tensor_split(2, dim=1)
+
+    def vjp(w: Tensor) -> Tensor:
+        first, second = w.tensor_split(2, dim=1)
+        return slope * first - negative_slope * second
+
+    return Linearization(g(x), lambda v: torch.cat([slope * v, -negative_slope * v], dim=1), vjp)
+
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": ELU,
     "relu": nn.ReLU,
@@ -274,10 +319,12 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "maxmin": MaxMin,
     "householder": Householder,
     "lipswish": LipSwish,
+    "cpila": CPila,
 }
 """Activations by name, of Lipschitz constant 1 in the Euclidean norm, on which certificates rely.
 
-In the norms 1 and infinity it is 1 as well, but for those with a rule of their own in :mod:`iresnet.bounds`.
+In the norms 1 and infinity it is 1 as well, but for those with a rule of their own in :mod:`iresnet.bounds`. One that
+makes several channels of each has their number as ``widening``.
 """
 
 
@@ -297,3 +344,19 @@ def make_activation(name: str) -> nn.Module:
     if name not in ACTIVATIONS:
         raise UnknownNameError("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]()
+
+
+def widening(name: str) -> int:
+    """Return how many channels the activation of that name makes of each.
+
+    Args:
+        name: a key of :data:`ACTIVATIONS`.
+
+    Raises:
+        UnknownNameError: lists the valid names.
+
+    Example:
+        >>> widening("elu"), widening("cpila")
+        (1, 2)
+    """
+    return getattr(make_activation(name), "widening", 1)

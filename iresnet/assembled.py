@@ -112,9 +112,7 @@ class _Row:
     @property
     def blocks(self) -> int:
         """Number of residual blocks in a scale; plain ones, which are no bijections, count too."""
-        return self.is_scale * sum(
-            isinstance(part, ResidualBlock) or not isinstance(part, Bijection) for part in self.parts
-        )
+        return self.is_scale * sum(_is_block(part) for part in self.parts)
 
     def cells(self) -> tuple[str, ...]:
         """Write the row."""
@@ -127,6 +125,11 @@ class _Row:
             return "none"
         found = sorted({normalization.coeff for normalization in normalizations})
         return " to ".join(f"{coeff:g}" for coeff in {found[0]: None, found[-1]: None}) if found else "none"
+
+
+def _is_block(part: nn.Module) -> bool:
+    """Return whether a part of a network is a block, or holds one, as inverses do; plain blocks are no bijections."""
+    return not isinstance(part, Bijection) or any(isinstance(module, ResidualBlock) for module in part.modules())
 
 
 def _rows(model: nn.Module) -> Iterator[_Row]:

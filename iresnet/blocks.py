@@ -1,15 +1,26 @@
-"""Residual blocks from the names of their parts: estimators, solvers, and all options of a block."""
+"""Blocks from the names of their parts: kinds, estimators, solvers, and all options of a block."""
 
-__all__ = ["LOGDETS", "SOLVERS", "block", "check_options", "make_logdet", "make_solver", "one_of", "options_of"]
+__all__ = [
+    "BLOCKS",
+    "LOGDETS",
+    "SOLVERS",
+    "block",
+    "check_options",
+    "make_logdet",
+    "make_solver",
+    "one_of",
+    "options_of",
+]
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from iresnet.accelerated import Anderson, NewtonKrylov
-from iresnet.bijections import ResidualBlock
+from iresnet.bijections import Bijection, Chain, Inverse, MonotoneBlock, ResidualBlock
 from iresnet.errors import UnknownNameError
 from iresnet.logdet import Exact, Krylov, LogDetEstimator
 from iresnet.series import PowerSeries, RussianRoulette
@@ -123,9 +134,30 @@ def check_options(of: str, function: Callable, options: Mapping[str, Any]) -> No
 # -- blocks ----------------------------------------------------------------------------------------------------------
 
 
+def _residual(make_g: Callable[[], nn.Module], **parts: Any) -> ResidualBlock:
+    return ResidualBlock(make_g(), **parts)
+
+
+def _implicit(make_g: Callable[[], nn.Module], **parts: Any) -> Chain:
+    return Chain([ResidualBlock(make_g(), **parts), Inverse(ResidualBlock(make_g(), **parts))])
+
+
+def _monotone(make_g: Callable[[], nn.Module], **parts: Any) -> MonotoneBlock:
+    return MonotoneBlock(make_g(), **parts)
+
+
+BLOCKS: dict[str, Callable[..., Bijection]] = {
+    "residual": _residual,
+    "implicit": _implicit,
+    "monotone": _monotone,
+}
+"""Kinds of blocks, from a function that makes a map g and the other parts of a block."""
+
+
 def block(
     g: Callable[..., nn.Sequential],
     *,
+    block: str = "residual",
     coeff: float | None = 0.9,
     activation: str = "elu",
     normalization: str = "power",
@@ -134,11 +166,13 @@ def block(
     solver: Solver | Mapping[str, Any] | str | None = None,
     memory: str = "keep",
     context: int = 0,
-) -> ResidualBlock:
-    """Build a residual block; all invertible architectures take these options.
+) -> Bijection:
+    """Build a block; all invertible architectures take these options.
 
     Args:
         g: builds the map from the options of its layers.
+        block: kind of the block, one of :data:`iresnet.blocks.BLOCKS`: z = x + g(x), z + g_z(z) = x + g_x(x), or
+            2 (I + g)^-1 - I, the last two with solves in both directions.
         coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint: classification only, to compare.
         activation: one of :data:`iresnet.activations.ACTIVATIONS`.
         normalization: of weights, one of :data:`iresnet.normalization.NORMALIZATIONS`.
@@ -150,6 +184,5 @@ def block(
         context: features of a context on which the map depends.
     """
     layers = {"coeff": coeff, "activation": activation, "normalization": normalization, "n_steps": n_power_steps}
-    return ResidualBlock(
-        g(**layers, context=context), logdet=make_logdet(logdet), solver=make_solver(solver), memory=memory
-    )
+    parts = {"logdet": make_logdet(logdet), "solver": make_solver(solver), "memory": memory}
+    return one_of(BLOCKS, "block", block)(partial(g, **layers, context=context), **parts)

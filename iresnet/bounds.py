@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iresnet.activations import ACTIVATIONS, ELU, Householder
+from iresnet.activations import ACTIVATIONS, ELU, CPila, Householder
 from iresnet.context import Conditional, ContextShift, Shift, at_context
 from iresnet.devices import device_of
 from iresnet.errors import IResNetError
@@ -125,6 +125,11 @@ def _elu_bound(g: nn.ELU, norm: float) -> float:  # noqa: ARG001
 def _householder_bound(g: Householder, norm: float) -> float:
     angle = float(g.angle)
     return 1.0 if norm == 2 else max(1.0, abs(math.cos(angle)) + abs(math.sin(angle))) * _ROUNDING
+
+
+@bounds(CPila)
+def _cpila_bound(g: CPila, norm: float) -> float:  # noqa: ARG001
+    return 4 / math.e / 1.06 * _ROUNDING if norm == 1 else 1.0
 
 
 @bounds(nn.Softplus)

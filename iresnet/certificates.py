@@ -56,8 +56,8 @@ class Stretch:
     So an error of size e in the latent is one of at most e / lower in the data.
 
     Attributes:
-        lower: product of 1 - L over the blocks, and of the least scales in between.
-        upper: product of 1 + L over the blocks, and of the largest scales in between.
+        lower: product of 1 - L over the residual blocks, and of the least scales in between.
+        upper: product of 1 + L over the residual blocks, and of the largest scales in between.
         norm: p of the norm.
     """
 

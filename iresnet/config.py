@@ -246,6 +246,10 @@ def _conflicts(config: Config) -> Iterator[str]:
         yield "--train.sharding fsdp shards no conditional density: leave it out"
     if task.conditional and train.compile:
         yield "--train.compile compiles no conditional density: leave it out"
+    if train.sharding == "fsdp" and not has_residual_blocks(config):
+        yield f"--train.sharding fsdp shards residual blocks, got --model.block {config.model['block']}: leave it out"
+    if train.compile and not has_residual_blocks(config):
+        yield f"--train.compile compiles residual blocks, got --model.block {config.model['block']}: leave it out"
     if config.data.context and not task.conditional:
         yield "--data.context is what a conditional density is given: add --task.conditional true"
     if train.batch_size < smallest:
@@ -259,6 +263,16 @@ def _conflicts(config: Config) -> Iterator[str]:
         yield "--train.sharding fsdp keeps no averaged weights: leave out --train.ema"
     if train.sharding == "fsdp" and train.precision == "fp16":
         yield "--train.sharding fsdp does not scale losses, as fp16 needs: use --train.precision bf16"
+
+
+def has_residual_blocks(config: Config) -> bool:
+    """Return whether the blocks of a recipe are residual ones, whose forward pass solves nothing.
+
+    Example:
+        >>> has_residual_blocks(load_config("toy-density", ["--model.block", "implicit"]))
+        False
+    """
+    return config.model.get("block", "residual") == "residual"
 
 
 # -- reading and writing -----------------------------------------------------------------------------------------------

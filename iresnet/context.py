@@ -102,8 +102,8 @@ class ContextShift(Conditional):
 
     .. math:: h \mapsto h + A c
 
-    Its Lipschitz constant in h is 1, so that a map g with such layers contracts in x by the same bound at every context.
-    A is 0 at first: a new model does not depend on the context.
+    Its Lipschitz constant in h is 1, so that a map g with such layers contracts in x by the same bound at every
+    context. A is 0 at first: a new model does not depend on the context.
 
     Args:
         context: K, features of the context.

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from iresnet.activations import make_activation
+from iresnet.activations import make_activation, widening
 from iresnet.context import ContextShift
 from iresnet.errors import IResNetError
 from iresnet.lipschitz import DenseConcat, LipschitzConv2d, LipschitzLinear
@@ -69,7 +69,8 @@ def conv_bottleneck(
     options = {"normalization": normalization, "n_steps": n_steps}
     sizes = pairwise(_positive("hidden", (channels, hidden, hidden, channels)))
     layers: list[nn.Module] = []
-    for (fan_in, fan_out), kernel_size in zip(sizes, (3, 1, 3), strict=True):
+    for (features, fan_out), kernel_size in zip(sizes, (3, 1, 3), strict=True):
+        fan_in = features * widening(activation) if layers or preactivation else features
         conv = LipschitzConv2d(fan_in, fan_out, kernel_size, coeff, image_size=(height, width), **options)
         layers += [make_activation(activation), conv, *_shifts(context, fan_out)]
     return nn.Sequential(*layers if preactivation else layers[1:])
@@ -96,7 +97,7 @@ def dense_concat(
 
     Args:
         shape: (C, H, W) or (D,) of input and output.
-        hidden: channels that each layer adds.
+        hidden: channels that each layer adds, times those that the activation makes of each.
         depth: number of layers.
         coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint.
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
@@ -126,7 +127,7 @@ def dense_concat(
             return LipschitzLinear(fan_in, fan_out, coeff, **options)
         return LipschitzConv2d(fan_in, fan_out, kernel_size, coeff, image_size=(pixels[0], pixels[1]), **options)
 
-    widths = [channels + i * hidden for i in range(depth)]
+    widths = [channels + i * hidden * widening(activation) for i in range(depth)]
     grow = [
         DenseConcat(nn.Sequential(layer(w, hidden, 3), *_shifts(context, hidden), make_activation(activation)))
         for w in widths[:-1]
@@ -173,7 +174,8 @@ def mlp(
     """
     sizes = _positive("features, hidden and depth", (features, *[hidden] * (depth - 1), features, depth))[:-1]
     layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(sizes):
+    for features_in, fan_out in pairwise(sizes):
+        fan_in = features_in * widening(activation) if layers or preactivation else features_in
         layer = LipschitzLinear(fan_in, fan_out, coeff, normalization=normalization, n_steps=n_steps)
         layers += [make_activation(activation), layer, *_shifts(context, fan_out)]
     return nn.Sequential(*layers if preactivation else layers[1:])
@@ -283,7 +285,7 @@ class PlainBlock(nn.Module):
         layers: list[nn.Module] = []
         sizes = pairwise((channels, hidden, hidden, channels))
         for (fan_in, fan_out), kernel_size in zip(sizes, (3, 1, 3), strict=True):
-            conv = nn.Conv2d(fan_in, fan_out, kernel_size, padding="same", bias=False)
+            conv = nn.Conv2d(fan_in * widening(activation), fan_out, kernel_size, padding="same", bias=False)
             layers += [BatchNorm(fan_in), make_activation(activation), conv]
         self.g = nn.Sequential(*layers)
 

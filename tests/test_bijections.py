@@ -48,6 +48,10 @@ def spline(features, bins, bound):
     return module
 
 
+def implicit_block(make_g):
+    return ir.Chain([ir.ResidualBlock(make_g(), **EXACT), ir.Inverse(ir.ResidualBlock(make_g(), **EXACT))])
+
+
 BIJECTIONS = {
     "spline": (lambda: spline(3, 5, 4.0), (3,)),
     "spline with data outside": (lambda: spline(4, 3, 0.4), (4,)),
@@ -67,6 +71,14 @@ BIJECTIONS = {
     "chain": (lambda: ir.Chain([ir.Affine(-1.0, 4.0), ir.Logit(), mlp_block(3), actnorm(3)]), (3,)),
     "empty chain": (lambda: ir.Chain([]), (3,)),
     "one dimension": (lambda: mlp_block(1), (1,)),
+    "inverse of two scales": (lambda: ir.Inverse(two_scales()), (10,)),
+    "implicit block of vectors": (lambda: implicit_block(lambda: ir.networks.mlp(3, 6)), (3,)),
+    "implicit block of images": (lambda: implicit_block(lambda: ir.networks.conv_bottleneck((2, 2, 2), 4)), (2, 2, 2)),
+    "monotone block of vectors": (lambda: ir.MonotoneBlock(ir.networks.mlp(3, 6), **EXACT), (3,)),
+    "monotone block of images": (
+        lambda: ir.MonotoneBlock(ir.networks.conv_bottleneck((2, 2, 2), 4), **EXACT),
+        (2, 2, 2),
+    ),
 } | {
     f"block of {name}": (lambda name=name: ir.ResidualBlock(CONTRACTIONS[name]()[0], **EXACT), None)
     for name in CONTRACTIONS

@@ -186,6 +186,7 @@ def test_what_is_never_captured():
     assert obstacle(load_config("digits-density")) is None
     assert obstacle(load_config("digits-density"), 2) == "several processes exchange gradients"
     assert obstacle(load_config("digits-density", ["--train.capture", "never"])) == "--train.capture never"
+    assert "solve" in obstacle(load_config("digits-density", ["--model.block", "implicit"]))
     assert "fp16" in obstacle(load_config("digits-density", ["--train.precision", "fp16"]))
 
 

@@ -30,11 +30,14 @@ def conditional(name="toy-mlp", shape=(2,), seed=0, **options):
     return flow.eval()
 
 
+PRECISE = {"name": "anderson", "atol": 1e-13, "max_steps": 1000}
 FLOWS = {
     "mlp": {},
     "dense": {"network": "dense-concat"},
     "recompute": {"memory": "recompute"},
     "early": {"memory": "early"},
+    "implicit": {"block": "implicit", "solver": PRECISE},
+    "monotone": {"block": "monotone", "solver": PRECISE},
     "images": {"name": "iresnet-multiscale", "shape": (1, 4, 4), "blocks": (2, 1), "strides": (1, 2), "hidden": 6},
 }
 

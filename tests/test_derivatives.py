@@ -157,6 +157,17 @@ def test_derivatives_of_every_order_are_those_of_the_exact_log_determinant(estim
     close(WAYS[way](f, batch()), WAYS[way](LogDet(block(name, logdet=ir.Exact())), batch()), 1e-9)
 
 
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("way", [*BY_AUTOGRAD, "reverse over reverse"])
+@pytest.mark.parametrize("solving", [ir.Inverse, lambda of: ir.MonotoneBlock(of.g, logdet=of.logdet, solver=of.solver)])
+def test_derivatives_of_solutions_are_those_of_the_exact_log_determinant_too(solving, way, memory):
+    found, expected = (
+        WAYS[way](LogDet(solving(block("rules", logdet=make(), memory=memory, solver=ir.Anderson(1e-13)))), batch())
+        for make in (ESTIMATORS["krylov"], ir.Exact)
+    )
+    close(found, expected, 1e-8)
+
+
 def test_the_exact_estimator_has_the_second_derivative_of_the_closed_form():
     x = torch.tensor([[0.7]], dtype=torch.float64)
     slope = 1 + 0.9 * torch.cos(3 * x)
@@ -191,19 +202,10 @@ def test_first_derivatives_linearize_once(monkeypatch):
 # -- inverses --------------------------------------------------------------------------------------------------------
 
 
-class Inverse(nn.Module):
-    def __init__(self, inner: ir.ResidualBlock):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.inner.inverse(z)
-
-
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("name", MAPS)
 def test_an_inverse_has_first_and_second_derivatives_by_latents_and_parameters(name, memory):
-    f = Inverse(block(name, memory=memory, solver=ir.Anderson(1e-13)))
+    f = ir.Inverse(block(name, memory=memory, solver=ir.Anderson(1e-13)))
     names = [key for key, _ in f.named_parameters()]
     inputs = [batch(), *(p.detach().clone() for p in f.parameters())]
 

@@ -437,6 +437,26 @@ def test_activations_never_stretch(name, b):
     assert bool(((activation(grid + step) - activation(grid)).norm(dim=1) <= step.norm(dim=1) * (1 + 1e-9)).all())
 
 
+def test_the_constants_of_cpila_are_attained_and_no_larger():
+    cpila = ir.networks.make_activation("cpila").double()
+    x = torch.linspace(-20, 20, 400_001, dtype=torch.float64)[:, None]
+    slopes = ir.linearize(cpila, x).jvp(torch.ones_like(x))  # of the two channels
+    for p, largest in ((1, upper_bound(cpila, 1)), (2, math.hypot(1, 19 * math.exp(-4)) / 1.06), (math.inf, 1 / 1.06)):
+        found = float(torch.linalg.vector_norm(slopes, p, dim=1).max())
+        assert largest * (1 - 1e-6) <= found <= largest * (1 + 1e-9) <= upper_bound(cpila, p) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("make", [ir.networks.mlp, ir.networks.conv_bottleneck, ir.networks.dense_concat])
+@pytest.mark.parametrize("preactivation", [False, True])
+def test_layers_after_an_activation_that_widens_take_what_it_makes(make, preactivation):
+    shape = 3 if make is ir.networks.mlp else (3, 4, 4)
+    options = {} if make is ir.networks.dense_concat else {"preactivation": preactivation}
+    g = make(shape, 5, activation="cpila", **options)
+    x = torch.randn(2, 3) if make is ir.networks.mlp else torch.randn(2, *shape)
+    assert g(x).shape == x.shape
+    assert upper_bound(g) < 1
+
+
 @pytest.mark.parametrize("name", ["maxmin", "householder"])
 def test_activations_of_pairs_need_pairs(name):
     for use in (lambda g, x: g(x), ir.linearize):

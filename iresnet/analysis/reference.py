@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from iresnet.bijections import Bijection, ResidualBlock
+from iresnet.bijections import Bijection, Inverse, ResidualBlock
 from iresnet.data import Split, dequantize, permutation
 from iresnet.errors import IResNetError, RecipeError
 from iresnet.jacobian import Linearization, linearize
@@ -88,7 +88,7 @@ def block_calls(bijection: Bijection, x: Tensor) -> list[BlockCall]:  # (N, *E)
     """Run a forward pass and return the residual blocks in the order in which they are called.
 
     Raises:
-        RecipeError: when there are none.
+        RecipeError: when there are none, or some are solved in forward.
 
     Example:
         >>> import iresnet as ir
@@ -100,6 +100,8 @@ def block_calls(bijection: Bijection, x: Tensor) -> list[BlockCall]:  # (N, *E)
     names = {block: name for name, block in bijection.named_modules() if isinstance(block, ResidualBlock)}
     if not names:
         raise RecipeError("this model has no residual blocks to analyze; train one with --model.blocks")
+    if any(isinstance(module, Inverse) for module in bijection.modules()):
+        raise RecipeError("this model has implicit or monotone blocks, and analyses of blocks take residual ones")
     calls: list[BlockCall] = []
 
     def record(block: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:

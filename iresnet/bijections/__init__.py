@@ -8,9 +8,11 @@ __all__ = [
     "FactorOut",
     "Flatten",
     "InjectivePad",
+    "Inverse",
     "Inversion",
     "LogDets",
     "Logit",
+    "MonotoneBlock",
     "RandomChunk",
     "Reorder",
     "Report",
@@ -28,13 +30,14 @@ __all__ = [
 
 from iresnet.bijections.base import Bijection, Chain, Inversion, LogDets, Report, check_dtype, check_events, invert
 from iresnet.bijections.elementwise import ActNorm, Affine, Logit, as_they_are
+from iresnet.bijections.inverse import Inverse, inverse_and_logdet
+from iresnet.bijections.monotone import MonotoneBlock
 from iresnet.bijections.reshape import (
     FactorOut,
     Flatten,
     InjectivePad,
     Reorder,
     Squeeze,
-    inverse_and_logdet,
     latent_shapes,
     trace,
 )

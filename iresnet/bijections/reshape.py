@@ -1,6 +1,6 @@
 """Maps that move elements and change none: squeeze, reorder, factor out, flatten, injective padding."""
 
-__all__ = ["FactorOut", "Flatten", "InjectivePad", "Reorder", "Squeeze", "inverse_and_logdet", "latent_shapes", "trace"]
+__all__ = ["FactorOut", "Flatten", "InjectivePad", "Reorder", "Squeeze", "latent_shapes", "trace"]
 
 import math
 from collections.abc import Callable, Generator, Sequence
@@ -355,42 +355,3 @@ def trace(
     outputs = bijection.forward_and_logdet(x, logdet=logdet) if density else (bijection(x),)
     yield bijection, outputs
     return outputs[0]
-
-
-def inverse_and_logdet(
-    bijection: Bijection,
-    z: Tensor,  # (N, *F)
-    *,
-    logdet: LogDets | None = None,
-) -> tuple[Tensor, Tensor]:  # (N, *E), (N,)
-    r"""Map z back to x with the log-determinant of that, in one pass: that of a block is taken where it was solved.
-
-    .. math:: \log|\det dx/dz| = -\log|\det dz/dx|
-
-    Args:
-        bijection: the map; those that a :class:`Chain` or a :class:`FactorOut` holds are inverted one by one.
-        z: latents.
-        logdet: replaces the estimators of the residual blocks.
-
-    Returns:
-        x, and log|det dx/dz| of every sample.
-
-    Example:
-        >>> chain = Chain([Squeeze(), Flatten((4, 1, 1))])
-        >>> x, logdet = inverse_and_logdet(chain, torch.ones(2, 4))
-        >>> x.shape, logdet.tolist()
-        (torch.Size([2, 1, 2, 2]), [0.0, 0.0])
-    """
-    match bijection:
-        case Chain():
-            total = z.new_zeros(len(z))
-            for inner in reversed(bijection.bijections):
-                z, part = inverse_and_logdet(inner, z, logdet=logdet)  # pyright: ignore[reportArgumentType]
-                total = total + part
-            return z, total
-        case FactorOut():
-            out, latents = bijection.split_latents(z)
-            kept, total = inverse_and_logdet(bijection.rest, latents, logdet=logdet)
-            return torch.cat([out, kept], dim=1), total
-    x = bijection.inverse(z)
-    return x, -bijection.forward_and_logdet(x, logdet=logdet)[1]

@@ -119,15 +119,25 @@ class ResidualBlock(Bijection):
         """See :meth:`Bijection.forward_and_logdet`."""
         self._check(x)
         x = channels_last(x)
-        given = logdet.get(self) if isinstance(logdet, Mapping) else logdet
-        estimator = given or self.logdet or default_logdet(x.shape[1:].numel(), training=self.training)
-        _check_kind(estimator, LogDetEstimator, "a log-determinant", "logdet=ir.Exact()")
+        estimator = self.estimator_of(x, logdet)
         with default_precision(training=self.training, device=x.device), hold_weights(self.g):
             self._check_independence(x)
             z, value = self._run_in_rows(x, estimator)
         if not is_transforming():  # whose tensors do not outlive it
             self._last_logdet[:] = [value.detach()]
         return z, value
+
+    def estimator_of(self, x: Tensor, logdet: LogDets | None) -> LogDetEstimator:
+        r"""Return the estimator of a call: the one that it was given, else that of the block, else the default.
+
+        Args:
+            x: data, (N, \*E).
+            logdet: of :meth:`forward_and_logdet`.
+        """
+        given = logdet.get(self) if isinstance(logdet, Mapping) else logdet
+        estimator = given or self.logdet or default_logdet(x.shape[1:].numel(), training=self.training)
+        _check_kind(estimator, LogDetEstimator, "a log-determinant", "logdet=ir.Exact()")
+        return estimator
 
     def _run_in_rows(self, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
         """Map all samples, and estimate the log-determinants of all, or of those of a chunk."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from iresnet.bijections import Bijection, ResidualBlock
+from iresnet.bijections import Bijection, Inverse, ResidualBlock
 from iresnet.bounds import upper_bound
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.errors import RecipeError
@@ -203,7 +203,13 @@ def blocks_of(model: nn.Module) -> dict[str, ResidualBlock]:
 
 @torch.no_grad()
 def shapes_of(model: Model, x: Tensor) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of events in each residual block, from one pass, in the order of the data."""
+    """Return the shapes of events in each residual block, from one pass, in the order of the data.
+
+    Raises:
+        RecipeError: for blocks that are solved in forward, which are not exported.
+    """
+    if any(isinstance(module, Inverse) for module in model.modules()):
+        raise RecipeError("this model has implicit or monotone blocks, and only residual blocks are exported")
     shapes: dict[str, tuple[int, ...]] = {}
     hooks = [
         block.register_forward_pre_hook(partial(_note_shape, shapes, name)) for name, block in blocks_of(model).items()

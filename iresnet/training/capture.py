@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from iresnet.config import Config
+from iresnet.config import Config, has_residual_blocks
 from iresnet.devices import host_random_state
 from iresnet.errors import RunWarning
 
@@ -136,4 +136,6 @@ def obstacle(config: Config, n_processes: int = 1) -> str | None:
         return "--train.capture never"
     if config.train.precision == "fp16":
         return "fp16 asks the host for the scale of its losses"
+    if not has_residual_blocks(config):
+        return f"{config.model['block']} blocks solve in forward, and look which samples have converged"
     return "several processes exchange gradients" if n_processes > 1 else None
