@@ -63,8 +63,8 @@ def changes(tokens):
 def builds(recipe, tokens):
     """Build what a command line would train: the whole recipe parses, a model with few blocks is built."""
     config = load_config(recipe, tokens)
-    n_scales = len(config.model["blocks"])
-    small = ("--model.blocks", str([1] * n_scales), "--model.hidden", "4")
+    blocks = config.model["blocks"]
+    small = ("--model.blocks", "1" if isinstance(blocks, int) else str([1] * len(blocks)), "--model.hidden", "4")
     small += () if config.model["name"] == "resnet" else ("--model.n-power-steps", "1")
     dataset = dataset_of(config)
     small_config = load_config(recipe, [*tokens, *small])
