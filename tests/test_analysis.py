@@ -444,7 +444,9 @@ def test_latents_that_tell_nothing_are_refused():
         analyze_latent(ir.Chain([]), randn(7, 2))
     with pytest.raises(DataError, match="not finite"):
         analyze_latent(ir.Chain([]), torch.full((9, 2), math.nan))
-    with pytest.raises(RecipeError, match=r"Other is not known to be normal: .* give it moments"):
+    with pytest.raises(
+        RecipeError, match=r"Other is not known to be normal with independent features, .* give it moments"
+    ):
         analyze_latent(ir.Chain([]), randn(9, 2), base=type("Other", (Base,), {"log_prob": None, "sample": None})(2))
     assert str(KSTest(0.1, 0.5, 10)) == "KS 0.100 (p = 0.5, n = 10)"
 

@@ -8,6 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import iresnet as ir
 from iresnet.activations import ACTIVATIONS, make_activation
+from iresnet.bijections.monotone import _Negative
+from iresnet.context import Shift
 from iresnet.jacobian import RULES, _transformed
 
 pytestmark = pytest.mark.usefixtures("default_device")
@@ -52,6 +54,8 @@ LAYERS = {
     "linear without bias": (lambda: nn.Linear(5, 4, bias=False), VECTOR),
     "LipschitzLinear": (lambda: ir.LipschitzLinear(5, 6), VECTOR),
     "tanh": (nn.Tanh, VECTOR),
+    "shift by a context": (lambda: Shift(torch.ones(1, 5)), VECTOR),
+    "change of sign": (_Negative, VECTOR),
     "identity": (nn.Identity, VECTOR),
     "flatten": (nn.Flatten, IMAGE),
     "elu of another alpha": (lambda: nn.ELU(alpha=0.3), VECTOR),

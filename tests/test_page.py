@@ -177,7 +177,7 @@ def test_kept_scores_are_those_that_the_page_takes(copied, call, tmp_path):
     assert call("score", folder, tmp_path / "x.npz", "--train-examples", 120)[0] == 0
     kept = (folder / "training-scores.json").read_bytes()
     run = find_run(folder)
-    served = _served(run, ir.load(folder), run.read_config()[1], None, None)
+    served = _served(run, ir.load(folder), run.read_config()[1], None, None, None)
     assert (folder / "training-scores.json").read_bytes() == kept
     assert served.reference.log_probs.tolist() == sorted(json.loads(kept)["log_likelihood"])
     assert len(served.examples) == len(load("digits").train)

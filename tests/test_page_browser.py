@@ -334,7 +334,6 @@ def test_a_row_is_filled_in_and_scored(serve, tab):
     [
         ("hybrid", ["Example", "Directions", "Interpolate", "Sample", "Certificate"]),
         ("table", ["Example", "Directions", "Sample", "Certificate"]),
-        ("toy", ["Example", "Directions", "Sample", "Certificate"]),
         ("classify", ["Example", "Directions", "Interpolate", "Certificate"]),
     ],
 )
