@@ -15,7 +15,24 @@ from iresnet.errors import IResNetError
 from iresnet.solvers import Solver
 
 
-class Squeeze(Bijection):
+class _Rearrangement(Bijection):
+    """Bijection that puts the elements of an event in other places: volumes and distances stay."""
+
+    def forward_and_logdet(
+        self,
+        x: Tensor,
+        *,
+        logdet: LogDets | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Bijection.forward_and_logdet`."""
+        return self(x), x.new_zeros(x.shape[0])
+
+    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
+        """See :meth:`Bijection.stretch`."""
+        return 1.0, 1.0
+
+
+class Squeeze(_Rearrangement):
     """Space to depth: every 2x2 square of pixels becomes 4 C channels of one pixel.
 
     Channels are ordered (row, column, channel), so that the first half holds the even rows of *all* colors, as in the
@@ -43,15 +60,6 @@ class Squeeze(Bijection):
         x = x.reshape(n, c, h // 2, 2, w // 2, 2)
         return x.permute(0, 3, 5, 1, 2, 4).reshape(n, 4 * c, h // 2, w // 2)
 
-    def forward_and_logdet(
-        self,
-        x: Tensor,
-        *,
-        logdet: LogDets | None = None,  # noqa: ARG002
-    ) -> tuple[Tensor, Tensor]:
-        """See :meth:`Bijection.forward_and_logdet`."""
-        return self(x), x.new_zeros(x.shape[0])
-
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         check_events(z, "the inverse of Squeeze", (None, None, None))
@@ -61,12 +69,8 @@ class Squeeze(Bijection):
         z = z.reshape(n, 2, 2, c // 4, h, w)
         return z.permute(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
 
-    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
-        """See :meth:`Bijection.stretch`."""
-        return 1.0, 1.0
 
-
-class Reorder(Bijection):
+class Reorder(_Rearrangement):
     r"""Put the channels (or features) in another order.
 
     Args:
@@ -99,26 +103,13 @@ class Reorder(Bijection):
         check_events(x, f"Reorder of {len(self.order)} channels", (len(self.order), ...))
         return x[:, self.order]
 
-    def forward_and_logdet(
-        self,
-        x: Tensor,
-        *,
-        logdet: LogDets | None = None,  # noqa: ARG002
-    ) -> tuple[Tensor, Tensor]:
-        """See :meth:`Bijection.forward_and_logdet`."""
-        return self(x), x.new_zeros(x.shape[0])
-
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         check_events(z, f"the inverse of Reorder of {len(self.back)} channels", (len(self.back), ...))
         return z[:, self.back]
 
-    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
-        """See :meth:`Bijection.stretch`."""
-        return 1.0, 1.0
 
-
-class Flatten(Bijection):
+class Flatten(_Rearrangement):
     r"""Flatten events to vectors.
 
     Args:
@@ -141,23 +132,10 @@ class Flatten(Bijection):
         check_events(x, "Flatten", self.shape)
         return x.flatten(1)
 
-    def forward_and_logdet(
-        self,
-        x: Tensor,
-        *,
-        logdet: LogDets | None = None,  # noqa: ARG002
-    ) -> tuple[Tensor, Tensor]:
-        """See :meth:`Bijection.forward_and_logdet`."""
-        return self(x), x.new_zeros(x.shape[0])
-
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
         check_events(z, "the inverse of Flatten", (math.prod(self.shape),))
         return z.reshape(z.shape[0], *self.shape)
-
-    def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
-        """See :meth:`Bijection.stretch`."""
-        return 1.0, 1.0
 
     def extra_repr(self) -> str:
         """Describe the map."""
