@@ -1,6 +1,7 @@
 """Conditioning on a context: layers that it shifts, and any module at a context, which is then an ordinary one."""
 
 __all__ = [
+    "N_HIDDEN",
     "WITHOUT_CONTEXT",
     "AtContext",
     "Conditional",
@@ -8,6 +9,7 @@ __all__ = [
     "ContextShift",
     "Shift",
     "at_context",
+    "has_rows",
     "is_conditional",
     "rows_of",
 ]
@@ -83,6 +85,11 @@ def rows_of(module: nn.Module, rows: Rows) -> nn.Module:
         torch.Size([2, 2])
     """
     return _replaced(module, Shift, lambda part: part if len(part.shift) == 1 else Shift(part.shift[rows]))
+
+
+def has_rows(module: nn.Module) -> bool:
+    """Return whether a module is at contexts of its own for each sample of a batch, so that others need its rows."""
+    return any(isinstance(part, Shift) and len(part.shift) > 1 for part in module.modules())
 
 
 def _replaced(module: nn.Module, kind: type, replace: Callable) -> nn.Module:
@@ -189,6 +196,10 @@ def _join_shift(g: Shift, joint: Joint) -> tuple[Tensor, Product]:
 
 
 # -- contexts ----------------------------------------------------------------------------------------------------------
+
+
+N_HIDDEN = 64
+"""Units of the perceptron that encodes contexts of real numbers, in models that are built by name."""
 
 
 class ContextEncoder(nn.Module):

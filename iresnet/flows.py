@@ -157,16 +157,15 @@ class Flow(Assembled):
 
     def density(self, x: Tensor, *, context: Tensor | None = None, logdet: LogDets | None = None) -> Density:
         """Latent vectors and the terms of :meth:`log_prob`, in one pass."""
-        if context is not None:
-            return self.given(context).density(x, logdet=logdet)
         self._check(x)
-        z, total = self.bijection.forward_and_logdet(x, logdet=logdet)
+        flow = self._at(context)
+        z, total = flow.bijection.forward_and_logdet(x, logdet=logdet)
         if z.shape[1:] != (self.base.features,):
             raise IResNetError(
                 f"the bijection maps to events of shape {tuple(z.shape[1:])}, the base density has "
                 f"{self.base.features} features; end the bijection with Flatten"
             )
-        return Density(z, self.base.log_prob(z), total)
+        return Density(z, flow.base.log_prob(z), total)
 
     def bits_per_dim(
         self, x: Tensor, *, context: Tensor | None = None, logdet: LogDets | None = None

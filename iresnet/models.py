@@ -28,7 +28,7 @@ from iresnet.bijections import Affine
 from iresnet.capacity import check_room
 from iresnet.certificates import Certificate, seal
 from iresnet.config import Config, DataConfig, TaskConfig
-from iresnet.context import ContextEncoder
+from iresnet.context import N_HIDDEN, ContextEncoder
 from iresnet.data import Dataset, check_columns, check_density
 from iresnet.errors import DataError, RecipeError, RunError
 from iresnet.files import write_atomically
@@ -40,9 +40,6 @@ from iresnet.zoo import Model
 
 _TOLERANCE = 1e-8
 """Standard deviations by which moments of the same data differ at most."""
-
-_HIDDEN = 64
-"""Units of the perceptron that encodes contexts of real numbers."""
 
 # -- what a model knows of its data ------------------------------------------------------------------------------------
 
@@ -94,12 +91,12 @@ def is_trained_on(dataset: Dataset, kind: str, inputs: Inputs) -> bool:
     known = (inputs.shape, inputs.levels, inputs.class_names, columns)
     if (dataset.shape, dataset.levels, dataset.class_names, dataset.columns) != known:
         return False
-    context = _context_scale(dataset) if inputs.is_conditional else ((), ())
-    if dataset.context != inputs.context and inputs.is_conditional:
+    if not _is_near(_scale(dataset, kind), (inputs.mean, inputs.std)):
         return False
-    return _is_near(_scale(dataset, kind), (inputs.mean, inputs.std)) and _is_near(
-        context, (inputs.context_mean, inputs.context_std)
-    )
+    if not inputs.is_conditional:
+        return True
+    known_context = inputs.context_mean, inputs.context_std
+    return dataset.context == inputs.context and _is_near(_context_scale(dataset), known_context)
 
 
 def _is_near(scale: tuple[Sequence[float], Sequence[float]], known: tuple[Sequence[float], Sequence[float]]) -> bool:
@@ -177,7 +174,7 @@ def _context_encoder(inputs: Inputs) -> ContextEncoder | int:
     """Return an encoder of the context: classes as they are, numbers by a perceptron."""
     if not inputs.is_conditional:
         return 0
-    return ContextEncoder(inputs.context_mean, inputs.context_std, hidden=_HIDDEN if inputs.context else None)
+    return ContextEncoder(inputs.context_mean, inputs.context_std, hidden=N_HIDDEN if inputs.context else None)
 
 
 def recipe_of(model: Model) -> tuple[Config, Inputs]:
@@ -220,8 +217,8 @@ def _with_context(inputs: Inputs, encoder: ContextEncoder) -> Inputs:
     """Add what is known of a context: classes by number, or numbers without names."""
     scale = tuple(encoder.mean.tolist()), tuple(encoder.std.tolist())
     n, hidden = len(encoder.mean), encoder.features if len(encoder.network) else None
-    if hidden not in (None, _HIDDEN):
-        raise RecipeError(f"recipes encode a context by {_HIDDEN} hidden units, or classes by none, got {hidden}")
+    if hidden not in (None, N_HIDDEN):
+        raise RecipeError(f"recipes encode a context by {N_HIDDEN} hidden units, or classes by none, got {hidden}")
     names = tuple(map(str, range(n))) if hidden is None else ()
     columns = () if hidden is None else tuple(Column("", i + 1) for i in range(n))
     return replace(inputs, class_names=names, context=columns, context_mean=scale[0], context_std=scale[1])

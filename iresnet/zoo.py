@@ -15,7 +15,7 @@ from iresnet.bases import BASES, Base, ContextNormal, DiagonalNormal, MixtureNor
 from iresnet.bijections import Affine, Chain, Flatten
 from iresnet.blocks import LOGDETS, SOLVERS, block, check_options, make_logdet, make_solver, one_of, options_of
 from iresnet.classifiers import Classifier, Hybrid
-from iresnet.context import ContextEncoder, at_context
+from iresnet.context import N_HIDDEN, ContextEncoder, at_context
 from iresnet.errors import RecipeError
 from iresnet.flows import Flow
 from iresnet.inputs import level_scale
@@ -100,7 +100,7 @@ def _encoder(context: int | str | ContextEncoder, task: str, n_classes: int) -> 
         return ContextEncoder([0.0] * n_classes, [1.0] * n_classes)
     if not isinstance(context, int) or context < 0:
         raise RecipeError(f"context is how many numbers it has, or 'class' with n_classes, got {context!r}")
-    return ContextEncoder([0.0] * context, [1.0] * context, hidden=64) if context else None
+    return ContextEncoder([0.0] * context, [1.0] * context, hidden=N_HIDDEN) if context else None
 
 
 def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:

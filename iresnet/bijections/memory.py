@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from iresnet.context import Shift, rows_of
+from iresnet.context import Shift, has_rows, rows_of
 from iresnet.devices import is_transforming
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, linearize_inner
@@ -45,14 +45,13 @@ def _forward(g: nn.Module, x: Tensor) -> Tensor:
 
 def _keep(g: nn.Module, x: Tensor, estimator: LogDetEstimator, rows: Rows) -> tuple[Tensor, Tensor]:
     chosen = x[slice(*rows)]
-    of_chosen = g if len(chosen) == len(x) else rows_of(g, slice(*rows))
-    can_share = of_chosen is g  # for all samples, whatever their contexts
-    v = estimator.direction(chosen) if can_join() and can_share else None
+    in_one_pass = can_join() and (len(chosen) == len(x) or not has_rows(g))
+    v = estimator.direction(chosen) if in_one_pass else None
     if v is None:
         return _apart(g, x, estimator, rows)
     value, jacobian = linearize_along(g, x, v, rows)
     same_shape(value, x)
-    return x + value, estimator(_repeatable(of_chosen, chosen, jacobian))
+    return x + value, estimator(_repeatable(g, chosen, jacobian))
 
 
 def _linearized(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from iresnet.accelerated import Anderson
 from iresnet.bijections.base import Bijection, LogDets, Report, check_dtype, check_events
 from iresnet.bijections.memory import MEMORY, Directions, compiled_directions, linearize_held, same_shape
 from iresnet.bounds import upper_bound
-from iresnet.context import is_conditional, rows_of
+from iresnet.context import has_rows, is_conditional, rows_of
 from iresnet.devices import in_a_checkpoint, is_readable, is_transforming
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.implicit import Product, implicit, solve_linear
@@ -195,11 +195,11 @@ class ResidualBlock(Bijection):
         _check_kind(solver or self.solver, Solver, "an inverse", "solver=ir.NewtonKrylov()")
         bound = upper_bound(self.g) if lipschitz is None else lipschitz
         z = self._as_weights(z)
-        own_contexts = rows_of(self.g, slice(1)) is not self.g
+        takes_rows = has_rows(self.g)  # asked once, not at each step
         with torch.no_grad(), hold_weights(self.g, iterate=False):
 
             def at(active: Tensor) -> nn.Module:
-                return rows_of(self.g, active) if own_contexts else self.g
+                return rows_of(self.g, active) if takes_rows else self.g
 
             def linearized(x: Tensor, active: Tensor) -> Linearization:
                 g = linearize(at(active), x)

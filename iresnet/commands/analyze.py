@@ -10,8 +10,8 @@ from cyclopts import App, Parameter, validators
 from rich.table import Table
 
 from iresnet.bars import progress
-from iresnet.commands.arguments import Count, DataDir, DeviceName, RunFolder, Seed, flow_of, load_run, open_run
-from iresnet.commands.contexts import Context, at_context
+from iresnet.commands.arguments import Count, DataDir, DeviceName, RunFolder, Seed, flow_of, load_run
+from iresnet.commands.contexts import Context, at_context, open_run_at
 from iresnet.console import say
 from iresnet.errors import RunError
 from iresnet.files import distinct_names
@@ -64,8 +64,7 @@ def logdet(
     from iresnet.bijections import ResidualBlock
     from iresnet.devices import device_of
 
-    folder, model, dataset, data = open_run(run, data_dir, split, device)
-    model, data = at_context(model, folder.read_config()[1], context, data)
+    folder, model, dataset, data = open_run_at(run, data_dir, split, device, context)
     bijection = bijection_of(model).double()
     n = n or max(1, min(32, 3072 // data.x[0].numel()))  # about a minute
     x = dequantized_examples(data, n, levels=dataset.levels, seed=seed).x.to(device_of(model))
@@ -177,8 +176,7 @@ def inverse(
     networks, solvers = [], ()
     with progress("curves", (len(runs) + len(coeffs) + len(SOLVERS)) * len(STEPS)) as advance:
         for path, name in zip(runs, distinct_names(runs), strict=True):
-            opened, model, dataset, data = open_run(path, data_dir, split, device)
-            model, data = at_context(model, opened.read_config()[1], context, data)
+            _, model, dataset, data = open_run_at(path, data_dir, split, device, context)
             bijection = analysis.bijection_of(model).double()
             x = analysis.dequantized_examples(data, n, levels=dataset.levels, seed=seed).x.to(device_of(model))
             options: dict[str, Any] = {
@@ -239,8 +237,7 @@ def latent(
     from iresnet.classifiers import Classifier
     from iresnet.devices import device_of
 
-    folder, model, dataset, data = open_run(run, data_dir, split, device)
-    model, data = at_context(model, folder.read_config()[1], context, data)
+    folder, model, dataset, data = open_run_at(run, data_dir, split, device, context)
     if isinstance(model, Classifier):
         encode, base = model.features, None
     else:

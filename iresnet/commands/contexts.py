@@ -1,6 +1,6 @@
 """Contexts on the command line: what a conditional density is given."""
 
-__all__ = ["Context", "at_context", "class_number", "has_contexts", "read_context"]
+__all__ = ["Context", "at_context", "class_number", "has_contexts", "open_run_at", "read_context"]
 
 import math
 from pathlib import Path
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from iresnet.commands.arguments import open_run
 from iresnet.errors import RecipeError, UnknownNameError
 
 if TYPE_CHECKING:
     import torch
 
-    from iresnet.data import Split
+    from iresnet.data import Dataset, Split
     from iresnet.inputs import Inputs
+    from iresnet.runs import Run
     from iresnet.zoo import Model
 
 Context = Annotated[
@@ -55,6 +57,15 @@ def at_context(
     if data is not None and data.y is not None and not inputs.context:
         data = data.take((data.y == value.to(data.y.device)).nonzero().flatten())
     return model.given(value.to(device_of(model))), data  # pyright: ignore[reportReturnType]
+
+
+def open_run_at(
+    path: Path, data_dir: Path | None, split: str, device: str, context: list[str] | None
+) -> "tuple[Run, Model, Dataset, Split]":
+    """Open a run folder and a split of its data, a conditional density at a context, with the examples of its class."""
+    folder, model, dataset, data = open_run(path, data_dir, split, device)
+    model, data = at_context(model, folder.read_config()[1], context, data)
+    return folder, model, dataset, data
 
 
 def has_contexts(inputs: "Inputs", files: Path, context: list[str] | None) -> bool:

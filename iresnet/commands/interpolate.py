@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter, validators
 
 from iresnet.bars import progress
-from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, RunFolder, Seed, open_run, use_processes
-from iresnet.commands.contexts import Context, at_context
+from iresnet.commands.arguments import DataDir, DeviceName, Gpus, Processes, RunFolder, Seed, use_processes
+from iresnet.commands.contexts import Context, open_run_at
 from iresnet.console import is_main, say
 from iresnet.errors import DataError
 
@@ -62,8 +62,7 @@ def interpolate(
     from iresnet import evaluation
     from iresnet.devices import device_of
 
-    folder, model, dataset, data = open_run(run, data_dir, split, device)
-    model, data = at_context(model, folder.read_config()[1], context, data)
+    folder, model, dataset, data = open_run_at(run, data_dir, split, device, context)
     first, last = (x.to(device_of(model)) for x in _pairs(dataset, data, n, seed))
     with progress("paths", n * steps * len(kind or evaluation.KINDS)) as advance:
         found = evaluation.interpolate(model, first, last, steps=steps, kinds=kind, progress=advance)

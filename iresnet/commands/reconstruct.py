@@ -19,10 +19,9 @@ from iresnet.commands.arguments import (
     Processes,
     RunFolder,
     Seed,
-    open_run,
     use_processes,
 )
-from iresnet.commands.contexts import Context, at_context
+from iresnet.commands.contexts import Context, open_run_at
 from iresnet.console import is_main, say
 
 if TYPE_CHECKING:
@@ -73,8 +72,7 @@ def reconstruct(
     from iresnet import evaluation
     from iresnet.zoo import SOLVERS
 
-    folder, model, dataset, data = open_run(run, data_dir, split, device)
-    model, data = at_context(model, folder.read_config()[1], context, data)
+    folder, model, dataset, data = open_run_at(run, data_dir, split, device, context)
     bijection, options = model.bijection, {"levels": dataset.levels, "seed": seed}
     with progress("inversion", len(data)) as advance:
         sizes = {} if batch_size is None else {"batch_size": batch_size}

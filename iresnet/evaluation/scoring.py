@@ -71,13 +71,13 @@ def score(
 
     def evaluate(examples: Examples) -> Scores:
         draws = []
+        context = None if examples.context is None else examples.context.to(tensor.device)
         for draw in seeds:
             generator = Generator().manual_seed(draw)
             x = example_inputs(flow, examples.x, inputs, generator).to(tensor)
             estimator: LogDetEstimator = (
                 Exact() if dims <= EXACT_LIMIT else Krylov(N_STEPS, probe="shared", generator=generator)
             )
-            context = None if examples.context is None else examples.context.to(tensor.device)
             draws.append(check_finite(flow.log_prob(x, context=context, logdet=estimator).double().cpu()))
         values = torch.stack(draws)
         error = values.std(0) / math.sqrt(len(seeds)) if is_random else torch.zeros(len(examples)).double()
