@@ -108,7 +108,7 @@ def test_a_mixture_has_a_component_and_no_moments():
         ir.MixtureNormal(2).moments()
 
 
-def test_a_flow_with_splines_and_a_mixture_integrates_to_one():
+def test_a_flow_with_a_spline_and_a_mixture_integrates_to_one():
     flow = ir.zoo.build(
         "toy-mlp", shape=(2,), blocks=2, hidden=8, logdet="exact", spline=4, base="mixture-normal", components=4
     )
