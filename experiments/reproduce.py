@@ -96,17 +96,17 @@ def train(experiment: Experiment, seed: int, out: Path) -> None:
     origin = out / "origin.json"
     if not origin.exists():
         command = experiment.command(seed)
-        _iresnet(*command, "--out", str(out), "--tracker", "[]", *(["--resume"] if out.exists() else []))
+        iresnet(*command, "--out", str(out), "--tracker", "[]", *(["--resume"] if out.exists() else []))
         last = ["git", "log", "-1", "--format=%h", "--", "iresnet"]  # the commit that changed the package last
         commit = subprocess.run(last, cwd=ROOT, capture_output=True, text=True)
         origin.write_text(json.dumps({"command": " ".join(["iresnet", *command]), "commit": commit.stdout.strip()}))
     if not (out / "evaluation.json").exists():
-        _iresnet("evaluate", str(out), *experiment.evaluation)
+        iresnet("evaluate", str(out), *experiment.evaluation)
     if experiment.certified and not (out / "certificate.json").exists():
-        _iresnet("certify", str(out))
+        iresnet("certify", str(out))
 
 
-def _iresnet(*tokens: str) -> None:
+def iresnet(*tokens: str) -> None:
     print("iresnet", *tokens, flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.run(
