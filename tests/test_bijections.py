@@ -353,6 +353,14 @@ def test_a_spline_fitted_to_data_makes_them_normal_and_their_density_known(law, 
     close(nats.mean(), torch.tensor(entropy), 0.02)
 
 
+def test_a_spline_does_not_throw_far_what_lies_beyond_the_data():
+    """Even where a tenth of them have the largest value, so that the spline is steep there."""
+    module = ir.Spline(1, 16).double()
+    module.fit(torch.cat([torch.rand(900, 1), 1 + 1e-3 * torch.rand(100, 1)]).double())
+    z = module(torch.tensor([[1.2]]).double())
+    assert 4 < float(z.detach()) < 6
+
+
 def test_a_spline_fitted_to_images_has_room_for_what_a_pixel_never_showed():
     x = torch.rand(200, 1, 2, 2).double()
     x[:, :, 0, 0] /= 256  # black in all examples

@@ -32,9 +32,9 @@ class Spline(Bijection):
         \frac{dz}{dx} = s^2 \frac{d_1 \xi^2 + 2 s \xi (1 - \xi) + d_0 (1 - \xi)^2}{q^2}, \quad
         q = s + (d_0 + d_1 - 2 s) \xi (1 - \xi)
 
-    An interval, at first [-bound, bound], is mapped onto [-bound, bound]; outside the spline is linear, with the slope
-    of its end, so that tails are scaled too. Values, slopes and the position of knots are learned; :meth:`fit` starts
-    them from data. Unlike a residual block a spline may be steep: where data have edges, gaps, levels or long tails it
+    An interval, at first [-bound, bound], is mapped onto [-bound, bound], and its outside by the same scale and shift:
+    an example beyond those seen in training must not be thrown far. Values, slopes and the position of knots are
+    learned; :meth:`fit` starts them from data. Unlike a residual block a spline may be steep: where data have edges, gaps, levels or long tails it
     takes them off the blocks, along the axes. It mixes no features.
 
     Args:
@@ -77,7 +77,7 @@ class Spline(Bijection):
         self.register_buffer("high", torch.full((features,), bound))
         self.widths = nn.Parameter(torch.zeros(features, bins))
         self.heights = nn.Parameter(torch.zeros(features, bins))
-        self.slopes = nn.Parameter(torch.zeros(features, bins + 1))
+        self.slopes = nn.Parameter(torch.zeros(features, bins - 1))
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
@@ -117,8 +117,7 @@ class Spline(Bijection):
         widths = (knots.diff(dim=1) / (2 * self.bound)).clamp(min=2 * _LEAST)
         widths /= widths.sum(1, keepdim=True)
         chords = 1 / (n_bins * widths)
-        inner = 2 / (1 / chords[:, 1:] + 1 / chords[:, :-1])  # the harmonic mean, as in monotone cubic interpolation
-        slopes = torch.cat([chords[:, :1], inner, chords[:, -1:]], 1)
+        slopes = 2 / (1 / chords[:, 1:] + 1 / chords[:, :-1])  # the harmonic mean, as in monotone cubic interpolation
         self.widths.copy_((widths - _LEAST).log())
         self.heights.zero_()
         self.slopes.copy_(_STEEPEST * torch.atanh((slopes.log() / _STEEPEST).clamp(-0.99, 0.99)))
@@ -139,7 +138,7 @@ class Spline(Bijection):
         inside = scaled.clamp(-self.bound, self.bound)
         x0, z0, w, h, d0, d1 = self._bins_of(inside, 0)
         z, slope = _between((inside - x0) / w, h, h / w, d0, d1)
-        z = z0 + z + slope * (scaled - inside)
+        z = z0 + z + (scaled - inside)
         return z.view_as(x), (slope * (2 * self.bound / (self.high - self.low))).log().sum(1)
 
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
@@ -153,8 +152,7 @@ class Spline(Bijection):
         curvature = y * (d0 + d1 - 2 * s)
         a, b, c = h * (s - d0) + curvature, h * d0 - curvature, s * y
         xi = 2 * c / (b + (b.square() + 4 * a * c).clamp(min=0).sqrt())
-        _, slope = _between(xi, h, s, d0, d1)
-        scaled = x0 + w * xi + (flat - inside) / slope
+        scaled = x0 + w * xi + (flat - inside)
         return (self.low + (scaled + self.bound) * (self.high - self.low) / (2 * self.bound)).view_as(z)
 
     def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
@@ -191,7 +189,7 @@ class Spline(Bijection):
         """Return the parameters of every bin: where it begins, in x and z, its width and height, slopes at its ends."""
         sizes = [self._sizes(raw) for raw in (self.widths, self.heights)]
         starts = [F.pad(size.cumsum(-1)[:, :-1], (1, 0)) - self.bound for size in sizes]
-        slopes = (_STEEPEST * torch.tanh(self.slopes / _STEEPEST)).exp()
+        slopes = F.pad((_STEEPEST * torch.tanh(self.slopes / _STEEPEST)).exp(), (1, 1), value=1.0)
         return torch.stack([*starts, *sizes, slopes[:, :-1], slopes[:, 1:]], -1)
 
     def _sizes(self, raw: Tensor) -> Tensor:
