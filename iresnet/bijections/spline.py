@@ -34,8 +34,8 @@ class Spline(Bijection):
 
     An interval, at first [-bound, bound], is mapped onto [-bound, bound], and its outside by the same scale and shift:
     an example beyond those seen in training must not be thrown far. Values, slopes and the position of knots are
-    learned; :meth:`fit` starts them from data. Unlike a residual block a spline may be steep: where data have edges, gaps, levels or long tails it
-    takes them off the blocks, along the axes. It mixes no features.
+    learned; :meth:`fit` starts them from data. Unlike a residual block a spline may be steep: where data have edges,
+    gaps, levels or long tails it takes them off the blocks, along the axes. It mixes no features.
 
     Args:
         shape: \*E, the event shape; a number D for (D,).
