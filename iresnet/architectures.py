@@ -19,7 +19,6 @@ from iresnet.bijections import (
     InjectivePad,
     Logit,
     Reorder,
-    Spline,
     Squeeze,
 )
 from iresnet.blocks import block
@@ -90,7 +89,6 @@ def toy_mlp(
     depth: int = 3,
     actnorm: bool = True,
     preactivation: bool = False,
-    spline: int = 0,
     **options: Any,
 ) -> Chain:
     """Build blocks of multi-layer perceptrons, for vectors.
@@ -101,10 +99,7 @@ def toy_mlp(
         hidden: size of the hidden layers, in dense blocks what each of them adds.
         depth: layers in each block.
         actnorm: put an ActNorm before each block.
-        preactivation: put an activation before the first layer of each block, as Residual Flows do; not of
-            dense ones.
-        spline: bins of a :class:`~iresnet.Spline` of each feature before the blocks and of one after them, which take
-            edges and tails off the blocks; 0 for none.
+        preactivation: put an activation before the first layer of each block, as Residual Flows do; not of dense ones.
         options: of :func:`block`.
     """
     if len(shape) != 1:
@@ -113,8 +108,7 @@ def toy_mlp(
         raise RecipeError(f"toy-mlp takes one number of blocks, got {blocks}")
     mlp = partial(networks.mlp, shape[0], hidden, depth=depth, preactivation=preactivation)
     dense = partial(networks.dense_concat, shape, hidden, depth=depth)
-    chain = _blocks(shape, [(mlp, dense)] * blocks, options, actnorm=actnorm)
-    return Chain([*_spline(shape[0], spline), *chain, *_spline(shape[0], spline)])
+    return Chain(_blocks(shape, [(mlp, dense)] * blocks, options, actnorm=actnorm))
 
 
 def residual_flow(
@@ -198,11 +192,6 @@ def _blocks(shape: Shape, maps: Sequence[Maps], options: Mapping[str, Any], *, a
         bijections += [ActNorm(shape[0])] if actnorm else []
         bijections.append(block(g, dense, **options))
     return bijections
-
-
-def _spline(features: int, bins: int) -> list[Bijection]:
-    """Build a spline after an ActNorm, which brings the data between its knots."""
-    return [ActNorm(features), Spline(features, bins)] if bins else []
 
 
 def _head(shape: Shape, *, squeeze: bool, injective_pad: int) -> tuple[list[Bijection], ImageShape]:
