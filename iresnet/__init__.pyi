@@ -5,6 +5,7 @@ __all__ = [
     "Affine",
     "Anderson",
     "Bijection",
+    "CLipSwish",
     "Certificate",
     "Chain",
     "Classifier",
@@ -65,7 +66,7 @@ __all__ = [
 
 from . import data, errors, export, networks, zoo
 from .accelerated import Anderson, NewtonKrylov
-from .activations import Householder, LipSwish, MaxMin
+from .activations import CLipSwish, Householder, LipSwish, MaxMin
 from .bars import progress
 from .bases import DiagonalNormal, MixtureNormal, StandardNormal
 from .bijections import (

@@ -1,6 +1,16 @@
 """Activations with Lipschitz constant 1, and their linearizations."""
 
-__all__ = ["ACTIVATIONS", "ELU", "CPila", "Householder", "LipSwish", "MaxMin", "make_activation", "widening"]
+__all__ = [
+    "ACTIVATIONS",
+    "CLipSwish",
+    "CPila",
+    "ELU",
+    "Householder",
+    "LipSwish",
+    "MaxMin",
+    "make_activation",
+    "widening",
+]
 
 import math
 from collections.abc import Iterator
@@ -13,7 +23,7 @@ from torch import Tensor, nn
 
 from iresnet.devices import is_differentiating
 from iresnet.errors import IResNetError, UnknownNameError
-from iresnet.jacobian import Linearization, Product, elementwise, linearizes
+from iresnet.jacobian import Linearization, Product, elementwise, linearize_inner, linearizes
 from iresnet.joint import Joint, joins, one_after_the_other
 
 # -- ELU ---------------------------------------------------------------------------------------------------------------
@@ -267,6 +277,55 @@ def _lipswish(g: LipSwish, x: Tensor) -> Linearization:
     return elementwise(x * s / 1.1, s * (1 + beta_x * (1 - s)) / 1.1)
 
 
+class CLipSwish(nn.Module):
+    r"""Concatenated LipSwish: two channels of each, smooth, one steep where the other is flat.
+
+    .. math::
+        [f(x), f(-x)] / 1.004, \quad f(x) = x \, \mathrm{sigmoid}(\beta x) / 1.1, \quad \beta = \mathrm{softplus}(b)
+
+    The slopes of :math:`1.1 f` at x and -x add up to 1, and lie between :math:`(1 \pm u) / 2`, where
+    :math:`u \tanh u = 1`. So whatever :math:`\beta` is, the constant in the Euclidean norm is
+    :math:`\sqrt{(1 + u^2) / 2} / 1.1044 = 0.99996`, in the 1-norm :math:`u / 1.1044 = 1.0863`, and in the
+    infinity-norm :math:`(1 + u) / 2.2088 = 0.9959`.
+
+    Shape:
+        (N, C, \*) -> (N, 2 C, \*).
+
+    Reference:
+        Invertible DenseNets with Concatenated LipSwish, Perugachi-Diaz, Tomczak and Bhulai 2021,
+        https://arxiv.org/abs/2102.02694
+
+    Example:
+        >>> CLipSwish()(torch.zeros(1, 3)).shape
+        torch.Size([1, 6])
+    """
+
+    widening = 2
+
+    def __init__(self):
+        super().__init__()
+        self.lipswish = LipSwish()
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, ...)
+        """Apply to each channel."""
+        return self.both(self.lipswish(x), x)
+
+    def both(self, y: Tensor, x: Tensor) -> Tensor:  # (N, 2 C, ...)
+        """Concatenate f(x) and f(-x), or their tangents, from those of the first and of x: f(-x) = f(x) - x / 1.1."""
+        return torch.cat([y, y - x / 1.1], dim=1) / 1.004
+
+
+@linearizes(CLipSwish)
+def _clipswish(g: CLipSwish, x: Tensor) -> Linearization:
+    first = linearize_inner(g.lipswish, x)
+
+    def vjp(w: Tensor) -> Tensor:
+        of_first, of_second = w.tensor_split(2, dim=1)
+        return (first.vjp(of_first + of_second) - of_second / 1.1) / 1.004
+
+    return Linearization(g.both(first.value, x), lambda v: g.both(first.jvp(v), v), vjp)
+
+
 class CPila(nn.Module):
     r"""Concatenated Pila: two channels of each, smooth, and linear on one side each, so that gradients do not vanish.
 
@@ -319,6 +378,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "maxmin": MaxMin,
     "householder": Householder,
     "lipswish": LipSwish,
+    "clipswish": CLipSwish,
     "cpila": CPila,
 }
 """Activations by name, of Lipschitz constant 1 in the Euclidean norm, on which certificates rely.

@@ -21,12 +21,14 @@ from iresnet.bijections import (
     Reorder,
     Squeeze,
 )
-from iresnet.blocks import block, one_of
+from iresnet.blocks import block
 from iresnet.errors import RecipeError
 from iresnet.networks import PlainBlock
 
 Shape = tuple[int, ...]
 ImageShape = tuple[int, int, int]
+Maps = tuple[Callable[..., nn.Sequential], Callable[..., nn.Sequential]]
+"""What builds the map g of a block, and what builds that of a dense block."""
 
 
 # -- architectures: data of a shape -> a list of bijections, the last of which ends in latent vectors or features ------
@@ -41,7 +43,6 @@ def iresnet(
     squeeze: bool = False,
     injective_pad: int = 0,
     actnorm: bool = True,
-    network: str = "conv-bottleneck",
     **options: Any,
 ) -> Chain:
     """Build the single-scale network of 2019: all channels go through all blocks. Defaults: the published classifier's.
@@ -50,16 +51,15 @@ def iresnet(
         shape: (C, H, W) of the images.
         blocks: residual blocks in each scale.
         strides: 2 squeezes at the start of a scale, 1 does not.
-        hidden: channels inside the blocks, one number or one a scale.
+        hidden: channels inside the blocks, which each layer of a dense one adds; one number or one a scale.
         squeeze: squeeze once before everything.
         injective_pad: channels of zeros appended to the image; classification only.
         actnorm: put an ActNorm before each block.
-        network: conv-bottleneck or dense-concat.
         options: of :func:`block`.
     """
     head, shape = _head(shape, squeeze=squeeze, injective_pad=injective_pad)
     scales = _check_scales(blocks, strides, hidden)
-    return Chain(head + _scales(shape, scales, network, options, actnorm=actnorm, factor_out=False))
+    return Chain(head + _scales(shape, scales, options, actnorm=actnorm, factor_out=False))
 
 
 def iresnet_multiscale(
@@ -70,7 +70,6 @@ def iresnet_multiscale(
     hidden: int | Sequence[int] = 512,
     squeeze: bool = True,
     actnorm: bool = True,
-    network: str = "conv-bottleneck",
     **options: Any,
 ) -> Chain:
     """Build the multi-scale network of 2019: half of the channels leave after each scale but the last.
@@ -79,7 +78,7 @@ def iresnet_multiscale(
     """
     head, shape = _head(shape, squeeze=squeeze, injective_pad=0)
     scales = _check_scales(blocks, strides, hidden)
-    return Chain(head + _scales(shape, scales, network, options, actnorm=actnorm, factor_out=True))
+    return Chain(head + _scales(shape, scales, options, actnorm=actnorm, factor_out=True))
 
 
 def toy_mlp(
@@ -89,7 +88,6 @@ def toy_mlp(
     hidden: int = 64,
     depth: int = 3,
     actnorm: bool = True,
-    network: str = "mlp",
     preactivation: bool = False,
     **options: Any,
 ) -> Chain:
@@ -98,21 +96,19 @@ def toy_mlp(
     Args:
         shape: (D,).
         blocks: residual blocks.
-        hidden: size of the hidden layers.
-        depth: dense layers in each block.
+        hidden: size of the hidden layers, in dense blocks what each of them adds.
+        depth: layers in each block.
         actnorm: put an ActNorm before each block.
-        network: mlp or dense-concat.
-        preactivation: put an activation before the first layer of each block, as Residual Flows do; of mlp alone.
+        preactivation: put an activation before the first layer of each block, as Residual Flows do; not of dense ones.
         options: of :func:`block`.
     """
     if len(shape) != 1:
         raise RecipeError(f"toy-mlp models vectors, got events of shape {shape}; use iresnet or iresnet-multiscale")
     if not isinstance(blocks, int) or blocks < 0:
         raise RecipeError(f"toy-mlp takes one number of blocks, got {blocks}")
-    mlp = partial(networks.mlp, shape[0], preactivation=preactivation)
-    maps = {"mlp": mlp, "dense-concat": partial(networks.dense_concat, shape)}
-    g = partial(one_of(maps, "network", network), hidden, depth=depth)
-    return Chain(_blocks(shape, [g] * blocks, options, actnorm=actnorm))
+    mlp = partial(networks.mlp, shape[0], hidden, depth=depth, preactivation=preactivation)
+    dense = partial(networks.dense_concat, shape, hidden, depth=depth)
+    return Chain(_blocks(shape, [(mlp, dense)] * blocks, options, actnorm=actnorm))
 
 
 def residual_flow(
@@ -125,10 +121,9 @@ def residual_flow(
     dense_hidden: int = 128,
     logit: float | None = None,
     actnorm: bool = True,
-    network: str = "conv-bottleneck",
     **options: Any,
 ) -> Chain:
-    """Build the network of Residual Flows: scales of blocks, with a squeeze in between, and dense blocks at the end.
+    """Build the network of Residual Flows: scales of blocks, with a squeeze in between, blocks of vectors at the end.
 
     Published with the activation lipswish, the coefficient 0.98 and the base density standard-normal. Latents are in
     the order of that code.
@@ -136,13 +131,12 @@ def residual_flow(
     Args:
         shape: (C, H, W) of the images.
         blocks: residual blocks in each scale.
-        hidden: channels inside the blocks, one number or one a scale.
+        hidden: channels inside the blocks, which each layer of a dense one adds; one number or one a scale.
         squeeze: squeeze once before everything.
         factor_out: let half of the channels leave after each scale but the last.
-        dense_hidden: size inside the four dense blocks after the last scale; 0 for no such blocks.
+        dense_hidden: size inside the four blocks of dense layers after the last scale; 0 for no such blocks.
         logit: alpha of a logit of the pixels, published with 0.05, and 1e-6 for MNIST; null for none.
         actnorm: put an ActNorm before the first block and after each.
-        network: conv-bottleneck or dense-concat.
         options: of :func:`block`.
 
     Reference:
@@ -155,7 +149,7 @@ def residual_flow(
     scales = _check_scales(blocks, blocks if isinstance(blocks, int) else [1, *[2] * (len(blocks) - 1)], hidden)
     head += [ActNorm(shape[0])] if actnorm else []
     make = partial(_normed_after, options=options, actnorm=actnorm)
-    return Chain(head + _flow_scales(shape, scales, network, make, factor_out=factor_out, dense_hidden=dense_hidden))
+    return Chain(head + _flow_scales(shape, scales, make, factor_out=factor_out, dense_hidden=dense_hidden))
 
 
 def resnet(
@@ -191,14 +185,12 @@ ARCHITECTURES: dict[str, Callable[..., Chain | nn.Sequential]] = {
 }
 
 
-def _blocks(
-    shape: Shape, maps: Sequence[Callable[..., nn.Sequential]], options: Mapping[str, Any], *, actnorm: bool
-) -> list[Bijection]:
-    """Build a residual block of each map g, after an ActNorm of its own."""
+def _blocks(shape: Shape, maps: Sequence[Maps], options: Mapping[str, Any], *, actnorm: bool) -> list[Bijection]:
+    """Build a block of each map g, after an ActNorm of its own."""
     bijections: list[Bijection] = []
-    for g in maps:
+    for g, dense in maps:
         bijections += [ActNorm(shape[0])] if actnorm else []
-        bijections.append(block(g, **options))
+        bijections.append(block(g, dense, **options))
     return bijections
 
 
@@ -232,7 +224,6 @@ def _check_scales(
 def _scales(
     shape: ImageShape,
     scales: Sequence[tuple[int, int, int]],
-    network: str,
     options: Mapping[str, Any],
     *,
     actnorm: bool,
@@ -244,32 +235,26 @@ def _scales(
     squeeze: list[Bijection] = []
     if stride == 2:
         squeeze, shape = [Squeeze()], _squeezed(shape)
-    maps = _maps(shape, n_blocks, width, network, first=first)
+    maps = _maps(shape, n_blocks, width, first=first)
     scale = squeeze + _blocks(shape, maps, options, actnorm=actnorm)
     if not later:
         return [*scale, Flatten(shape)] if factor_out else scale
     c, h, w = shape
     kept = (c - c // 2, h, w) if factor_out else shape
-    rest = _scales(kept, later, network, options, actnorm=actnorm, factor_out=factor_out, first=False)
+    rest = _scales(kept, later, options, actnorm=actnorm, factor_out=factor_out, first=False)
     return [*scale, FactorOut(shape, Chain(rest))] if factor_out else scale + rest
 
 
-def _maps(
-    shape: ImageShape, n_blocks: int, width: int, network: str, *, first: bool
-) -> list[Callable[..., nn.Sequential]]:
-    """Return the maps g of the blocks of a scale."""
+def _maps(shape: ImageShape, n_blocks: int, width: int, *, first: bool) -> list[Maps]:
+    """Return what builds the maps g of the blocks of a scale."""
     bottleneck, dense = (partial(g, shape, width) for g in (networks.conv_bottleneck, networks.dense_concat))
-    maps = [one_of({"conv-bottleneck": bottleneck, "dense-concat": dense}, "network", network)] * n_blocks
-    if first and n_blocks and network == "conv-bottleneck":
-        # The published models have no activation before the very first convolution.
-        maps[0] = partial(bottleneck, preactivation=False)
-    return maps
+    # The published models have no activation before the very first convolution.
+    return [(partial(bottleneck, preactivation=not first or i > 0), dense) for i in range(n_blocks)]
 
 
 def _flow_scales(
     shape: ImageShape,
     scales: Sequence[tuple[int, int, int]],
-    network: str,
     make: Callable[..., list[Bijection]],
     *,
     factor_out: bool,
@@ -279,21 +264,20 @@ def _flow_scales(
     """Build the scales of a residual flow, which end in latent vectors; those after a FactorOut are nested in it."""
     (n_blocks, _, width), *later = scales
     # In a model of one scale the published code has an activation before its very first convolution too.
-    scale = make(shape, _maps(shape, n_blocks, width, network, first=first and bool(later)))
+    scale = make(shape, _maps(shape, n_blocks, width, first=first and bool(later)))
     if not later:
         size = math.prod(shape)
-        dense = partial(networks.mlp, size, dense_hidden, preactivation=True)
-        return [*scale, Flatten(shape), *make((size,), [dense] * (4 if dense_hidden else 0))]
+        mlp = partial(networks.mlp, size, dense_hidden, preactivation=True)
+        dense = partial(networks.dense_concat, (size,), dense_hidden)
+        return [*scale, Flatten(shape), *make((size,), [(mlp, dense)] * (4 if dense_hidden else 0))]
     scale += _squeeze_by_color(shape[0], swap_halves=factor_out)
     c, h, w = shape = _squeezed(shape)
     kept = (c // 2, h, w) if factor_out else shape
-    rest = _flow_scales(kept, later, network, make, factor_out=factor_out, dense_hidden=dense_hidden, first=False)
+    rest = _flow_scales(kept, later, make, factor_out=factor_out, dense_hidden=dense_hidden, first=False)
     return [*scale, FactorOut(shape, Chain(rest))] if factor_out else scale + rest
 
 
-def _normed_after(
-    shape: Shape, maps: Sequence[Callable[..., nn.Sequential]], *, options: Mapping[str, Any], actnorm: bool
-) -> list[Bijection]:
+def _normed_after(shape: Shape, maps: Sequence[Maps], *, options: Mapping[str, Any], actnorm: bool) -> list[Bijection]:
     """Build a residual block of each map g, before an ActNorm of its own."""
     parts = _blocks(shape, maps, options, actnorm=actnorm)
     return parts[1:] + parts[:1] if actnorm else parts

@@ -21,7 +21,7 @@ from torch import nn
 
 from iresnet.accelerated import Anderson, NewtonKrylov
 from iresnet.bijections import Bijection, Chain, Inverse, MonotoneBlock, ResidualBlock
-from iresnet.errors import UnknownNameError
+from iresnet.errors import RecipeError, UnknownNameError
 from iresnet.logdet import Exact, Krylov, LogDetEstimator
 from iresnet.series import PowerSeries, RussianRoulette
 from iresnet.solvers import FixedPointIteration, Solver
@@ -107,7 +107,8 @@ def options_of(function: Callable) -> dict[str, inspect.Parameter]:
         {'max_gib': 8.0}
     """
     parameters = inspect.signature(function).parameters
-    own = {name: p for name, p in parameters.items() if name not in ("shape", "g", "context", "generator", "options")}
+    given = ("shape", "g", "dense", "context", "generator", "options")
+    own = {name: p for name, p in parameters.items() if name not in given}
     return own | (options_of(block) if "options" in parameters else {})
 
 
@@ -150,12 +151,16 @@ BLOCKS: dict[str, Callable[..., Bijection]] = {
     "residual": _residual,
     "implicit": _implicit,
     "monotone": _monotone,
+    "dense": _residual,
+    "dense-implicit": _implicit,
+    "dense-monotone": _monotone,
 }
-"""Kinds of blocks, from a function that makes a map g and the other parts of a block."""
+"""Kinds of blocks, from a function that makes a map g, a dense one where named so, and the other parts of a block."""
 
 
 def block(
     g: Callable[..., nn.Sequential],
+    dense: Callable[..., nn.Sequential] | None = None,
     *,
     block: str = "residual",
     coeff: float | None = 0.9,
@@ -171,8 +176,10 @@ def block(
 
     Args:
         g: builds the map from the options of its layers.
+        dense: builds that of dense blocks likewise, usually by :func:`iresnet.networks.dense_concat`.
         block: kind of the block, one of :data:`iresnet.blocks.BLOCKS`: z = x + g(x), z + g_z(z) = x + g_x(x), or
-            2 (I + g)^-1 - I, the last two with solves in both directions.
+            2 (I + g)^-1 - I, the last two with solves in both directions; the same three with dense maps g, in which
+            every layer takes the outputs of all before it.
         coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint: classification only, to compare.
         activation: one of :data:`iresnet.activations.ACTIVATIONS`.
         normalization: of weights, one of :data:`iresnet.normalization.NORMALIZATIONS`.
@@ -182,7 +189,16 @@ def block(
         memory: what is kept for backward, one of :data:`iresnet.bijections.memory.MEMORY`, see
             :class:`~iresnet.ResidualBlock`.
         context: features of a context on which the map depends.
+
+    Raises:
+        UnknownNameError: for an unknown name.
+        RecipeError: for dense blocks of an architecture that has none.
     """
+    make, make_g = one_of(BLOCKS, "block", block), dense if block.startswith("dense") else g
+    if make_g is None:
+        raise RecipeError(
+            f"this architecture has no dense blocks, got the block '{block}'; take residual, implicit or monotone"
+        )
     layers = {"coeff": coeff, "activation": activation, "normalization": normalization, "n_steps": n_power_steps}
     parts = {"logdet": make_logdet(logdet), "solver": make_solver(solver), "memory": memory}
-    return one_of(BLOCKS, "block", block)(partial(g, **layers, context=context), **parts)
+    return make(partial(make_g, **layers, context=context), **parts)

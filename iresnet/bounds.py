@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iresnet.activations import ACTIVATIONS, ELU, CPila, Householder
+from iresnet.activations import ACTIVATIONS, ELU, CLipSwish, CPila, Householder
 from iresnet.context import Conditional, ContextShift, Shift, at_context
 from iresnet.devices import device_of
 from iresnet.errors import IResNetError
@@ -125,6 +125,11 @@ def _elu_bound(g: nn.ELU, norm: float) -> float:  # noqa: ARG001
 def _householder_bound(g: Householder, norm: float) -> float:
     angle = float(g.angle)
     return 1.0 if norm == 2 else max(1.0, abs(math.cos(angle)) + abs(math.sin(angle))) * _ROUNDING
+
+
+@bounds(CLipSwish)
+def _clipswish_bound(g: CLipSwish, norm: float) -> float:  # noqa: ARG001
+    return 1.199678640257734 / 1.1044 * _ROUNDING if norm == 1 else 1.0
 
 
 @bounds(CPila)
@@ -303,11 +308,13 @@ def _dual(u: Tensor, norm: float) -> Tensor:
 
 def _input_shape(g: nn.Module) -> tuple[int, ...] | None:
     """Return the event shape that the first layer of g takes, None where it is not known."""
+    widened = 1  # by an activation before that layer
     for layer in g.modules():
-        if isinstance(layer, LipschitzLayer):
-            return layer.input_shape
-        if isinstance(layer, nn.Linear):
-            return (layer.in_features,)
-        if next(layer.parameters(recurse=False), None) is not None and not isinstance(layer, DenseConcat):
+        if isinstance(layer, (LipschitzLayer, nn.Linear)):
+            channels, *pixels = layer.input_shape if isinstance(layer, LipschitzLayer) else (layer.in_features,)
+            return (channels // widened, *pixels)
+        keeps_shape = isinstance(layer, (DenseConcat, *ACTIVATIONS.values()))
+        if next(layer.parameters(recurse=False), None) is not None and not keeps_shape:
             return None
+        widened *= getattr(layer, "widening", 1)
     return None

@@ -29,7 +29,7 @@ import yaml
 from iresnet.errors import RecipeError, UnknownNameError, nearest
 from iresnet.options import flag, from_dict, leaves, option, options
 from iresnet.recipes import ABOUT, WITHOUT, parse_overrides, read_recipe, recipe_names, set_value
-from iresnet.renamed import current_name
+from iresnet.renamed import current_name, without_network
 
 # -- what can be set: the choices are the keys of the registries, without importing them -------------------------------
 
@@ -208,6 +208,10 @@ class Config:
     )
     visdom: VisdomConfig = field(default_factory=VisdomConfig)
 
+    def __post_init__(self) -> None:
+        """Replace an option of the model that is a part of another one now."""
+        object.__setattr__(self, "model", without_network(self.model))
+
 
 # -- checks ------------------------------------------------------------------------------------------------------------
 
@@ -266,13 +270,13 @@ def _conflicts(config: Config) -> Iterator[str]:
 
 
 def has_residual_blocks(config: Config) -> bool:
-    """Return whether the blocks of a recipe are residual ones, whose forward pass solves nothing.
+    """Return whether the blocks of a recipe are residual ones, dense or not, whose forward pass solves nothing.
 
     Example:
         >>> has_residual_blocks(load_config("toy-density", ["--model.block", "implicit"]))
         False
     """
-    return config.model.get("block", "residual") == "residual"
+    return config.model.get("block", "residual") in ("residual", "dense")
 
 
 # -- reading and writing -----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Values and tangents are one tensor: a convolution takes both at once, forward an
 its outputs, from which its slope follows. So a training step launches fewer and larger operations, and keeps less.
 """
 
-__all__ = ["Joint", "can_join", "joins", "linear", "linearize_along", "one_after_the_other"]
+__all__ = ["Joint", "can_join", "join_layer", "joins", "linear", "linearize_along", "one_after_the_other"]
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ def linearize_along(
         >>> bool(torch.allclose(value, g(x))), jacobian.image.shape
         (True, torch.Size([2, 2]))
     """
-    tensor, vjp = _layer(g, Joint(torch.cat([x, v.to(x.dtype)]), rows))
+    tensor, vjp = join_layer(g, Joint(torch.cat([x, v.to(x.dtype)]), rows))
     value, image = Joint(tensor, rows).split()
     at = slice(*rows)
 
@@ -103,7 +103,8 @@ def linearize_along(
     return value, Linearization(value[at], jvp, vjp, direction=v, image=image)
 
 
-def _layer(g: nn.Module, joint: Joint) -> tuple[Tensor, Product]:
+def join_layer(g: nn.Module, joint: Joint) -> tuple[Tensor, Product]:
+    """Evaluate a layer of a larger map by its rule; see :func:`joins` for what is returned."""
     rule = None if is_modified(g) else RULES.get(type(g).forward)
     return rule(g, joint) if rule else one_after_the_other(g, joint)
 
@@ -122,7 +123,7 @@ def one_after_the_other(g: nn.Module, joint: Joint) -> tuple[Tensor, Product]:
 def _sequential(g: nn.Sequential, joint: Joint) -> tuple[Tensor, Product]:
     tensor, products = joint.tensor, []
     for layer in g:
-        tensor, product = _layer(layer, Joint(tensor, joint.rows))
+        tensor, product = join_layer(layer, Joint(tensor, joint.rows))
         products.append(product)
 
     def vjp(w: Tensor) -> Tensor:

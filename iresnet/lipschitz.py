@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from iresnet.errors import IResNetError
 from iresnet.jacobian import Linearization, Product, linearize_inner, linearizes
-from iresnet.joint import Joint, joins, linear
+from iresnet.joint import Joint, join_layer, joins, linear
 from iresnet.normalization import make_normalization, normalize_all
 from iresnet.operators import same_conv, same_conv_transpose
 from iresnet.parametrization import Normalization
@@ -376,3 +376,10 @@ def _dense_concat(g: DenseConcat, x: Tensor) -> Linearization:
         jvp=lambda v: torch.cat([a * v, b * inner.jvp(v)], 1),
         vjp=lambda w: a * w[:, : x.shape[1]] + b * inner.vjp(w[:, x.shape[1] :]),
     )
+
+
+@joins(DenseConcat)
+def _join_dense_concat(g: DenseConcat, joint: Joint) -> tuple[Tensor, Product]:
+    (a, b), x = g.weights(), joint.tensor
+    inner, vjp = join_layer(g.f, joint)
+    return torch.cat([a * x, b * inner], 1), lambda w: a * w[:, : x.shape[1]] + b * vjp(w[:, x.shape[1] :])

@@ -98,7 +98,8 @@ def dense_concat(
     Args:
         shape: (C, H, W) or (D,) of input and output.
         hidden: channels that each layer adds, times those that the activation makes of each.
-        depth: number of layers.
+        depth: number of layers. What the paper calls depth 3 and growth 172 has ``depth=4``, and ``hidden=86`` with the
+            activation clipswish, which makes two channels of each.
         coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint.
         activation: name in :data:`iresnet.activations.ACTIVATIONS`.
         normalization: see :data:`iresnet.normalization.NORMALIZATIONS`.

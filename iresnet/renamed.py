@@ -9,6 +9,7 @@ __all__ = [
     "moved",
     "old_attribute",
     "with_current_names",
+    "without_network",
 ]
 
 import functools
@@ -119,6 +120,25 @@ def current_name(key: Any) -> Any:
     """
     head, dot, last = str(key).rpartition(".")
     return f"{head}{dot}{RENAMED[last]}" if last in RENAMED else key
+
+
+def without_network(options: dict[str, Any]) -> dict[str, Any]:
+    """Replace the option ``network`` of a model, which named the map g, by the kind of block that holds such maps.
+
+    Example:
+        >>> without_network({"network": "dense-concat", "block": "implicit"})
+        {'block': 'dense-implicit'}
+        >>> without_network({"network": "mlp"})
+        {}
+    """
+    if options.get("network") not in ("mlp", "conv-bottleneck", "dense-concat"):
+        return options
+    rest = {name: value for name, value in options.items() if name != "network"}
+    if options["network"] == "dense-concat":
+        rest["block"] = f"dense-{rest['block']}" if rest.get("block", "residual") != "residual" else "dense"
+    new = rest.get("block", "residual")
+    warnings.warn(f"network={options['network']} is now block={new}", DeprecationWarning, stacklevel=3)
+    return rest
 
 
 class OldModules(MetaPathFinder, Loader):

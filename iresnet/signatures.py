@@ -14,7 +14,7 @@ from docstring_parser import DocstringStyle, parse
 
 from iresnet.options import Option, yaml_text
 
-_FROM_ELSEWHERE = {"self", "g", "name", "shape", "task", "n_classes", "mean", "std", "context", "generator"}
+_FROM_ELSEWHERE = {"self", "g", "dense", "name", "shape", "task", "n_classes", "mean", "std", "context", "generator"}
 _NOT_LISTED = {"options", "logdet", "solver"}  # but what they consist of
 _Definition = ast.FunctionDef | ast.ClassDef
 

@@ -19,7 +19,7 @@ from iresnet.context import N_HIDDEN, ContextEncoder, at_context
 from iresnet.errors import RecipeError
 from iresnet.flows import Flow
 from iresnet.inputs import level_scale
-from iresnet.renamed import accept_old_names
+from iresnet.renamed import accept_old_names, without_network
 
 Model = Flow | Classifier | Hybrid
 
@@ -72,6 +72,7 @@ def build(
         >>> flow.bits_per_dim(256 * torch.rand(2, 1, 16, 16)).shape
         torch.Size([2])
     """
+    options = without_network(options)
     architecture, model = one_of(ARCHITECTURES, "architecture", name), one_of(_TASKS, "task", task)
     check_options(f"architecture '{name}'", architecture, options)
     if task != "classify":

@@ -131,7 +131,10 @@ CONTRACTIONS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
         ir.networks.conv_bottleneck((1, 2, 4), 4, coeff=0.9, preactivation=False),
         randn(2, 1, 2, 4),
     ),
-    "dense concatenation": lambda: (ir.networks.dense_concat((2, 2, 3), 3, coeff=0.9), randn(2, 2, 2, 3)),
+    "dense concatenation": lambda: (
+        ir.networks.dense_concat((2, 2, 3), 3, coeff=0.9, activation="clipswish"),
+        randn(2, 2, 2, 3),
+    ),
     "no rule": lambda: (Sine(3), randn(2, 3)),
 } | {
     f"mlp with {name}": lambda name=name: (ir.networks.mlp(4, 6, coeff=0.9, activation=name), randn(2, 4))

@@ -33,7 +33,7 @@ def conditional(name="toy-mlp", shape=(2,), seed=0, **options):
 PRECISE = {"name": "anderson", "atol": 1e-13, "max_steps": 1000}
 FLOWS = {
     "mlp": {},
-    "dense": {"network": "dense-concat"},
+    "dense": {"block": "dense", "activation": "clipswish"},
     "recompute": {"memory": "recompute"},
     "early": {"memory": "early"},
     "implicit": {"block": "implicit", "solver": PRECISE},
@@ -267,7 +267,7 @@ def test_a_folder_to_publish_gives_the_same_density(context, tmp_path):
 
 
 def test_parts_of_a_batch_whose_probes_take_the_pass_of_the_values():
-    flow = conditional(blocks=2, network="dense-concat")
+    flow = conditional(blocks=2, block="dense")
     x, c = batch(flow)
     at_c = flow.given(c)
     z, logdet = at_c.bijection.forward_and_logdet(x, logdet=RandomChunk(ir.Krylov(2), 3, chosen=1))

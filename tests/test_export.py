@@ -54,7 +54,7 @@ def mixed():
     """A small density of all kinds of layers and activations."""
     torch.manual_seed(0)
     maps = [ir.networks.mlp(4, 8, activation=name) for name in ("elu", "lipswish", "maxmin", "softplus")]
-    blocks = [ir.ResidualBlock(g) for g in (*maps, ir.networks.dense_concat((4,), 3, coeff=0.9))]
+    blocks = [ir.ResidualBlock(g) for g in (*maps, ir.networks.dense_concat((4,), 3, activation="clipswish"))]
     flow = ir.Flow(ir.Chain([ir.Affine(1.0, 2.0), *blocks, ir.ActNorm(4)]), ir.DiagonalNormal(4), event_shape=(4,))
     ir.seal(flow.eval())
     return flow

@@ -18,8 +18,9 @@ from iresnet.blocks import BLOCKS
 from iresnet.bounds import upper_bound
 from iresnet.errors import ConvergenceWarning, RecipeError
 from iresnet.jacobian import linearize
+from iresnet.lipschitz import DenseConcat
 
-SOLVING = sorted(BLOCKS.keys() - {"residual"})
+SOLVING = ("implicit", "monotone")
 PRECISE = ir.Anderson(1e-13, max_steps=1000)
 
 
@@ -275,8 +276,21 @@ def test_a_model_of_such_blocks_is_trained_and_used_by_the_commands(kind, certif
 
 @pytest.mark.parametrize("options", [("--train.sharding", "fsdp"), ("--train.compile", "true")])
 def test_what_needs_residual_blocks_is_refused(options):
-    with pytest.raises(RecipeError, match=r"residual blocks, got --model\.block implicit"):
-        ir.load_config("toy-density", ["--model.block", "implicit", *options])
+    for kind in ("implicit", "dense-monotone"):
+        with pytest.raises(RecipeError, match=rf"residual blocks, got --model\.block {kind}"):
+            ir.load_config("toy-density", ["--model.block", kind, *options])
+    ir.load_config("toy-density", ["--model.block", "dense", *options])
+
+
+@pytest.mark.parametrize("kind", SOLVING)
+def test_dense_ones_differ_in_the_maps_alone(kind):
+    plain, dense = (
+        ir.zoo.build("toy-mlp", shape=(2,), blocks=1, hidden=4, block=name) for name in (kind, f"dense-{kind}")
+    )
+    kinds, dense_kinds = (
+        [type(m) for m in flow.modules() if isinstance(m, (ir.Bijection, DenseConcat))] for flow in (plain, dense)
+    )
+    assert [k for k in dense_kinds if k is not DenseConcat] == kinds != dense_kinds
 
 
 def test_an_unknown_kind_is_named():

@@ -360,6 +360,13 @@ def test_no_jacobian_is_larger_than_the_bound(name, p):
 
 
 @pytest.mark.parametrize("p", [1, 2, float("inf")])
+def test_the_constant_of_a_dense_concatenation_is_attained(p):
+    layer = concat(ir.LipschitzLinear(5, 3)).double().eval()
+    attained = torch.linalg.matrix_norm(dense_jacobian(layer, randn(1, 5))[0].detach(), p)
+    assert float(attained) == pytest.approx(upper_bound(layer, p), rel=1e-9)
+
+
+@pytest.mark.parametrize("p", [1, 2, float("inf")])
 @pytest.mark.parametrize("name", LAYERS)
 def test_power_iteration_in_a_p_norm_comes_close_to_the_norm_of_a_layer(name, p):
     layer = frozen(LAYERS[name]())
@@ -440,24 +447,42 @@ def test_activations_never_stretch(name, b):
     assert bool(((activation(grid + step) - activation(grid)).norm(dim=1) <= step.norm(dim=1) * (1 + 1e-9)).all())
 
 
-def test_the_constants_of_cpila_are_attained_and_no_larger():
-    cpila = ir.networks.make_activation("cpila").double()
+ROOT = 1.199678640257734
+"""Of u tanh u = 1: the slopes of swish, x sigmoid(x), are largest and least at -2u and 2u."""
+
+WIDENING = {
+    "cpila": (4 / math.e / 1.06, math.hypot(1, 19 * math.exp(-4)) / 1.06, 1 / 1.06),
+    "clipswish": (ROOT / 1.1044, math.sqrt((1 + ROOT**2) / 2) / 1.1044, (1 + ROOT) / 2 / 1.1044),
+}
+"""Activations of two channels for each, and their constants in the norms 1, 2 and infinity."""
+
+
+@pytest.mark.parametrize("b", [-5.0, 0.5, 20.0])
+@pytest.mark.parametrize("name", WIDENING)
+def test_the_constants_of_activations_that_widen_are_attained_and_no_larger(name, b):
+    assert ROOT * math.tanh(ROOT) == pytest.approx(1, abs=1e-15)
+    activation = make_activation(name).double()
+    for parameter in activation.parameters():
+        nn.init.constant_(parameter, b)
     x = torch.linspace(-20, 20, 400_001, dtype=torch.float64)[:, None]
-    slopes = ir.linearize(cpila, x).jvp(torch.ones_like(x))  # of the two channels
-    for p, largest in ((1, upper_bound(cpila, 1)), (2, math.hypot(1, 19 * math.exp(-4)) / 1.06), (math.inf, 1 / 1.06)):
+    x = x if name == "cpila" else x / math.log1p(math.exp(b))
+    slopes = ir.linearize(activation, x).jvp(torch.ones_like(x)).detach()  # of the two channels
+    for p, largest in zip((1, 2, math.inf), WIDENING[name], strict=True):
         found = float(torch.linalg.vector_norm(slopes, p, dim=1).max())
-        assert largest * (1 - 1e-6) <= found <= largest * (1 + 1e-9) <= upper_bound(cpila, p) * (1 + 1e-9)
+        assert largest * (1 - 1e-6) <= found <= largest * (1 + 1e-9) <= upper_bound(activation, p) * (1 + 1e-9)
+    assert upper_bound(activation, 1) == pytest.approx(WIDENING[name][0])
 
 
+@pytest.mark.parametrize("name", WIDENING)
 @pytest.mark.parametrize("make", [ir.networks.mlp, ir.networks.conv_bottleneck, ir.networks.dense_concat])
 @pytest.mark.parametrize("preactivation", [False, True])
-def test_layers_after_an_activation_that_widens_take_what_it_makes(make, preactivation):
+def test_layers_after_an_activation_that_widens_take_what_it_makes(make, preactivation, name):
     shape = 3 if make is ir.networks.mlp else (3, 4, 4)
     options = {} if make is ir.networks.dense_concat else {"preactivation": preactivation}
-    g = make(shape, 5, activation="cpila", **options)
+    g = make(shape, 5, activation=name, **options)
     x = torch.randn(2, 3) if make is ir.networks.mlp else torch.randn(2, *shape)
     assert g(x).shape == x.shape
-    assert upper_bound(g) < 1
+    assert 0 < lower_bound(g) <= upper_bound(g) < 1
 
 
 @pytest.mark.parametrize("name", ["maxmin", "householder"])

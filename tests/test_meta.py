@@ -41,7 +41,7 @@ STEPS = {
         f"activation {name}": ("density", "--model.activation", name)
         for name in ("lipswish", "maxmin", "householder", "relu")
     },
-    "dense blocks": ("density", "--model.network", "dense-concat"),
+    "dense blocks": ("density", "--model.block", "dense", "--model.activation", "clipswish"),
     **{f"optimizer {name}": ("density", "--optim.name", name) for name in OPTIMIZERS},
     "clipped": ("density", "--optim.clip-norm", "1"),
     "half of the log-determinants": ("density", "--train.logdet-chunks", "2"),

@@ -33,6 +33,14 @@ def test_names_of_arguments_and_functions():
         lambda: ir.LipschitzLinear(**layers, normalisation="gram").weight,
     )
     options = {"shape": (2,), "blocks": 2, "hidden": 4}
+    for block, old in (
+        ("dense-monotone", {"block": "monotone", "network": "dense-concat"}),
+        ("residual", {"network": "mlp"}),
+    ):
+        assert same(
+            lambda block=block: ir.zoo.build("toy-mlp", **options, block=block).log_prob(torch.ones(3, 2)),
+            lambda old=old: ir.zoo.build("toy-mlp", **options, **old).log_prob(torch.ones(3, 2)),
+        )
     assert same(
         lambda: ir.zoo.build("toy-mlp", **options, normalization="linf").log_prob(torch.ones(3, 2)),
         lambda: ir.zoo.build("toy-mlp", **options, normalisation="linf").log_prob(torch.ones(3, 2)),
@@ -56,6 +64,13 @@ def test_options_of_recipes(tmp_path):
     assert load_config(tmp_path / "old.yaml").model["normalization"] == "gram"
     assert load_config("digits-density", ["--model.normalisation", "gram"]).model["normalization"] == "gram"
     assert load_config("digits-density", ["--data.dequantise", "true"]).data.dequantize
+    (tmp_path / "dense.yaml").write_text("base: toy-density\nmodel: {network: dense-concat, block: implicit}\n")
+    for config in (
+        load_config(tmp_path / "dense.yaml"),
+        load_config("toy-density", ["--model.network", "dense-concat", "--model.block", "implicit"]),
+    ):
+        assert config.model["block"] == "dense-implicit"
+        assert "network" not in config.model
 
 
 def rename(path, new, old):

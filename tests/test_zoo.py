@@ -3,6 +3,7 @@
 import copy
 import io
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from iresnet.errors import IResNetError, RecipeError, UnknownNameError
 from iresnet.lipschitz import DenseConcat
 from iresnet.networks import BatchNorm
 from iresnet.normalization import PowerIteration
-from iresnet.zoo import ARCHITECTURES, LOGDETS, SOLVERS, build, make_logdet, make_solver, options_of
+from iresnet.zoo import ARCHITECTURES, LOGDETS, SOLVERS, block, build, make_logdet, make_solver, options_of
 
 TASKS = ("density", "classify", "hybrid")
 PLAIN = ("resnet",)
@@ -133,15 +134,19 @@ def test_options_reach_every_block(name):
 
 
 @pytest.mark.parametrize("name", INVERTIBLE)
-def test_dense_concatenation_and_other_norms_make_models_that_certify_and_invert(name):
-    model, x = tiny(name, network="dense-concat", coeff=0.95, activation="lipswish", normalization="linf")
+def test_dense_blocks_and_other_norms_make_models_that_certify_and_invert(name):
+    model, x = tiny(name, block="dense", coeff=0.95, activation="clipswish", normalization="linf")
     model(x)
     model.double().eval()
-    assert any(isinstance(m, DenseConcat) for m in model.modules())
+    maps = [m.g for m in model.modules() if isinstance(m, ir.ResidualBlock)]
+    assert all(isinstance(layer, DenseConcat) for g in maps for layer in g[:-1])
     assert ir.certify(model).certified
     close(model.decode(model.encode(x.double())), x.double(), 1e-3)
-    with pytest.raises(UnknownNameError, match="dense-concat"):
-        tiny(name, network="dense")
+
+
+def test_dense_blocks_of_an_architecture_that_has_none_are_refused():
+    with pytest.raises(RecipeError, match="no dense blocks, got the block 'dense-implicit'"):
+        block(partial(ir.networks.mlp, 2, 4), block="dense-implicit")
 
 
 # -- as published ----------------------------------------------------------------------------------------------------
@@ -288,7 +293,7 @@ def test_its_recipe_is_that_of_the_invertible_one_without_the_options_that_it_la
 
 @pytest.mark.parametrize("name", INVERTIBLE)
 def test_without_a_coefficient_weights_are_free_and_nothing_is_proved(name):
-    options = {"coeff": None, "network": "dense-concat"} if name == "toy-mlp" else {"coeff": None}
+    options = {"coeff": None, "block": "dense"} if name == "toy-mlp" else {"coeff": None}
     model, x = tiny(name, "classify", **options)
     layers = [m for m in model.modules() if isinstance(m, (ir.LipschitzConv2d, ir.LipschitzLinear))]
     for layer in layers:

@@ -19,7 +19,7 @@ ABOUT = ("name", "description", "expected", "cost")
 
 WITHOUT = {
     "resnet": (
-        *("actnorm", "network", "coeff", "activation", "normalization"),
+        *("actnorm", "coeff", "activation", "normalization"),
         *("n_power_steps", "block", "logdet", "solver", "memory", "base"),
     ),
 }
