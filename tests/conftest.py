@@ -3,12 +3,14 @@
 Laws hold on every device: tests that use ``device`` run on the CPU and, where there is one, on a GPU.
 """
 
+import os
 import shutil
 
 import hypothesis
 import pretend
 import pytest
 import torch
+from filelock import FileLock
 
 torch.set_num_threads(1)
 if pretend.AVAILABLE:
@@ -102,19 +104,25 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A function from the kind to the folder of a tiny run, trained when first asked for; read it, copy it to write."""
+    """A function from the kind to the folder of a tiny run, trained when first asked for; read it, copy it to write.
+
+    The processes of a session share it.
+    """
     from iresnet import devices
     from iresnet.config import load_config
     from iresnet.training import train
 
-    folders = {}
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
 
     def folder(kind):
-        key = kind, devices._automatic()
-        if key not in folders:
-            recipe, *changes = TINY[kind]
-            folders[key] = train(load_config(recipe, changes), tmp_path_factory.mktemp("runs") / kind).path
-        return folders[key]
+        run = shared / f"trained-{kind}-{devices._automatic()}" / kind
+        with FileLock(f"{run.parent}.lock"):
+            if not run.exists():
+                recipe, *changes = TINY[kind]
+                train(load_config(recipe, changes), run)
+        return run
 
     return folder
 
