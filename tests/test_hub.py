@@ -48,10 +48,17 @@ def outputs(model, x):
     return model.log_prob(x, logdet=ir.Exact()) if isinstance(model, ir.Flow) else model(x)
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A folder that was saved."""
+    torch.manual_seed(0)
+    return ir.save_pretrained(trained("density of images"), tmp_path_factory.mktemp("hub") / "model", license="mit")
+
+
 @pytest.fixture
-def saved(tmp_path):
-    """A folder that was saved, to tamper with."""
-    return ir.save_pretrained(trained("density of images"), tmp_path / "model", license="mit")
+def saved(original, tmp_path):
+    """A copy of it, to tamper with."""
+    return shutil.copytree(original, tmp_path / "model")
 
 
 # -- what comes back ---------------------------------------------------------------------------------------------------
