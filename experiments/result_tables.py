@@ -1,6 +1,6 @@
 """Tables of docs/results.md, computed from the archives in docs/results."""
 
-__all__ = ["TABLES"]
+__all__ = ["TABLES", "bits", "error", "read"]
 
 import json
 import statistics
@@ -17,7 +17,7 @@ Runs = Mapping[str, Sequence[Run]]  # of each experiment
 Groups = Mapping[str, Runs]
 
 
-def _read(run: Run, name: str) -> dict[str, Any]:
+def read(run: Run, name: str) -> dict[str, Any]:
     path = run / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -33,35 +33,35 @@ def _over(runs: Sequence[Run], figure: Callable[[Run], float], digits: int) -> s
 
 
 def _cpu_minutes(run: Run) -> float:
-    return sum(entry["cpu_seconds"] for entry in _read(run, "cost")["sessions"]) / 60
+    return sum(entry["cpu_seconds"] for entry in read(run, "cost")["sessions"]) / 60
 
 
-def _bits(run: Run) -> float:
-    return _read(run, "evaluation")["likelihood"]["bits_per_dim"]["mean"]
+def bits(run: Run) -> float:
+    return read(run, "evaluation")["likelihood"]["bits_per_dim"]["mean"]
 
 
 def _nats(run: Run) -> float:
-    return _read(run, "evaluation")["likelihood"]["nats"]["mean"]
+    return read(run, "evaluation")["likelihood"]["nats"]["mean"]
 
 
 def _baseline_nats(run: Run, name: str) -> float:
-    return _read(run, "evaluation")["baselines"][name]["nats"]["mean"]
+    return read(run, "evaluation")["baselines"][name]["nats"]["mean"]
 
 
-def _error(run: Run) -> float:
-    return 100 * (1 - _read(run, "evaluation")["classification"]["accuracy"])
+def error(run: Run) -> float:
+    return 100 * (1 - read(run, "evaluation")["classification"]["accuracy"])
 
 
 def _largest_bound(runs: Sequence[Run]) -> str:
     """Format the largest upper bound of a block over all runs."""
-    certificates = [_read(run, "certificate") for run in runs]
+    certificates = [read(run, "certificate") for run in runs]
     if not all(certificate.get("certified") for certificate in certificates):
         return "not certified"
     return f"{max(block['upper'] for c in certificates for block in c['blocks']):.3f}"
 
 
 def _origin(runs: Sequence[Run]) -> list[str]:
-    commits = {_read(run, "origin")["commit"] for run in runs}
+    commits = {read(run, "origin")["commit"] for run in runs}
     return [str(len(runs)), ", ".join(sorted(commits)), _over(runs, _cpu_minutes, 1)]
 
 
@@ -75,8 +75,8 @@ def density(groups: Groups) -> str:
     """Format bits/dim on the test split."""
     runs, rows = groups.get("density", {}), {}
     for name, found in runs.items():
-        widths = [_read(run, "evaluation")["likelihood"]["bits_per_dim"]["half_width"] for run in found]
-        rows[name] = [f"`{name}`", _over(found, _bits, 3), f"{max(widths):.3f}"]
+        widths = [read(run, "evaluation")["likelihood"]["bits_per_dim"]["half_width"] for run in found]
+        rows[name] = [f"`{name}`", _over(found, bits, 3), f"{max(widths):.3f}"]
     return _by_experiment("recipe", rows, runs, ["bits/dim", "half-width of the interval"], "seeds")
 
 
@@ -118,7 +118,7 @@ def classification(groups: Groups) -> str:
     for group in ("mnist", "fashion-mnist", "cifar10"):
         found = {name.split("small-")[1]: runs for name, runs in groups.get(group, {}).items()}
         if found:
-            errors = [_over(found[s], _error, 2) if s in found else "-" for s in settings]
+            errors = [_over(found[s], error, 2) if s in found else "-" for s in settings]
             rows.append([f"`{group}-classify-small`", *errors, *_origin([r for runs in found.values() for r in runs])])
     header = ["recipe", "coefficient 0.5", "0.7", "0.9", "unconstrained", "plain ResNet"]
     return table([*header, "runs", "commit", "CPU minutes"], rows)
@@ -128,11 +128,11 @@ def hybrid(groups: Groups) -> str:
     """Format bits/dim, test error and calibration error of hybrids."""
 
     def calibration(run: Run) -> float:
-        return 100 * _read(run, "evaluation")["classification"]["calibration"]["ece"]
+        return 100 * read(run, "evaluation")["classification"]["calibration"]["ece"]
 
     runs = groups.get("hybrid", {})
     rows = {
-        name: [f"`{name}`", _over(found, _bits, 3), _over(found, _error, 2), _over(found, calibration, 2)]
+        name: [f"`{name}`", _over(found, bits, 3), _over(found, error, 2), _over(found, calibration, 2)]
         for name, found in runs.items()
     }
     return _by_experiment("recipe", rows, runs, ["bits/dim", "error, %", "calibration error, %"], "seeds")
@@ -142,7 +142,7 @@ def detection(groups: Groups) -> str:
     """Format AUROC and FPR95 of every score, for every experiment that was evaluated on other data."""
     rows = []
     for name, runs in (item for group in groups.values() for item in group.items()):
-        found = [_read(run, "evaluation").get("ood", {}) for run in runs]
+        found = [read(run, "evaluation").get("ood", {}) for run in runs]
         for other in found[0]:
             for score in found[0][other]:
                 each = [of[other][score] for of in found]

@@ -19,7 +19,6 @@ from iresnet.bijections import (
     InjectivePad,
     Logit,
     Reorder,
-    Spline,
     Squeeze,
 )
 from iresnet.blocks import block, one_of
@@ -92,7 +91,6 @@ def toy_mlp(
     actnorm: bool = True,
     network: str = "mlp",
     preactivation: bool = False,
-    spline: int = 0,
     **options: Any,
 ) -> Chain:
     """Build blocks of multi-layer perceptrons, for vectors.
@@ -105,8 +103,6 @@ def toy_mlp(
         actnorm: put an ActNorm before each block.
         network: mlp or dense-concat.
         preactivation: put an activation before the first layer of each block, as Residual Flows do; of mlp alone.
-        spline: bins of a :class:`~iresnet.Spline` of each feature before the blocks and of one after them, which take
-            edges and tails off the blocks; 0 for none.
         options: of :func:`block`.
     """
     if len(shape) != 1:
@@ -116,8 +112,7 @@ def toy_mlp(
     mlp = partial(networks.mlp, shape[0], preactivation=preactivation)
     maps = {"mlp": mlp, "dense-concat": partial(networks.dense_concat, shape)}
     g = partial(one_of(maps, "network", network), hidden, depth=depth)
-    chain = _blocks(shape, [g] * blocks, options, actnorm=actnorm)
-    return Chain([*_spline(shape[0], spline), *chain, *_spline(shape[0], spline)])
+    return Chain(_blocks(shape, [g] * blocks, options, actnorm=actnorm))
 
 
 def residual_flow(
@@ -205,11 +200,6 @@ def _blocks(
         bijections += [ActNorm(shape[0])] if actnorm else []
         bijections.append(block(g, **options))
     return bijections
-
-
-def _spline(features: int, bins: int) -> list[Bijection]:
-    """Build a spline after an ActNorm, which brings the data between its knots."""
-    return [ActNorm(features), Spline(features, bins)] if bins else []
 
 
 def _head(shape: Shape, *, squeeze: bool, injective_pad: int) -> tuple[list[Bijection], ImageShape]:

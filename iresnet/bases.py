@@ -47,16 +47,36 @@ class Base(nn.Module, ABC):
                 f"this base density takes real vectors of shape (N, {self.features}), got {tuple(z.shape)}, {z.dtype}"
             )
 
+    @property
+    def has_moments(self) -> bool:
+        """Whether the density is known to be normal with independent features: :meth:`moments` is there."""
+        return type(self).moments is not Base.moments
+
+    def standardize(
+        self,
+        z: Tensor,  # (N, D)
+    ) -> Tensor:  # (N, D)
+        """Map vectors such that those of this density become standard normal with independent features.
+
+        Default: subtract the mean of :meth:`moments` and divide by the standard deviation.
+
+        Example:
+            >>> MixtureNormal(2).standardize(torch.zeros(3, 2)).shape
+            torch.Size([3, 2])
+        """
+        mean, std = self.moments()
+        return (z - mean) / std
+
     def moments(self) -> tuple[Tensor, Tensor]:  # (D,) or ()
-        """Return mean and standard deviation of a normal density; spherical paths and tests of latents need them.
+        """Return mean and standard deviation of a normal density with independent features; spherical paths need them.
 
         Raises:
             RecipeError: for a density that is not normal with independent features.
         """
         raise RecipeError(
-            f"{type(self).__name__} is not known to be normal with independent features, as spherical paths and tests "
-            "of latents assume: take linear paths (--kind linear), or train with --model.base diagonal-normal; if it "
-            "is normal, give it moments()"
+            f"{type(self).__name__} is not known to be normal with independent features, as spherical paths assume: "
+            "take linear paths (--kind linear), or train with --model.base diagonal-normal; if it is normal, give it "
+            "moments(), and else standardize() for tests of latents"
         )
 
 
@@ -161,9 +181,30 @@ class MixtureNormal(Base):
     def log_prob(self, z: Tensor) -> Tensor:
         """See :meth:`Base.log_prob`."""
         self._check(z)
-        standardized = (z[:, None] - self.mean) * torch.exp(-self.log_std)  # (N, K, D)
-        of_components = _standard_log_prob(standardized) - self.log_std.sum(-1)
+        of_components = _standard_log_prob(self._by_component(z)) - self.log_std.sum(-1)
         return torch.logsumexp(self.logits.log_softmax(0) + of_components, 1)
+
+    def standardize(self, z: Tensor) -> Tensor:
+        r"""See :meth:`Base.standardize`: Rosenblatt's transform, feature after feature given those before it.
+
+        .. math:: u_i = \Phi^{-1}(F(z_i \mid z_1, \dots, z_{i - 1}))
+
+        Reference:
+            Remarks on a Multivariate Transformation, Rosenblatt 1952, https://doi.org/10.1214/aoms/1177729394
+        """
+        self._check(z)
+        y = self._by_component(z.double())  # so that tails are told apart up to 37 standard deviations
+        before = (-0.5 * y.square() - self.log_std).cumsum(-1).roll(1, -1)
+        before[..., 0] = 0
+        weights = (self.logits[:, None] + before).log_softmax(1)  # of components, given the features before
+        below, above = (torch.logsumexp(weights + torch.special.log_ndtr(sign * y), 1) for sign in (1, -1))
+        # From the smaller tail, which is known to more digits.
+        tail = torch.minimum(below, above).exp().clamp(min=torch.finfo(torch.float64).tiny)
+        return torch.where(below < above, 1, -1) * torch.special.ndtri(tail)
+
+    def _by_component(self, z: Tensor) -> Tensor:  # (N, D) -> (N, K, D)
+        """Subtract the mean of each component and divide by its standard deviation."""
+        return (z[:, None] - self.mean) * torch.exp(-self.log_std)
 
     def sample(self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """See :meth:`Base.sample`: the temperature multiplies the standard deviations of the components."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from iresnet.architectures import ARCHITECTURES, Shape
 from iresnet.bases import BASES, Base, ContextNormal, DiagonalNormal, MixtureNormal
-from iresnet.bijections import Affine, Chain, Flatten
+from iresnet.bijections import Affine, Chain, Flatten, Spline
 from iresnet.blocks import LOGDETS, SOLVERS, block, check_options, make_logdet, make_solver, one_of, options_of
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.context import N_HIDDEN, ContextEncoder, at_context
@@ -35,6 +35,7 @@ def build(
     std: float | Tensor | None = None,
     base: str = "diagonal-normal",
     components: int = 64,
+    spline: int = 0,
     head_hidden: int = 32,
     context: int | str | ContextEncoder = 0,
     **options: Any,
@@ -52,6 +53,8 @@ def build(
         std: the data is then divided by this. Default: 256 for images and 1 for vectors.
         base: base density, one of :data:`iresnet.bases.BASES`.
         components: of the base density mixture-normal, normal densities that it consists of.
+        spline: bins of a :class:`~iresnet.Spline` of each feature or pixel before everything, which takes edges, levels
+            and tails of the data off the blocks; training starts it from the training split; 0 for none.
         head_hidden: channels of the head of a hybrid of images.
         context: of a conditional density: how many numbers the context has, which are encoded by a perceptron of 64
             hidden units; ``"class"`` for one of ``n_classes``; or an encoder.
@@ -80,11 +83,15 @@ def build(
     scale, network = Affine(**scaling), architecture(tuple(shape), **options, **conditions)
     if options.get("logit") is not None:  # which takes [0, 1), where the scale gives [-1/2, 1/2)
         scale = Affine(scaling["mean"] - scaling["std"] / 2, scaling["std"])
-    scaled = Chain([scale, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(scale, *network)  # pyright: ignore[reportArgumentType]
+    if spline and options.get("logit") is not None:
+        raise RecipeError("a spline gives numbers of which there is no logit: give a spline or logit, not both")
+    first = [scale, Spline(shape, spline)] if spline else [scale]
+    scaled = Chain([*first, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(*first, *network)  # pyright: ignore[reportArgumentType]
     make_base = partial(_base, base, components)
     heads = {"n_classes": n_classes, "make_base": make_base, "head_hidden": head_hidden, "encoder": encoder}
     built = model(scaled, tuple(shape), **heads)
     given = {"name": name, "shape": tuple(shape), "task": task, "base": base, "head_hidden": head_hidden}
+    given |= {"spline": spline} if spline else {}
     given |= {"context": context} if encoder else {}
     given |= {"components": components} if base == "mixture-normal" else {}
     built.origin = {**given, **scaling, **options}

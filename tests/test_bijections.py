@@ -41,10 +41,16 @@ def two_scales():
     return ir.Chain([conv_block(5, 1, 2, preactivation=False), actnorm(5), outer])
 
 
-def spline(features, bins, bound):
-    module = ir.Spline(features, bins, bound=bound)
+def spline(shape, bins, bound):
+    module = ir.Spline(shape, bins, bound=bound)
     for parameter in module.parameters():
         nn.init.normal_(parameter)
+    return module
+
+
+def fitted_spline():
+    module = ir.Spline(3, 5)
+    module.fit(torch.randn(500, 3) * torch.tensor([0.1, 1.0, 10.0]) + 1)
     return module
 
 
@@ -55,6 +61,8 @@ def implicit_block(make_g):
 BIJECTIONS = {
     "spline": (lambda: spline(3, 5, 4.0), (3,)),
     "spline with data outside": (lambda: spline(4, 3, 0.4), (4,)),
+    "spline of images": (lambda: spline((2, 1, 2), 3, 2.0), (2, 1, 2)),
+    "fitted spline": (fitted_spline, (3,)),
     "actnorm of vectors": (lambda: actnorm(3), (3,)),
     "actnorm of images": (lambda: actnorm(2), (2, 2, 3)),
     "affine": (lambda: ir.Affine(mean=0.3, std=2.5), (2, 3)),
@@ -310,7 +318,10 @@ def test_the_slope_of_a_spline_is_within_its_stretch_which_it_reaches(bins, scal
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=scale)
     least, most = module.stretch()
-    x = far_and_near(3).clone().requires_grad_()
+    # Bins may be narrow.
+    ends = module._table()[..., 0].T.detach()
+    within = torch.lerp(ends[:-1, None], ends[1:, None], torch.linspace(0, 1, 500).double()[:, None]).flatten(0, 1)
+    x = torch.cat([far_and_near(3), within]).requires_grad_()
     slopes = gradients(module(x).sum(), [x])[0]
     assert least * (1 - 1e-9) <= float(slopes.min())
     assert float(slopes.max()) <= most * (1 + 1e-9)
@@ -323,6 +334,33 @@ def test_a_spline_is_the_integral_of_its_slope():
     z = module(x)
     (slope,) = gradients(z.sum(), [x])  # elementwise: no other derivatives
     close(torch.cumulative_trapezoid(slope, x, dim=0), (z - z[:1])[1:], 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("law", "entropy"),
+    [(torch.distributions.Exponential(1.0), 1.0), (torch.distributions.Uniform(3.0, 5.0), math.log(2))],
+    ids=["exponential", "uniform"],
+)
+def test_a_spline_fitted_to_data_makes_them_normal_and_their_density_known(law, entropy):
+    module = ir.Spline(1, 32).double()
+    module.fit(law.sample((20_000, 1)).double())
+    x = law.sample((20_000, 1)).double()
+    z, logdet = module.forward_and_logdet(x)
+    levels = torch.linspace(-2.5, 2.5, 21).double()
+    shares = (z < levels).double().mean(0)
+    close(shares, torch.special.ndtr(levels), 0.015)
+    nats = (z.square() / 2).sum(1) + math.log(2 * math.pi) / 2 - logdet
+    close(nats.mean(), torch.tensor(entropy), 0.02)
+
+
+def test_a_spline_fitted_to_images_has_room_for_what_a_pixel_never_showed():
+    x = torch.rand(200, 1, 2, 2).double()
+    x[:, :, 0, 0] /= 256  # black in all examples
+    module = ir.Spline((1, 2, 2), 16).double()
+    module.fit(x)
+    white = torch.full((1, 1, 2, 2), 0.9).double()
+    assert float(module(white).detach().abs().max()) <= 4
+    close(module.inverse(module(white)), white, 1e-9)
 
 
 def test_a_spline_too_steep_for_float32_stays_finite_in_both_directions():
@@ -372,8 +410,11 @@ BAD = {
     "mean that is not a number": (lambda: ir.Affine(mean=math.nan), "finite mean"),
     "alpha of zero": (lambda: ir.Logit(0.0), r"\(0, 0.5\)"),
     "alpha of one half": (lambda: ir.Logit(0.5), r"\(0, 0.5\)"),
-    "no bins": (lambda: ir.Spline(2, 0), "1 to 500 bins, got 0"),
-    "more bins than there is room for": (lambda: ir.Spline(2, 501), "1 to 500 bins, got 501"),
+    "no bins": (lambda: ir.Spline(2, 0), "1 to 5000 bins, got 0"),
+    "more bins than there is room for": (lambda: ir.Spline(2, 5001), "1 to 5000 bins, got 5001"),
+    "a spline of a constant": (lambda: ir.Spline(2).fit(torch.ones(3, 2)), "no channel is constant"),
+    "a spline of one example": (lambda: ir.Spline(2).fit(torch.randn(1, 2)), "no channel is constant, got 1"),
+    "a spline of holes": (lambda: ir.Spline(1).fit(torch.tensor([[0.0], [math.nan]])), "finite examples"),
     "knots without end": (lambda: ir.Spline(2, bound=math.inf), "positive and finite"),
     "features that a spline has not": (lambda: ir.Spline(2)(torch.zeros(1, 3)), r"\(N, 2\), got \(1, 3\)"),
     "no channels": (lambda: ir.InjectivePad(0), "at least 1 channel"),

@@ -145,7 +145,7 @@ def test_a_certificate_is_a_table_and_plain_numbers():
 NETWORKS = {
     "flow of images": image,
     "flow of vectors": toy,
-    "splines around blocks": lambda: toy(spline=5),
+    "a spline and blocks": lambda: toy(spline=5),
     "two scales": lambda: ir.zoo.build("iresnet-multiscale", shape=(1, 4, 4), blocks=(1, 1), strides=(2, 1), hidden=4),
     "classifier": MODULES["classifier"][0],
     "affine": lambda: ir.Affine(torch.zeros(3), torch.tensor([0.5, 2.0, 3.0])),
@@ -163,7 +163,7 @@ def test_no_jacobian_of_the_network_leaves_its_bi_lipschitz_constants(name):
                 nn.init.normal_(parameter)
     network = ir.certify(model).network
     bijection = getattr(model, "bijection", model)
-    vectors = dict.fromkeys(("flow of vectors", "splines around blocks", "affine"), (3,))
+    vectors = dict.fromkeys(("flow of vectors", "a spline and blocks", "affine"), (3,))
     shape = {**vectors, "two scales": (1, 4, 4)}.get(name, (2, 4, 4))
     points = torch.cat([scale * torch.rand(20, *shape).double() for scale in (1, 100)])
     singular = torch.linalg.svdvals(dense_jacobian(bijection, points).detach())

@@ -104,11 +104,22 @@ def test_a_fresh_mixture_has_the_scale_of_a_standard_normal(features):
 def test_a_mixture_has_a_component_and_no_moments():
     with pytest.raises(IResNetError, match="at least 1 component, got 0"):
         ir.MixtureNormal(2, 0)
+    assert not ir.MixtureNormal(2).has_moments
     with pytest.raises(IResNetError, match=r"MixtureNormal is not known to be normal.*--kind linear"):
         ir.MixtureNormal(2).moments()
 
 
-def test_a_flow_with_splines_and_a_mixture_integrates_to_one():
+@pytest.mark.parametrize("name", ["diagonal-normal", "mixture-normal"])
+def test_standardized_latents_have_the_standard_normal_density(name):
+    """By the change of variables: log p(z) = log N(u(z)) + log |det du/dz|."""
+    base = trained_base(name, 3)
+    z = torch.cat([base.sample(5), 20 * randn(2, 3)]).detach().requires_grad_()
+    jacobian = torch.autograd.functional.jacobian(lambda z: base.standardize(z).sum(0), z).transpose(0, 1)
+    standard = ir.StandardNormal(3).double().log_prob(base.standardize(z))
+    close(standard + torch.linalg.slogdet(jacobian)[1], base.log_prob(z), 1e-8)
+
+
+def test_a_flow_with_a_spline_and_a_mixture_integrates_to_one():
     flow = ir.zoo.build(
         "toy-mlp", shape=(2,), blocks=2, hidden=8, logdet="exact", spline=4, base="mixture-normal", components=4
     )

@@ -22,6 +22,7 @@ from iresnet.training import Callback, Task, Trainer, dry_run, train
 from iresnet.training.callbacks import Snapshot, Started, Stepped, Stopped
 from iresnet.training.checkpoints import read_checkpoint
 from iresnet.training.optim import OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer
+from iresnet.training.task import make_task
 
 KINDS = ("density", "classify", "hybrid", "toy")
 
@@ -306,6 +307,20 @@ def test_a_training_starts_from_the_weights_of_a_run(kind, tiny, trained, tmp_pa
     fresh = train(settings(tiny, kind, *first), tmp_path / "fresh")
     assert metrics(run)[0]["loss"] < metrics(fresh)[0]["loss"] - 0.02
     assert run.read_config()[0].train.init == str(trained(kind))
+
+
+def test_a_spline_starts_from_the_training_split_unless_weights_do(tiny, trained):
+    config = settings(tiny, "density")
+    assert int(config.model["spline"]) > 0
+    dataset = load("digits")
+    latents = []
+    for changed in (config, settings(tiny, "density", "--train.init", str(trained("density")))):
+        task = make_task(changed, dataset, inputs_of(dataset, "density"))
+        scale, spline = (next(m for m in task.modules() if isinstance(m, kind)) for kind in (ir.Affine, ir.Spline))
+        latents.append(spline(scale(ir.dequantize(dataset.train.x, levels=17))).detach())
+    assert float(latents[0].std()) == pytest.approx(1, abs=0.05)
+    other = load_model(Run(trained("density")))
+    assert torch.equal(spline.widths, next(m for m in other.modules() if isinstance(m, ir.Spline)).widths)
 
 
 def test_weights_that_do_not_fit_are_named(tiny, trained, tmp_path):

@@ -227,7 +227,7 @@ def analyze_latent(
 
     Raises:
         DataError: when there are too few examples for statistics, fewer than 8, or latents are not finite.
-        RecipeError: for a base density without :meth:`~iresnet.Base.moments`.
+        RecipeError: for a base density without :meth:`~iresnet.Base.standardize`.
 
     Reference:
         On the distribution of the largest eigenvalue in principal components analysis, Johnstone 2001,
@@ -245,11 +245,10 @@ def analyze_latent(
         raise DataError(
             f"statistics of latents need at least 8 examples, got {len(x)}; raise --n or take another split"
         )
-    mean, std = base.moments() if base is not None else (0.0, 1.0)
     batches = []
     for batch in x.split(batch_size):
         z = encode(batch).flatten(1)
-        batches.append(((z - mean) / std).double().cpu())
+        batches.append((z if base is None else base.standardize(z)).double().cpu())
         progress(sum(map(len, batches)))
     u = torch.cat(batches).numpy()
     if not np.isfinite(u).all():

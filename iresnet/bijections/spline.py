@@ -3,7 +3,7 @@
 __all__ = ["Spline"]
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,11 @@ from iresnet.bounds import upper_bound
 from iresnet.errors import IResNetError
 from iresnet.solvers import Solver
 
-_LEAST = 1e-3
+_LEAST = 1e-4
 """Smallest slope at a knot, whose inverse is the largest, and smallest bin, in parts of the interval over the bins."""
+_STEEPEST = -math.log(_LEAST)
+_PSEUDO = 1000
+"""Of so many examples one is taken to lie anywhere in the interval, for data to come that a sample does not show."""
 
 
 class Spline(Bijection):
@@ -29,20 +32,21 @@ class Spline(Bijection):
         \frac{dz}{dx} = s^2 \frac{d_1 \xi^2 + 2 s \xi (1 - \xi) + d_0 (1 - \xi)^2}{q^2}, \quad
         q = s + (d_0 + d_1 - 2 s) \xi (1 - \xi)
 
-    The interval [-bound, bound] is mapped onto itself; outside the spline is linear, with the slope of its end, so that
-    tails are scaled too. Values, slopes and the position of knots are learned. Unlike a residual block it may be steep:
-    where data have edges, gaps or long tails it takes them off the blocks, along the axes. It mixes no features.
+    An interval, at first [-bound, bound], is mapped onto [-bound, bound]; outside the spline is linear, with the slope
+    of its end, so that tails are scaled too. Values, slopes and the position of knots are learned; :meth:`fit` starts
+    them from data. Unlike a residual block a spline may be steep: where data have edges, gaps, levels or long tails it
+    takes them off the blocks, along the axes. It mixes no features.
 
     Args:
-        features: D.
+        shape: \*E, the event shape; a number D for (D,).
         bins: K, intervals between knots.
-        bound: end of the knots, in the scale of x: standardize before, by an ActNorm.
+        bound: end of the knots in z.
 
     Shape:
-        (N, D) -> the same.
+        (N, \*E) -> the same.
 
     Raises:
-        IResNetError: for less than one bin, or more than 500, or a bound that is not positive.
+        IResNetError: for less than one bin, or more than 5000, or a bound that is not positive.
 
     Reference:
         Neural Spline Flows, Durkan, Bekasov, Murray and Papamakarios 2019, https://arxiv.org/abs/1906.04032
@@ -57,16 +61,67 @@ class Spline(Bijection):
         True
     """
 
-    def __init__(self, features: int, bins: int = 8, *, bound: float = 4.0):
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, shape: int | Sequence[int], bins: int = 8, *, bound: float = 4.0):
         super().__init__()
         if not 1 <= bins <= 0.5 / _LEAST:
             raise IResNetError(f"a spline has 1 to {0.5 / _LEAST:.0f} bins, got {bins}")
         if not 0 < bound < math.inf:
             raise IResNetError(f"the bound of a spline must be positive and finite, got {bound}")
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.bound = bound
+        features = math.prod(self.shape)
+        self.register_buffer("low", torch.full((features,), -bound))
+        self.register_buffer("high", torch.full((features,), bound))
         self.widths = nn.Parameter(torch.zeros(features, bins))
         self.heights = nn.Parameter(torch.zeros(features, bins))
         self.slopes = nn.Parameter(torch.zeros(features, bins + 1))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        r"""Start from data, over which each feature of z is then nearly standard normal.
+
+        The interval becomes that of the data, of each channel, and the knots lie where :math:`\Phi^{-1}` of the
+        distribution function has equal steps. One example in a thousand is added at even distances over the interval,
+        for what the data do not show.
+
+        Args:
+            x: examples, (N, \*E).
+
+        Raises:
+            IResNetError: for less than two examples, and for channels that are constant or not finite.
+
+        Example:
+            >>> x = torch.randn(1000, 1).exp()
+            >>> spline = Spline(1, bins=16)
+            >>> spline.fit(x)
+            >>> z = spline(x)
+            >>> bool(z.mean().abs() < 0.05), bool((z.std() - 1).abs() < 0.05)
+            (True, True)
+        """
+        self._check(x)
+        places = (0, *range(2, x.dim()))
+        low, high = (end.expand(x[:1].shape).flatten() for end in (x.amin(places, True), x.amax(places, True)))
+        if not bool(((low < high) & torch.isfinite(high - low)).all()):
+            raise IResNetError(
+                f"a spline is fitted to finite examples of which no channel is constant, got {len(x)} from "
+                f"{low.min():g} to {high.max():g}"
+            )
+        self.low.copy_(low)
+        self.high.copy_(high)
+        n_bins = self.widths.shape[1]
+        heights = torch.linspace(-self.bound, self.bound, n_bins + 1, dtype=torch.float64, device=x.device)
+        knots = _quantiles(self._scaled(x).double(), torch.special.ndtr(heights[1:-1]), self.bound)
+        widths = (knots.diff(dim=1) / (2 * self.bound)).clamp(min=2 * _LEAST)
+        widths /= widths.sum(1, keepdim=True)
+        chords = 1 / (n_bins * widths)
+        inner = 2 / (1 / chords[:, 1:] + 1 / chords[:, :-1])  # the harmonic mean, as in monotone cubic interpolation
+        slopes = torch.cat([chords[:, :1], inner, chords[:, -1:]], 1)
+        self.widths.copy_((widths - _LEAST).log())
+        self.heights.zero_()
+        self.slopes.copy_(_STEEPEST * torch.atanh((slopes.log() / _STEEPEST).clamp(-0.99, 0.99)))
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
@@ -80,15 +135,18 @@ class Spline(Bijection):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
         self._check(x)
-        inside = x.clamp(-self.bound, self.bound)
+        scaled = self._scaled(x)
+        inside = scaled.clamp(-self.bound, self.bound)
         x0, z0, w, h, d0, d1 = self._bins_of(inside, 0)
         z, slope = _between((inside - x0) / w, h, h / w, d0, d1)
-        return z0 + z + slope * (x - inside), slope.log().sum(1)
+        z = z0 + z + slope * (scaled - inside)
+        return z.view_as(x), (slope * (2 * self.bound / (self.high - self.low))).log().sum(1)
 
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`; a quadratic equation."""
         self._check(z)
-        inside = z.clamp(-self.bound, self.bound)
+        flat = z.flatten(1)
+        inside = flat.clamp(-self.bound, self.bound)
         x0, z0, w, h, d0, d1 = self._bins_of(inside, 1)
         s, y = h / w, inside - z0
         # a xi^2 + b xi = c with c >= 0, in the form of its root that loses no digits.
@@ -96,7 +154,8 @@ class Spline(Bijection):
         a, b, c = h * (s - d0) + curvature, h * d0 - curvature, s * y
         xi = 2 * c / (b + (b.square() + 4 * a * c).clamp(min=0).sqrt())
         _, slope = _between(xi, h, s, d0, d1)
-        return x0 + w * xi + (z - inside) / slope
+        scaled = x0 + w * xi + (flat - inside) / slope
+        return (self.low + (scaled + self.bound) * (self.high - self.low) / (2 * self.bound)).view_as(z)
 
     def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
         """See :meth:`Bijection.stretch`: the least and the largest slope, at knots and where the curvature is 0."""
@@ -110,8 +169,13 @@ class Spline(Bijection):
             roots = _roots(p, r)
             inner = ((roots - start[..., None]) / curving[..., None]).nan_to_num(0.0).clamp(0, 1)
             positions = torch.cat([inner, torch.zeros_like(inner[..., :1]), torch.ones_like(inner[..., :1])], -1)
-            slopes = _between(positions, *(v[..., None] for v in (h, s, d0, d1)))[1]
+            slopes = _between(positions, *(v[..., None] for v in (h, s, d0, d1)))[1].flatten(1)
+            slopes *= (2 * self.bound / (self.high - self.low).double())[:, None]
         return float(slopes.min()), float(slopes.max())
+
+    def _scaled(self, x: Tensor) -> Tensor:  # (N, *E) -> (N, D)
+        """Map the interval to [-bound, bound]."""
+        return (x.flatten(1) - self.low) * (2 * self.bound / (self.high - self.low)) - self.bound
 
     def _bins_of(
         self,
@@ -127,19 +191,33 @@ class Spline(Bijection):
         """Return the parameters of every bin: where it begins, in x and z, its width and height, slopes at its ends."""
         sizes = [self._sizes(raw) for raw in (self.widths, self.heights)]
         starts = [F.pad(size.cumsum(-1)[:, :-1], (1, 0)) - self.bound for size in sizes]
-        steepest = -math.log(_LEAST)
-        slopes = (steepest * torch.tanh(self.slopes / steepest)).exp()
+        slopes = (_STEEPEST * torch.tanh(self.slopes / _STEEPEST)).exp()
         return torch.stack([*starts, *sizes, slopes[:, :-1], slopes[:, 1:]], -1)
 
     def _sizes(self, raw: Tensor) -> Tensor:
         return 2 * self.bound * (_LEAST + (1 - raw.shape[1] * _LEAST) * raw.softmax(-1))
 
     def _check(self, x: Tensor) -> None:
-        check_events(x, f"Spline({len(self.widths)})", (len(self.widths),))
+        check_events(x, f"Spline({self.extra_repr()})", self.shape)
 
     def extra_repr(self) -> str:
         """Describe the map."""
-        return f"{len(self.widths)}, bins={self.widths.shape[1]}, bound={self.bound}"
+        return f"{self.shape}, bins={self.widths.shape[1]}, bound={self.bound}"
+
+
+def _quantiles(
+    x: Tensor,  # (N, D)
+    at: Tensor,  # (K - 1,)
+    bound: float,
+) -> Tensor:  # (D, K + 1)
+    """Return quantiles of each feature, between the ends of the interval; examples at even distances are added."""
+    n_added = 2 + len(x) // _PSEUDO
+    added = torch.linspace(-bound, bound, n_added, dtype=x.dtype, device=x.device)
+    values = torch.cat([x, added[:, None].expand(-1, x.shape[1])]).sort(0).values.T
+    position = at * (values.shape[1] - 1)
+    left = position.long().clamp(max=values.shape[1] - 2)
+    inner = torch.lerp(values[:, left], values[:, left + 1], (position - left).expand(len(values), -1))
+    return torch.cat([values[:, :1], inner, values[:, -1:]], 1)
 
 
 def _between(xi: Tensor, h: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,8 @@ def interpolate(
 
     A linear path is straight. A spherical path (slerp) keeps the length that latents of a normal density have, after
     its learned mean is subtracted and its learned standard deviation divided by; a straight one passes through shorter,
-    less typical latents. Classifiers without a density have straight paths through their features.
+    less typical latents. Classifiers without a density have straight paths through their features, and so have
+    densities whose base density is a mixture.
 
     Writes samples/interpolation.png: a row for each pair, both kinds below each other, labeled; of points, the paths
     in the plane. Of points and of longer rows there is samples/interpolation.csv, with kind, pair and step before the
@@ -52,7 +53,7 @@ def interpolate(
     Args:
         run: Run folder.
         n: Pairs of examples.
-        kind: linear or spherical; may be repeated, both by default.
+        kind: linear or spherical; may be repeated, all that the model has by default.
         steps: Examples on a path, with both ends.
         split: train, validation or test.
         data_dir: Folder of data sets.
@@ -64,7 +65,7 @@ def interpolate(
 
     folder, model, dataset, data = open_run_at(run, data_dir, split, device, context)
     first, last = (x.to(device_of(model)) for x in _pairs(dataset, data, n, seed))
-    with progress("paths", n * steps * len(kind or evaluation.KINDS)) as advance:
+    with progress("paths", n * steps * len(kind or evaluation.kinds_of(model))) as advance:
         found = evaluation.interpolate(model, first, last, steps=steps, kinds=kind, progress=advance)
     for path in found:
         if path.bits_per_dim is not None:

@@ -28,6 +28,7 @@ __all__ = [
     "example_inputs",
     "gaussian_baseline",
     "interpolate",
+    "kinds_of",
     "latents_of_class",
     "likelihood",
     "logit_constant",
@@ -51,7 +52,7 @@ from iresnet.evaluation.classification import (
     classification,
 )
 from iresnet.evaluation.detection import Detection, detect, detection
-from iresnet.evaluation.interpolation import KINDS, Interpolation, interpolate
+from iresnet.evaluation.interpolation import KINDS, Interpolation, interpolate, kinds_of
 from iresnet.evaluation.likelihood import (
     Estimate,
     Likelihood,

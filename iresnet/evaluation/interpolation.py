@@ -1,6 +1,6 @@
 """Interpolation between examples, through the latent space."""
 
-__all__ = ["KINDS", "Interpolation", "interpolate", "slerp"]
+__all__ = ["KINDS", "Interpolation", "interpolate", "kinds_of", "slerp"]
 
 import math
 from collections.abc import Callable, Sequence
@@ -58,7 +58,7 @@ def interpolate(
         first: examples at which paths begin, on the scale of the data.
         last: examples at which they end.
         steps: examples on a path, with both ends.
-        kinds: of :data:`KINDS`; all that the model has when None.
+        kinds: of :data:`KINDS`; those of :func:`kinds_of` when None.
         progress: called with the number of examples decoded.
 
     Raises:
@@ -78,9 +78,8 @@ def interpolate(
     """
     if steps < 2:
         raise IResNetError(f"a path has both ends: steps must be at least 2, got {steps}")
-    bijection = model.bijection
-    flow = None if isinstance(model, Classifier) else model.flow if isinstance(model, Hybrid) else model
-    kinds = kinds or (KINDS if flow else ("linear",))
+    bijection, flow = model.bijection, _flow_of(model)
+    kinds = kinds or kinds_of(model)
     for kind in kinds:
         if kind not in KINDS:
             raise UnknownNameError("kind of path", kind, KINDS)
@@ -104,6 +103,22 @@ def interpolate(
             x = torch.stack(rows) if rows else first.new_empty(0, steps, *first.shape[1:])
             found.append(Interpolation(kind, x, None if flow is None else _bits_per_dim(flow, x)))
     return found
+
+
+def kinds_of(model: Flow | Classifier | Hybrid) -> tuple[str, ...]:
+    """Return the kinds of paths that a model has: spherical ones belong to a normal base density.
+
+    Example:
+        >>> import iresnet as ir
+        >>> kinds_of(ir.zoo.build("toy-mlp", shape=(2,), blocks=1, hidden=8, base="mixture-normal"))
+        ('linear',)
+    """
+    flow = _flow_of(model)
+    return KINDS if flow is not None and flow.base.has_moments else ("linear",)
+
+
+def _flow_of(model: Flow | Classifier | Hybrid) -> Flow | None:
+    return None if isinstance(model, Classifier) else model.flow if isinstance(model, Hybrid) else model
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:  # (n, D), (n, D) -> (n, D)

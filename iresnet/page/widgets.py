@@ -16,7 +16,7 @@ from iresnet.classifiers import Hybrid
 from iresnet.data.columns import Column, to_columns
 from iresnet.data.examples import describe_events
 from iresnet.errors import IResNetError
-from iresnet.evaluation import KINDS
+from iresnet.evaluation import kinds_of
 from iresnet.page.markup import finding
 from iresnet.page.served import ServedModel
 
@@ -241,7 +241,7 @@ def _interpolation(served: ServedModel, one: _OneAtATime) -> None:
     kind = describe_events(served.inputs.shape)
     with gr.Row():
         first, last = (gr.File(label=f"{name}: {kind}", height=150) for name in ("First", "Last"))
-    kinds = KINDS if served.flow else KINDS[:1]
+    kinds = kinds_of(served.model)
     with gr.Row():
         path = gr.Radio(list(kinds), value=kinds[-1], label="path through the latent space")
         steps = gr.Slider(3, 15, 9, step=1, label="images on the path")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iresnet.bijections import Bijection, RandomChunk, ResidualBlock, trace
+from iresnet.bijections import Affine, Bijection, RandomChunk, ResidualBlock, Spline, trace
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.config import Config, TaskConfig
 from iresnet.data import Dataset, dequantize, flip, pad_crop
@@ -21,7 +21,7 @@ from iresnet.flows import Density, Flow
 from iresnet.inputs import Inputs
 from iresnet.lipschitz import hold_weights
 from iresnet.logdet import LogDetEstimator, default_logdet
-from iresnet.models import build_model, start_from
+from iresnet.models import Model, build_model, start_from
 from iresnet.pretrained import load
 
 AUGMENTATIONS = {"pad-crop": lambda x: pad_crop(x, padding=4, mode="symmetric"), "flip": flip}
@@ -197,6 +197,8 @@ def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
     model = build_model(config, inputs)
     if config.train.init is not None:
         start_from(model, load(config.train.init), config.train.init)
+    else:
+        _fit_spline(model, dataset)
     task = Task(
         model,
         config.task,
@@ -210,3 +212,17 @@ def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
         if isinstance(module, ResidualBlock):
             module.compile()
     return task
+
+
+_N_FIT = 10_000
+"""Training examples that a spline is fitted to."""
+
+
+@torch.no_grad()
+def _fit_spline(model: Model, dataset: Dataset) -> None:
+    """Start the spline that data pass first, where there is one, from training examples."""
+    spline = next((module for module in model.modules() if isinstance(module, Spline)), None)
+    if spline is not None:
+        scale = next(module for module in model.modules() if isinstance(module, Affine))
+        x = dataset.train.shuffled(0, _N_FIT).x
+        spline.fit(scale(x.float() if isinstance(model, Classifier) else dequantize(x, levels=dataset.levels)))
