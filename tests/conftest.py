@@ -127,6 +127,27 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def full(trained, tmp_path_factory):
+    """A function from the kind to a run in which what reports show was done; read it, copy it to write."""
+    from iresnet.cli import run
+
+    folders = {}
+
+    def folder(kind):
+        if kind not in folders:
+            path = shutil.copytree(trained(kind), tmp_path_factory.mktemp("full") / kind)
+            commands = [["evaluate"], ["reconstruct", "--solver-examples", "2"], ["certify"]]
+            if kind != "classify":
+                commands.append(["sample"])
+            for command, *options in commands:
+                assert run([command, str(path), *options]) == 0
+            folders[kind] = path
+        return folders[kind]
+
+    return folder
+
+
 @pytest.fixture
 def copied(trained, tmp_path):
     """A function that copies a trained run, to write into."""

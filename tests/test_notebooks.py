@@ -79,7 +79,7 @@ import iresnet as ir
 from iresnet.training.progress import ProgressBar
 
 small = ["--model.blocks=1", "--model.hidden=8", "--train.max-steps=30"]
-trainer = ir.Trainer(ir.load_config("toy-density", small), device="cpu")
+config = ir.load_config("toy-density", small)
 
 def fail(event):
     if getattr(event, "step", 0) == 7:
@@ -90,10 +90,10 @@ def stop(event):
         os.kill(os.getpid(), signal.SIGINT)
 """
 CELLS = {
-    "trained": "run = trainer.fit('run')",
+    "trained": "run = ir.Trainer(config, device='cpu').fit('run')",
     "counted": "with ir.progress('likelihood', 500) as advance:\n    for i in range(500):\n        advance(i + 1)",
-    "broken": "trainer.callbacks = [ProgressBar(), fail]\ntrainer.fit('broken')",
-    "stopped": "trainer.callbacks = [ProgressBar(), stop]\ntrainer.fit('stopped')",
+    "broken": "ir.Trainer(config, device='cpu', callbacks=[ProgressBar(), fail]).fit('broken')",
+    "stopped": "ir.Trainer(config, device='cpu', callbacks=[ProgressBar(), stop]).fit('stopped')",
 }
 
 
