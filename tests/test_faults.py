@@ -240,19 +240,26 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(case, whole, copied):
-    """The metrics are cut accordingly, so that the run is the same in the end."""
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(case, copied):
     damage, expected = DAMAGE[case]
     newest = checkpoint_folders(copied)[-1]
     damage(newest)
     with pytest.warns(RunWarning) as caught:
-        go_on(copied.path)
+        assert read_checkpoint(copied).step == 35
     message = str(caught[0].message)
     assert message.startswith(f"{newest} is damaged: ")
     assert expected in message
     assert message.endswith("; the checkpoint before it is used")
-    assert differences(copied.path, whole) == []
     assert not (copied.state / "trap").exists()
+
+
+@pytest.mark.parametrize("case", ["half of the weights", "an empty folder"])
+def test_a_run_whose_last_checkpoint_is_damaged_is_the_same_run(case, whole, copied):
+    """The metrics are cut as far as the checkpoint before it."""
+    DAMAGE[case][0](checkpoint_folders(copied)[-1])
+    with pytest.warns(RunWarning, match="the checkpoint before it is used"):
+        go_on(copied.path)
+    assert differences(copied.path, whole) == []
 
 
 def test_a_run_without_a_sound_checkpoint_is_refused(copied):
