@@ -179,13 +179,14 @@ def steps(run):
 
 def test_the_last_checkpoints_and_the_best_are_kept(whole, tmp_path, worse_after):
     assert steps(Run(whole)) == [28, 35, 40]
-    worse_after(40)
-    run = go_on(tmp_path / "run", "--train.ema", "null", "--train.epochs", "4", "--train.keep-checkpoints", "1")
+    worse_after(10)
+    changes = ("--train.batch-size", "256", "--train.epochs", "4", "--train.ema", "null")  # 5 steps an epoch
+    run = go_on(tmp_path / "run", *changes, "--train.keep-checkpoints", "1")
     losses = validation(run)
     best = min(losses, key=losses.get)
-    assert best <= 40
-    assert steps(run) == [best, 80]
-    assert read_checkpoint(run).best == {"step": best, "loss": losses[best], "waited": (80 - best) // 20}
+    assert best <= 10
+    assert steps(run) == [best, 20]
+    assert read_checkpoint(run).best == {"step": best, "loss": losses[best], "waited": (20 - best) // 5}
 
 
 def cut(path):
