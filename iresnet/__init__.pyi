@@ -42,6 +42,7 @@ __all__ = [
     "Squeeze",
     "StandardNormal",
     "Trainer",
+    "VariationalDequantization",
     "as_distribution",
     "certify",
     "data",
@@ -84,6 +85,7 @@ from .bijections import (
     ResidualBlock,
     Spline,
     Squeeze,
+    VariationalDequantization,
 )
 from .certificates import Certificate, certify, seal
 from .classifiers import Classifier, Hybrid
