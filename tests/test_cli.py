@@ -289,7 +289,7 @@ def test_a_standard_error_and_several_draws_can_be_asked_for(copied, call):
     likelihood = read_evaluation(folder)["likelihood"]
     assert (likelihood["n"], likelihood["dequantize_samples"]) == (256, 3)  # two batches
     assert read_evaluation(folder)["baselines"]["full-covariance Gaussian"]["dequantize_samples"] == 3
-    assert "importance-weighted over 3 dequantization draws\n" in out
+    assert "upper bounds, by uniform dequantization, importance-weighted over 3 draws\n" in out
     error = likelihood["bits_per_dim"]["half_width"] / 1.96
     assert f"standard error {error:.2g} after 256 of 300 examples, 0.08 was asked for\n" in out
 
