@@ -159,5 +159,5 @@ def test_what_has_no_integers_is_refused(tmp_path):
         ir.zoo.build("toy-mlp", shape=(2,), dequantization="variable")
     with pytest.raises(RecipeError, match="takes integers without noise"):
         ir.zoo.build("toy-mlp", shape=(2,), task="classify", n_classes=2, dequantization="variational")
-    with pytest.raises(RecipeError, match="--model.dequantization variational is for integers such as pixels"):
+    with pytest.raises(RecipeError, match=r"--model\.dequantization variational is for integers such as pixels"):
         ir.Trainer(ir.load_config("toy-density", ["--model.dequantization", "variational"])).fit(tmp_path / "run")

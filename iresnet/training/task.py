@@ -205,8 +205,8 @@ def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
     model = build_model(config, inputs)
     if dataset.levels is None and any(isinstance(module, VariationalDequantization) for module in model.modules()):
         raise RecipeError(
-            f"--model.dequantization variational is for integers such as pixels, {dataset.name} has real numbers: leave "
-            "it out"
+            f"--model.dequantization variational is for integers such as pixels, {dataset.name} has real numbers: "
+            "leave it out"
         )
     if config.train.init is not None:
         start_from(model, load(config.train.init), config.train.init)
