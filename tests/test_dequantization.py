@@ -161,3 +161,12 @@ def test_what_has_no_integers_is_refused(tmp_path):
         ir.zoo.build("toy-mlp", shape=(2,), task="classify", n_classes=2, dequantization="variational")
     with pytest.raises(RecipeError, match=r"--model\.dequantization variational is for integers such as pixels"):
         ir.Trainer(ir.load_config("toy-density", ["--model.dequantization", "variational"])).fit(tmp_path / "run")
+
+
+def test_exported_noise_takes_batches_of_any_size():
+    noise = ir.VariationalDequantization(nn.Conv2d(2, 4, 1)).double().requires_grad_(False)
+    any_size = ({0: torch.export.Dim.DYNAMIC},)
+    exported = torch.export.export(noise, (points((2, 4, 4), 3),), dynamic_shapes=any_size).module()
+    for n in (1, 5):
+        x = points((2, 4, 4), n)
+        close(exported(x), noise(x))

@@ -85,9 +85,9 @@ class VariationalDequantization(Bijection):
     def _encode(self, k: Tensor) -> tuple[Tensor, Tensor]:
         check_dtype(k, "variational dequantization", self.encoder)
         code = self.encoder(k).to(k.dtype)
-        if code.shape != (len(k), 2 * k.shape[1], *k.shape[2:]):
+        if code.shape[1:] != (2 * k.shape[1], *k.shape[2:]):
             raise IResNetError(
-                f"the encoder of variational dequantization gives a log-scale and a shift of each element, twice the "
+                "the encoder of variational dequantization gives a log-scale and a shift of each element, so twice the "
                 f"channels of {tuple(k.shape)}, got {tuple(code.shape)}"
             )
         log_scale, shift = code.chunk(2, dim=1)
