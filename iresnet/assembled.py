@@ -149,10 +149,10 @@ def _rows(model: nn.Module) -> Iterator[_Row]:
     network = children.pop("bijection", None) or children.pop("network", None)
     if network is not None:
         parts = list(_walk(network))
-        for part in parts:
-            if isinstance(part, VariationalDequantization):
-                yield _Row("dequantization", parts=[part])
-        scales = _scales(parts, getattr(model, "event_shape", None))
+        noise: list[nn.Module] = [part for part in parts if isinstance(part, VariationalDequantization)]
+        if noise:
+            yield _Row("dequantization", parts=noise)
+        scales = _scales(parts[len(noise) :], getattr(model, "event_shape", None))  # it comes first
         for number, row in enumerate(scales, start=1):
             yield replace(row, name=f"scale {number}" if len(scales) > 1 else "scale")
     for name, child in children.items():
@@ -163,8 +163,6 @@ def _scales(parts: Sequence[nn.Module], shape: Sequence[int] | None) -> list[_Ro
     """Divide the parts of a network where images get smaller or channels leave it, once there were blocks."""
     rows = [_Row("scale", _times(shape))]
     for part in parts:
-        if isinstance(part, VariationalDequantization):
-            continue
         if isinstance(part, (Squeeze, FactorOut)) and rows[-1].blocks:
             rows.append(_Row("scale"))
         shape = _after(part, shape)

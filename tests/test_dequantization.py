@@ -1,7 +1,9 @@
 """Variational dequantization: a bijection of each cell, whose mean log-density bounds the probability of integers."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from laws import close, dense_logdet
@@ -170,3 +172,20 @@ def test_exported_noise_takes_batches_of_any_size():
     for n in (1, 5):
         x = points((2, 4, 4), n)
         close(exported(x), noise(x))
+
+
+def test_a_run_with_learned_noise_is_used_as_any_other(copied, call, tmp_path):
+    folder, digits = copied("learned-noise"), ir.data.load("digits").test
+    status, out, err = call("evaluate", folder, "--examples", 16, "--dequantize-samples", 2)
+    assert (status, err) == (0, "")
+    assert "upper bounds, by variational dequantization, importance-weighted over 2 draws" in out
+    assert json.loads((folder / "evaluation.json").read_text())["likelihood"]["bound"] == "variational dequantization"
+    np.savez(tmp_path / "x.npz", x=digits.x[:8].numpy())
+    assert call("encode", folder, tmp_path / "x.npz", "--out", tmp_path / "z.npz")[0] == 0
+    assert call("decode", folder, tmp_path / "z.npz", "--out", tmp_path / "back.npz")[0] == 0
+    assert np.array_equal(np.load(tmp_path / "back.npz")["x"], digits.x[:8].numpy())
+    assert call("score", folder, tmp_path / "x.npz", "--train-examples", 0, "--out", tmp_path / "scores.csv")[0] == 0
+    flow = ir.load(folder)
+    assert float(flow.bijection.bijections[0].encoder[-1].weight.detach().abs().max()) > 0.01  # has been trained
+    assert call("report", folder)[0] == 0
+    assert "upper bound, by variational dequantization" in (folder / "report.html").read_text()

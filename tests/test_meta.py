@@ -43,6 +43,7 @@ STEPS = {
     },
     "dense blocks": ("density", "--model.block", "dense", "--model.activation", "clipswish"),
     **{f"optimizer {name}": ("density", "--optim.name", name) for name in OPTIMIZERS},
+    "learned noise": ("density", "--model.dequantization", "variational"),
     "clipped": ("density", "--optim.clip-norm", "1"),
     "half of the log-determinants": ("density", "--train.logdet-chunks", "2"),
     "half of the log-determinants, early": ("density", "--train.logdet-chunks", "2", "--model.memory", "early"),
