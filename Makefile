@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+WHEEL := build/wheel-check/.installed
 DEMO := runs/demo
 # A trained density of images, for make bench to invert.
 RUN ?= $(DEMO)
@@ -15,7 +16,7 @@ DEVICE ?= cuda
 # Where make visdom starts its server.
 PORT ?= 8097
 
-.PHONY: help demo test docs gpu-test visdom bench scaling mutation-test fault-test lint types wheel-check install clean
+.PHONY: help demo test docs gpu-test visdom bench scaling mutation-test fault-test lint types wheel wheel-check install clean
 
 help:
 	@echo "make demo   install, train a density of digits, evaluate, sample, invert, certify and report it (3 minutes)"
@@ -51,7 +52,7 @@ demo: $(INSTALLED)
 	$(BIN)/iresnet report $(DEMO)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The variable silences a banner about other versions of mkdocs.
 docs: $(INSTALLED)
@@ -90,13 +91,19 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/pyright
 
-# A wheel, installed elsewhere, must find its recipes and its data. The notebooks run in small with it, and without the
-# files of this folder.
-wheel-check: $(INSTALLED)
+$(WHEEL): $(INSTALLED) README.md LICENSE $(shell find iresnet -type f ! -name '*.pyc')
 	rm -rf dist build/wheel-check
 	$(BIN)/python -m build --quiet --wheel
 	$(PYTHON) -m venv build/wheel-check
 	build/wheel-check/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[sklearn]" ipykernel nbclient nbformat
+	touch $@
+
+wheel: $(WHEEL)
+
+# A wheel, installed elsewhere, must find its recipes and its data. The notebooks run in small with it, and without the
+# files of this folder.
+wheel-check: $(WHEEL)
+	rm -rf build/wheel-check/run
 	cd build/wheel-check && bin/iresnet recipes && bin/iresnet train digits-classify --train.epochs 1 --out run && bin/iresnet certify run && bin/iresnet report run
 	env -u PYTHONPATH build/wheel-check/bin/python tools/run_notebooks.py
 

@@ -43,6 +43,7 @@ __all__ = [
     "Squeeze",
     "StandardNormal",
     "Trainer",
+    "VariationalDequantization",
     "as_distribution",
     "certify",
     "data",
@@ -85,6 +86,7 @@ from .bijections import (
     ResidualBlock,
     Spline,
     Squeeze,
+    VariationalDequantization,
 )
 from .certificates import Certificate, certify, seal
 from .classifiers import Classifier, Hybrid

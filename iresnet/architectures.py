@@ -1,6 +1,6 @@
 """Architectures by name: from the shape of the data to a chain of bijections."""
 
-__all__ = ["ARCHITECTURES", "Shape"]
+__all__ = ["ARCHITECTURES", "Shape", "variational_dequantization"]
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ from torch import nn
 from iresnet import networks
 from iresnet.bijections import (
     ActNorm,
+    Affine,
     Bijection,
     Chain,
     FactorOut,
@@ -20,9 +21,11 @@ from iresnet.bijections import (
     Logit,
     Reorder,
     Squeeze,
+    VariationalDequantization,
 )
 from iresnet.blocks import block
 from iresnet.errors import RecipeError
+from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear
 from iresnet.networks import PlainBlock
 
 Shape = tuple[int, ...]
@@ -183,6 +186,43 @@ ARCHITECTURES: dict[str, Callable[..., Chain | nn.Sequential]] = {
     "resnet": resnet,
     "toy-mlp": toy_mlp,
 }
+
+
+# -- noise of dequantization -------------------------------------------------------------------------------------------
+
+
+def variational_dequantization(
+    shape: Shape,
+    scale: Affine,
+    *,
+    features: int = 16,
+    coeff: float | None = 0.9,
+    normalization: str = "power",
+    n_power_steps: int | None = None,
+    **_: Any,
+) -> VariationalDequantization:
+    """Build noise that is learned, with an encoder of two Lipschitz layers, which optimizers move as those of blocks.
+
+    Args:
+        shape: (C, H, W), and the layers are 3x3 convolutions; or (D,).
+        scale: standardizes the integers.
+        features: of the encoder, channels of images.
+        coeff: of the layers, and so on as for :func:`block`; further options of a model are not looked at.
+        normalization: of the layers.
+        n_power_steps: iterations of the normalization.
+    """
+    channels, *pixels = shape
+    options = {"coeff": coeff, "normalization": normalization, "n_steps": n_power_steps}
+    if pixels:
+        layer = partial(LipschitzConv2d, kernel_size=3, image_size=(pixels[0], pixels[1]), **options)
+        last = nn.Conv2d(features, 2 * channels, 1)
+    else:
+        layer = partial(LipschitzLinear, **options)
+        last = nn.Linear(features, 2 * channels)
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)  # uniform noise at first
+    layers = (layer(channels, features), nn.ELU(), layer(features, features), nn.ELU(), last)
+    return VariationalDequantization(nn.Sequential(scale, *layers))
 
 
 def _blocks(shape: Shape, maps: Sequence[Maps], options: Mapping[str, Any], *, actnorm: bool) -> list[Bijection]:

@@ -13,7 +13,15 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from iresnet.bijections import Bijection, Chain, FactorOut, InjectivePad, ResidualBlock, Squeeze
+from iresnet.bijections import (
+    Bijection,
+    Chain,
+    FactorOut,
+    InjectivePad,
+    ResidualBlock,
+    Squeeze,
+    VariationalDequantization,
+)
 from iresnet.lipschitz import lipschitz_layers
 
 _whole = ContextVar("_whole", default=False)
@@ -140,17 +148,23 @@ def _rows(model: nn.Module) -> Iterator[_Row]:
         yield from _rows(flow)
     network = children.pop("bijection", None) or children.pop("network", None)
     if network is not None:
-        scales = _scales(network, getattr(model, "event_shape", None))
+        parts = list(_walk(network))
+        for part in parts:
+            if isinstance(part, VariationalDequantization):
+                yield _Row("dequantization", parts=[part])
+        scales = _scales(parts, getattr(model, "event_shape", None))
         for number, row in enumerate(scales, start=1):
             yield replace(row, name=f"scale {number}" if len(scales) > 1 else "scale")
     for name, child in children.items():
         yield _Row(name, parts=[child])
 
 
-def _scales(network: nn.Module, shape: Sequence[int] | None) -> list[_Row]:
-    """Divide a network where its images get smaller or channels leave it, once there were blocks."""
+def _scales(parts: Sequence[nn.Module], shape: Sequence[int] | None) -> list[_Row]:
+    """Divide the parts of a network where images get smaller or channels leave it, once there were blocks."""
     rows = [_Row("scale", _times(shape))]
-    for part in _walk(network):
+    for part in parts:
+        if isinstance(part, VariationalDequantization):
+            continue
         if isinstance(part, (Squeeze, FactorOut)) and rows[-1].blocks:
             rows.append(_Row("scale"))
         shape = _after(part, shape)

@@ -49,7 +49,7 @@ class Base(nn.Module, ABC):
 
     @property
     def has_moments(self) -> bool:
-        """Whether the density is known to be normal with independent features: :meth:`moments` is there."""
+        """True for a density known to be normal with independent features: :meth:`moments` is there."""
         return type(self).moments is not Base.moments
 
     def standardize(

@@ -258,13 +258,12 @@ def _at_some_contexts(g: nn.Module, x: Tensor, generator: torch.Generator) -> nn
 def _power_iteration(jacobian: Linearization, u: Tensor, norm: float) -> tuple[Tensor, float]:  # (N, *E)
     """Iterate in a p-norm; return the last directions and the largest ratio of all steps."""
     conjugate = {1: math.inf, 2: 2, math.inf: 1}[norm]
-    largest = 0.0
+    u, largest = _unit(u, norm), 0.0
     for _ in range(50):
-        u = _unit(u, norm)
         image = jacobian.jvp(u)
         largest = max(largest, float(_size(image, norm).max()))
         u = _dual(jacobian.vjp(_dual(image, norm)), conjugate)
-    return _unit(u, norm), largest
+    return u, largest
 
 
 def _climb(g: nn.Module, x: Tensor, u: Tensor, norm: float, search_steps: int) -> float:
@@ -292,7 +291,8 @@ def _scale(u: Tensor, factor: Tensor) -> Tensor:  # (N, *E), (N,) -> (N, *E)
 
 
 def _unit(u: Tensor, norm: float) -> Tensor:
-    return _scale(u, 1 / _size(u, norm).clamp(min=torch.finfo(u.dtype).tiny))
+    size = torch.linalg.vector_norm(u, norm, dim=tuple(range(1, u.dim())), keepdim=True)
+    return u / size.clamp(min=torch.finfo(u.dtype).tiny)
 
 
 def _dual(u: Tensor, norm: float) -> Tensor:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iresnet.architectures import ARCHITECTURES, Shape
+from iresnet.architectures import ARCHITECTURES, Shape, variational_dequantization
 from iresnet.bases import BASES, Base, ContextNormal, DiagonalNormal, MixtureNormal
 from iresnet.bijections import Affine, Chain, Flatten, Spline
 from iresnet.blocks import LOGDETS, SOLVERS, block, check_options, make_logdet, make_solver, one_of, options_of
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.context import N_HIDDEN, ContextEncoder, at_context
-from iresnet.errors import RecipeError
+from iresnet.errors import RecipeError, UnknownNameError
 from iresnet.flows import Flow
 from iresnet.inputs import level_scale
 from iresnet.renamed import accept_old_names, without_network
@@ -38,6 +38,7 @@ def build(
     spline: int = 0,
     head_hidden: int = 32,
     context: int | str | ContextEncoder = 0,
+    dequantization: str = "uniform",
     **options: Any,
 ) -> Model:
     r"""Build a model by the name of its architecture.
@@ -58,6 +59,7 @@ def build(
         head_hidden: channels of the head of a hybrid of images.
         context: of a conditional density: how many numbers the context has, which are encoded by a perceptron of 64
             hidden units; ``"class"`` for one of ``n_classes``; or an encoder.
+        dequantization: of densities of integers: ``"uniform"`` noise, or ``"variational"`` noise, which is learned.
         options: arguments of the architecture.
 
     Returns:
@@ -77,6 +79,7 @@ def build(
     check_options(f"architecture '{name}'", architecture, options)
     if task != "classify":
         _check_density(name, task, options)
+    is_learned = _is_learned(dequantization, task)
     default_mean, default_std = level_scale(256) if len(shape) == 3 else (0.0, 1.0)
     scaling = {"mean": default_mean if mean is None else mean, "std": default_std if std is None else std}
     encoder = _encoder(context, task, n_classes)
@@ -86,7 +89,8 @@ def build(
         scale = Affine(scaling["mean"] - scaling["std"] / 2, scaling["std"])
     if spline and options.get("logit") is not None:
         raise RecipeError("a spline gives numbers of which there is no logit: give a spline or logit, not both")
-    first = [scale, Spline(shape, spline)] if spline else [scale]
+    noise = [variational_dequantization(tuple(shape), Affine(**scaling), **options)] if is_learned else []
+    first = [*noise, scale, *([Spline(shape, spline)] if spline else [])]
     scaled = Chain([*first, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(*first, *network)  # pyright: ignore[reportArgumentType]
     make_base = partial(_base, base, components)
     heads = {"n_classes": n_classes, "make_base": make_base, "head_hidden": head_hidden, "encoder": encoder}
@@ -95,6 +99,7 @@ def build(
     given |= {"spline": spline} if spline else {}
     given |= {"context": context} if encoder else {}
     given |= {"components": components} if base == "mixture-normal" else {}
+    given |= {"dequantization": dequantization} if is_learned else {}
     built.origin = {**given, **scaling, **options}
     return built
 
@@ -128,6 +133,15 @@ def _check_density(name: str, task: str, options: Mapping[str, Any]) -> None:
             f"coeff=null leaves no density for the task '{task}': unconstrained blocks may fold space, and then "
             "log|det| is not what is estimated; give a coeff in (0, 1), or use the task 'classify'"
         )
+
+
+def _is_learned(dequantization: str, task: str) -> bool:
+    """Return whether the noise of integers is learned."""
+    if dequantization not in ("uniform", "variational"):
+        raise UnknownNameError("dequantization", dequantization, ("uniform", "variational"))
+    if dequantization == "variational" and task == "classify":
+        raise RecipeError("the task 'classify' takes integers without noise: leave out dequantization")
+    return dequantization == "variational"
 
 
 def _base(name: str, components: int, features: int) -> Base:

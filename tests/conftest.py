@@ -3,12 +3,14 @@
 Laws hold on every device: tests that use ``device`` run on the CPU and, where there is one, on a GPU.
 """
 
+import os
 import shutil
 
 import hypothesis
 import pretend
 import pytest
 import torch
+from filelock import FileLock
 
 torch.set_num_threads(1)
 if pretend.AVAILABLE:
@@ -102,19 +104,46 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A function from the kind to the folder of a tiny run, trained when first asked for; read it, copy it to write."""
+    """A function from the kind to the folder of a tiny run, trained when first asked for; read it, copy it to write.
+
+    The processes of a session share it.
+    """
     from iresnet import devices
     from iresnet.config import load_config
     from iresnet.training import train
 
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def folder(kind):
+        run = shared / f"trained-{kind}-{devices._automatic()}" / kind
+        with FileLock(f"{run.parent}.lock"):
+            if not run.exists():
+                recipe, *changes = TINY[kind]
+                train(load_config(recipe, changes), run)
+        return run
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def full(trained, tmp_path_factory):
+    """A function from the kind to a run in which what reports show was done; read it, copy it to write."""
+    from iresnet.cli import run
+
     folders = {}
 
     def folder(kind):
-        key = kind, devices._automatic()
-        if key not in folders:
-            recipe, *changes = TINY[kind]
-            folders[key] = train(load_config(recipe, changes), tmp_path_factory.mktemp("runs") / kind).path
-        return folders[key]
+        if kind not in folders:
+            path = shutil.copytree(trained(kind), tmp_path_factory.mktemp("full") / kind)
+            commands = [["evaluate"], ["reconstruct", "--solver-examples", "2"], ["certify"]]
+            if kind != "classify":
+                commands.append(["sample"])
+            for command, *options in commands:
+                assert run([command, str(path), *options]) == 0
+            folders[kind] = path
+        return folders[kind]
 
     return folder
 

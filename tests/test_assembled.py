@@ -10,7 +10,6 @@ import torch
 import iresnet as ir
 from iresnet.certificates import Certificate
 from iresnet.networks import PlainBlock
-from iresnet.pretrained import pretrained_names
 
 IMAGES = {"blocks": (2, 1), "strides": (1, 2), "hidden": 4}
 MODELS = {
@@ -106,13 +105,6 @@ def test_the_whole_tree_is_that_of_torch(name):
     for child in model.modules():
         assert f"{type(child).__name__}(" in tree
     assert "scale" not in repr(torch.nn.ModuleList([torch.nn.Linear(1, 1)]))  # other modules are left alone
-
-
-@pytest.mark.parametrize("name", pretrained_names())
-def test_a_model_of_the_package_is_known_to_be_certified(name):
-    model = ir.load(name)
-    assert f"\n{ir.certify(copy.deepcopy(model)).verdict}; all modules" in repr(model)
-    assert "certified: largest block bound" in model._repr_html_()
 
 
 def test_a_certificate_is_told_of_the_weights_that_have_it_alone():

@@ -141,9 +141,9 @@ def test_every_remedy_is_an_option_of_its_command(command, call):
 
 
 def test_examples_can_be_evaluated_a_few_at_a_time(copied, call):
-    folder = copied("toy")
-    for command in ("evaluate", "reconstruct"):
-        assert call(command, folder, "--batch-size", 7)[0] == 0
+    folder = copied("density")
+    assert call("evaluate", folder, "--examples", 20, "--batch-size", 7)[0] == 0
+    assert call("reconstruct", folder, "--solver-examples", 0, "--batch-size", 70)[0] == 0
 
 
 def test_other_failures_stay_failures(copied, call, monkeypatch):

@@ -31,6 +31,8 @@ def read(path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_command_takes_a_context(kind, copied, call):
     folder, context = copied(kind), KINDS[kind]
+    # But for the export of a density of classes, whose numbers are compared below.
+    export = [("export", "--what", "encode", *context)] if kind == "of-angle" else []
     commands = [
         ("evaluate", "--examples", 64),
         ("certify",),
@@ -39,9 +41,9 @@ def test_every_command_takes_a_context(kind, copied, call):
         ("interpolate", "-n", 1, "--steps", 2, *context),
         ("analyze", "logdet", "-n", 1, "--draws", 2, *context),
         ("analyze", "lipschitz", *context),
-        ("analyze", "inverse", "-n", 2, *context),
+        ("analyze", "inverse", "-n", 2, "--coeff", 0.9, *context),
         ("analyze", "latent", "-n", 20, *context),
-        ("export", "--what", "encode", *context),
+        *export,
         ("report",),
     ]
     for command, *options in commands:

@@ -429,7 +429,7 @@ def test_a_table_of_everything_from_the_first_command_to_the_last(call, tmp_path
     )
     for command, *options in (
         ("evaluate", "--ood", others),
-        ("reconstruct",),
+        ("reconstruct", "--solver-examples", 2),
         ("interpolate",),
         ("sample", "-n", 40),
         ("report",),

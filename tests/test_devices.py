@@ -72,13 +72,22 @@ def test_devices_that_are_not_there_are_refused(name, n, message, monkeypatch):
         choose_device(name)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "sample", "reconstruct", "interpolate", "certify"])
-def test_commands_refuse_a_device_in_one_line_and_say_which_they_took(command, copied, call):
+@pytest.mark.parametrize(
+    ("command", "few"),
+    [
+        ("evaluate", ("--examples", 16)),
+        ("sample", ("-n", 2)),
+        ("reconstruct", ("--solver-examples", 0)),
+        ("interpolate", ("-n", 1)),
+        ("certify", ()),
+    ],
+)
+def test_commands_refuse_a_device_in_one_line_and_say_which_they_took(command, few, copied, call):
     folder = copied("density")
     status, out, err = call(command, folder, "--device", "cuda:9")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "--device" in err
-    status, out, _ = call(command, folder, "--device", "cpu")
+    status, out, _ = call(command, folder, *few, "--device", "cpu")
     assert (status, out.splitlines()[0]) == (0, "computed on CPU (1 threads)")
 
 
@@ -115,18 +124,26 @@ for keep in (False, True):
 # -- values ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def twins(another_device):
-    """A sealed density on the CPU and on another device, and images on both."""
-    options = {"blocks": (2, 2), "strides": (1, 2), "hidden": 32, "coeff": 0.9, "mean": 128.0, "std": 256.0}
-    flow = ir.zoo.build("iresnet-multiscale", shape=(1, 16, 16), logdet=ir.Krylov(3), **options)
-    x = 256 * torch.rand(8, 1, 16, 16)
+@pytest.fixture(scope="module")
+def sealed():
+    """A sealed density, and images."""
+    torch.manual_seed(0)
+    options = {"blocks": (1, 1), "strides": (1, 2), "hidden": 16, "coeff": 0.9, "mean": 128.0, "std": 256.0}
+    flow = ir.zoo.build("iresnet-multiscale", shape=(1, 8, 8), logdet=ir.Krylov(3), **options)
+    x = 256 * torch.rand(8, 1, 8, 8)
     flow.log_prob(x)
     for name, p in flow.named_parameters():  # as trained weights are, which use all of their coefficient
         if name.endswith("original"):
             p.data.mul_(4)
     ir.seal(flow.eval().requires_grad_(False))
-    return flow, x, copy.deepcopy(flow).to(another_device), x.to(another_device)
+    return flow, x
+
+
+@pytest.fixture
+def twins(sealed, another_device):
+    """A sealed density on the CPU and on another device, and images on both."""
+    flow, x = sealed
+    return copy.deepcopy(flow), x, copy.deepcopy(flow).to(another_device), x.to(another_device)
 
 
 def test_a_mix_of_devices_is_refused_and_waits_are_seen(pretended):
@@ -252,9 +269,14 @@ class Stop(Callback):
             signal.raise_signal(signal.SIGTERM)
 
 
+FEW_BLOCKS = ("--model.blocks", "[1,0]")  # each operation of the pretended device is a function of Python
+
+
 def settings(tiny, kind, *changes):
     recipe, *small = tiny[kind]
-    return load_config(recipe, [*small, "--train.batch-size", "128", "--train.log-every", "4", *changes])
+    small += [*FEW_BLOCKS] if kind != "toy" else []
+    small += ["--train.batch-size", "128", "--train.n-pictures", "0", "--train.log-every", "4"]
+    return load_config(recipe, [*small, *changes])
 
 
 OPTIONS = {
@@ -268,10 +290,11 @@ OPTIONS = {
 def test_a_run_that_was_interrupted_on_a_device_is_the_same_in_the_end(name, tiny, tmp_path, another_device):
     """Stopped within a window of metrics, which is restored to the device."""
     kind, *changes = OPTIONS[name]
-    config = settings(tiny, kind, *changes, "--train.deterministic", "true")
+    short = ("--train.log-every", "2", "--train.max-steps", "5")
+    config = settings(tiny, kind, *changes, "--train.deterministic", "true", *short)
     whole = train(config, tmp_path / "whole", device=another_device)
     with pytest.raises(Interrupted):
-        train(config, tmp_path / "run", device=another_device, callbacks=[Stop(6)])
+        train(config, tmp_path / "run", device=another_device, callbacks=[Stop(3)])
     resumed = train(config, tmp_path / "run", device=another_device, resume=True)
     assert resumed.model_file.read_bytes() == whole.model_file.read_bytes()
     assert resumed.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
@@ -281,7 +304,7 @@ def test_a_run_that_was_interrupted_on_a_device_is_the_same_in_the_end(name, tin
 def test_a_run_goes_on_on_another_device_with_a_warning_where_noise_differs(tiny, tmp_path, pretended, monkeypatch):
     config = settings(tiny, "density")
     with pytest.raises(Interrupted):
-        train(config, tmp_path / "run", device=pretended, callbacks=[Stop(6)])
+        train(config, tmp_path / "run", device=pretended, callbacks=[Stop(2)])
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     train(config, tmp_path / "run", device="cpu", resume=True)
     from iresnet.training.trainer import read_checkpoint
@@ -307,13 +330,13 @@ def test_a_step_waits_for_nothing(optimizer, tiny, tmp_path, pretended):
                 waited.append(list(pretend.waits))
                 pretend.waits.clear()
 
-    with pretend.counted_waits():
-        config = settings(
-            tiny, "density", "--optim.name", optimizer, "--train.ema", "0.9", "--train.logdet-chunks", "2"
-        )
-        train(config, tmp_path / "run", device=pretended, callbacks=[Count()])
-    assert waited[9]  # a window of metrics
-    assert [waited[step] for step in (4, 5, 6, 8)] == [[]] * 4
+    kind = "density" if optimizer == "muon" else "toy"  # convolutions with one of them
+    changes = ("--train.ema", "0.9", "--train.logdet-chunks", "2", "--train.log-every", "3")
+    config = settings(tiny, kind, "--optim.name", optimizer, *changes)
+    with pretend.counted_waits(), pytest.raises(Interrupted):
+        train(config, tmp_path / "run", device=pretended, callbacks=[Count(), Stop(7)])
+    assert waited[5]  # a window of metrics
+    assert [waited[step] for step in (3, 4, 6)] == [[]] * 3
 
 
 def test_a_dry_run_times_a_full_batch_as_the_loop_takes_it(tiny, pretended):
@@ -339,15 +362,23 @@ COMMANDS = {
     "certify": ("certificate.json", 1e-6, ()),
     "analyze logdet": ("analysis/logdet.json", 1e-4, ("--n", 1, "--draws", 2)),
     "analyze lipschitz": ("analysis/lipschitz.json", 1e-4, ()),
-    "analyze inverse": ("analysis/inverse.json", None, ("--n", 2)),
+    "analyze inverse": ("analysis/inverse.json", None, ("--n", 2, "--coeff", 0.9)),
     "analyze latent": ("analysis/latent.json", 1e-3, ("--n", 64)),
     "sample": (None, None, ("-n", 4)),
 }
 
 
-def test_what_commands_save_does_not_depend_on_the_device(trained, tmp_path, call, another_device):
+@pytest.fixture(scope="module")
+def hybrid(tiny, tmp_path_factory):
+    """The folder of a run of one block."""
+    recipe, *small = tiny["hybrid"]
+    config = load_config(recipe, [*small, *FEW_BLOCKS])
+    return train(config, tmp_path_factory.mktemp("hybrid") / "run", device="cpu").path
+
+
+def test_what_commands_save_does_not_depend_on_the_device(hybrid, tmp_path, call, another_device):
     """Errors of inverses are rounding, and differ; all else agrees to the stated tolerances. Nothing warns."""
-    folders = {device: shutil.copytree(trained("hybrid"), tmp_path / device) for device in ("cpu", another_device)}
+    folders = {device: shutil.copytree(hybrid, tmp_path / device) for device in ("cpu", another_device)}
     for command, (file, tolerance, options) in COMMANDS.items():
         found = {}
         for device, folder in folders.items():
@@ -367,12 +398,12 @@ def test_what_commands_save_does_not_depend_on_the_device(trained, tmp_path, cal
 
 @pytest.mark.parametrize(("command", "options"), [("score", ("--train-examples", 120)), ("predict", ())])
 def test_what_is_told_of_single_examples_does_not_depend_on_the_device(
-    command, options, trained, tmp_path, call, another_device
+    command, options, hybrid, tmp_path, call, another_device
 ):
     np.savez(tmp_path / "new.npz", x=np.random.default_rng(1).integers(0, 17, (30, 1, 8, 8), dtype=np.uint8))
     rows = []
     for device in ("cpu", another_device):
-        run = shutil.copytree(trained("hybrid"), tmp_path / device)
+        run = shutil.copytree(hybrid, tmp_path / device)
         written = tmp_path / f"{device}.csv"
         status, _, err = call(command, run, tmp_path / "new.npz", "--out", written, "--device", device, *options)
         assert (status, err) == (0, "")
@@ -391,7 +422,7 @@ def test_what_is_told_of_single_examples_does_not_depend_on_the_device(
 def test_the_whole_way_on_a_device_without_a_warning(tiny, tmp_path, call, another_device):
     folder = tmp_path / "run"
     status, _, err = call(
-        "train", *tiny["density"], "--train.batch-size", 256, "--out", folder, "--device", another_device
+        "train", *tiny["density"], *FEW_BLOCKS, "--train.batch-size", 256, "--out", folder, "--device", another_device
     )
     assert status == 0
     assert "warning" not in err

@@ -214,7 +214,7 @@ COMMANDS = {
     "evaluate": (("evaluate", "RUN", "--dequantize-samples", "2"), "evaluation.json"),
     "until it is good enough": (("evaluate", "RUN", "--standard-error", "0.05"), "evaluation.json"),
     "sample": (("sample", "RUN", "-n", "70"), "samples/samples.png"),
-    "reconstruct": (("reconstruct", "RUN"), "samples/reconstructions.png"),
+    "reconstruct": (("reconstruct", "RUN", "--solver-examples", "2"), "samples/reconstructions.png"),
     "score": (("score", "RUN", "RUN/new.npz", "--out", "RUN/scores.csv", "--train-examples", "120"), "scores.csv"),
     "predict": (("predict", "RUN", "RUN/new.npz", "--out", "RUN/classes.csv", "--batch-size", "7"), "classes.csv"),
 }

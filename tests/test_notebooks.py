@@ -1,4 +1,4 @@
-"""The notebooks: what is kept of them is short and of no machine, one runs here, all run in make wheel-check."""
+"""The notebooks: what is kept of them is short and of no machine; they run in make wheel-check."""
 
 import re
 
@@ -19,16 +19,6 @@ def texts(output):
     """The texts of an output, without its pictures."""
     data = output.get("data", {"text/plain": output.get("text", "")})
     return [text for kind, text in data.items() if kind.startswith("text/")]
-
-
-def run(*sources):
-    """Run cells in a kernel, and return their outputs."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    try:
-        notebooks.execute(notebook)
-    except CellExecutionError as error:
-        return [outputs(cell) for cell in notebook.cells], error
-    return [outputs(cell) for cell in notebook.cells], None
 
 
 # -- what is kept ----------------------------------------------------------------------------------------------------
@@ -70,13 +60,6 @@ def test_a_notebook_names_how_to_install_and_its_parameters_first(name):
 # -- what runs -------------------------------------------------------------------------------------------------------
 
 
-def test_one_runs_in_small():
-    notebook = notebooks.read("inside-the-estimators")
-    notebooks.make_small(notebook, notebooks.SMALL["inside-the-estimators"])
-    notebooks.execute(notebook)
-    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
-
-
 def test_a_warning_is_an_error_in_small():
     notebook = nbformat.v4.new_notebook(
         cells=[
@@ -96,7 +79,7 @@ import iresnet as ir
 from iresnet.training.progress import ProgressBar
 
 small = ["--model.blocks=1", "--model.hidden=8", "--train.max-steps=30"]
-trainer = ir.Trainer(ir.load_config("toy-density", small), device="cpu")
+config = ir.load_config("toy-density", small)
 
 def fail(event):
     if getattr(event, "step", 0) == 7:
@@ -106,32 +89,43 @@ def stop(event):
     if getattr(event, "step", 0) == 7:
         os.kill(os.getpid(), signal.SIGINT)
 """
+CELLS = {
+    "trained": "run = ir.Trainer(config, device='cpu').fit('run')",
+    "counted": "with ir.progress('likelihood', 500) as advance:\n    for i in range(500):\n        advance(i + 1)",
+    "broken": "ir.Trainer(config, device='cpu', callbacks=[ProgressBar(), fail]).fit('broken')",
+    "stopped": "ir.Trainer(config, device='cpu', callbacks=[ProgressBar(), stop]).fit('stopped')",
+}
 
 
-def test_bars_in_a_notebook_are_one_output_each_in_its_last_state():
-    (_, trained, counted), error = run(
-        TRAINER,
-        "run = trainer.fit('run')",
-        "with ir.progress('likelihood', 500) as advance:\n    for i in range(500):\n        advance(i + 1)",
-    )
-    assert error is None
-    (bar,) = trained
+@pytest.fixture(scope="module")
+def shown():
+    """Outputs of these cells in one kernel, by name."""
+    may_fail = {"tags": ["raises-exception"]}
+    cells = [nbformat.v4.new_code_cell(source, metadata=may_fail) for source in (TRAINER, *CELLS.values())]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebooks.execute(notebook)
+    return {name: outputs(cell) for name, cell in zip(CELLS, notebook.cells[1:], strict=True)}
+
+
+def test_bars_in_a_notebook_are_one_output_each_in_its_last_state(shown):
+    (bar,) = shown["trained"]
     assert bar.output_type == "display_data"
     assert "30/30" in bar.data["text/html"]
     assert bar.data["text/html"].count("validation") == 1  # the only snapshot
     assert len(bar.data["text/html"]) < 3000
-    (bar,) = counted
+    (bar,) = shown["counted"]
     assert "likelihood" in bar.data["text/html"]
     assert "100%" in bar.data["text/html"]
 
 
 @pytest.mark.parametrize(
-    ("callback", "kind", "message"),
-    [("fail", "ValueError", "broken"), ("stop", "Interrupted", "stopped after step 7 of 30, saved in run")],
+    ("name", "kind", "message"),
+    [
+        ("broken", "ValueError", "broken"),
+        ("stopped", "Interrupted", "stopped after step 7 of 30, saved in stopped"),
+    ],
 )
-def test_a_bar_shows_where_a_training_broke_off(callback, kind, message):
-    cell = f"trainer.callbacks = [ProgressBar(), {callback}]\ntrainer.fit('run')"
-    (_, (bar, raised)), error = run(TRAINER, cell)
-    assert (error.ename, error.evalue) == (kind, message)
-    assert raised.output_type == "error"
+def test_a_bar_shows_where_a_training_broke_off(name, kind, message, shown):
+    bar, raised = shown[name]
+    assert (raised.output_type, raised.ename, raised.evalue) == ("error", kind, message)
     assert "7/30" in bar.data["text/html"]

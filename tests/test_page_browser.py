@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ class Server:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
             return answer.read()
 
+    @cached_property
     def api(self):
         """The model, to compute what the page should show."""
         run = find_run(self.run)
@@ -185,7 +187,7 @@ def save(x, path):
 
 def test_an_upload_is_scored_and_classified_as_the_api_says(serve, tab, tmp_path):
     server = serve("hybrid")
-    visitor, api = Visitor(tab, server), server.api()
+    visitor, api = Visitor(tab, server), server.api
     assert tab.evaluate("document.querySelector('h1').innerText") == "run"
     x = load("digits").test.x[5]
     path = save(x, tmp_path / "five.png")
@@ -248,7 +250,7 @@ def test_a_drawing_is_scaled_and_looked_at(serve, tab):
 
 def test_sliders_move_along_latent_directions_live(serve, tab):
     server = serve("hybrid")
-    visitor, api = Visitor(tab, server), server.api()
+    visitor, api = Visitor(tab, server), server.api
     visitor.choose("Directions")
     tab.wait(f"{RANGES}.length === {len(api.directions.axes)}")
     tab.evaluate(f"{RANGES}[1].focus()")
@@ -261,7 +263,7 @@ def test_sliders_move_along_latent_directions_live(serve, tab):
 
 def test_a_path_between_uploads_is_that_of_the_api(serve, tab, tmp_path):
     server = serve("hybrid")
-    visitor, api, x = Visitor(tab, server), server.api(), load("digits").test.x[:2]
+    visitor, api, x = Visitor(tab, server), server.api, load("digits").test.x[:2]
     visitor.choose("Interpolate")
     files = "[...document.querySelectorAll('input[type=file]:not([accept])')]"
     files += ".filter(e => e.closest('[role=tabpanel]')?.offsetParent)"
@@ -279,7 +281,7 @@ def test_a_path_between_uploads_is_that_of_the_api(serve, tab, tmp_path):
 
 def test_samples_are_those_of_this_seed_class_and_temperature(serve, tab):
     server = serve("hybrid")
-    visitor, api = Visitor(tab, server), server.api()
+    visitor, api = Visitor(tab, server), server.api
     visitor.choose("Sample")
     shown = visitor.picture("samples", lambda: visitor.press("Sample"))
     assert np.array_equal(shown, api.picture(api.samples(16)))
@@ -309,7 +311,7 @@ def test_the_certificate_is_that_of_the_model(serve, tab):
 
 def test_a_row_is_filled_in_and_scored(serve, tab):
     server = serve("table")
-    visitor, api = Visitor(tab, server), server.api()
+    visitor, api = Visitor(tab, server), server.api
     visitor.press("Look at this row")
     tab.wait("document.querySelector('.facts div')")
     values = tab.evaluate("[...document.querySelectorAll('.fields input')].map(e => e.value)")

@@ -1,5 +1,6 @@
 """The models that come with the package certify, and are worth what is stated."""
 
+import copy
 import json
 from importlib import resources
 from pathlib import Path
@@ -19,10 +20,13 @@ FOLDER = Path(str(resources.files("iresnet.pretrained")))
 
 
 @pytest.mark.parametrize("name", pretrained_names())
-def test_a_pretrained_model_is_small_and_certifies(name):
+def test_a_pretrained_model_is_small_and_certifies_and_says_so(name):
     model = ir.load(name)
     assert not model.training
-    assert ir.certify(model, search_steps=0).certified
+    certificate = ir.certify(copy.deepcopy(model))
+    assert certificate.certified
+    assert f"\n{certificate.verdict}; all modules" in repr(model)
+    assert "certified: largest block bound" in model._repr_html_()
     assert sum(path.stat().st_size for path in (FOLDER / name).iterdir()) <= 4 * 1024**2
 
 

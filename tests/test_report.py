@@ -59,23 +59,6 @@ class Outline(HTMLParser):
             self.text += f" {' '.join(data.split())}"
 
 
-@pytest.fixture(scope="session")
-def full(trained, tmp_path_factory):
-    """A function from the kind to a run in which everything was done that the command line can do."""
-    folders = {}
-
-    def folder(kind):
-        if kind not in folders:
-            path = shutil.copytree(trained(kind), tmp_path_factory.mktemp("full") / kind)
-            commands = ["evaluate", "reconstruct", "certify", *(["sample"] if kind != "classify" else [])]
-            for name in commands:
-                assert command_line([name, str(path)]) == 0
-            folders[kind] = path
-        return folders[kind]
-
-    return folder
-
-
 @pytest.fixture
 def copied(full, tmp_path):
     """A full run to change."""

@@ -5,7 +5,6 @@ import shutil
 import pytest
 from browser import CHROMIUM, page
 
-from iresnet.cli import run as command_line
 from iresnet.report import write_report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -39,15 +38,10 @@ CONTRAST = """
 
 
 @pytest.fixture(scope="module")
-def pages(trained, tmp_path_factory):
+def pages(full, tmp_path_factory):
     """Pages of one run and of three, with everything that can be shown."""
     folder = tmp_path_factory.mktemp("pages")
-    runs = []
-    for kind in ("hybrid", "toy", "classify"):
-        run = shutil.copytree(trained(kind), folder / kind)
-        for command in ("evaluate", "reconstruct", "certify"):
-            assert command_line([command, str(run)]) == 0
-        runs.append(run)
+    runs = [shutil.copytree(full(kind), folder / kind) for kind in ("hybrid", "toy", "classify")]
     return {"one": write_report(runs[:1]), "three": write_report(runs, folder / "three.html")}
 
 

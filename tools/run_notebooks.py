@@ -9,6 +9,7 @@ import ast
 import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -85,14 +86,20 @@ def main() -> None:
     if unknown := set(options.names) - set(names()):
         parser.error(f"no such notebook: {', '.join(sorted(unknown))}; there are {', '.join(names())}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for name in options.names or names():
+
+    def run(name: str) -> str:
         start, notebook = time.monotonic(), read(name)
         if not options.write:
             make_small(notebook, SMALL[name])
         execute(notebook)
         if options.write:
             write(name, notebook)
-        print(f"{name}: {time.monotonic() - start:.0f} s")
+        return f"{name}: {time.monotonic() - start:.0f} s"
+
+    # A notebook that is kept shows how long it took, alone.
+    with ThreadPoolExecutor(1 if options.write else os.cpu_count()) as pool:
+        for line in pool.map(run, options.names or names()):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

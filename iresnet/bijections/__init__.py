@@ -19,6 +19,7 @@ __all__ = [
     "ResidualBlock",
     "Spline",
     "Squeeze",
+    "VariationalDequantization",
     "as_they_are",
     "check_dtype",
     "check_events",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 from iresnet.bijections.base import Bijection, Chain, Inversion, LogDets, Report, check_dtype, check_events, invert
+from iresnet.bijections.dequantization import VariationalDequantization
 from iresnet.bijections.elementwise import ActNorm, Affine, Logit, as_they_are
 from iresnet.bijections.inverse import Inverse, inverse_and_logdet
 from iresnet.bijections.monotone import MonotoneBlock

@@ -312,8 +312,10 @@ def _print_likelihoods(scores: dict[str, Any], split: str) -> None:
 def _print_uncertainty(score: "Likelihood", n: int, target: float | None) -> None:
     say(f"log-determinants of this model by {score.estimator}")
     say(str(score.uncertainty))
-    if score.dequantize_samples > 1:
-        say(f"importance-weighted over {score.dequantize_samples} dequantization draws")
+    if score.bound:
+        draws = score.dequantize_samples
+        weighted = f", importance-weighted over {draws} draws" if draws > 1 else ""
+        say(f"bits/dim of integers are upper bounds, by {score.bound}{weighted}")
     if target is not None:
         reached = score.bits_per_dim.standard_error
         say(f"standard error {reached:.2g} after {score.n} of {n} examples, {target:.2g} was asked for")

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from iresnet.bijections import ResidualBlock
+from iresnet.bijections import ResidualBlock, VariationalDequantization
 from iresnet.data import CONDITIONAL_TOYS, TOYS, Dataset, Split
 from iresnet.errors import DataError, IResNetError
 from iresnet.evaluation.batching import (
@@ -81,6 +81,8 @@ class Likelihood:
         dequantize_samples: noise draws for each example.
         uncertainty: sources of the interval, and the bias that it leaves out; None for closed forms.
         classes: bits/dim of each class of labeled data; None for one with fewer than two examples.
+        bound: of integers, the noise by which the bits/dim are an upper bound, ``"uniform dequantization"`` or
+            ``"variational dequantization"``; empty where they are exact.
     """
 
     bits_per_dim: Estimate
@@ -91,6 +93,7 @@ class Likelihood:
     dequantize_samples: int = 1
     uncertainty: Uncertainty | None = None
     classes: tuple[Estimate | None, ...] = ()
+    bound: str = ""
 
     def __str__(self) -> str:
         return f"{self.bits_per_dim} bits/dim ({self.nats} nats; {self.n} examples, {self.estimator})"
@@ -114,7 +117,9 @@ def likelihood(
     r"""Evaluate the density of a split.
 
     Integer data x are dequantized, :math:`x + u` with u uniform on the cell: the mean is then that of an upper bound of
-    their bits/dim. With K noise draws for each example the bound is importance-weighted,
+    their bits/dim. So it is where u becomes noise that is learned (:class:`~iresnet.VariationalDequantization`), with
+    :math:`p(x + u) / q(u \mid x)` in place of :math:`p(x + u)`. With K noise draws for each example the bound is
+    importance-weighted,
 
     .. math:: \log P(x) = \log E\, p(x + u) \ge E \log \frac{1}{K} \sum_{k=1}^{K} p(x + u_k)
         \ge E \log p(x + u),
@@ -180,7 +185,8 @@ def likelihood(
         repeats = _evaluate_repeatedly(flow, log_prob, few, batch_size, random, n_noise, n_probes)
     result = summarize(nats, dims, str(estimator), dequantize_samples)
     uncertainty = _uncertainty(nats, repeats, total.mean(len(nats), dequantize_samples), bit)
-    return replace(result, uncertainty=uncertainty, classes=_class_means(nats / bit, split.y))
+    classes = _class_means(nats / bit, split.y)
+    return replace(result, uncertainty=uncertainty, classes=classes, bound=_bound(levels, flow))
 
 
 def _log_prob(flow: Flow, estimator: LogDetEstimator, record: Record) -> LogProb:
@@ -195,6 +201,15 @@ def _log_prob(flow: Flow, estimator: LogDetEstimator, record: Record) -> LogProb
         return density.log_prob(x, logdet=dict(zip(blocks, recorders.values(), strict=True)))
 
     return log_prob
+
+
+def _bound(levels: int | None, density: nn.Module | None = None) -> str:
+    """Name the noise by which likelihoods of integers are bounded."""
+    if levels is None:
+        return ""
+    parts = () if density is None else density.modules()
+    learned = any(isinstance(part, VariationalDequantization) for part in parts)
+    return f"{'variational' if learned else 'uniform'} dequantization"
 
 
 def default_estimator(dims: int) -> LogDetEstimator:
@@ -364,7 +379,8 @@ def gaussian_baseline(dataset: Dataset, split: Split, *, dequantize_samples: int
     for _ in range(dequantize_samples):
         y = model_inputs(examples, dataset.levels, noise, torch.float64).flatten(1)
         log_probs.append(_normal_log_prob(y - x.mean(0) - shift, factor))
-    return summarize(importance_weighted(torch.stack(log_probs)), dims, "closed form", dequantize_samples)
+    result = summarize(importance_weighted(torch.stack(log_probs)), dims, "closed form", dequantize_samples)
+    return replace(result, bound=_bound(dataset.levels))
 
 
 def _normal_log_prob(x: Tensor, factor: Tensor) -> Tensor:  # (N, D), (D, D) -> (N,)

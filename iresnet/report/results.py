@@ -67,10 +67,12 @@ def _likelihoods(tree: dict[str, Any]) -> Iterator[Block]:
         rows.append([Cell(name), *_number_cells(*numbers), Cell(estimator)])
     if rows:
         yield Table("Likelihood", ("density", "bits/dim", "95 % interval", "nats", "log-determinant"), rows)
+    if bound := own.get("bound"):
+        yield Text(f"The bits/dim of this model are an upper bound, by {clipped(str(bound))}.")
     if uncertainty := subtree(own, "uncertainty"):
         caption = "Parts of the half-width in bits/dim, and the bias of log-determinants"
         yield Fold("Where the interval of the likelihood comes from", details(uncertainty, caption))
-    shown = ("bits_per_dim", "nats", "estimator", "uncertainty", "classes")
+    shown = ("bits_per_dim", "nats", "estimator", "uncertainty", "classes", "bound")
     if rest := {key: value for key, value in own.items() if key not in shown}:
         yield Fold("How the likelihood was measured", details(rest, "How the likelihood was measured"))
 

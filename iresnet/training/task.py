@@ -11,12 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iresnet.bijections import Affine, Bijection, RandomChunk, ResidualBlock, Spline, trace
+from iresnet.bijections import (
+    Affine,
+    Bijection,
+    RandomChunk,
+    ResidualBlock,
+    Spline,
+    VariationalDequantization,
+    trace,
+)
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.config import Config, TaskConfig
 from iresnet.data import Dataset, dequantize, flip, pad_crop
 from iresnet.devices import random_state, set_random_state
-from iresnet.errors import UnknownNameError
+from iresnet.errors import RecipeError, UnknownNameError
 from iresnet.flows import Density, Flow
 from iresnet.inputs import Inputs
 from iresnet.lipschitz import hold_weights
@@ -195,6 +203,11 @@ def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
     """
     torch.manual_seed(config.train.seed)
     model = build_model(config, inputs)
+    if dataset.levels is None and any(isinstance(module, VariationalDequantization) for module in model.modules()):
+        raise RecipeError(
+            f"--model.dequantization variational is for integers such as pixels, {dataset.name} has real numbers: "
+            "leave it out"
+        )
     if config.train.init is not None:
         start_from(model, load(config.train.init), config.train.init)
     else:
