@@ -309,18 +309,17 @@ def test_a_training_starts_from_the_weights_of_a_run(kind, tiny, trained, tmp_pa
     assert run.read_config()[0].train.init == str(trained(kind))
 
 
-def test_a_spline_starts_from_the_training_split_unless_weights_do(tiny, trained):
-    config = settings(tiny, "density")
-    assert int(config.model["spline"]) > 0
+def test_a_spline_starts_from_the_training_split_unless_weights_do(tiny, tmp_path):
+    tiny = {"density": (*tiny["density"], "--model.spline", "8")}
+    other = train(settings(tiny, "density", "--train.max-steps", "1"), tmp_path / "other")
     dataset = load("digits")
     latents = []
-    for changed in (config, settings(tiny, "density", "--train.init", str(trained("density")))):
-        task = make_task(changed, dataset, inputs_of(dataset, "density"))
+    for init in ((), ("--train.init", str(other.path))):
+        task = make_task(settings(tiny, "density", *init), dataset, inputs_of(dataset, "density"))
         scale, spline = (next(m for m in task.modules() if isinstance(m, kind)) for kind in (ir.Affine, ir.Spline))
         latents.append(spline(scale(ir.dequantize(dataset.train.x, levels=17))).detach())
     assert float(latents[0].std()) == pytest.approx(1, abs=0.05)
-    other = load_model(Run(trained("density")))
-    assert torch.equal(spline.widths, next(m for m in other.modules() if isinstance(m, ir.Spline)).widths)
+    assert torch.equal(spline.widths, next(m for m in load_model(other).modules() if isinstance(m, ir.Spline)).widths)
 
 
 def test_weights_that_do_not_fit_are_named(tiny, trained, tmp_path):
