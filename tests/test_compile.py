@@ -16,6 +16,7 @@ from iresnet.bijections.residual import RandomChunk
 def _compiled_quickly(monkeypatch):
     """Code without vectors compiles in a third of the time."""
     monkeypatch.setattr("torch._inductor.config.cpp.simdlen", 1)
+    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", True)
     yield
     compiled.cache_clear()
 
