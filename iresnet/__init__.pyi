@@ -4,6 +4,7 @@ __all__ = [
     "ActNorm",
     "Affine",
     "Anderson",
+    "BiLipschitzBlock",
     "Bijection",
     "Certificate",
     "Chain",
@@ -12,6 +13,7 @@ __all__ = [
     "DiagonalNormal",
     "Exact",
     "FactorOut",
+    "FeedThrough",
     "FixedPointIteration",
     "Flatten",
     "Flow",
@@ -32,6 +34,7 @@ __all__ = [
     "MixtureNormal",
     "MonotoneBlock",
     "NewtonKrylov",
+    "Orthogonal",
     "PowerSeries",
     "Reorder",
     "ResidualBlock",
@@ -72,6 +75,7 @@ from .bijections import (
     ActNorm,
     Affine,
     Bijection,
+    BiLipschitzBlock,
     Chain,
     FactorOut,
     Flatten,
@@ -80,6 +84,7 @@ from .bijections import (
     Inversion,
     Logit,
     MonotoneBlock,
+    Orthogonal,
     Reorder,
     ResidualBlock,
     Spline,
@@ -90,6 +95,7 @@ from .classifiers import Classifier, Hybrid
 from .config import load_config
 from .data.dataset import Dataset
 from .data.transforms import dequantise, dequantize
+from .feedthrough import FeedThrough
 from .flows import Flow
 from .jacobian import linearize
 from .lipschitz import LipschitzConv2d, LipschitzLinear, hold_weights

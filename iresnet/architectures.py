@@ -18,12 +18,14 @@ from iresnet.bijections import (
     Flatten,
     InjectivePad,
     Logit,
+    Orthogonal,
     Reorder,
     Spline,
     Squeeze,
 )
 from iresnet.blocks import block, one_of
 from iresnet.errors import RecipeError
+from iresnet.feedthrough import FeedThrough
 from iresnet.networks import PlainBlock
 
 Shape = tuple[int, ...]
@@ -90,8 +92,9 @@ def toy_mlp(
     hidden: int = 64,
     depth: int = 3,
     actnorm: bool = True,
-    network: str = "mlp",
+    network: str | None = None,
     preactivation: bool = False,
+    orthogonal: bool | None = None,
     spline: int = 0,
     **options: Any,
 ) -> Chain:
@@ -103,8 +106,11 @@ def toy_mlp(
         hidden: size of the hidden layers.
         depth: dense layers in each block.
         actnorm: put an ActNorm before each block.
-        network: mlp or dense-concat.
+        network: mlp, dense-concat or feed-through, which has the normalization cayley unless another is given; when
+            None, feed-through in bilipschitz blocks and mlp in others.
         preactivation: put an activation before the first layer of each block, as Residual Flows do; of mlp alone.
+        orthogonal: put an :class:`~iresnet.Orthogonal` before each block and one after the last; when None, only if
+            the blocks are bilipschitz.
         spline: bins of a :class:`~iresnet.Spline` of each feature before the blocks and of one after them, which take
             edges and tails off the blocks; 0 for none.
         options: of :func:`block`.
@@ -113,10 +119,16 @@ def toy_mlp(
         raise RecipeError(f"toy-mlp models vectors, got events of shape {shape}; use iresnet or iresnet-multiscale")
     if not isinstance(blocks, int) or blocks < 0:
         raise RecipeError(f"toy-mlp takes one number of blocks, got {blocks}")
+    bilipschitz = options.get("block") == "bilipschitz"
     mlp = partial(networks.mlp, shape[0], preactivation=preactivation)
-    maps = {"mlp": mlp, "dense-concat": partial(networks.dense_concat, shape)}
+    through = partial(FeedThrough, shape[0])
+    maps = {"mlp": mlp, "dense-concat": partial(networks.dense_concat, shape), "feed-through": through}
+    network = ("feed-through" if bilipschitz else "mlp") if network is None else network
     g = partial(one_of(maps, "network", network), hidden, depth=depth)
-    chain = _blocks(shape, [g] * blocks, options, actnorm=actnorm)
+    options = {"normalization": "cayley", **options} if network == "feed-through" else options
+    rotated = bilipschitz if orthogonal is None else orthogonal
+    chain = _blocks(shape, [g] * blocks, options, actnorm=actnorm, orthogonal=rotated)
+    chain += [Orthogonal(shape[0])] if rotated else []
     return Chain([*_spline(shape[0], spline), *chain, *_spline(shape[0], spline)])
 
 
@@ -197,12 +209,18 @@ ARCHITECTURES: dict[str, Callable[..., Chain | nn.Sequential]] = {
 
 
 def _blocks(
-    shape: Shape, maps: Sequence[Callable[..., nn.Sequential]], options: Mapping[str, Any], *, actnorm: bool
+    shape: Shape,
+    maps: Sequence[Callable[..., nn.Module]],
+    options: Mapping[str, Any],
+    *,
+    actnorm: bool,
+    orthogonal: bool = False,
 ) -> list[Bijection]:
-    """Build a residual block of each map g, after an ActNorm of its own."""
+    """Build a block of each map g, after an ActNorm and a rotation of its own."""
     bijections: list[Bijection] = []
     for g in maps:
         bijections += [ActNorm(shape[0])] if actnorm else []
+        bijections += [Orthogonal(shape[0])] if orthogonal else []
         bijections.append(block(g, **options))
     return bijections
 

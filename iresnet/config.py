@@ -266,13 +266,13 @@ def _conflicts(config: Config) -> Iterator[str]:
 
 
 def has_residual_blocks(config: Config) -> bool:
-    """Return whether the blocks of a recipe are residual ones, whose forward pass solves nothing.
+    """Return whether the blocks of a recipe are residual ones, scaled or not, whose forward pass solves nothing.
 
     Example:
         >>> has_residual_blocks(load_config("toy-density", ["--model.block", "implicit"]))
         False
     """
-    return config.model.get("block", "residual") == "residual"
+    return config.model.get("block", "residual") in ("residual", "bilipschitz")
 
 
 # -- reading and writing -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from iresnet.bounds import upper_bound
 from iresnet.errors import ConvergenceWarning, RecipeError
 from iresnet.jacobian import linearize
 
-SOLVING = sorted(BLOCKS.keys() - {"residual"})
+SOLVING = ("implicit", "monotone")
 PRECISE = ir.Anderson(1e-13, max_steps=1000)
 
 
