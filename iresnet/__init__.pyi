@@ -4,6 +4,7 @@ __all__ = [
     "ActNorm",
     "Affine",
     "Anderson",
+    "BiLipschitzBlock",
     "Bijection",
     "CLipSwish",
     "Certificate",
@@ -13,6 +14,7 @@ __all__ = [
     "DiagonalNormal",
     "Exact",
     "FactorOut",
+    "FeedThrough",
     "FixedPointIteration",
     "Flatten",
     "Flow",
@@ -33,6 +35,7 @@ __all__ = [
     "MixtureNormal",
     "MonotoneBlock",
     "NewtonKrylov",
+    "Orthogonal",
     "PowerSeries",
     "Reorder",
     "ResidualBlock",
@@ -74,6 +77,7 @@ from .bijections import (
     ActNorm,
     Affine,
     Bijection,
+    BiLipschitzBlock,
     Chain,
     FactorOut,
     Flatten,
@@ -82,6 +86,7 @@ from .bijections import (
     Inversion,
     Logit,
     MonotoneBlock,
+    Orthogonal,
     Reorder,
     ResidualBlock,
     Spline,
@@ -93,6 +98,7 @@ from .classifiers import Classifier, Hybrid
 from .config import load_config
 from .data.dataset import Dataset
 from .data.transforms import dequantise, dequantize
+from .feedthrough import FeedThrough
 from .flows import Flow
 from .jacobian import linearize
 from .lipschitz import LipschitzConv2d, LipschitzLinear, hold_weights

@@ -5,6 +5,7 @@ __all__ = [
     "CLipSwish",
     "CPila",
     "ELU",
+    "MONOTONE",
     "Householder",
     "LipSwish",
     "MaxMin",
@@ -386,6 +387,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 In the norms 1 and infinity it is 1 as well, but for those with a rule of their own in :mod:`iresnet.bounds`. One that
 makes several channels of each has their number as ``widening``.
 """
+
+
+MONOTONE = ("elu", "relu", "softplus")
+"""Names of those that act on each element, with slopes in [0, 1]: quadratic constraints rely on it."""
 
 
 def make_activation(name: str) -> nn.Module:

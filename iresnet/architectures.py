@@ -19,18 +19,20 @@ from iresnet.bijections import (
     Flatten,
     InjectivePad,
     Logit,
+    Orthogonal,
     Reorder,
     Squeeze,
     VariationalDequantization,
 )
 from iresnet.blocks import block
 from iresnet.errors import RecipeError
+from iresnet.feedthrough import FeedThrough
 from iresnet.lipschitz import LipschitzConv2d, LipschitzLinear
 from iresnet.networks import PlainBlock
 
 Shape = tuple[int, ...]
 ImageShape = tuple[int, int, int]
-Maps = tuple[Callable[..., nn.Sequential], Callable[..., nn.Sequential]]
+Maps = tuple[Callable[..., nn.Module], Callable[..., nn.Module]]
 """What builds the map g of a block, and what builds that of a dense block."""
 
 
@@ -92,6 +94,7 @@ def toy_mlp(
     depth: int = 3,
     actnorm: bool = True,
     preactivation: bool = False,
+    orthogonal: bool | None = None,
     **options: Any,
 ) -> Chain:
     """Build blocks of multi-layer perceptrons, for vectors.
@@ -102,7 +105,11 @@ def toy_mlp(
         hidden: size of the hidden layers, in dense blocks what each of them adds.
         depth: layers in each block.
         actnorm: put an ActNorm before each block.
-        preactivation: put an activation before the first layer of each block, as Residual Flows do; not of dense ones.
+        preactivation: put an activation before the first layer of each block, as Residual Flows do; not of dense and
+            bilipschitz ones.
+        orthogonal: put an :class:`~iresnet.Orthogonal` before each block and one after the last; when None, only if
+            the blocks are bilipschitz, whose maps are feed-through networks, with the normalization cayley unless
+            another is given.
         options: of :func:`block`.
     """
     if len(shape) != 1:
@@ -111,7 +118,12 @@ def toy_mlp(
         raise RecipeError(f"toy-mlp takes one number of blocks, got {blocks}")
     mlp = partial(networks.mlp, shape[0], hidden, depth=depth, preactivation=preactivation)
     dense = partial(networks.dense_concat, shape, hidden, depth=depth)
-    return Chain(_blocks(shape, [(mlp, dense)] * blocks, options, actnorm=actnorm))
+    if bilipschitz := options.get("block") == "bilipschitz":
+        mlp = partial(FeedThrough, shape[0], hidden, depth=depth)
+        options = {"normalization": "cayley", **options}
+    rotated = bilipschitz if orthogonal is None else orthogonal
+    chain = _blocks(shape, [(mlp, dense)] * blocks, options, actnorm=actnorm, orthogonal=rotated)
+    return Chain([*chain, *([Orthogonal(shape[0])] if rotated else [])])
 
 
 def residual_flow(
@@ -225,11 +237,19 @@ def variational_dequantization(
     return VariationalDequantization(nn.Sequential(scale, *layers))
 
 
-def _blocks(shape: Shape, maps: Sequence[Maps], options: Mapping[str, Any], *, actnorm: bool) -> list[Bijection]:
-    """Build a block of each map g, after an ActNorm of its own."""
+def _blocks(
+    shape: Shape,
+    maps: Sequence[Maps],
+    options: Mapping[str, Any],
+    *,
+    actnorm: bool,
+    orthogonal: bool = False,
+) -> list[Bijection]:
+    """Build a block of each map g, after an ActNorm and a rotation of its own."""
     bijections: list[Bijection] = []
     for g, dense in maps:
         bijections += [ActNorm(shape[0])] if actnorm else []
+        bijections += [Orthogonal(shape[0])] if orthogonal else []
         bijections.append(block(g, dense, **options))
     return bijections
 

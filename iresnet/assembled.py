@@ -22,6 +22,7 @@ from iresnet.bijections import (
     Squeeze,
     VariationalDequantization,
 )
+from iresnet.feedthrough import FeedThrough
 from iresnet.lipschitz import lipschitz_layers
 
 _whole = ContextVar("_whole", default=False)
@@ -128,10 +129,12 @@ class _Row:
         return self.name, self.events, blocks, coefficient, f"{_size(self.parts):,}"
 
     def _coefficient(self) -> str:
-        normalizations = [layer.normalization for part in self.parts for layer in lipschitz_layers(part)]
-        if not self.blocks or not all(normalization.constrained for normalization in normalizations):
+        layers = [layer for part in self.parts for layer in lipschitz_layers(part)]
+        if not self.blocks or not all(layer.normalization.constrained for layer in layers):
             return "none"
-        found = sorted({normalization.coeff for normalization in normalizations})
+        together = [m for part in self.parts for m in part.modules() if isinstance(m, FeedThrough)]
+        inside = {layer for m in together for layer in lipschitz_layers(m)}
+        found = sorted({m.coeff for m in together} | {m.normalization.coeff for m in layers if m not in inside})
         return " to ".join(f"{coeff:g}" for coeff in {found[0]: None, found[-1]: None}) if found else "none"
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from iresnet.accelerated import Anderson, NewtonKrylov
-from iresnet.bijections import Bijection, Chain, Inverse, MonotoneBlock, ResidualBlock
+from iresnet.bijections import Bijection, BiLipschitzBlock, Chain, Inverse, MonotoneBlock, ResidualBlock
 from iresnet.errors import RecipeError, UnknownNameError
 from iresnet.logdet import Exact, Krylov, LogDetEstimator
 from iresnet.series import PowerSeries, RussianRoulette
@@ -135,15 +135,15 @@ def check_options(of: str, function: Callable, options: Mapping[str, Any]) -> No
 # -- blocks ----------------------------------------------------------------------------------------------------------
 
 
-def _residual(make_g: Callable[[], nn.Module], **parts: Any) -> ResidualBlock:
+def _residual(make_g: Callable[..., nn.Module], **parts: Any) -> ResidualBlock:
     return ResidualBlock(make_g(), **parts)
 
 
-def _implicit(make_g: Callable[[], nn.Module], **parts: Any) -> Chain:
+def _implicit(make_g: Callable[..., nn.Module], **parts: Any) -> Chain:
     return Chain([ResidualBlock(make_g(), **parts), Inverse(ResidualBlock(make_g(), **parts))])
 
 
-def _monotone(make_g: Callable[[], nn.Module], **parts: Any) -> MonotoneBlock:
+def _monotone(make_g: Callable[..., nn.Module], **parts: Any) -> MonotoneBlock:
     return MonotoneBlock(make_g(), **parts)
 
 
@@ -151,6 +151,7 @@ BLOCKS: dict[str, Callable[..., Bijection]] = {
     "residual": _residual,
     "implicit": _implicit,
     "monotone": _monotone,
+    "bilipschitz": BiLipschitzBlock,
     "dense": _residual,
     "dense-implicit": _implicit,
     "dense-monotone": _monotone,
@@ -159,11 +160,13 @@ BLOCKS: dict[str, Callable[..., Bijection]] = {
 
 
 def block(
-    g: Callable[..., nn.Sequential],
-    dense: Callable[..., nn.Sequential] | None = None,
+    g: Callable[..., nn.Module],
+    dense: Callable[..., nn.Module] | None = None,
     *,
     block: str = "residual",
     coeff: float | None = 0.9,
+    mu: float | None = None,
+    nu: float | None = None,
     activation: str = "elu",
     normalization: str = "power",
     n_power_steps: int | None = None,
@@ -177,10 +180,13 @@ def block(
     Args:
         g: builds the map from the options of its layers.
         dense: builds that of dense blocks likewise, usually by :func:`iresnet.networks.dense_concat`.
-        block: kind of the block, one of :data:`iresnet.blocks.BLOCKS`: z = x + g(x), z + g_z(z) = x + g_x(x), or
-            2 (I + g)^-1 - I, the last two with solves in both directions; the same three with dense maps g, in which
-            every layer takes the outputs of all before it.
+        block: kind of the block, one of :data:`iresnet.blocks.BLOCKS`: z = x + g(x); z + g_z(z) = x + g_x(x) or
+            2 (I + g)^-1 - I, with solves in both directions; the same three with dense maps g, in which every layer
+            takes the outputs of all before it; or c (x + g(x)), which keeps two bi-Lipschitz constants.
         coeff: Lipschitz coefficient of each layer, in (0, 1); None for no constraint: classification only, to compare.
+            That of bilipschitz blocks follows from mu and nu.
+        mu: how far a bilipschitz block stretches distances at least, in (0, nu); 0.25 when None.
+        nu: how far it stretches them at most; 4 when None.
         activation: one of :data:`iresnet.activations.ACTIVATIONS`.
         normalization: of weights, one of :data:`iresnet.normalization.NORMALIZATIONS`.
         n_power_steps: power iterations a step (1 when None), Gram iterations (7), or updates of aol (5).
@@ -201,4 +207,7 @@ def block(
         )
     layers = {"coeff": coeff, "activation": activation, "normalization": normalization, "n_steps": n_power_steps}
     parts = {"logdet": make_logdet(logdet), "solver": make_solver(solver), "memory": memory}
+    parts |= {name: constant for name, constant in (("mu", mu), ("nu", nu)) if constant is not None}
+    if block != "bilipschitz" and parts.keys() & {"mu", "nu"}:
+        raise RecipeError(f"mu and nu are the constants of bilipschitz blocks, got block={block}; leave them out")
     return make(partial(make_g, **layers, context=context), **parts)

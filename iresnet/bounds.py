@@ -14,6 +14,7 @@ from iresnet.activations import ACTIVATIONS, ELU, CLipSwish, CPila, Householder
 from iresnet.context import Conditional, ContextShift, Shift, at_context
 from iresnet.devices import device_of
 from iresnet.errors import IResNetError
+from iresnet.feedthrough import FeedThrough
 from iresnet.jacobian import Linearization, is_modified, linearize
 from iresnet.lipschitz import (
     DenseConcat,
@@ -109,6 +110,29 @@ def _dense_concat_bound(g: DenseConcat, norm: float) -> float:
     a, b = g.weights().double().tolist()
     constants = torch.tensor([a, b * _bound(g.f, norm)], dtype=torch.float64)
     return float(torch.linalg.vector_norm(constants, norm)) * _ROUNDING
+
+
+@bounds(FeedThrough)
+def _feed_through_bound(g: FeedThrough, norm: float) -> float:
+    r"""Bound by the quadratic constraint, whatever made the weights satisfy it.
+
+    With the symmetric part P of I - W, and :math:`\lambda = |U^T P^{-1} U|`, it is :math:`\langle x, T \rangle \ge
+    |T|^2 / \lambda` for differences of two inputs, so that :math:`|2 T - x| \le \max(1, 2 \lambda - 1) |x|`.
+    """
+    of_x, between = g.weights()
+    u, n = torch.cat(of_x).double(), len(of_x[0])
+    w = u.new_zeros(len(u), len(u))
+    for k, part in enumerate(between):
+        w[(k + 1) * n : (k + 2) * n, k * n : (k + 1) * n] = part
+    if norm != 2 or not bool(torch.isfinite(u).all() and torch.isfinite(w).all()):
+        return math.inf
+    eigenvalues, vectors = torch.linalg.eigh(torch.eye(len(w), dtype=w.dtype, device=w.device) - (w + w.mT) / 2)
+    rounding = 256 * torch.finfo(g.bias.dtype).eps  # of U and W in the layer's own type, which are products
+    least = eigenvalues - rounding
+    if not bool(least[0] > 0):
+        return math.inf
+    reached = _largest_singular_value(vectors.mT @ u / least.sqrt()[:, None]) + rounding / math.sqrt(least[0])
+    return g.coeff * (1 + rounding / 64) * max(1.0, 2 * reached**2 - 1) * _ROUNDING
 
 
 @bounds(nn.Tanh, nn.Identity, nn.Flatten, ContextShift, Shift, *ACTIVATIONS.values())
@@ -313,7 +337,7 @@ def _input_shape(g: nn.Module) -> tuple[int, ...] | None:
         if isinstance(layer, (LipschitzLayer, nn.Linear)):
             channels, *pixels = layer.input_shape if isinstance(layer, LipschitzLayer) else (layer.in_features,)
             return (channels // widened, *pixels)
-        keeps_shape = isinstance(layer, (DenseConcat, *ACTIVATIONS.values()))
+        keeps_shape = isinstance(layer, (DenseConcat, FeedThrough, *ACTIVATIONS.values()))
         if next(layer.parameters(recurse=False), None) is not None and not keeps_shape:
             return None
         widened *= getattr(layer, "widening", 1)

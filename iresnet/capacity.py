@@ -109,7 +109,7 @@ def parameter_bytes(name: str, shape: Sequence[int], options: dict[str, Any]) ->
             return third
         return first + further * (second - first) + further * (further - 1) / 2 * (third - 2 * second + first)
     blocks = options.get("blocks", parameters["blocks"].default if "blocks" in parameters else None)
-    cheap = {**options, "normalization": "linf", "n_power_steps": None}  # of no iterations
+    cheap = {**options, "normalization": "aol", "n_power_steps": None}  # of no iterations
     cheap = {key: value for key, value in cheap.items() if key in parameters}
     counts = [blocks] if isinstance(blocks, int) else list(blocks) if isinstance(blocks, (list, tuple)) else []
 

@@ -15,8 +15,11 @@ from iresnet.bijections import Bijection, ResidualBlock
 from iresnet.bounds import lower_bound, upper_bound
 from iresnet.classifiers import Classifier
 from iresnet.errors import IResNetError
+from iresnet.feedthrough import FeedThrough
 from iresnet.files import finite_or_none
 from iresnet.lipschitz import LipschitzLayer, lipschitz_layers
+
+_TOGETHER = "quadratic constraint"
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,15 @@ class Bound:
         lower: a ratio :math:`|g(x) - g(y)| / |x - y|` that was found: the constant is at least this.
         upper: proved bound: the constant is at most this.
         norm: p of the norm in which both hold; contraction in any proves invertibility.
+        by: how the upper bound is proved: by the ``"norms"`` of layers, multiplied, or by a ``"quadratic constraint"``,
+            which bounds the layers of a :class:`~iresnet.FeedThrough` together.
     """
 
     name: str
     lower: float
     upper: float
     norm: float = 2.0
+    by: str = "norms"
 
     def steps(self, tolerance: float = 1e-5) -> float:
         r"""Fixed-point steps that are proved to shrink the distance to the inverse by the factor ``tolerance``.
@@ -72,8 +78,7 @@ class Certificate:
 
     Attributes:
         layers: one bound a Lipschitz layer.
-        blocks: one bound a residual map g, the product of the bounds of its layers; without residual blocks, one for
-            the whole module.
+        blocks: one bound a residual map g; without residual blocks, one for the whole module.
         network: bi-Lipschitz constants of the bijection; None for other modules, and where a part states none.
     """
 
@@ -107,7 +112,10 @@ class Certificate:
             KeyError: when a part is missing; TypeError and AttributeError when it is of another kind.
         """
         layers, blocks = (
-            tuple(Bound(b["name"], *(_number(b[key]) for key in ("lower", "upper", "norm"))) for b in tree[key])
+            tuple(
+                Bound(b["name"], *(_number(b[key]) for key in ("lower", "upper", "norm")), by=b.get("by", "norms"))
+                for b in tree[key]
+            )
             for key in ("layers", "blocks")
         )
         network = tree["network"] and Stretch(*(_number(tree["network"][key]) for key in ("lower", "upper", "norm")))
@@ -116,8 +124,10 @@ class Certificate:
     def __str__(self) -> str:
         width = max((len(b.name) for b in (*self.layers, *self.blocks)), default=0)
         rows = [_row(b, width) for b in self.layers]
-        rows += [f"{_row(b, width)}  {b.steps():5}  {'ok' if b.upper < 1 else 'NOT CERTIFIED'}" for b in self.blocks]
+        rows += [f"{_row(b, width)}  {b.steps():5}  {_verdict(b)}" for b in self.blocks]
         lines = [f"{'':<{width}}  lower   upper   steps", *rows]
+        if any(b.by == _TOGETHER for b in self.blocks):
+            lines.append(f"{_TOGETHER}: bounds the layers of a map together, closer than the product of their norms")
         if self.network:
             lines.append(
                 f"distances: stretched at most {self.network.upper:.3g}, at least {self.network.lower:.3g} times"
@@ -130,6 +140,12 @@ def _number(value: float | None) -> float:
     return math.inf if value is None else float(value)
 
 
+def _verdict(bound: Bound) -> str:
+    if bound.upper >= 1:
+        return "NOT CERTIFIED"
+    return "ok" if bound.by == "norms" else f"ok, by {bound.by}"
+
+
 def _row(bound: Bound, width: int) -> str:
     norm = "" if bound.norm == 2 else f"  (norm {bound.norm:g})"
     return f"{bound.name:<{width}}  {bound.lower:.4f}  {bound.upper:.4f}{norm}"
@@ -139,7 +155,8 @@ def certify(module: nn.Module, *, search_steps: int = 0) -> Certificate:
     r"""Bound the Lipschitz constants of a model, of a map g, or of a single layer.
 
     A block x + g(x) is invertible when :math:`\mathrm{Lip}(g) < 1`. Power iteration bounds norms from below and proves
-    nothing; this takes upper bounds (:func:`iresnet.bounds.upper_bound`) and multiplies them through g.
+    nothing; this takes upper bounds (:func:`iresnet.bounds.upper_bound`) and multiplies them through g, or proves a
+    quadratic constraint of all of g (:class:`~iresnet.FeedThrough`).
 
     Args:
         module: any module; its residual blocks are found inside.
@@ -215,7 +232,8 @@ def _maps(module: nn.Module) -> list[tuple[str, nn.Module]]:
 def _bound(name: str, g: nn.Module, search_steps: int = 0) -> Bound:
     norm = norm_of(g)
     lower = lower_bound(g, norm, search_steps=search_steps)
-    return Bound(name or type(g).__name__, lower, upper_bound(g, norm), norm)
+    by = _TOGETHER if any(isinstance(module, FeedThrough) for module in g.modules()) else "norms"
+    return Bound(name or type(g).__name__, lower, upper_bound(g, norm), norm, by)
 
 
 def norm_of(g: nn.Module) -> float:
@@ -296,7 +314,9 @@ def _scale_down(g: nn.Module, target: float) -> None:
     """Multiply all layers of g by one factor, so that its bound becomes ``target``."""
     bound = upper_bound(g, norm_of(g))
     layers = lipschitz_layers(g)
-    if bound < 1 or not layers or not math.isfinite(bound) or not all(m.normalization.constrained for m in layers):
+    if bound < 1 or not layers or not math.isfinite(bound):
+        return
+    if not all(m.normalization.constrained and m.normalization.idempotent for m in layers):
         return
     factor = (target / bound) ** (1 / len(layers))
     for layer in layers:

@@ -270,13 +270,13 @@ def _conflicts(config: Config) -> Iterator[str]:
 
 
 def has_residual_blocks(config: Config) -> bool:
-    """Return whether the blocks of a recipe are residual ones, dense or not, whose forward pass solves nothing.
+    """Return whether the blocks of a recipe are residual ones, of any map and scale, whose forward pass solves nothing.
 
     Example:
         >>> has_residual_blocks(load_config("toy-density", ["--model.block", "implicit"]))
         False
     """
-    return config.model.get("block", "residual") in ("residual", "dense")
+    return config.model.get("block", "residual") in ("residual", "dense", "bilipschitz")
 
 
 # -- reading and writing -----------------------------------------------------------------------------------------------

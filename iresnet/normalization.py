@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iresnet.cayley import Cayley
 from iresnet.errors import IResNetError, UnknownNameError
 from iresnet.operators import WeightStack, along_first, largest_absolute_sum, torus_matrices, unit_vectors
 from iresnet.parametrization import Normalization
@@ -301,13 +302,15 @@ NORMALIZATIONS: dict[str, Callable[..., Normalization]] = {
     "power": PowerIteration,
     "gram": GramIteration,
     "aol": AlmostOrthogonal,
+    "cayley": Cayley,
     "l1": OneNorm,
     "linf": InfinityNorm,
 }
 """Normalizations by name.
 
 ``power``: Euclidean norm, estimated from below, cheap, lags behind changing weights; ``gram``: Euclidean norm, an upper
-bound at every step; ``l1`` and ``linf``: the induced norms 1 and infinity, exact.
+bound at every step; ``aol``: the same, by scaled channels; ``cayley``: orthogonal weights, of dense layers and 1x1
+convolutions; ``l1`` and ``linf``: the induced norms 1 and infinity, exact.
 """
 
 

@@ -56,6 +56,9 @@ class Normalization(nn.Module, ABC):
     norm: float = 2.0
     """p of the operator norm that is bounded, from the p-norm to the p-norm."""
 
+    idempotent: bool = True
+    """Whether a normalized weight, or a smaller one, is normalized to itself: then it may replace the parameter."""
+
     rounding_above: float = 0.0
     """Rounding units of its type by which a normalized weight may be larger than one computed in float64."""
 

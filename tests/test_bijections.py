@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -83,6 +84,16 @@ BIJECTIONS = {
     "implicit block of vectors": (lambda: implicit_block(lambda: ir.networks.mlp(3, 6)), (3,)),
     "implicit block of images": (lambda: implicit_block(lambda: ir.networks.conv_bottleneck((2, 2, 2), 4)), (2, 2, 2)),
     "monotone block of vectors": (lambda: ir.MonotoneBlock(ir.networks.mlp(3, 6), **EXACT), (3,)),
+    "bilipschitz block of vectors": (
+        lambda: ir.BiLipschitzBlock(partial(ir.FeedThrough, 3, 6), mu=0.5, nu=3.0, **EXACT),
+        (3,),
+    ),
+    "bilipschitz block of images": (
+        lambda: ir.BiLipschitzBlock(partial(ir.networks.conv_bottleneck, (2, 2, 2), 4), mu=0.5, nu=3.0, **EXACT),
+        (2, 2, 2),
+    ),
+    "rotation of vectors": (lambda: ir.Orthogonal(4), (4,)),
+    "rotation of images": (lambda: ir.Orthogonal(3), (3, 2, 1)),
     "monotone block of images": (
         lambda: ir.MonotoneBlock(ir.networks.conv_bottleneck((2, 2, 2), 4), **EXACT),
         (2, 2, 2),

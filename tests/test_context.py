@@ -38,6 +38,7 @@ FLOWS = {
     "early": {"memory": "early"},
     "implicit": {"block": "implicit", "solver": PRECISE},
     "monotone": {"block": "monotone", "solver": PRECISE},
+    "bilipschitz": {"block": "bilipschitz", "normalization": "power", "mu": 0.5, "nu": 3.0, "solver": PRECISE},
     "images": {"name": "iresnet-multiscale", "shape": (1, 4, 4), "blocks": (2, 1), "strides": (1, 2), "hidden": 6},
 }
 

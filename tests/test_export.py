@@ -1,6 +1,7 @@
 """Exported files give torch's numbers in onnxruntime, for batches of any size, and say what their loops reached."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -55,6 +56,7 @@ def mixed():
     torch.manual_seed(0)
     maps = [ir.networks.mlp(4, 8, activation=name) for name in ("elu", "lipswish", "maxmin", "softplus")]
     blocks = [ir.ResidualBlock(g) for g in (*maps, ir.networks.dense_concat((4,), 3, activation="clipswish"))]
+    blocks += [ir.Orthogonal(4), ir.BiLipschitzBlock(partial(ir.FeedThrough, 4, 8), mu=0.5, nu=2.0)]
     flow = ir.Flow(ir.Chain([ir.Affine(1.0, 2.0), *blocks, ir.ActNorm(4)]), ir.DiagonalNormal(4), event_shape=(4,))
     ir.seal(flow.eval())
     return flow

@@ -68,6 +68,7 @@ LAYERS = {
     "padding by name": (lambda: nn.Conv2d(4, 3, 3, padding="same"), IMAGE),
     "mlp": (lambda: ir.networks.mlp(5, 7, activation="softplus"), VECTOR),
     "bottleneck": (lambda: ir.networks.conv_bottleneck(IMAGE, 6), IMAGE),
+    "feed-through": (lambda: ir.FeedThrough(5, 7, depth=4, normalization="gram"), VECTOR),
     "dense concatenation": (lambda: ir.networks.dense_concat(VECTOR, 3), VECTOR),
     "dense concatenation of images": (lambda: ir.networks.dense_concat(IMAGE, 3, depth=2), IMAGE),
     "nested": (lambda: nn.Sequential(nn.ELU(), nn.Sequential(nn.Flatten(), nn.Linear(60, 2))), IMAGE),

@@ -21,7 +21,7 @@ SOURCES = {name: path for name, path in FILES.items() if path.suffix == ".py"}
 
 NUMERICS = {"errors", "jacobian", "lipschitz", "normalization", "activations", "bounds", "solvers", "accelerated"}
 NUMERICS |= {"logdet", "krylov", "implicit", "series", "probes", "operators", "precision", "devices", "joint"}
-NUMERICS |= {"context", "parametrization", "rescaling"}
+NUMERICS |= {"context", "parametrization", "rescaling", "cayley", "feedthrough"}
 MODELS = NUMERICS | {"networks", "bijections", "bases", "flows", "zoo", "certificates"}
 MODELS |= {"assembled", "classifiers", "inputs", "pushforward", "blocks", "architectures"}
 USE = MODELS | {"capacity", "data", "config", "options", "recipes", "runs", "models", "pictures", "collectives"}

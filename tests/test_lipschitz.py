@@ -332,6 +332,7 @@ OTHERS = {
     "dense concatenation": (lambda: concat(ir.LipschitzLinear(5, 3)), (5,)),
     "dense concatenation of images": (lambda: ir.networks.dense_concat((2, 4, 3), 3), (2, 4, 3)),
     "sequence": (lambda: ir.networks.conv_bottleneck((2, 4, 3), 5), (2, 4, 3)),
+    "feed-through": (lambda: ir.FeedThrough(4, 6, normalization="cayley"), (4,)),
     "elu of a large alpha": (lambda: nn.ELU(alpha=2.5), (7,)),
     "elu of a negative alpha": (lambda: nn.ELU(alpha=-2.5), (7,)),
     "tanh": (nn.Tanh, (7,)),
@@ -358,7 +359,7 @@ def test_no_jacobian_is_larger_than_the_bound(name, p):
     make, shape = OTHERS[name]
     g = make().double()
     bound = upper_bound(g, p)
-    assert bound < float("inf")
+    assert bound < float("inf") or (name == "feed-through" and p != 2)
     jacobians = dense_jacobian(g, torch.cat([scale * randn(10, *shape) for scale in (0.01, 1.0, 10.0)])).detach()
     true = float(torch.linalg.matrix_norm(jacobians, p).max())
     assert true <= bound * (1 + 1e-12)

@@ -41,6 +41,10 @@ STEPS = {
         f"activation {name}": ("density", "--model.activation", name)
         for name in ("lipswish", "maxmin", "householder", "relu")
     },
+    "bilipschitz blocks": (
+        *("toy", "--model.block", "bilipschitz", "--model.activation", "elu"),
+        *("--model.normalization", "cayley", "--model.n-power-steps", "null"),
+    ),
     "dense blocks": ("density", "--model.block", "dense", "--model.activation", "clipswish"),
     **{f"optimizer {name}": ("density", "--optim.name", name) for name in OPTIMIZERS},
     "learned noise": ("density", "--model.dequantization", "variational"),

@@ -21,6 +21,7 @@ LAYERS = {
     "3x3": lambda: ir.LipschitzConv2d(2, 3, 3, 0.7, image_size=(4, 4)),
     "1x1": lambda: ir.LipschitzConv2d(2, 3, 1, 0.7, image_size=(4, 4)),
     "gram": lambda: ir.LipschitzConv2d(2, 3, 3, 0.7, image_size=(4, 4), normalization="gram"),
+    "cayley": lambda: ir.LipschitzLinear(16, 12, coeff=0.7, normalization="cayley"),
     "linf": lambda: ir.LipschitzLinear(16, 12, coeff=0.7, normalization="linf"),
 }
 

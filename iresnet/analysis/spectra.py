@@ -23,9 +23,10 @@ from iresnet.bijections import ResidualBlock
 from iresnet.bounds import lower_bound, upper_bound
 from iresnet.certificates import Bound, Stretch, certify
 from iresnet.errors import RecipeError
+from iresnet.feedthrough import FeedThrough
 from iresnet.flows import Flow
 from iresnet.jacobian import linearize
-from iresnet.lipschitz import LipschitzConv2d, LipschitzLayer
+from iresnet.lipschitz import LipschitzConv2d, LipschitzLayer, lipschitz_layers
 from iresnet.operators import same_conv, same_conv_transpose, torus_matrices
 
 # -- singular values ---------------------------------------------------------------------------------------------------
@@ -255,12 +256,14 @@ def linear_layers(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[n
     """
     names = {module: name for name, module in model.named_modules()}
     maps = [module.g for module in names if isinstance(module, ResidualBlock)] or [model]
-    layers = {m: names[m] for g in maps for m in g.modules() if _is_linear(m)}
+    layers = dict.fromkeys(m for g in maps for m in g.modules() if _is_linear(m) or isinstance(m, FeedThrough))
     found: dict[str, tuple[nn.Linear | nn.Conv2d, tuple[int, ...]]] = {}
 
     def record(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         if _is_linear(layer):
-            found[layers[layer]] = (layer, tuple(args[0].shape[1:]))
+            found[names[layer]] = (layer, tuple(args[0].shape[1:]))
+        for factor in lipschitz_layers(layer) if isinstance(layer, FeedThrough) else ():  # which it calls not
+            record(factor, (torch.empty(1, *factor.input_shape),))
 
     hooks = [layer.register_forward_pre_hook(record) for layer in layers]
     try:

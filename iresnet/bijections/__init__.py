@@ -3,6 +3,7 @@
 __all__ = [
     "ActNorm",
     "Affine",
+    "BiLipschitzBlock",
     "Bijection",
     "Chain",
     "FactorOut",
@@ -13,6 +14,7 @@ __all__ = [
     "LogDets",
     "Logit",
     "MonotoneBlock",
+    "Orthogonal",
     "RandomChunk",
     "Reorder",
     "Report",
@@ -30,10 +32,12 @@ __all__ = [
 ]
 
 from iresnet.bijections.base import Bijection, Chain, Inversion, LogDets, Report, check_dtype, check_events, invert
+from iresnet.bijections.bilipschitz import BiLipschitzBlock
 from iresnet.bijections.dequantization import VariationalDequantization
 from iresnet.bijections.elementwise import ActNorm, Affine, Logit, as_they_are
 from iresnet.bijections.inverse import Inverse, inverse_and_logdet
 from iresnet.bijections.monotone import MonotoneBlock
+from iresnet.bijections.orthogonal import Orthogonal
 from iresnet.bijections.reshape import (
     FactorOut,
     Flatten,

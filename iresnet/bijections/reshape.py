@@ -1,6 +1,6 @@
 """Maps that move elements and change none: squeeze, reorder, factor out, flatten, injective padding."""
 
-__all__ = ["FactorOut", "Flatten", "InjectivePad", "Reorder", "Squeeze", "latent_shapes", "trace"]
+__all__ = ["FactorOut", "Flatten", "InjectivePad", "Isometry", "Reorder", "Squeeze", "latent_shapes", "trace"]
 
 import math
 from collections.abc import Callable, Generator, Sequence
@@ -15,8 +15,8 @@ from iresnet.errors import IResNetError
 from iresnet.solvers import Solver
 
 
-class _Rearrangement(Bijection):
-    """Bijection that puts the elements of an event in other places: volumes and distances stay."""
+class Isometry(Bijection):
+    """Bijection that keeps volumes and distances, as one does that puts the elements of an event in other places."""
 
     def forward_and_logdet(
         self,
@@ -32,7 +32,7 @@ class _Rearrangement(Bijection):
         return 1.0, 1.0
 
 
-class Squeeze(_Rearrangement):
+class Squeeze(Isometry):
     """Space to depth: every 2x2 square of pixels becomes 4 C channels of one pixel.
 
     Channels are ordered (row, column, channel), so that the first half holds the even rows of *all* colors, as in the
@@ -70,7 +70,7 @@ class Squeeze(_Rearrangement):
         return z.permute(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
 
 
-class Reorder(_Rearrangement):
+class Reorder(Isometry):
     r"""Put the channels (or features) in another order.
 
     Args:
@@ -109,7 +109,7 @@ class Reorder(_Rearrangement):
         return z[:, self.back]
 
 
-class Flatten(_Rearrangement):
+class Flatten(Isometry):
     r"""Flatten events to vectors.
 
     Args:

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from iresnet.bijections import Bijection, Inverse, ResidualBlock
 from iresnet.bounds import upper_bound
+from iresnet.cayley import Rotation
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.errors import RecipeError
 from iresnet.jacobian import linearize_inner
@@ -231,6 +232,7 @@ def freeze(model: Model, shapes: Mapping[str, tuple[int, ...]], *, atol: float, 
     bounds = {name: upper_bound(block.g) for name, block in blocks_of(model).items()}
     frozen = copy.deepcopy(model).eval()
     _replace(frozen, LipschitzLayer, lambda _, layer: _plain(layer))
+    _replace(frozen, Rotation, lambda _, rotation: _Constant(rotation()))
     make = partial(Block, atol=atol, max_steps=max_steps)
     _replace(frozen, ResidualBlock, lambda name, block: make(block.g, shapes[name], bounds[name]))
     return frozen.requires_grad_(False)
@@ -240,6 +242,17 @@ def _replace(model: nn.Module, kind: type[nn.Module], make: Callable[[str, Any],
     for name, module in [(name, m) for name, m in model.named_modules() if isinstance(m, kind)]:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, make(name, module))
+
+
+class _Constant(nn.Module):
+    """Matrix that is returned as it is."""
+
+    def __init__(self, matrix: Tensor):
+        super().__init__()
+        self.matrix = nn.Parameter(matrix.detach())
+
+    def forward(self) -> Tensor:
+        return self.matrix
 
 
 def _plain(layer: Any) -> nn.Module:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from iresnet.config import Config, OptimConfig, TrainConfig, check
 from iresnet.devices import device_of
 from iresnet.errors import RunWarning
-from iresnet.lipschitz import lipschitz_layers
+from iresnet.lipschitz import LipschitzLayer, lipschitz_layers
 from iresnet.normalization import normalize_all
 
 # -- sharded tensors ---------------------------------------------------------------------------------------------------
@@ -195,6 +195,11 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_sub_(
                 weights, [shard_like(w, step.view(w.shape)) for w, step in zip(weights, steps, strict=True)]
             )
+        self._replace_by_normalized([layer for layer in layers if layer.normalization.idempotent])
+
+    def _replace_by_normalized(self, layers: list[LipschitzLayer]) -> None:
+        if not layers:
+            return
         weights = [layer.unnormalized_weight for layer in layers]
         normalizations = [layer.normalization for layer in layers]
         normalized = normalize_all(normalizations, list(map(full_tensor, weights)), advance=False)
