@@ -80,6 +80,7 @@ BIJECTIONS = {
     "chain": (lambda: ir.Chain([ir.Affine(-1.0, 4.0), ir.Logit(), mlp_block(3), actnorm(3)]), (3,)),
     "empty chain": (lambda: ir.Chain([]), (3,)),
     "one dimension": (lambda: mlp_block(1), (1,)),
+    "variational dequantization": (lambda: ir.VariationalDequantization(torch.nn.Linear(3, 6)), (3,)),
     "inverse of two scales": (lambda: ir.Inverse(two_scales()), (10,)),
     "implicit block of vectors": (lambda: implicit_block(lambda: ir.networks.mlp(3, 6)), (3,)),
     "implicit block of images": (lambda: implicit_block(lambda: ir.networks.conv_bottleneck((2, 2, 2), 4)), (2, 2, 2)),

@@ -271,7 +271,7 @@ def test_larger_kernels_and_no_coefficient_are_refused():
 
 def test_a_rotation_of_channels_is_the_same_at_each_pixel():
     rotation, x = ir.Orthogonal(3).double(), randn(2, 3, 4, 5)
-    q = rotation.matrix()
+    q = rotation.matrix().detach()
     close(q @ q.mT, torch.eye(3).double())
     close(rotation(x)[:, :, 1, 2], x[:, :, 1, 2] @ q.mT)
     assert float((q - torch.eye(3)).abs().max()) > 0.1

@@ -131,7 +131,7 @@ def test_a_certificate_is_a_table_and_plain_numbers():
     record = json.loads(json.dumps(certificate.to_dict()))
     assert record["certified"] is True
     assert [b["name"] for b in record["blocks"]] == ["bijection.bijections.2", "bijection.bijections.4"]
-    assert record["layers"][0].keys() == {"name", "lower", "upper", "norm"}
+    assert record["layers"][0].keys() == {"name", "lower", "upper", "norm", "by"}
     for bound in (*certificate.layers, *certificate.blocks):
         assert f"{bound.name}" in str(certificate)
         assert f"{bound.lower:.4f}  {bound.upper:.4f}" in str(certificate)

@@ -8,6 +8,7 @@ and in one training step; it needs torch, everything else needs the standard lib
 
 import argparse
 import ast
+import gc
 import statistics
 import sys
 from collections import Counter
@@ -187,11 +188,13 @@ def entered(root: Path, work: Callable[[Callable[[], None]], object]) -> list[st
         if event == "call" and frame.f_code.co_filename.startswith(folder) and not is_import:
             names.append(frame.f_code.co_filename)
 
+    gc.disable()  # a collection runs finalizers, which are no part of the work
     sys.setprofile(profile)
     try:
         work(lambda: marks.append(len(names)))
     finally:
         sys.setprofile(None)
+        gc.enable()
     return sorted({str(Path(name).relative_to(root)) for name in names[marks[1] : marks[2]]})
 
 

@@ -45,9 +45,8 @@ class VariationalDequantization(Bijection):
         Chen, Srinivas, Duan and Abbeel 2019, https://arxiv.org/abs/1902.00275
 
     Example:
-        >>> import iresnet as ir
-        >>> noise = VariationalDequantization(torch.nn.Linear(2, 4))
-        >>> x = ir.dequantize(torch.randint(0, 3, (5, 2)), levels=3)
+        >>> noise = VariationalDequantization(torch.nn.Linear(2, 4, dtype=torch.float64))
+        >>> x = torch.tensor([[0.3, 1.6], [1.9, 0.2]], dtype=torch.float64)
         >>> z, logdet = noise.forward_and_logdet(x)
         >>> bool((z.floor() == x.floor()).all()), bool(torch.allclose(noise.inverse(z), x, atol=1e-3))
         (True, True)

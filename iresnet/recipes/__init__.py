@@ -20,7 +20,7 @@ ABOUT = ("name", "description", "expected", "cost")
 WITHOUT = {
     "resnet": (
         *("actnorm", "coeff", "activation", "normalization"),
-        *("n_power_steps", "block", "logdet", "solver", "memory", "base"),
+        *("n_power_steps", "block", "mu", "nu", "logdet", "solver", "memory", "base"),
     ),
 }
 """Options that an architecture does not share with the others: its name alone turns their recipes into its own."""
