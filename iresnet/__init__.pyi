@@ -47,6 +47,7 @@ __all__ = [
     "StandardNormal",
     "Trainer",
     "VariationalDequantization",
+    "Whitening",
     "as_distribution",
     "certify",
     "data",
@@ -92,6 +93,7 @@ from .bijections import (
     Spline,
     Squeeze,
     VariationalDequantization,
+    Whitening,
 )
 from .certificates import Certificate, certify, seal
 from .classifiers import Classifier, Hybrid

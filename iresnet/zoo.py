@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from iresnet.architectures import ARCHITECTURES, Shape, variational_dequantization
 from iresnet.bases import BASES, Base, ContextNormal, DiagonalNormal, MixtureNormal
-from iresnet.bijections import Affine, Chain, Flatten, Spline
+from iresnet.bijections import Affine, Bijection, Chain, Flatten, Spline, Whitening
 from iresnet.blocks import LOGDETS, SOLVERS, block, check_options, make_logdet, make_solver, one_of, options_of
 from iresnet.classifiers import Classifier, Hybrid
 from iresnet.context import N_HIDDEN, ContextEncoder, at_context
@@ -35,6 +35,7 @@ def build(
     std: float | Tensor | None = None,
     base: str = "diagonal-normal",
     components: int = 64,
+    whiten: int = 0,
     spline: int = 0,
     head_hidden: int = 32,
     context: int | str | ContextEncoder = 0,
@@ -54,8 +55,10 @@ def build(
         std: the data is then divided by this. Default: 256 for images and 1 for vectors.
         base: base density, one of :data:`iresnet.bases.BASES`.
         components: of the base density mixture-normal, normal densities that it consists of.
-        spline: bins of a :class:`~iresnet.Spline` of each feature or pixel before everything, which takes edges, levels
-            and tails of the data off the blocks; training starts it from the training split; 0 for none.
+        whiten: side of the patches of images whose pixels and colors a :class:`~iresnet.Whitening` makes uncorrelated
+            before everything; training takes it from the training split; 0 for none.
+        spline: bins of a :class:`~iresnet.Spline` of each feature or pixel before the network, which takes edges,
+            levels and tails of the data off the blocks; training starts it from the training split; 0 for none.
         head_hidden: channels of the head of a hybrid of images.
         context: of a conditional density: how many numbers the context has, which are encoded by a perceptron of 64
             hidden units; ``"class"`` for one of ``n_classes``; or an encoder.
@@ -87,21 +90,34 @@ def build(
     scale, network = Affine(**scaling), architecture(tuple(shape), **options, **conditions)
     if options.get("logit") is not None:  # which takes [0, 1), where the scale gives [-1/2, 1/2)
         scale = Affine(scaling["mean"] - scaling["std"] / 2, scaling["std"])
-    if spline and options.get("logit") is not None:
-        raise RecipeError("a spline gives numbers of which there is no logit: give a spline or logit, not both")
+    fitted = _fitted(tuple(shape), whiten, spline)
+    if fitted and options.get("logit") is not None:
+        raise RecipeError("whitening and splines give numbers of which there is no logit: leave out these, or logit")
     noise = [variational_dequantization(tuple(shape), Affine(**scaling), **options)] if is_learned else []
-    first = [*noise, scale, *([Spline(shape, spline)] if spline else [])]
+    first = [*noise, scale, *fitted]
     scaled = Chain([*first, *network.bijections]) if isinstance(network, Chain) else nn.Sequential(*first, *network)  # pyright: ignore[reportArgumentType]
     make_base = partial(_base, base, components)
     heads = {"n_classes": n_classes, "make_base": make_base, "head_hidden": head_hidden, "encoder": encoder}
     built = model(scaled, tuple(shape), **heads)
     given = {"name": name, "shape": tuple(shape), "task": task, "base": base, "head_hidden": head_hidden}
+    given |= {"whiten": whiten} if whiten else {}
     given |= {"spline": spline} if spline else {}
     given |= {"context": context} if encoder else {}
     given |= {"components": components} if base == "mixture-normal" else {}
     given |= {"dequantization": dequantization} if is_learned else {}
     built.origin = {**given, **scaling, **options}
     return built
+
+
+def _fitted(shape: Shape, whiten: int, spline: int) -> list[Bijection]:
+    """Build what training fits to data before the first step."""
+    if whiten and (len(shape) != 3 or shape[1] % whiten or shape[2] % whiten):
+        raise RecipeError(
+            f"whiten is the side of square patches that cover an image, got {whiten} for events of shape {shape}: "
+            "choose a divisor of height and width, or 0 for none"
+        )
+    whitening: list[Bijection] = [Whitening(shape[0], whiten)] if whiten else []
+    return [*whitening, *([Spline(shape, spline)] if spline else [])]
 
 
 def _encoder(context: int | str | ContextEncoder, task: str, n_classes: int) -> ContextEncoder | None:

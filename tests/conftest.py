@@ -91,7 +91,7 @@ TINY = {
     "density": ("digits-density", "--model.blocks", "[1,1]", "--model.spline", "0", *SMALL),
     "classify": ("digits-classify", "--model.blocks", "[1,1]", *SMALL),
     "hybrid": ("digits-hybrid", "--model.blocks", "[1,1]", *SMALL),
-    "toy": ("toy-density", "--model.blocks", "2", *SMALL, "--train.batch-size", "500"),
+    "toy": ("toy-density", "--model.blocks", "2", "--model.spline", "0", *SMALL, "--train.batch-size", "500"),
     "learned-noise": ("digits-density", "--model.blocks", "[1,1]", "--model.dequantization", "variational", *SMALL),
     "of-class": ("digits-conditional", "--model.blocks", "[1,1]", *SMALL),
     "of-angle": ("toy-conditional", "--model.blocks", "2", *SMALL, "--train.batch-size", "500"),

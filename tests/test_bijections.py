@@ -55,6 +55,12 @@ def fitted_spline():
     return module
 
 
+def whitening():
+    module = ir.Whitening(2, patch=2)
+    module.fit(torch.rand(50, 2, 2, 4) + torch.rand(50, 1, 1, 1))
+    return module
+
+
 def implicit_block(make_g):
     return ir.Chain([ir.ResidualBlock(make_g(), **EXACT), ir.Inverse(ir.ResidualBlock(make_g(), **EXACT))])
 
@@ -64,6 +70,7 @@ BIJECTIONS = {
     "spline with data outside": (lambda: spline(4, 3, 0.4), (4,)),
     "spline of images": (lambda: spline((2, 1, 2), 3, 2.0), (2, 1, 2)),
     "fitted spline": (fitted_spline, (3,)),
+    "whitening": (whitening, (2, 2, 4)),
     "actnorm of vectors": (lambda: actnorm(3), (3,)),
     "actnorm of images": (lambda: actnorm(2), (2, 2, 3)),
     "affine": (lambda: ir.Affine(mean=0.3, std=2.5), (2, 3)),

@@ -285,7 +285,18 @@ def test_a_rotation_of_channels_is_the_same_at_each_pixel():
 def test_a_model_of_such_blocks_is_trained_and_used_by_the_commands(call, tmp_path):
     run = tmp_path / "run"
     options = ("--model.blocks", "2", "--model.hidden", "8", "--train.epochs", "1", "--train.n-pictures", "50")
-    kind = ("--model.block", "bilipschitz", "--model.activation", "elu", "--model.mu", "0.5", "--model.nu", "3")
+    kind = (
+        "--model.spline",
+        "0",
+        "--model.block",
+        "bilipschitz",
+        "--model.activation",
+        "elu",
+        "--model.mu",
+        "0.5",
+        "--model.nu",
+        "3",
+    )
     assert call("train", "toy-density", "--data.name", "moons", *kind, *options, "--out", run)[0] == 0
     for command in (["evaluate"], ["sample"], ["reconstruct"], ["analyze", "lipschitz"], ["analyze", "logdet"]):
         status, _, err = call(*command, run)

@@ -313,7 +313,9 @@ def test_options_of_models_are_those_of_the_signatures():
     """They are read from the source, and here compared with what Python makes of it."""
     listed = {o.name: o for o in model_options()}
     expected = {f"model.{name}" for made in ARCHITECTURES.values() for name in options_of(made)}
-    expected |= {f"model.{name}" for name in ("base", "components", "dequantization", "head_hidden", "name", "spline")}
+    expected |= {
+        f"model.{name}" for name in ("base", "components", "dequantization", "head_hidden", "name", "spline", "whiten")
+    }
     for part, registry in (("logdet", LOGDETS), ("solver", SOLVERS)):
         expected |= {f"model.{part}.{name}" for made in registry.values() for name in options_of(made)}
         expected |= {f"model.{part}.name"}

@@ -47,6 +47,7 @@ STEPS = {
     ),
     "dense blocks": ("density", "--model.block", "dense", "--model.activation", "clipswish"),
     **{f"optimizer {name}": ("density", "--optim.name", name) for name in OPTIMIZERS},
+    "whitened": ("density", "--model.whiten", "2"),
     "learned noise": ("density", "--model.dequantization", "variational"),
     "clipped": ("density", "--optim.clip-norm", "1"),
     "half of the log-determinants": ("density", "--train.logdet-chunks", "2"),

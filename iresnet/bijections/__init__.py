@@ -22,6 +22,7 @@ __all__ = [
     "Spline",
     "Squeeze",
     "VariationalDequantization",
+    "Whitening",
     "as_they_are",
     "check_dtype",
     "check_events",
@@ -49,3 +50,4 @@ from iresnet.bijections.reshape import (
 )
 from iresnet.bijections.residual import RandomChunk, ResidualBlock
 from iresnet.bijections.spline import Spline
+from iresnet.bijections.whitening import Whitening

@@ -18,6 +18,7 @@ from iresnet.bijections import (
     ResidualBlock,
     Spline,
     VariationalDequantization,
+    Whitening,
     trace,
 )
 from iresnet.classifiers import Classifier, Hybrid
@@ -211,7 +212,7 @@ def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
     if config.train.init is not None:
         start_from(model, load(config.train.init), config.train.init)
     else:
-        _fit_spline(model, dataset)
+        _fit(model, dataset)
     task = Task(
         model,
         config.task,
@@ -228,14 +229,18 @@ def make_task(config: Config, dataset: Dataset, inputs: Inputs) -> Task:
 
 
 _N_FIT = 10_000
-"""Training examples that a spline is fitted to."""
+"""Training examples that a whitening and a spline are fitted to."""
 
 
 @torch.no_grad()
-def _fit_spline(model: Model, dataset: Dataset) -> None:
-    """Start the spline that data pass first, where there is one, from training examples."""
-    spline = next((module for module in model.modules() if isinstance(module, Spline)), None)
-    if spline is not None:
-        scale = next(module for module in model.modules() if isinstance(module, Affine))
-        x = dataset.train.shuffled(0, _N_FIT).x
-        spline.fit(scale(x.float() if isinstance(model, Classifier) else dequantize(x, levels=dataset.levels)))
+def _fit(model: Model, dataset: Dataset) -> None:
+    """Start the whitening and the spline that data pass first, where there are, from training examples."""
+    parts = [module for module in model.modules() if isinstance(module, (Affine, Whitening, Spline))]
+    fitted = [part for part in parts if isinstance(part, (Whitening, Spline))]
+    if not fitted:
+        return
+    x = dataset.train.shuffled(0, _N_FIT).x
+    x = parts[0](x.float() if isinstance(model, Classifier) else dequantize(x, levels=dataset.levels))
+    for part in fitted:
+        part.fit(x)
+        x = part(x) if part is not fitted[-1] else x
