@@ -10,6 +10,7 @@ import iresnet as ir
 from iresnet.config import load_config
 from iresnet.data import load
 from iresnet.errors import IResNetError, RecipeError
+from iresnet.export import to_onnx
 from iresnet.models import inputs_of
 from iresnet.training.task import make_task
 
@@ -32,8 +33,8 @@ def test_pixels_of_a_patch_have_the_identity_as_covariance_and_move_least(patch)
     close(rows.mean(0), torch.zeros(2 * patch**2), 1e-10)
     close(rows.T.cov(correction=0), torch.eye(2 * patch**2), 1e-8)
     # Of all matrices Q C^(-1/2) that whiten the positive definite one moves points least.
-    close(whitening.matrix, whitening.matrix.mT)
-    assert float(torch.linalg.eigvalsh(whitening.matrix)[0]) > 0
+    close(whitening.root.matrix, whitening.root.matrix.mT)
+    assert float(torch.linalg.eigvalsh(whitening.root.matrix)[0]) > 0
 
 
 def test_under_a_normal_base_the_density_is_the_normal_law_of_each_patch():
@@ -68,7 +69,7 @@ def test_what_has_no_covariance_is_refused_and_nothing_changes(x, reason):
     whitening = ir.Whitening(2, 2)
     with pytest.raises(IResNetError, match=reason):
         whitening.fit(x)
-    assert torch.equal(whitening.matrix, torch.eye(8))
+    assert torch.equal(whitening.root.matrix, torch.eye(8))
 
 
 @pytest.mark.parametrize(
@@ -96,3 +97,17 @@ def test_training_fits_the_whitening_and_then_the_spline():
     latents = spline(white).detach()
     assert float(latents.std()) == pytest.approx(1, abs=0.05)
     assert float((latents**4).mean()) == pytest.approx(3, abs=0.2)
+
+
+@pytest.mark.slow
+def test_what_is_exported_has_its_factors_as_constants(tmp_path):
+    pytest.importorskip("onnxruntime")
+    options = {"blocks": [1], "strides": [1], "hidden": 4, "actnorm": False}
+    flow = ir.zoo.build("iresnet", shape=(1, 4, 4), whiten=2, spline=4, mean=0.0, std=1.0, **options)
+    x = correlated(50, 1).float()
+    with torch.no_grad():
+        for part in (module for module in flow.modules() if isinstance(module, (ir.Whitening, ir.Spline))):
+            part.fit(x)
+            x = part(x)
+    ir.seal(flow.eval())
+    to_onnx(flow, "log-prob", tmp_path / "density.onnx", n_probes=4)  # compares with torch

@@ -1,6 +1,6 @@
 """Whitening of the patches of images, fitted to data."""
 
-__all__ = ["Whitening"]
+__all__ = ["Root", "Whitening"]
 
 import math
 from collections.abc import Callable
@@ -52,7 +52,6 @@ class Whitening(Bijection):
     """
 
     mean: Tensor
-    matrix: Tensor
 
     def __init__(self, channels: int, patch: int = 4):
         super().__init__()
@@ -61,7 +60,7 @@ class Whitening(Bijection):
         self.channels, self.patch = channels, patch
         d = channels * patch**2
         self.register_buffer("mean", torch.zeros(d))
-        self.register_buffer("matrix", torch.eye(d))  # C^(-1/2)
+        self.root = Root(d)
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
@@ -86,11 +85,11 @@ class Whitening(Bijection):
                 "smaller patches"
             )
         self.mean.copy_(mean)
-        self.matrix.copy_((basis * eigenvalues.rsqrt()) @ basis.mT)
+        self.root.matrix.copy_((basis * eigenvalues.rsqrt()) @ basis.mT)
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Bijection.forward`."""
-        return self._times(self.matrix, self._patches(x) - self.mean[:, None, None])
+        return self.forward_and_logdet(x)[0]
 
     def forward_and_logdet(
         self,
@@ -99,19 +98,19 @@ class Whitening(Bijection):
         logdet: LogDets | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
-        n_patches = math.prod(x.shape[2:]) // self.patch**2
-        logdet_of_one = 2 * torch.linalg.cholesky_ex(self.matrix)[0].diagonal().log().sum()
-        return self(x), (n_patches * logdet_of_one).to(x.dtype).expand(x.shape[0])
+        matrix, _, logdet_of_one = self.root()
+        patches = self._patches(x) - self.mean[:, None, None]
+        n_patches = math.prod(patches.shape[2:])
+        return self._times(matrix, patches), (n_patches * logdet_of_one).to(x.dtype).expand(x.shape[0])
 
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
-        # Of the matrix as it was rounded, so that the inverse undoes the map in any precision.
-        inverse = torch.linalg.inv_ex(self.matrix)[0]
-        return self._times(inverse, self._patches(z) + (self.matrix @ self.mean)[:, None, None])
+        matrix, inverse, _ = self.root()
+        return self._times(inverse, self._patches(z) + (matrix @ self.mean)[:, None, None])
 
     def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
         """See :meth:`Bijection.stretch`."""
-        eigenvalues = torch.linalg.eigvalsh(self.matrix.double())
+        eigenvalues = torch.linalg.eigvalsh(self.root.matrix.double())
         return float(eigenvalues[0]), float(eigenvalues[-1])
 
     def _patches(self, x: Tensor) -> Tensor:  # (N, channels, H, W) -> (N, d, H / p, W / p)
@@ -130,3 +129,22 @@ class Whitening(Bijection):
     def extra_repr(self) -> str:
         """Describe the map."""
         return f"{self.channels}, patch={self.patch}"
+
+
+class Root(nn.Module):
+    """Symmetric and positive definite matrix of size d, the identity at first.
+
+    Called, it returns the matrix, its inverse and its log-determinant. They are computed from the matrix as it was
+    rounded, so that an inverse undoes the map in any precision.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, d: int):
+        super().__init__()
+        self.register_buffer("matrix", torch.eye(d))
+
+    def forward(self) -> tuple[Tensor, Tensor, Tensor]:  # (d, d), (d, d), ()
+        """Factorize; without a wait for the device."""
+        factor, _ = torch.linalg.cholesky_ex(self.matrix)
+        return self.matrix, torch.cholesky_inverse(factor), 2 * factor.diagonal().log().sum()

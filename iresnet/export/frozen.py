@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from iresnet.bijections import Bijection, Inverse, ResidualBlock
+from iresnet.bijections.whitening import Root
 from iresnet.bounds import upper_bound
 from iresnet.cayley import Rotation
 from iresnet.classifiers import Classifier, Hybrid
@@ -233,6 +234,7 @@ def freeze(model: Model, shapes: Mapping[str, tuple[int, ...]], *, atol: float, 
     frozen = copy.deepcopy(model).eval()
     _replace(frozen, LipschitzLayer, lambda _, layer: _plain(layer))
     _replace(frozen, Rotation, lambda _, rotation: _Constant(rotation()))
+    _replace(frozen, Root, lambda _, root: _Constant(*root()))
     make = partial(Block, atol=atol, max_steps=max_steps)
     _replace(frozen, ResidualBlock, lambda name, block: make(block.g, shapes[name], bounds[name]))
     return frozen.requires_grad_(False)
@@ -245,14 +247,14 @@ def _replace(model: nn.Module, kind: type[nn.Module], make: Callable[[str, Any],
 
 
 class _Constant(nn.Module):
-    """Matrix that is returned as it is."""
+    """Tensor that is returned as it is, or several."""
 
-    def __init__(self, matrix: Tensor):
+    def __init__(self, *tensors: Tensor):
         super().__init__()
-        self.matrix = nn.Parameter(matrix.detach())
+        self.tensors = nn.ParameterList(tensor.detach() for tensor in tensors)
 
-    def forward(self) -> Tensor:
-        return self.matrix
+    def forward(self) -> Tensor | tuple[Tensor, ...]:
+        return self.tensors[0] if len(self.tensors) == 1 else tuple(self.tensors)
 
 
 def _plain(layer: Any) -> nn.Module:
