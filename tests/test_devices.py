@@ -377,6 +377,7 @@ def hybrid(tiny, tmp_path_factory):
     return train(config, tmp_path_factory.mktemp("hybrid") / "run", device="cpu").path
 
 
+@pytest.mark.slow
 def test_what_commands_save_does_not_depend_on_the_device(hybrid, tmp_path, call, another_device):
     """Errors of inverses are rounding, and differ; all else agrees to the stated tolerances. Nothing warns."""
     folders = {device: shutil.copytree(hybrid, tmp_path / device) for device in ("cpu", another_device)}

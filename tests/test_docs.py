@@ -196,6 +196,7 @@ def test_whoever_follows_the_page_on_extending_gets_what_it_says(extended):
     assert "NOT certified" not in printed
 
 
+@pytest.mark.slow
 def test_added_parts_keep_the_laws(extended):
     """The tests over the dicts take them up; the linearization and the constant of the activation are checked."""
     shutil.copytree(Path(__file__).parent, extended / "tests", ignore=shutil.ignore_patterns("__pycache__"))
