@@ -16,11 +16,12 @@ DEVICE ?= cuda
 # Where make visdom starts its server.
 PORT ?= 8097
 
-.PHONY: help demo test docs gpu-test visdom bench scaling mutation-test fault-test lint types wheel wheel-check install clean
+.PHONY: help demo test slow-test docs gpu-test visdom bench scaling mutation-test fault-test lint types wheel wheel-check install clean
 
 help:
 	@echo "make demo   install, train a density of digits, evaluate, sample, invert, certify and report it (3 minutes)"
 	@echo "make test   install and run the tests"
+	@echo "make slow-test   the tests that make test leaves out: further variants of what it shows (15 minutes)"
 	@echo "make docs   build the documentation site into build/site; a broken link fails it (10 seconds)"
 	@echo "make gpu-test [PYTHON=...]   on a machine with a GPU: the laws there, and a table of what is promised (8 minutes)"
 	@echo "make visdom [PORT=...]   start a visdom server on this machine; needs npm, but no other network"
@@ -53,6 +54,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+slow-test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # The variable silences a banner about other versions of mkdocs.
 docs: $(INSTALLED)

@@ -328,7 +328,7 @@ def laws(device: str, seconds: float) -> Row:
     if importlib.util.find_spec("xdist") is None:
         workers = []
     start = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", *workers, "--device", device, *modules]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "", *workers, "--device", device, *modules]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=TESTS.parent, check=False)
     except subprocess.TimeoutExpired as late:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from laws import close, dense_jacobian, frozen, randn
+from marks import slow
 from PIL import Image
 from torch import nn
 
@@ -37,7 +38,6 @@ from iresnet.errors import DataError, IResNetError, RecipeError
 from iresnet.evaluation import calibration
 from iresnet.pictures import png, rendered
 
-KINDS = ("density", "classify", "hybrid", "toy")
 COMMANDS = ("logdet", "lipschitz", "inverse", "latent")
 
 
@@ -477,7 +477,7 @@ def read(path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["density", "classify", slow("hybrid"), "toy"])
 def test_every_command_analyses_every_kind_of_run(kind, command, trained, tmp_path, call):
     folder = shutil.copytree(trained(kind), tmp_path / "run")
     status, out, err = call("analyze", command, folder, *FAST.get(command, ()))

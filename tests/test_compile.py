@@ -41,7 +41,7 @@ def loss_and_gradients(chain, x, logdet):
 @needs_compiler
 def test_a_compiled_block_gives_the_same_values_and_gradients():
     """From two graphs, without and with the log-determinant, neither of them broken, and few channels among many."""
-    chain = ir.Chain([few_to_many() for _ in range(2)]).double()
+    chain = ir.Chain([few_to_many()]).double()
     for parameter in chain.parameters():
         torch.nn.init.normal_(parameter, std=0.5)  # biases too
     x = torch.randn(4, 2, 3, 3, dtype=torch.float64, requires_grad=True)
@@ -53,20 +53,21 @@ def test_a_compiled_block_gives_the_same_values_and_gradients():
     expected, actual = (loss_and_gradients(c, x, ir.Krylov(2)) for c in (chain, twin))
     close(actual, expected, 1e-10)
     assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == 4
+    assert counters["stats"]["unique_graphs"] == 2
     # Chunks of a batch are of one kind, wherever they lie in it.
     for chosen in (0, 1):
         chunk = RandomChunk(ir.Krylov(2), 2, chosen=chosen)
         expected, actual = (loss_and_gradients(c, x, chunk) for c in (chain, twin))
         close(actual, expected, 1e-10)
-        assert counters["stats"]["unique_graphs"] == 6
+        assert counters["stats"]["unique_graphs"] == 3
     with torch.no_grad():  # uncompiled
         close(twin(x), chain(x), 1e-12)
-    assert counters["stats"]["unique_graphs"] == 6
+    assert counters["stats"]["unique_graphs"] == 3
     assert deepcopy(twin).bijections[0]._compiled
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_compiled_block_computes_its_products_in_bf16_where_autocast_does():
     block = ir.ResidualBlock(ir.networks.conv_bottleneck((2, 6, 6), 16))
     x, twin = torch.randn(4, 2, 6, 6, requires_grad=True), deepcopy(block)

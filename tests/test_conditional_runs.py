@@ -9,6 +9,7 @@ import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 import torch
+from marks import slow
 
 import iresnet as ir
 from iresnet.data import CONDITIONAL_TOYS, load
@@ -28,7 +29,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["of-angle", slow("of-class")])
 def test_every_command_takes_a_context(kind, copied, call):
     folder, context = copied(kind), KINDS[kind]
     # But for the export of a density of classes, whose numbers are compared below.

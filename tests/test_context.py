@@ -276,10 +276,10 @@ def test_parts_of_a_batch_whose_probes_take_the_pass_of_the_values():
     mean = torch.stack(
         [
             at_c.bijection.forward_and_logdet(x, logdet=RandomChunk(ir.Krylov(2), 3, chosen=1))[1][2:4]
-            for _ in range(400)
+            for _ in range(100)
         ]
     )
     exact = at_c.bijection.forward_and_logdet(x, logdet=RandomChunk(ir.Exact(), 3, chosen=1))[1][2:4]
-    assert bool(((mean.mean(0) - exact).abs() < 5 * mean.std(0) / 20 + 1e-9).all())
+    assert bool(((mean.mean(0) - exact).abs() < 5 * mean.std(0) / 10 + 1e-9).all())
     logdet.sum().backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in flow.parameters() if p.grad is not None)

@@ -145,10 +145,19 @@ CASES = [("keep", way) for way in WAYS] + [(memory, way) for memory in ("early",
 """The others keep everything under transforms of torch.func."""
 
 
-@pytest.mark.parametrize(("memory", "way"), CASES)
-@pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(
+    ("estimator", "name", "memory", "way"),
+    [
+        (estimator, name, memory, way)
+        for i, estimator in enumerate(ESTIMATORS)
+        for j, (memory, way) in enumerate(CASES)
+        for k, name in enumerate(MAPS)
+        if (estimator, memory) != ("exact", "keep")
+        if k == (i + j) % 3 or (estimator == "krylov" and way in BY_VMAP)  # which roulette refuses
+    ],
+)
 def test_derivatives_of_every_order_are_those_of_the_exact_log_determinant(estimator, name, memory, way):
+    """Each way meets each estimator, and each of the maps with one of them."""
     f = LogDet(block(name, logdet=ESTIMATORS[estimator](), memory=memory))
     if estimator == "russian-roulette" and way in BY_VMAP:
         with pytest.raises((ir.errors.IResNetError, RuntimeError), match=r"RussianRoulette draws|randomness"):

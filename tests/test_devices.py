@@ -13,6 +13,7 @@ import pretend
 import pytest
 import torch
 from laws import lipschitz_layers
+from marks import slow
 
 import iresnet as ir
 from iresnet.bounds import upper_bound
@@ -286,7 +287,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ["averaged", slow("hybrid"), slow("in parts, half")])
 def test_a_run_that_was_interrupted_on_a_device_is_the_same_in_the_end(name, tiny, tmp_path, another_device):
     """Stopped within a window of metrics, which is restored to the device."""
     kind, *changes = OPTIONS[name]
@@ -376,6 +377,7 @@ def hybrid(tiny, tmp_path_factory):
     return train(config, tmp_path_factory.mktemp("hybrid") / "run", device="cpu").path
 
 
+@pytest.mark.slow
 def test_what_commands_save_does_not_depend_on_the_device(hybrid, tmp_path, call, another_device):
     """Errors of inverses are rounding, and differ; all else agrees to the stated tolerances. Nothing warns."""
     folders = {device: shutil.copytree(hybrid, tmp_path / device) for device in ("cpu", another_device)}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from marks import slow
 from pyarrow import feather
 from test_recipes import dataset_of
 
@@ -195,6 +196,7 @@ def test_whoever_follows_the_page_on_extending_gets_what_it_says(extended):
     assert "NOT certified" not in printed
 
 
+@pytest.mark.slow
 def test_added_parts_keep_the_laws(extended):
     """The tests over the dicts take them up; the linearization and the constant of the activation are checked."""
     shutil.copytree(Path(__file__).parent, extended / "tests", ignore=shutil.ignore_patterns("__pycache__"))
@@ -270,7 +272,7 @@ def test_the_page_on_data_names_every_option_of_your_own():
     assert {name for name, text in options.items() if text.startswith("your")} <= named
 
 
-@pytest.mark.parametrize("page", ["concepts.md", "data.md", "gallery.md", "python.md", "scikit-learn.md"])
+@pytest.mark.parametrize("page", ["concepts.md", "data.md", slow("gallery.md"), "python.md", slow("scikit-learn.md")])
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL):

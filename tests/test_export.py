@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from marks import slow
 
 import iresnet as ir
 from iresnet import cli
@@ -62,18 +63,31 @@ def mixed():
     return flow
 
 
+def small():
+    """A density of one block, whose weights use all of their coefficient."""
+    torch.manual_seed(0)
+    block = ir.ResidualBlock(ir.networks.mlp(4, 8))
+    for name, parameter in block.named_parameters():
+        if name.endswith("original"):
+            parameter.data.mul_(4)
+    flow = ir.Flow(ir.Chain([block, ir.ActNorm(4)]), ir.DiagonalNormal(4), event_shape=(4,))
+    ir.seal(flow.eval())
+    return flow
+
+
 # -- torch's numbers ---------------------------------------------------------------------------------------------------
 # Values are within 1e-4, a thousand units of rounding of numbers of order 1, as latents and logits are. Data have
 # values up to 17 or 255, and log-densities of a hundred nats are sums of hundreds of terms: 1e-3 and 1e-2.
 
 
-def test_latents(exported, digits):
-    flow, file = ir.load("digits-density"), exported("digits-density", "encode")
+def test_latents(exported, digits, trained):
+    flow, file = ir.load(trained("density")), exported(trained("density"), "encode")
     for n in SIZES:
         (z,) = file.run(None, {"x": digits(n).numpy()})
         np.testing.assert_allclose(z, flow.encode(digits(n)).detach(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_logits(exported):
     model, file = ir.load("mnist-classify-small"), exported("mnist-classify-small", "classify")
     x = torch.randint(0, 256, (8, 1, 28, 28), generator=torch.Generator().manual_seed(0)).float()
@@ -83,15 +97,19 @@ def test_logits(exported):
     assert facts(file)["class_names"] == [str(digit) for digit in range(10)]
 
 
-@pytest.mark.parametrize("name", ["digits-density", "mnist-classify-small"])
-def test_data_from_latents(name, exported, digits):
+PRETRAINED = [slow(name) for name in ("digits-density", "mnist-classify-small")]
+
+
+@pytest.mark.parametrize("name", ["density", *PRETRAINED])
+def test_data_from_latents(name, exported, digits, trained):
     """A round trip, in as many steps as torch takes for the hardest sample and block."""
-    model, file = ir.load(name), exported(name, "decode")
-    images = digits(8) if name == "digits-density" else 255 * torch.rand(8, 1, 28, 28)
+    of = trained(name) if name == "density" else name
+    model, file = ir.load(of), exported(of, "decode")
+    images = 255 * torch.rand(8, 1, 28, 28) if name == "mnist-classify-small" else digits(8)
     for n in SIZES:
         z = model.bijection(images[:n]).detach()
         x, residual, steps = file.run(None, {"z": z.numpy()})
-        np.testing.assert_allclose(x, images[:n], atol=1e-3 if name == "digits-density" else 1e-2, rtol=0)
+        np.testing.assert_allclose(x, images[:n], atol=1e-2 if name == "mnist-classify-small" else 1e-3, rtol=0)
         assert residual.shape == (n,)
         assert residual.max() < 1e-4
         inversion = ir.bijections.invert(model.bijection, z, solver=ir.FixedPointIteration(1e-6))
@@ -144,9 +162,9 @@ def test_all_layers_and_activations(what, tmp_path):
 
 
 def test_the_bound_of_a_short_series_holds_and_a_short_iteration_shows(tmp_path):
-    flow = mixed()
+    flow = small()
     x = flow.sample(50)
-    to_onnx(flow, "log-prob", tmp_path / "series.onnx", n_probes=4, max_steps=2)
+    to_onnx(flow, "log-prob", tmp_path / "series.onnx", n_probes=4, max_steps=1)
     log_prob, _, tail = session(tmp_path / "series.onnx").run(None, {"x": x.numpy()})
     error = np.abs(log_prob - flow.log_prob(x).detach().numpy())
     assert (error <= tail + 1e-5).all()
@@ -157,9 +175,9 @@ def test_the_bound_of_a_short_series_holds_and_a_short_iteration_shows(tmp_path)
     assert residual.max() > 1e-3
 
 
-def test_metadata_say_what_is_in_the_file(exported):
-    known = facts(exported("digits-density", "decode"))
-    worst = max(block.upper for block in ir.certify(ir.load("digits-density")).blocks)
+def test_metadata_say_what_is_in_the_file(exported, trained):
+    known = facts(exported(trained("density"), "decode"))
+    worst = max(block.upper for block in ir.certify(ir.load(trained("density"))).blocks)
     assert (known["what"], known["certified"], known["event_shape"], known["levels"]) == ("decode", True, [1, 8, 8], 17)
     assert (known["atol"], known["max_steps"]) == (1e-6, 500)
     assert known["largest_block_bound"] == pytest.approx(worst)
@@ -196,12 +214,12 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
 
 
 def test_other_numbers_are_not_written(monkeypatch, tmp_path):
-    wrong = mixed()
+    wrong = small()
     wrong.base.mean.data += 1
     wrong.bijection.bijections[-1].shift.data += 1e-3
     monkeypatch.setattr("iresnet.export.onnx._by_torch", lambda model, what, solver, x: wrong.encode(x).detach())
     with pytest.raises(IResNetError, match=r"encode differs by 1\.\d*e-03 .*nothing was written"):
-        to_onnx(mixed(), "encode", tmp_path / "x.onnx")
+        to_onnx(small(), "encode", tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 from killing import RECIPE, Trial, at_step, differences, done, saved
 from killing import train as start
+from marks import slow
 
 from iresnet.cli import run as command_line
 from iresnet.config import load_config
@@ -54,6 +55,7 @@ def go_on(out, *changes):
 # -- processes that end ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_twice_is_the_same_run(whole, tmp_path):
     """kill -9 at moments of chance, each time in another process: weights, state and metrics are equal to the bit."""
     trial = Trial(tmp_path / "run", OPTIONS)
@@ -84,7 +86,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", ["importing", "beginning", slow("training"), slow("saving")])
 def test_three_times_ctrl_c_in_half_a_second_end_a_run_without_a_traceback(moment, whole, tmp_path):
     out = tmp_path / "run"
     process = start(out, *OPTIONS)
@@ -102,7 +104,7 @@ def test_three_times_ctrl_c_in_half_a_second_end_a_run_without_a_traceback(momen
     assert differences(out, whole) == []
 
 
-@pytest.mark.parametrize("die_at", [1, 15, 28, 44])
+@pytest.mark.parametrize("die_at", [slow(1), slow(15), 28, slow(44)])
 def test_a_run_that_dies_while_it_writes_is_the_same_run(die_at, whole, tmp_path):
     """Killed when it flushes or moves a file: of the configuration, a checkpoint, the model, the last checkpoint."""
     trial = Trial(tmp_path / "run", OPTIONS)
@@ -123,6 +125,7 @@ def mounted(folder, *options):
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_in_one_line_and_leaves_its_checkpoint(whole, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

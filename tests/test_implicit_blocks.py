@@ -7,6 +7,7 @@ import pytest
 import torch
 from data_fixtures import isolated  # noqa: F401 (used by all)
 from laws import close, dense_logdet, frozen, operator, randn, within_4_errors
+from marks import slow
 from torch import nn
 from torch.func import functional_call
 
@@ -259,7 +260,7 @@ def test_errors_of_an_inverse_are_within_the_reported_bound(kind):
 # -- recipes and commands ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "certified"), [("implicit", 4), ("monotone", 2)])
+@pytest.mark.parametrize(("kind", "certified"), [("implicit", 4), slow("monotone", 2)])
 def test_a_model_of_such_blocks_is_trained_and_used_by_the_commands(kind, certified, call, tmp_path):
     run = tmp_path / "run"
     options = ("--model.blocks", "2", "--model.hidden", "8", "--train.max-steps", "10", "--train.n-pictures", "4")

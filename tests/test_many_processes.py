@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from accelerate import PartialState
+from marks import slow
 
 from iresnet import cli
 from iresnet.collectives import process_group
@@ -83,7 +84,6 @@ SHARDED = ("--train.sharding", "fsdp")
 SAME = {
     "points, adam": ("toy-density", "--model.blocks", "3", "--optim.name", "adam", "--train.batch-size", "1000"),
     "images, muon": ("digits-density", "--data.name", "images.npz", "--optim.name", "muon"),
-    "images, sharded": ("digits-density", "--data.name", "images.npz", "--optim.name", "adamax", *SHARDED),
     "images, muon, sharded": ("digits-density", "--data.name", "images.npz", "--model.memory", "recompute", *SHARDED),
     "a classifier": ("digits-classify", "--optim.name", "sgd", "--optim.lr", "0.1"),
     "a hybrid": ("digits-hybrid", "--data.name", "labeled.npz", "--model.memory", "recompute"),
@@ -130,8 +130,8 @@ def _work(rank, port, folder, data):
         for sharding in ("ddp", "fsdp"):
             train(noisy_config(sharding), folder / f"noisy {sharding}")
         with suppress(Interrupted):
-            train(config_of("images, sharded"), folder / "resumed", data_dir=data, callbacks=[_StopAt(6)])
-        train(config_of("images, sharded"), folder / "resumed", data_dir=data, resume=True)
+            train(config_of("images, muon, sharded"), folder / "resumed", data_dir=data, callbacks=[_StopAt(6)])
+        train(config_of("images, muon, sharded"), folder / "resumed", data_dir=data, resume=True)
         for case, (tokens, _) in COMMANDS.items():
             with (folder / f"{case} {rank}.txt").open("w") as file, redirect_stdout(file):
                 assert cli.run([token.replace("RUN", str(folder / f"run {case}")) for token in tokens]) == 0
@@ -204,7 +204,7 @@ def test_sharded_weights_meet_the_same_noise_and_probes(shared):
 
 
 def test_a_sharded_run_resumes_as_if_it_had_not_been_stopped(shared):
-    resumed, whole = Run(shared / "resumed"), Run(shared / "images, sharded")
+    resumed, whole = Run(shared / "resumed"), Run(shared / "images, muon, sharded")
     assert [folder.name for folder in checkpoint_folders(resumed)] == ["step-00000006", "step-00000010"]
     assert_same_run(resumed, whole)
 
@@ -263,11 +263,14 @@ def steps(run):
     return [line["step"] for line in metrics(run)] if run.metrics_file.exists() else []
 
 
-def test_a_killed_process_ends_all_with_one_line(undisturbed, tmp_path):
-    """SIGKILL of the second of two; then the run is resumed, and becomes what it would have been."""
-    run = Run(tmp_path / "run")
-    command = iresnet("train", *LONG, "--out", run.path, "--processes", "2")
-    with running(*command) as process:
+def command_of(run):
+    """The command line that trains a run in two processes."""
+    return iresnet("train", *LONG, "--out", run.path, "--processes", "2")
+
+
+def kill_the_second(run):
+    """SIGKILL of the second of two processes."""
+    with running(*command_of(run)) as process:
         wait_for(lambda: any(step >= 9 for step in steps(run)), process)
         pids = workers(process.pid)
         start = time.monotonic()
@@ -278,12 +281,23 @@ def test_a_killed_process_ends_all_with_one_line(undisturbed, tmp_path):
     assert "was ended by SIGKILL, and the others with it" in errors or "lost the others" in errors
     assert "Traceback" not in errors
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    with running(*command, "--resume") as process:
+
+
+def test_a_killed_process_ends_all_with_one_line(tmp_path):
+    kill_the_second(Run(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_a_run_one_of_whose_processes_was_killed_is_resumed_as_if_it_had_not_been(undisturbed, tmp_path):
+    run = Run(tmp_path / "run")
+    kill_the_second(run)
+    with running(*command_of(run), "--resume") as process:
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert_same_run(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_and_the_run_resumes_by_itself(undisturbed, tmp_path):
     run = Run(tmp_path / "run")
     command = torchrun("--standalone", "--nproc_per_node=2", "--max-restarts=2")
@@ -298,8 +312,7 @@ def test_torchrun_restarts_and_the_run_resumes_by_itself(undisturbed, tmp_path):
 def test_a_request_to_stop_reaches_all(tmp_path):
     """Ctrl-C stops both between the same two steps, and the run is saved."""
     run = Run(tmp_path / "run")
-    command = iresnet("train", *LONG, "--out", run.path, "--processes", "2")
-    with running(*command) as process:
+    with running(*command_of(run)) as process:
         wait_for(lambda: any(step >= 9 for step in steps(run)), process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=PATIENCE)
@@ -318,6 +331,7 @@ def assert_same_run(run, other):
 # -- two machines ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_agents_are_one_with_two_processes(undisturbed, tmp_path):
     """Two agents of one process each meet at an address, as on two machines."""
     run, port = Run(tmp_path / "run"), free_port()
@@ -341,11 +355,18 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_goes_wrong_everywhere_is_told_once(case, undisturbed):
+@pytest.mark.parametrize(
+    "case",
+    [
+        "more GPUs than there are",
+        "a batch that cannot be shared",
+        slow("a taken folder"),
+    ],
+)
+def test_what_goes_wrong_everywhere_is_told_once(case, trained):
     changes, expected = REFUSED[case]
     changes = changes if "--gpus" in changes else (*changes, "--processes", "2")
-    with running(*iresnet("train", *LONG, "--out", undisturbed.path, *changes)) as process:
+    with running(*iresnet("train", *LONG, "--out", trained("toy"), *changes)) as process:
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert expected in errors

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, page
+from marks import slow
 from PIL import Image
 
 import iresnet as ir
@@ -334,9 +335,9 @@ def test_a_row_is_filled_in_and_scored(serve, tab):
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("hybrid", ["Example", "Directions", "Interpolate", "Sample", "Certificate"]),
+        slow("hybrid", ["Example", "Directions", "Interpolate", "Sample", "Certificate"]),
         ("table", ["Example", "Directions", "Sample", "Certificate"]),
-        ("classify", ["Example", "Directions", "Interpolate", "Certificate"]),
+        slow("classify", ["Example", "Directions", "Interpolate", "Certificate"]),
     ],
 )
 def test_every_tab_that_applies_fits_a_phone(kind, expected, serve, tab):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from marks import slow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import iresnet as ir
@@ -53,7 +54,7 @@ def test_products_run_in_bfloat16_and_the_rest_does_not(kind):
     assert losses[True].item() == pytest.approx(losses[False].item(), rel=0.02)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["density", slow("classify"), slow("hybrid")])
 def test_training_in_bfloat16_goes_as_in_float32(kind, tiny, tmp_path):
     recipe, *changes = tiny[kind]
     runs = {}

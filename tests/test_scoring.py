@@ -99,14 +99,14 @@ def test_a_score_depends_on_the_example_alone(name):
     torch.testing.assert_close(backwards.flip(0), together, rtol=1e-10, atol=0)
 
 
-def test_a_score_is_the_mean_log_density_of_its_noisy_copies():
-    flow, inputs = bundled("digits-density")
+def test_a_score_is_the_mean_log_density_of_its_noisy_copies(trained):
+    flow, inputs = bundled(trained("density"))
     x = load("digits").test.x[:3]
     ((_, scores),) = evaluation.score(flow, [examples(x)], inputs, n_draws=10)
-    u = torch.rand(40, *x.shape, dtype=torch.float64)
+    u = torch.rand(20, *x.shape, dtype=torch.float64)
     with torch.no_grad():
-        truth = flow.log_prob((x + u).flatten(0, 1), logdet=ir.Exact()).view(40, 3)
-    error = (scores.standard_error.square() + truth.var(0) / 40).sqrt()
+        truth = flow.log_prob((x + u).flatten(0, 1), logdet=ir.Exact()).view(20, 3)
+    error = (scores.standard_error.square() + truth.var(0) / 20).sqrt()
     assert bool(((scores.log_prob - truth.mean(0)).abs() < 4 * error).all())
     assert bool((scores.standard_error / (truth.std(0) / math.sqrt(10)) - 1).abs().max() < 0.8)
 

@@ -225,9 +225,11 @@ def turning(d: int, rate: float):
     return (lambda x, active: rate * x @ q.T + b[active]), torch.zeros_like(b)
 
 
-@pytest.mark.parametrize("rate", [0.3, 0.9, 0.98])
 @pytest.mark.parametrize("problem", [turning, kinked])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("solver", "rate"),  # newton-krylov takes half a minute at the highest of the rates
+    [(s, rate) for s in SOLVERS for rate in (0.3, 0.9, 0.98) if (s, rate) != ("newton-krylov", 0.98)],
+)
 def test_two_evaluations_reduce_the_residual_by_the_lipschitz_constant_or_half(solver, problem, rate):
     f, start = problem(30, rate)
     recorder = Recorder(f, len(start))

@@ -26,6 +26,9 @@ from iresnet.training.task import make_task
 BLOCKS = ("bijection.bijections.2", "bijection.bijections.5")
 """Names of the residual blocks of the tiny density."""
 
+LARGE = ("--train.batch-size", "256", "--train.n-pictures", "0")
+"""Batches of which an epoch has 5."""
+
 
 def settings(tiny, kind, *changes):
     recipe, *small = tiny[kind]
@@ -95,8 +98,9 @@ def test_averages_are_those_of_the_weights_so_far(tiny):
 
 
 def test_the_averages_are_what_is_saved_and_validated(tiny, tmp_path):
-    run = train(settings(tiny, "density", "--train.ema", "0.9"), tmp_path / "run")
-    plain = train(settings(tiny, "density"), tmp_path / "plain")
+    few = ("--train.max-steps", "5")
+    run = train(settings(tiny, "density", "--train.ema", "0.9", *few), tmp_path / "run")
+    plain = train(settings(tiny, "density", *few), tmp_path / "plain")
     checkpoint, other = read_checkpoint(run), read_checkpoint(plain)
     assert all(torch.equal(tensor, other.model[name]) for name, tensor in checkpoint.model.items())
     model = copy.deepcopy(ir.load(run.path))
@@ -204,11 +208,11 @@ def test_bad_steps_are_skipped_counted_and_told(tiny, tmp_path, monkeypatch):
 def test_too_many_bad_steps_end_a_run_with_a_diagnosis(tiny, tmp_path, monkeypatch):
     """The checkpoint before them is intact: a run that goes on from it is the run that never was ill."""
     sick = Sick(monkeypatch, 0, nan_gradient)
-    changes = ("--train.epochs", "2", "--train.max-bad-steps", "3", "--train.checkpoint-every", "1")
+    changes = ("--train.epochs", "2", "--train.max-bad-steps", "3", "--train.checkpoint-every", "1", *LARGE)
     whole = train(settings(tiny, "density", *changes), tmp_path / "whole")
-    at = At(s25=lambda: setattr(sick, "active", True))
-    expected = rf"4 steps in a row had to be skipped, up to step 29: the gradient of '{BLOCKS[0]}' is not finite; "
-    expected += r"lower --optim.lr \(now 0.04\), or set --optim.clip-norm; the last checkpoint, of step 25, is intact"
+    at = At(s5=lambda: setattr(sick, "active", True))
+    expected = rf"4 steps in a row had to be skipped, up to step 9: the gradient of '{BLOCKS[0]}' is not finite; "
+    expected += r"lower --optim.lr \(now 0.04\), or set --optim.clip-norm; the last checkpoint, of step 5, is intact"
     sick.order.clear()
     with pytest.raises(RunError, match=expected):
         train(settings(tiny, "density", *changes), tmp_path / "run", callbacks=[at])
@@ -254,14 +258,14 @@ def test_layers_that_leave_their_coefficient_are_logged(tiny, tmp_path):
 
 @pytest.mark.parametrize("ema", ["null", "0.5"])
 def test_a_run_ends_when_it_gets_no_better_and_saves_the_best(ema, tiny, tmp_path, worse_after):
-    worse_after(60)
+    worse_after(10)
     options = ("--train.epochs", "12", "--train.patience", "2", "--train.keep-checkpoints", "1")
-    config = settings(tiny, "hybrid", *options, "--train.ema", ema)
+    config = settings(tiny, "hybrid", *options, *LARGE, "--train.ema", ema)
     at = At()
     run = train(config, tmp_path / "run", callbacks=[at])
     losses = {line["step"]: line["loss"] for line in lines(run, "validation")}
     best = min(losses, key=losses.get)
-    assert max(losses) == best + 40 < 240
+    assert max(losses) == best + 10 < 60
     assert at.events[-1] == Stopped(complete=True)
     checkpoint = read_checkpoint(run, best)
     saved = ir.load(run.path)
@@ -275,8 +279,8 @@ def test_a_run_ends_when_it_gets_no_better_and_saves_the_best(ema, tiny, tmp_pat
 
 
 def test_a_best_snapshot_that_is_damaged_is_named_and_the_last_model_stays(tiny, tmp_path, worse_after):
-    worse_after(60)
-    config = settings(tiny, "hybrid", "--train.epochs", "12", "--train.patience", "2")
+    worse_after(10)
+    config = settings(tiny, "hybrid", "--train.epochs", "12", "--train.patience", "2", *LARGE)
     run = train(config, tmp_path / "run")
     losses = {line["step"]: line["loss"] for line in lines(run, "validation")}
     best = run.state / f"step-{min(losses, key=losses.get):08d}"

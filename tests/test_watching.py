@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
+from marks import slow
 from PIL import Image
 from rich.console import Console
 from servers import VisdomServer
@@ -165,7 +166,7 @@ def tensorboard_curves(events):
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["density", "classify", "toy", slow("hybrid")])
 def test_tensorboard_shows_the_run(kind, tiny, tmp_path):
     run = train(settings(tiny, kind, *tracked("tensorboard")), tmp_path / "run")
     events = tensorboard_events(run)
@@ -276,7 +277,7 @@ def assert_visdom_shows(run, windows):
         assert shown[key][1] == pytest.approx(values, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["density", "hybrid", "classify"])
+@pytest.mark.parametrize("kind", ["density", "classify", slow("hybrid")])
 def test_visdom_shows_the_run(kind, server, tiny, tmp_path):
     folder = tmp_path / "some run"
     trackers = ("--tracker", "visdom", "--visdom.server", "http://127.0.0.1", "--visdom.port", str(server.port))
@@ -319,7 +320,7 @@ def test_a_visdom_server_that_is_killed_leaves_the_training_alone(server, tiny, 
     assert run.model_file.read_bytes() == untracked.model_file.read_bytes()
 
 
-@pytest.mark.parametrize("back", [11, 30])
+@pytest.mark.parametrize("back", [11, slow(30)])
 def test_a_visdom_server_that_comes_back_shows_everything(back, server, tiny, tmp_path, monkeypatch):
     """It has lost what it knew: missed between two lines of metrics, or away for several of them."""
     monkeypatch.setattr("iresnet.training.tracking.PAUSES", (0.05, 0.05))
