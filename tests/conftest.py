@@ -86,12 +86,13 @@ def pretended():
 
 SMALL = ("--model.hidden", "8", "--train.epochs", "1", "--train.batch-size", "64", "--train.snapshot-every", "1")
 SMALL += ("--train.n-pictures", "4", "--tracker", "[]")
+NORMAL = ("--model.spline", "0", "--model.base", "diagonal-normal")
 # Without a spline, whose steep slopes amplify rounding: runs are compared with each other.
 TINY = {
     "density": ("digits-density", "--model.blocks", "[1,1]", "--model.spline", "0", *SMALL),
     "classify": ("digits-classify", "--model.blocks", "[1,1]", *SMALL),
     "hybrid": ("digits-hybrid", "--model.blocks", "[1,1]", *SMALL),
-    "toy": ("toy-density", "--model.blocks", "2", "--model.spline", "0", *SMALL, "--train.batch-size", "500"),
+    "toy": ("toy-density", "--model.blocks", "2", *NORMAL, *SMALL, "--train.batch-size", "500"),
     "learned-noise": ("digits-density", "--model.blocks", "[1,1]", "--model.dequantization", "variational", *SMALL),
     "of-class": ("digits-conditional", "--model.blocks", "[1,1]", *SMALL),
     "of-angle": ("toy-conditional", "--model.blocks", "2", *SMALL, "--train.batch-size", "500"),

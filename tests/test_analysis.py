@@ -477,7 +477,7 @@ def read(path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("kind", ["density", "classify", slow("hybrid"), "toy"])
+@pytest.mark.parametrize("kind", ["density", slow("classify"), slow("hybrid"), "toy"])
 def test_every_command_analyses_every_kind_of_run(kind, command, trained, tmp_path, call):
     folder = shutil.copytree(trained(kind), tmp_path / "run")
     status, out, err = call("analyze", command, folder, *FAST.get(command, ()))

@@ -388,6 +388,7 @@ def test_the_module_is_the_command(tmp_path):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_resume(tiny, call, tmp_path):
     """A real signal to a real process, then the end of the run."""
     folder = tmp_path / "run"

@@ -88,6 +88,7 @@ def test_a_process_reads_its_own_groups_alone(folder, monkeypatch):
     assert len(seen) <= 3  # what was done before is not read again
 
 
+@pytest.mark.slow
 def test_examples_are_well_shuffled(folder):
     """Neighbors in the files come together no more often than by chance, and every place is as likely."""
     batches = StreamedBatches(load("cifar10", folder, stream=True).stream, 10, buffer=60)

@@ -320,7 +320,7 @@ def test_a_run_goes_on_on_another_device_with_a_warning_where_noise_differs(tiny
         train(config, tmp_path / "copy", device="cpu", resume=True)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", [name if name in ("adam", "muon") else slow(name) for name in OPTIMIZERS])
 def test_a_step_waits_for_nothing(optimizer, tiny, tmp_path, pretended):
     """The batch is on the device, as are all numbers of the optimizer; metrics are read every log_every steps."""
     waited = []

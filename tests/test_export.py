@@ -116,6 +116,7 @@ def test_data_from_latents(name, exported, digits, trained):
         assert abs(int(steps) - max(int(solution.steps.max()) for _, solution in inversion.solutions)) <= 1
 
 
+@pytest.mark.slow
 def test_log_densities_are_exact_with_as_many_hadamard_probes_as_dimensions(exported, digits, trained):
     flow, file = ir.load(trained("density")), exported(trained("density"), "log-prob")
     for n in SIZES:
@@ -147,6 +148,7 @@ def test_a_hybrid_of_a_run_folder_is_written_beside_its_weights(copied, capsys):
     np.testing.assert_allclose(logits, model(x).detach(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["decode", "log-prob"])
 def test_all_layers_and_activations(what, tmp_path):
     flow = mixed()

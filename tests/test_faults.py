@@ -150,6 +150,7 @@ def fill(process, run):
             file.write(bytes(1000))
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_ends_a_run_without_a_traceback(whole, tmp_path):
     """A quota: no file may be larger than some of those of a checkpoint."""
     limit = (whole / "model.safetensors").stat().st_size // 2

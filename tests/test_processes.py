@@ -36,6 +36,7 @@ def _lengths(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 def test_all_processes_draw_the_same_roulette_lengths_and_other_random_numbers(tmp_path):
     mp.start_processes(_lengths, args=(str(tmp_path),), nprocs=2, start_method="spawn")

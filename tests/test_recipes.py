@@ -25,13 +25,15 @@ SHAPES = {
 
 
 def small(recipe):
-    """The recipe, with one block a scale when its blocks are many, and narrow ones when they are 512 channels wide."""
+    """The recipe, with one block a scale when its blocks are many, narrow blocks, and small patches."""
     config = load_config(recipe)
     if config.model["hidden"] == 512 or config.model["blocks"] == [7, 7, 7]:
         config.model["blocks"] = [1] * len(config.model["blocks"])
         config.model["n_power_steps"] = 1
     if config.model["hidden"] == 512:
         config.model["hidden"] = 64
+    if "whiten" in config.model:
+        config.model["whiten"] = 2  # a few images have no more patches than large ones have numbers
     return config
 
 

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 import yaml
+from marks import slow
 
 from iresnet.cli import run as command_line
 from iresnet.config import load_config, to_yaml
@@ -442,7 +443,7 @@ def mutated(tree, values):
             yield copy
 
 
-@pytest.mark.parametrize("name", ["evaluation.json", "certificate.json", "cost.json", "config.yaml"])
+@pytest.mark.parametrize("name", ["evaluation.json", "certificate.json", slow("cost.json"), slow("config.yaml")])
 def test_no_part_of_a_file_is_taken_for_granted(name, copied):
     """Every part in turn becomes something else, of another kind from part to part."""
     run = copied()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from marks import slow
 
 import iresnet as ir
 from iresnet.bijections import ActNorm, ResidualBlock
@@ -256,7 +257,7 @@ def test_layers_that_leave_their_coefficient_are_logged(tiny, tmp_path):
 # -- patience --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ema", ["null", "0.5"])
+@pytest.mark.parametrize("ema", ["null", slow("0.5")])
 def test_a_run_ends_when_it_gets_no_better_and_saves_the_best(ema, tiny, tmp_path, worse_after):
     worse_after(10)
     options = ("--train.epochs", "12", "--train.patience", "2", "--train.keep-checkpoints", "1")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from marks import slow
 from torch import nn
 
 import iresnet as ir
@@ -133,7 +134,7 @@ def test_images_noise_and_probes_have_their_known_parts(levels, estimator):
     assert result.bits_per_dim.half_width == pytest.approx(half_width(sum(variances.values()), n), rel=0.06)
 
 
-@pytest.mark.parametrize("images", ["drawn anew", "all the same"])
+@pytest.mark.parametrize("images", ["drawn anew", slow("all the same")])
 def test_the_interval_holds_the_truth_as_often_as_it_says(images):
     """150 intervals of 95 %: 142 hold it, give or take 2.7. Where images are the same, noise and probes are all."""
     known, held, repetitions = Known(), 0, 150

@@ -410,7 +410,7 @@ def test_a_tracker_is_told_of_the_configuration_the_metrics_and_the_pictures(tin
     assert [told[2] for told in spy.told if told[0] == "log"] == [7, 14, 20, 20, 21, 28, 35, 40, 40]
 
 
-@pytest.mark.parametrize("trouble", ["start", "describe", "log", "show", "finish"])
+@pytest.mark.parametrize("trouble", ["start", slow("describe"), "log", slow("show"), slow("finish")])
 def test_a_tracker_that_fails_leaves_the_training_alone(trouble, tiny, tmp_path, monkeypatch):
     untracked = train(settings(tiny, "toy", *tracked()), tmp_path / "untracked")
     spy = Spy(trouble, fail)
