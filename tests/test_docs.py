@@ -272,7 +272,7 @@ def test_the_page_on_data_names_every_option_of_your_own():
     assert {name for name, text in options.items() if text.startswith("your")} <= named
 
 
-@pytest.mark.parametrize("page", ["concepts.md", "data.md", slow("gallery.md"), "python.md", slow("scikit-learn.md")])
+@pytest.mark.parametrize("page", ["concepts.md", "data.md", *map(slow, ("gallery.md", "python.md", "scikit-learn.md"))])
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL):

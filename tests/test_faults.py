@@ -86,7 +86,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", ["importing", "beginning", slow("training"), slow("saving")])
+@pytest.mark.parametrize("moment", ["importing", slow("beginning"), slow("training"), slow("saving")])
 def test_three_times_ctrl_c_in_half_a_second_end_a_run_without_a_traceback(moment, whole, tmp_path):
     out = tmp_path / "run"
     process = start(out, *OPTIONS)

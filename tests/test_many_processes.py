@@ -310,6 +310,7 @@ def test_torchrun_restarts_and_the_run_resumes_by_itself(undisturbed, tmp_path):
     assert_same_run(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_request_to_stop_reaches_all(tmp_path):
     """Ctrl-C stops both between the same two steps, and the run is saved."""
     run = Run(tmp_path / "run")

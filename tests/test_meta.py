@@ -6,6 +6,7 @@ tensors of two devices. So what would stop a GPU, or make it wait, is found on e
 
 import pytest
 import torch
+from marks import slow
 
 import iresnet as ir
 from iresnet.config import load_config
@@ -76,7 +77,10 @@ def step_on_meta(config, monkeypatch):
     return step, x.to("meta"), None if y is None else y.to("meta")
 
 
-@pytest.mark.parametrize("name", STEPS)
+VARIANTS = ("activation", "normalization", "optimizer", "probe")
+
+
+@pytest.mark.parametrize("name", [slow(name) if name.startswith(VARIANTS) else name for name in STEPS])
 def test_a_step_waits_for_nothing_and_stays_on_its_device(name, tiny, monkeypatch):
     kind, *changes = STEPS[name]
     recipe, *small = tiny[kind]

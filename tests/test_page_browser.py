@@ -310,6 +310,7 @@ def test_the_certificate_is_that_of_the_model(serve, tab):
 # -- rows and points ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_row_is_filled_in_and_scored(serve, tab):
     server = serve("table")
     visitor, api = Visitor(tab, server), server.api

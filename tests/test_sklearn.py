@@ -32,8 +32,16 @@ CLASSIFIER = InvertibleClassifier(**{**TINY, "epochs": 10, "batch_size": 20})
 
 
 @pytest.mark.filterwarnings("ignore:columns of integers or few values")  # some checks fit integers
-@parametrize_with_checks([clone(DENSITY).set_params(epochs=1), clone(DETECTOR).set_params(epochs=1), CLASSIFIER])
+@parametrize_with_checks([clone(DENSITY).set_params(epochs=1), CLASSIFIER])
 def test_the_checks_of_scikit_learn_pass(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:columns of integers or few values")
+@parametrize_with_checks([clone(DETECTOR).set_params(epochs=1)])
+def test_the_checks_of_scikit_learn_pass_for_a_detector(estimator, check):
+    """It is the density of the other test, with a threshold."""
     check(estimator)
 
 
