@@ -220,7 +220,7 @@ def test_resuming_a_complete_run_changes_nothing(tiny, tmp_path):
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("changes", [("--train.ema", "0.9"), ("--train.patience", "1")])
+@pytest.mark.parametrize("changes", [slow(()), ("--train.ema", "0.9"), ("--train.patience", "1")])
 def test_resuming_a_complete_run_writes_its_model_again(changes, tiny, tmp_path, worse_after):
     worse_after(20)
     config = settings(tiny, "toy", *TWO_EPOCHS, *changes)
