@@ -173,8 +173,14 @@ class MaxMin(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, ...)
         """Sort channel i against channel i + C/2."""
-        a, b = _pairs(x, "MaxMin")
-        return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], dim=1)
+        if is_differentiating() or torch.compiler.is_compiling():
+            return _sort(x)
+        return _MaxMin.apply(x) if torch.is_grad_enabled() else _sort(x)  # pyright: ignore[reportReturnType]
+
+
+def _sort(x: Tensor) -> Tensor:
+    a, b = _pairs(x, "MaxMin")
+    return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], dim=1)
 
 
 def _pairs(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
@@ -184,16 +190,38 @@ def _pairs(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     return x.tensor_split(2, dim=1)  # pyright: ignore[reportReturnType]
 
 
-@linearizes(MaxMin)
-def _maxmin(g: MaxMin, x: Tensor) -> Linearization:  # noqa: ARG001
+def _is_sorted(x: Tensor) -> Tensor:  # (N, C, ...) -> (N, C/2, ...)
+    """Return 1 for pairs that stay as they are, and 0 for those that change places."""
     a, b = _pairs(x, "MaxMin")
-    keep = a >= b
+    return (a >= b).to(x.dtype)
 
-    def swap(v: Tensor) -> Tensor:  # a symmetric permutation: its own transpose
-        c, d = v.tensor_split(2, dim=1)
-        return torch.cat([torch.where(keep, c, d), torch.where(keep, d, c)], dim=1)
 
-    return Linearization(swap(x), swap, swap)
+def _swap(v: Tensor, kept: Tensor) -> Tensor:
+    """Permute channels as x was, or back, since the permutation is symmetric.
+
+    On a CPU a weighted mean of weights 0 and 1, which is exact, takes a tenth of the time of torch.where.
+    """
+    (first, second), kept = v.tensor_split(2, dim=1), kept.to(v.dtype)
+    return torch.cat([torch.lerp(second, first, kept), torch.lerp(first, second, kept)], dim=1)
+
+
+class _MaxMin(torch.autograd.Function):
+    """Sorted pairs. Torch's gradients of maximum and minimum take five times as long, and halve those of equal numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _sort(x)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _swap(upstream, _is_sorted(*ctx.saved_tensors))
+
+
+@linearizes(MaxMin)
+def _linearize_maxmin(g: MaxMin, x: Tensor) -> Linearization:
+    product = partial(_swap, kept=_is_sorted(x))
+    return Linearization(g(x), product, product)
 
 
 class Householder(nn.Module):

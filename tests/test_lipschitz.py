@@ -498,6 +498,20 @@ def test_activations_of_pairs_need_pairs(name):
             use(make_activation(name), torch.zeros(2, 3))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_maxmin_are_permuted_exactly(dtype, layout):
+    x = torch.randint(-2, 3, (5, 6, 4, 4)).to(dtype=dtype, memory_format=layout).requires_grad_()  # a fifth are ties
+    weights = torch.randn(x.shape, requires_grad=True)
+    order = x.detach().unflatten(1, (2, 3)).argsort(dim=1, descending=True, stable=True)
+    wanted = torch.empty(5, 2, 3, 4, 4).scatter(1, order, weights.detach().unflatten(1, (2, 3))).flatten(1, 2)
+    (gradient,) = torch.autograd.grad((ir.MaxMin()(x) * weights).sum(), x, create_graph=True)
+    assert torch.equal(gradient, wanted.to(dtype))
+    assert torch.equal(ir.linearize(ir.MaxMin(), x).vjp(weights), wanted)
+    (of_weights,) = torch.autograd.grad((gradient * x.detach()).sum(), weights)
+    assert torch.equal(of_weights, ir.MaxMin()(x).float())
+
+
 @pytest.mark.parametrize("angle", [-3.0, -0.4, 0.0, 0.7, math.pi / 2, 2.2, 9.0])
 def test_householder_reflects_what_lies_below_its_line(angle):
     g = make_activation("householder").double()
