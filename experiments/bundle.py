@@ -21,13 +21,8 @@ from iresnet.models import load_model
 from iresnet.runs import Run
 
 PRETRAINED = Path(iresnet.__file__).parent / "pretrained"
-MODELS = {
-    "digits-density": "digits-density",
-    "mnist-density-small": "mnist-density-small",
-    "fashion-mnist-density-small": "fashion-mnist-density-small",
-    "mnist-classify-small": "mnist-classify-small-0.9",
-}
-"""Names in the package, and the experiments of which each is a run."""
+MODELS = ("digits-density", "mnist-density-small", "fashion-mnist-density-small", "mnist-classify-small")
+"""Names in the package, and of the experiments of which each is a run."""
 COPIED = ("config.yaml", "model.safetensors", "certificate.json", "evaluation.json")
 SCORES = "training-scores.json"  # of densities, by iresnet score
 EXAMPLES = 256
@@ -57,11 +52,11 @@ def score_on_subset(run: Run, data_dir: Path | None) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--only", nargs="+", choices=[*MODELS], default=[*MODELS])
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--data-dir", type=Path, help="a folder of data sets")
     options = parser.parse_args()
     for name in options.only:
-        finished = [path.parent for path in (options.runs / MODELS[name]).glob("seed-*/evaluation.json")]
+        finished = [path.parent for path in (options.runs / name).glob("seed-*/evaluation.json")]
         if not finished:
             print(f"{name}: not trained")
             continue

@@ -111,16 +111,26 @@ def tables(groups: Groups) -> str:
     return _by_experiment("table", rows, runs, ["Gaussian", "spline flow", "iresnet"], "splits")
 
 
+_CLASSIFIERS = ("mnist", "fashion-mnist", "cifar10")
+
+
 def classification(groups: Groups) -> str:
-    """Format the test error in per cent by Lipschitz coefficient."""
+    """Format the test error in per cent of the recipes."""
+    named = {group: f"{group}-classify-small" for group in _CLASSIFIERS}
+    runs = {name: groups[group][name] for group, name in named.items() if name in groups.get(group, {})}
+    rows = {name: [f"`{name}`", _over(found, error, 2)] for name, found in runs.items()}
+    return _by_experiment("recipe", rows, runs, ["error, %"], "seeds")
+
+
+def coefficients(groups: Groups) -> str:
+    """Format the test error in per cent by Lipschitz coefficient, with the optimizer and the activation of 2019."""
     settings = ("0.5", "0.7", "0.9", "unconstrained", "resnet")
     rows = []
-    for group in ("mnist", "fashion-mnist", "cifar10"):
-        found = {name.split("small-")[1]: runs for name, runs in groups.get(group, {}).items()}
-        if found:
-            errors = [_over(found[s], error, 2) if s in found else "-" for s in settings]
-            rows.append([f"`{group}-classify-small`", *errors, *_origin([r for runs in found.values() for r in runs])])
-    header = ["recipe", "coefficient 0.5", "0.7", "0.9", "unconstrained", "plain ResNet"]
+    for group in _CLASSIFIERS:
+        found = {name.removeprefix(f"{group}-classify-small-"): runs for name, runs in groups.get(group, {}).items()}
+        errors = [_over(found[s], error, 2) if s in found else "-" for s in settings]
+        rows.append([group, *errors, *_origin([run for s in settings for run in found.get(s, ())])])
+    header = ["data", "coefficient 0.5", "0.7", "0.9", "unconstrained", "plain ResNet"]
     return table([*header, "runs", "commit", "CPU minutes"], rows)
 
 
@@ -156,6 +166,7 @@ TABLES: dict[str, Callable[[Groups], str]] = {
     "toys": toys,
     "tables": tables,
     "classification": classification,
+    "coefficients": coefficients,
     "hybrid": hybrid,
     "detection": detection,
 }
