@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Python compiles the modules that it imports; to compile all of them takes a third of an installation.
+INSTALL := -m pip install --quiet --no-compile --constraint constraints.txt
 WHEEL := build/wheel-check/.installed
 DEMO := runs/demo
 # A trained density of images, for make bench to invert.
@@ -36,9 +38,9 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 # visdom comes as source, and is built by the setuptools that is there: a new one lacks pkg_resources.
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation visdom
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python $(INSTALL) setuptools wheel
+	$(BIN)/python $(INSTALL) --no-build-isolation visdom
+	$(BIN)/python $(INSTALL) --editable '.[dev]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -60,7 +62,7 @@ slow-test: $(INSTALLED)
 
 # The variable silences a banner about other versions of mkdocs.
 docs: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python $(INSTALL) --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # With the Python that is there, in which iresnet is installed: such machines may have no network.
@@ -73,16 +75,16 @@ visdom: $(INSTALLED)
 	$(BIN)/visdom -bind_local -port $(PORT)
 
 bench: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python $(INSTALL) --editable '.[bench]'
 	test -d $(RUN) || $(BIN)/iresnet train digits-density --out $(RUN)
 	$(BIN)/python benchmarks/speed.py --run $(RUN) --full
 
 scaling: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python $(INSTALL) --editable '.[bench]'
 	$(BIN)/python benchmarks/scaling.py
 
 mutation-test: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutation]'
+	$(BIN)/python $(INSTALL) --editable '.[mutation]'
 	$(BIN)/python tests/mutation/run.py $(if $(ONLY),--only $(ONLY)) $(if $(TENTH),--tenth $(TENTH))
 
 fault-test: $(INSTALLED)
@@ -99,7 +101,7 @@ $(WHEEL): $(INSTALLED) README.md LICENSE $(shell find iresnet -type f ! -name '*
 	rm -rf dist build/wheel-check
 	$(BIN)/python -m build --quiet --wheel
 	$(PYTHON) -m venv build/wheel-check
-	build/wheel-check/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[sklearn]" ipykernel nbclient nbformat
+	build/wheel-check/bin/python $(INSTALL) "$$(ls dist/*.whl)[sklearn]" ipykernel nbclient nbformat
 	touch $@
 
 wheel: $(WHEEL)
