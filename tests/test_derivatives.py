@@ -208,6 +208,22 @@ def test_first_derivatives_linearize_once(monkeypatch):
         assert len(calls) == expected, memory
 
 
+@pytest.mark.parametrize("memory", sorted(MEMORY.keys() - {"keep"}))
+@pytest.mark.parametrize("name", MAPS)
+def test_parameters_that_are_in_the_module_for_the_forward_pass_alone(name, memory):
+    def derivatives(memory: str) -> list[Tensor]:
+        f = LogDet(block(name, logdet=ir.Krylov(2), memory=memory))
+        named = {key: (1.1 * p.detach()).requires_grad_() for key, p in f.named_parameters()}
+        inputs = [batch().requires_grad_(), *named.values()]
+        torch.manual_seed(0)
+        first = torch.autograd.grad(functional_call(f, named, (inputs[0],)), inputs, create_graph=True)
+        second = torch.autograd.grad(flat(first).square().sum(), inputs, allow_unused=True)
+        return [flat(first), flat(second)]
+
+    for actual, expected in zip(derivatives(memory), derivatives("keep"), strict=True):
+        close(actual, expected, 1e-10)
+
+
 # -- inverses --------------------------------------------------------------------------------------------------------
 
 

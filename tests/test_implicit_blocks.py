@@ -103,7 +103,7 @@ def test_a_forward_pass_that_did_not_converge_warns(kind):
 # -- derivatives -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("memory", ["keep", "early"])  # what is recomputed is not under functional_call any more
+@pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("kind", SOLVING)
 def test_first_and_second_derivatives_by_data_and_parameters(kind, memory):
     solving = block(kind, memory=memory)

@@ -111,13 +111,14 @@ def _recompute(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Ten
 
 def _recomputed(run: Callable[[Tensor], Any], g: nn.Module, x: Tensor) -> Any:
     """Run a function of x and of the held weights of g, which keeps nothing and is run again in backward."""
-    weights = [layer.weight for layer in lipschitz_layers(g)]  # the same ones are used in backward
+    layers = lipschitz_layers(g)
+    weights, others = [layer.weight for layer in layers], _others(g, layers)  # the same ones are used in backward
 
-    def run_with_weights(x: Tensor) -> Any:
+    def run_with_these(x: Tensor) -> Any:
         with replace_weights(g, weights):
-            return run(x)
+            return (run if _has(g, others) else _with_others_in(g, others, run))(x)
 
-    return checkpoint(run_with_weights, x, use_reentrant=False)
+    return checkpoint(run_with_these, x, use_reentrant=False)
 
 
 def _early(g: nn.Module, x: Tensor, estimator: LogDetEstimator) -> tuple[Tensor, Tensor]:
@@ -191,32 +192,50 @@ def _others(g: nn.Module, layers: Sequence[LipschitzLayer]) -> list[Tensor]:
     return list({id(p): p for p in others}.values())
 
 
+def _has(g: nn.Module, others: Sequence[Tensor]) -> bool:
+    """Return whether g still has these for what no layer normalizes, and not only in its forward pass.
+
+    A pass through :func:`torch.func.functional_call`, for one, puts other parameters there.
+    """
+    return all(p is q for p, q in zip(_others(g, lipschitz_layers(g)), others, strict=True))
+
+
+def _with_others_in(g: nn.Module, others: Sequence[Tensor], run: Callable) -> Callable:
+    """Return a function that uses g, with these in it for what no layer normalizes."""
+    names = {id(p): name for name, p in (*g.named_parameters(), *g.named_buffers())}
+    replaced = zip(_others(g, lipschitz_layers(g)), others, strict=True)
+    named = {f"g.{names[id(p)]}": q for p, q in replaced}
+    return lambda *args: functional_call(_Using(g, run), named, args)
+
+
+class _Using(nn.Module):
+    """Function that uses g, as a module whose parameters torch.func can replace."""
+
+    def __init__(self, g: nn.Module, run: Callable):
+        super().__init__()
+        self.g, self.run = g, run
+
+    def forward(self, *args: Any) -> Any:
+        return self.run(*args)
+
+
 def _linearize_with(g: nn.Module, x: Tensor, *tensors: Tensor) -> Linearization:
     """Linearize g with these normalized weights and other parameters."""
-    layers = lipschitz_layers(g)
-    then, now = tensors[len(layers) :], _others(g, layers)
-    held = replace_weights(g, tensors[: len(layers)])
-    if all(p is q for p, q in zip(then, now, strict=True)):
+    n_layers = len(lipschitz_layers(g))
+    others, held = tensors[n_layers:], replace_weights(g, tensors[:n_layers])
+    if _has(g, others):
         found = held(linearize_inner)(g, x)
         value, jvp, vjp = found.value, held(found.jvp), held(found.vjp)
-    else:  # they were put there for the forward pass, as by torch.func.functional_call
-        names = {id(p): name for name, p in (*g.named_parameters(), *g.named_buffers())}
-        named = {f"g.{names[id(p)]}": q for p, q in zip(now, then, strict=True)}
-        at = held(partial(functional_call, _At(g), named))
-        value, jvp, vjp = at(("value", x)), lambda v: at(("jvp", x, v)), lambda w: at(("vjp", x, w))
+    else:
+        at = held(_with_others_in(g, others, partial(_part, g)))
+        value, jvp, vjp = at("value", x), partial(at, "jvp", x), partial(at, "vjp", x)
     return Linearization(value, jvp, vjp, (x, *tensors), partial(_linearize_with, g))
 
 
-class _At(nn.Module):
-    """Value or Jacobian product of g at x as a module, whose parameters torch.func can replace."""
-
-    def __init__(self, g: nn.Module):
-        super().__init__()
-        self.g = g
-
-    def forward(self, what: str, x: Tensor, *v: Tensor) -> Tensor:
-        found = getattr(linearize_inner(self.g, x), what)
-        return found(*v) if v else found
+def _part(g: nn.Module, what: str, x: Tensor, *v: Tensor) -> Tensor:
+    """Return the value of g at x, or a product with its Jacobian."""
+    found = getattr(linearize_inner(g, x), what)
+    return found(*v) if v else found
 
 
 def same_shape(y: Tensor, x: Tensor) -> Tensor:
