@@ -98,15 +98,16 @@ class Whitening(Bijection):
         logdet: LogDets | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Bijection.forward_and_logdet`."""
-        matrix, _, logdet_of_one = self.root()
+        matrix, logdet_of_one = self.root()
         patches = self._patches(x) - self.mean[:, None, None]
-        n_patches = math.prod(patches.shape[2:])
-        return self._times(matrix, patches), (n_patches * logdet_of_one).to(x.dtype).expand(x.shape[0])
+        logdet_of_all = math.prod(patches.shape[2:]) * logdet_of_one
+        z = F.pixel_shuffle(_times(matrix, patches), self.patch)
+        return z, logdet_of_all.to(x.dtype).expand(x.shape[0])
 
     def inverse(self, z: Tensor, *, solver: Solver | None = None, report: Report | None = None) -> Tensor:  # noqa: ARG002
         """See :meth:`Bijection.inverse`."""
-        matrix, inverse, _ = self.root()
-        return self._times(inverse, self._patches(z) + (matrix @ self.mean)[:, None, None])
+        patches = _times(self.root.inverse(), self._patches(z)) + self.mean[:, None, None]
+        return F.pixel_shuffle(patches, self.patch)
 
     def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
         """See :meth:`Bijection.stretch`."""
@@ -122,19 +123,19 @@ class Whitening(Bijection):
             )
         return F.pixel_unshuffle(x, self.patch)
 
-    def _times(self, matrix: Tensor, patches: Tensor) -> Tensor:  # (N, d, H / p, W / p) -> (N, channels, H, W)
-        """Multiply each patch, and put them back."""
-        return F.pixel_shuffle(torch.einsum("oc,nchw->nohw", matrix, patches), self.patch)
-
     def extra_repr(self) -> str:
         """Describe the map."""
         return f"{self.channels}, patch={self.patch}"
 
 
+def _times(matrix: Tensor, patches: Tensor) -> Tensor:  # (N, d, H / p, W / p) -> the same
+    return torch.einsum("oc,nchw->nohw", matrix, patches)
+
+
 class Root(nn.Module):
     """Symmetric and positive definite matrix of size d, the identity at first.
 
-    Called, it returns the matrix, its inverse and its log-determinant. They are computed from the matrix as it was
+    Called, it returns the matrix and its log-determinant. That and the inverse are computed from the matrix as it was
     rounded, so that an inverse undoes the map in any precision.
     """
 
@@ -144,7 +145,13 @@ class Root(nn.Module):
         super().__init__()
         self.register_buffer("matrix", torch.eye(d))
 
-    def forward(self) -> tuple[Tensor, Tensor, Tensor]:  # (d, d), (d, d), ()
+    def forward(self) -> tuple[Tensor, Tensor]:  # (d, d), ()
         """Factorize; without a wait for the device."""
-        factor, _ = torch.linalg.cholesky_ex(self.matrix)
-        return self.matrix, torch.cholesky_inverse(factor), 2 * factor.diagonal().log().sum()
+        return self.matrix, 2 * self._factor().diagonal().log().sum()
+
+    def inverse(self) -> Tensor:  # (d, d)
+        """Compute the inverse matrix."""
+        return torch.cholesky_inverse(self._factor())
+
+    def _factor(self) -> Tensor:
+        return torch.linalg.cholesky_ex(self.matrix)[0]

@@ -234,7 +234,7 @@ def freeze(model: Model, shapes: Mapping[str, tuple[int, ...]], *, atol: float, 
     frozen = copy.deepcopy(model).eval()
     _replace(frozen, LipschitzLayer, lambda _, layer: _plain(layer))
     _replace(frozen, Rotation, lambda _, rotation: _Constant(rotation()))
-    _replace(frozen, Root, lambda _, root: _Constant(*root()))
+    _replace(frozen, Root, lambda _, root: _FrozenRoot(root))
     make = partial(Block, atol=atol, max_steps=max_steps)
     _replace(frozen, ResidualBlock, lambda name, block: make(block.g, shapes[name], bounds[name]))
     return frozen.requires_grad_(False)
@@ -247,14 +247,29 @@ def _replace(model: nn.Module, kind: type[nn.Module], make: Callable[[str, Any],
 
 
 class _Constant(nn.Module):
-    """Tensor that is returned as it is, or several."""
+    """Tensor that is returned as it is."""
 
-    def __init__(self, *tensors: Tensor):
+    def __init__(self, tensor: Tensor):
         super().__init__()
-        self.tensors = nn.ParameterList(tensor.detach() for tensor in tensors)
+        self.tensor = nn.Parameter(tensor.detach())
 
-    def forward(self) -> Tensor | tuple[Tensor, ...]:
-        return self.tensors[0] if len(self.tensors) == 1 else tuple(self.tensors)
+    def forward(self) -> Tensor:
+        return self.tensor
+
+
+class _FrozenRoot(nn.Module):
+    """Matrix of a whitening with its inverse and log-determinant as constants, since ONNX has no factorizations."""
+
+    def __init__(self, root: Root):
+        super().__init__()
+        self.matrix, self.logdet = (nn.Parameter(tensor.detach()) for tensor in root())
+        self.inverse_matrix = nn.Parameter(root.inverse().detach())
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.matrix, self.logdet
+
+    def inverse(self) -> Tensor:
+        return self.inverse_matrix
 
 
 def _plain(layer: Any) -> nn.Module:
