@@ -21,7 +21,7 @@ PORT ?= 8097
 .PHONY: help demo test slow-test docs gpu-test visdom bench scaling mutation-test fault-test lint types wheel wheel-check install clean
 
 help:
-	@echo "make demo   install, train a density of digits, evaluate, sample, invert, certify and report it (6 minutes)"
+	@echo "make demo   install, train a density of digits, evaluate, sample, invert, certify and report it (4 minutes)"
 	@echo "make test   install and run the tests"
 	@echo "make slow-test   the tests that make test leaves out: further variants of what it shows (15 minutes)"
 	@echo "make docs   build the documentation site into build/site; a broken link fails it (10 seconds)"
