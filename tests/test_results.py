@@ -6,6 +6,9 @@ import zipfile
 import pytest
 import reproduce
 import result_tables
+import yaml
+
+from iresnet.config import load_config, to_yaml
 
 
 @pytest.mark.parametrize("name", result_tables.TABLES)
@@ -14,14 +17,28 @@ def test_a_table_of_the_page_is_that_of_the_archives(name):
     assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in reproduce.PAGE.read_text(encoding="utf-8")
 
 
-def test_every_experiment_is_kept_with_its_command_and_without_where_its_data_lay():
+OF_THE_OPTIMIZER = ("name", "lr", "momentum", "weight_decay", "warmup_epochs", "schedule", "decay_from")
+
+
+def settings(config):
+    """What decides on a result, of a configuration as a tree; recipes may have said it otherwise once."""
+    activation = "relu" if config["model"]["name"] == "resnet" else "elu"
+    model = {"activation": activation, "spline": 0, "base": "diagonal-normal", **config["model"]}
+    if model["base"] != "mixture-normal":
+        model.pop("components", None)
+    optim = {key: config["optim"][key] for key in OF_THE_OPTIMIZER}
+    return model, config["task"]["ce_weight"], optim, [config["train"][key] for key in ("epochs", "batch_size", "seed")]
+
+
+def test_every_experiment_is_kept_with_its_settings_and_command_and_without_where_its_data_lay():
     for name, experiment in (pair for group in reproduce.GROUPS.values() for pair in group.items()):
         runs = reproduce.archived(name)
         assert runs, name
         for run in runs:
-            seed = int(run.name.removeprefix("seed-"))
-            command = " ".join(["iresnet", *experiment.command(seed)])
-            assert json.loads((run / "origin.json").read_text())["command"] == command
+            _, recipe, *overrides = experiment.command(int(run.name.removeprefix("seed-")))
+            now = yaml.safe_load(to_yaml(load_config(recipe, overrides)))
+            assert settings(yaml.safe_load((run / "config.yaml").read_text())) == settings(now), (name, run.name)
+            assert json.loads((run / "origin.json").read_text())["command"].startswith(f"iresnet train {recipe} ")
             assert "data_dir" not in json.loads((run / "env.json").read_text())
 
 

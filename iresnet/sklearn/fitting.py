@@ -176,6 +176,8 @@ class FlowEstimator(BaseEstimator):
             "model.blocks": self.blocks,
             "model.hidden": self.hidden,
             "model.coeff": self.coeff,
+            "model.spline": 0,  # its steepest slopes multiply the constants of classifiers
+            "model.base": "diagonal-normal",  # whose latents can be looked at one by one
             "model.logdet": "null",  # the default, which owes nothing to chance after training
             "model.actnorm": "false" if classify else "true",  # its scales multiply the constants of classifiers
             "task.nll-weight": int(not classify),
