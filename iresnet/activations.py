@@ -190,10 +190,12 @@ def _pairs(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     return x.tensor_split(2, dim=1)  # pyright: ignore[reportReturnType]
 
 
-def _swap(v: Tensor, x: Tensor) -> Tensor:
-    """Permute channels as those of x are sorted, or back, since the permutation is symmetric."""
-    (a, b), (first, second) = _pairs(x, "MaxMin"), v.tensor_split(2, dim=1)
-    kept = (a >= b).to(v.dtype)  # a mean of weights 0 and 1 is exact, and on a CPU faster than a selection
+def _swap(v: Tensor, kept: Tensor) -> Tensor:
+    """Exchange the channels of all pairs but those that are kept; it is its own transpose.
+
+    A mean of weights 0 and 1 is exact, and on a CPU faster than a selection.
+    """
+    (first, second), kept = v.tensor_split(2, dim=1), kept.to(v.dtype)
     return torch.cat([torch.lerp(second, first, kept), torch.lerp(first, second, kept)], dim=1)
 
 
@@ -202,7 +204,7 @@ class _MaxMin(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(torch.ge(*_pairs(x, "MaxMin")))
         return _sort(x)
 
     @staticmethod
@@ -212,7 +214,7 @@ class _MaxMin(torch.autograd.Function):
 
 @linearizes(MaxMin)
 def _linearize_maxmin(g: MaxMin, x: Tensor) -> Linearization:
-    product = partial(_swap, x=x)
+    product = partial(_swap, kept=torch.ge(*_pairs(x, "MaxMin")).to(x.dtype))
     return Linearization(g(x), product, product)
 
 
