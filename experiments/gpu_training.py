@@ -31,7 +31,7 @@ MUON = ("--optim.name", "muon", "--optim.lr", "0.04", "--optim.adam-lr", "0.1", 
 LINEAR = ("--optim.schedule", "linear", "--optim.decay-from", "0.2", "--optim.warmup-epochs", "0")
 DENSITY = (*MUON, *LINEAR, "--model.spline", "16", "--model.logdet", "{name: krylov, n_steps: 3}")
 CHEAPER = ("--train.logdet-chunks", "2", "--train.precision", "bf16")
-TINY = ("--model.hidden", "4", "--train.batch-size", "8")
+TINY = ("--model.hidden", "4", "--model.blocks", "[1, 1]", "--model.strides", "[1, 2]", "--train.batch-size", "8")
 
 EXPERIMENTS = {
     "cifar10-classify": Experiment("cifar10-classify", LINEAR, evaluation=("--radius", "36")),
