@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import baselines
+import contenders
 import marks
 import pytest
 import torch
 from laws import close, dense_jacobian, gradients, norm, within_4_errors
+from speed_cases import STEPS
 
 import iresnet as ir
 from iresnet import activations, operators
@@ -130,3 +132,9 @@ def test_tables_of_a_gpu_are_made_of_what_was_measured(gpu):
     assert "| density step: 2019 as run / iresnet | at least 6 | 10 | 1.00 |" in text
     assert "| 64 inverses: 2019 / iresnet | at least 6 | 12 | not measured |" in text
     assert "| density | iresnet, bf16 | 150 | 200 | 1,000 | 50.0 | 0 | 1.00 |" in text
+
+
+@pytest.mark.parametrize("setting", STEPS.values(), ids=STEPS)
+def test_the_blocks_of_the_main_settings_can_be_swapped(setting):
+    """Also when their recipes change."""
+    assert contenders.baseline(setting, "2019").trainer is None
