@@ -137,7 +137,7 @@ class Spline(Bijection):
         scaled = self._scaled(x)
         inside = scaled.clamp(-self.bound, self.bound)
         x0, z0, w, h, d0, d1 = self._bins_of(inside, 0)
-        z, slope = _between((inside - x0) / w, h, h / w, d0, d1)
+        z, slope = _between(_within((inside - x0) / w), h, h / w, d0, d1)
         z = z0 + z + (scaled - inside)
         return z.view_as(x), (slope * (2 * self.bound / (self.high - self.low))).log().sum(1)
 
@@ -148,11 +148,12 @@ class Spline(Bijection):
         inside = flat.clamp(-self.bound, self.bound)
         x0, z0, w, h, d0, d1 = self._bins_of(inside, 1)
         s, y = h / w, inside - z0
-        # a xi^2 + b xi = c with c >= 0, in the form of its root that loses no digits.
+        # a xi^2 + b xi = c with c >= 0, in the form of its root that loses no digits; a is positive where b is not.
         curvature = y * (d0 + d1 - 2 * s)
         a, b, c = h * (s - d0) + curvature, h * d0 - curvature, s * y
-        xi = 2 * c / (b + (b.square() + 4 * a * c).clamp(min=0).sqrt())
-        scaled = x0 + w * xi + (flat - inside)
+        root = b.abs() + (b.square() + 4 * a * c).clamp(min=0).sqrt()
+        xi = torch.where(b < 0, root, 2 * c) / torch.where(b < 0, 2 * a, root)
+        scaled = x0 + w * _within(xi) + (flat - inside)
         return (self.low + (scaled + self.bound) * (self.high - self.low) / (2 * self.bound)).view_as(z)
 
     def stretch(self, lipschitz: Callable[[nn.Module], float] = upper_bound) -> tuple[float, float]:  # noqa: ARG002
@@ -216,6 +217,14 @@ def _quantiles(
     left = position.long().clamp(max=values.shape[1] - 2)
     inner = torch.lerp(values[:, left], values[:, left + 1], (position - left).expand(len(values), -1))
     return torch.cat([values[:, :1], inner, values[:, -1:]], 1)
+
+
+def _within(xi: Tensor) -> Tensor:
+    """Clamp a position between two knots, which may round to more than 1 before the second one; its derivative stays.
+
+    Beyond 1 the formula of the slope may be negative.
+    """
+    return xi + (xi.clamp(0, 1) - xi).detach()
 
 
 def _between(xi: Tensor, h: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, Tensor]:
