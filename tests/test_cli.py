@@ -250,7 +250,7 @@ def test_a_fine_tuning_remembers_where_it_began(tiny, trained, call, tmp_path, m
     assert load_config(run / "config.yaml").train.init == str(trained("toy"))
     monkeypatch.chdir(tmp_path)
     assert call("train", "--out", run, "--resume", "--train.max-steps", 5)[0] == 0
-    assert call("train", "digits-density", "--init", "digits-density", "--model.spline", 0, "--dry-run")[0] == 0
+    assert call("train", "digits-density", "--init", "digits-density", "--dry-run")[0] == 0
     check_refused(
         call("train", *tiny["density"], "--init", "digits-densty", "--out", "new"), "did you mean 'digits-dens"
     )

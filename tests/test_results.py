@@ -35,7 +35,7 @@ def settings(config):
 
 
 def was_trained_by_an_earlier_recipe(name):
-    return name in ("uci-energy", "uci-kin8nm") or "-classify-small-" in name
+    return "-classify-small-" in name
 
 
 def test_every_experiment_is_kept_with_its_settings_and_command_and_without_where_its_data_lay():
