@@ -416,11 +416,12 @@ def test_the_inverse_of_a_spline_stays_between_knots_in_float32_where_slopes_dif
     module = ir.Spline(2000, 16)
     for parameter, spread in ((module.widths, 4.0), (module.heights, 4.0), (module.slopes, 8.0)):
         nn.init.normal_(parameter, std=spread)
-    z = module._table()[:, 1:, 1].T.detach() - 1e-4 * torch.rand(15, 2000)
-    x = module.inverse(z).detach()
-    assert float(x.abs().max()) <= 4
+    z = (module._table()[:, 1:, 1].T.detach() - 1e-4 * torch.rand(15, 2000)).requires_grad_()
+    x = module.inverse(z)
+    assert float(x.detach().abs().max()) <= 4
     wrong = (module(x) - z).abs() > 1e-3
     assert float(wrong.double().mean()) < 0.01
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients(x.sum(), [z, *module.parameters()]))
 
 
 # -- reshaping -------------------------------------------------------------------------------------------------------

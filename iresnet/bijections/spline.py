@@ -151,7 +151,7 @@ class Spline(Bijection):
         # a xi^2 + b xi = c with c >= 0, in the form of its root that loses no digits; a is positive where b is not.
         curvature = y * (d0 + d1 - 2 * s)
         a, b, c = h * (s - d0) + curvature, h * d0 - curvature, s * y
-        root = b.abs() + (b.square() + 4 * a * c).clamp(min=0).sqrt()
+        root = b.abs() + (b.square() + 4 * a * c).clamp(min=torch.finfo(z.dtype).tiny).sqrt()  # 0 has no derivative
         xi = torch.where(b < 0, root, 2 * c) / torch.where(b < 0, 2 * a, root)
         scaled = x0 + w * _within(xi) + (flat - inside)
         return (self.low + (scaled + self.bound) * (self.high - self.low) / (2 * self.bound)).view_as(z)
