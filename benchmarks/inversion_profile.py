@@ -25,7 +25,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 REPEATS = 5
 KINDS = {
     "convolutions": ("convolution", "aten::mm"),  # to few channels: a matrix product
-    "ELU": ("aten::clamp", "aten::exp", "aten::sub_", "aten::maximum"),
+    "ELU": ("aten::clamp", "aten::exp_", "aten::sub_", "aten::maximum"),
     "least squares": ("bmm", "linalg_lu", "linalg_solve"),
 }
 """Substrings of the names of torch's operations; all others are bookkeeping."""

@@ -399,12 +399,18 @@ def test_a_spline_too_steep_for_float32_stays_finite_in_both_directions():
         assert bool(value.isfinite().all())
 
 
+def uneven_spline(features):
+    """A spline of narrow and wide bins, whose slopes differ by up to 1e8."""
+    module = ir.Spline(features, 16)
+    for parameter, spread in ((module.widths, 4.0), (module.heights, 4.0), (module.slopes, 8.0)):
+        nn.init.normal_(parameter, std=spread)
+    return module
+
+
 def test_the_slope_of_a_spline_is_within_its_stretch_in_float32_up_to_its_last_knot_and_beyond():
     """There the position in the last bin rounds to more than 1, where the formula of the slope may be negative."""
     for _ in range(100):
-        module = ir.Spline(1, 16)
-        for parameter, spread in ((module.widths, 4.0), (module.heights, 4.0), (module.slopes, 8.0)):
-            nn.init.normal_(parameter, std=spread)
+        module = uneven_spline(1)
         logdet = module.forward_and_logdet(4 + 2.0**-22 * torch.arange(-8, 8).view(-1, 1))[1].detach()
         least, most = map(math.log, module.stretch())
         assert least - 1e-3 <= float(logdet.min())
@@ -413,9 +419,7 @@ def test_the_slope_of_a_spline_is_within_its_stretch_in_float32_up_to_its_last_k
 
 def test_the_inverse_of_a_spline_stays_between_knots_in_float32_where_slopes_differ_most():
     """There both coefficients of its quadratic equation nearly cancel in one of the two forms of the root."""
-    module = ir.Spline(2000, 16)
-    for parameter, spread in ((module.widths, 4.0), (module.heights, 4.0), (module.slopes, 8.0)):
-        nn.init.normal_(parameter, std=spread)
+    module = uneven_spline(2000)
     z = (module._table()[:, 1:, 1].T.detach() - 1e-4 * torch.rand(15, 2000)).requires_grad_()
     x = module.inverse(z)
     assert float(x.detach().abs().max()) <= 4
